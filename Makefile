@@ -1,0 +1,79 @@
+# Needs Python >= 3.11, make and git; everything else comes from the lock files into $(VENV).
+# Another Python beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
+
+PYTHON  ?= python3
+VENV    ?= .venv
+CONFIG  ?= ddpm_digits
+WORKDIR ?= runs/$(CONFIG)
+ARGS    ?=
+WORKERS ?= 2
+
+py   := $(VENV)/bin/python
+pip  := $(py) -m pip --disable-pip-version-check --no-input
+test := $(py) -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint format lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+run: $(VENV)/.installed  ## train, sample and report: CONFIG=ddpm_digits WORKDIR=runs/... ARGS='--config.a.b=c'
+	$(py) -m scoregen.run --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+test: $(VENV)/.installed  ## the quick tests and the docstrings' examples (WORKERS=2 ARGS='-k name')
+	$(test) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed  ## every test, the slow ones too
+	$(test) $(ARGS)
+
+lint: $(VENV)/.installed $(VENV)/.dev  ## ruff (rules, layout) and pyright (types)
+	$(py) -m ruff check
+	$(py) -m ruff format --check
+	$(py) -m pyright --pythonpath $(py)
+
+format: $(VENV)/.dev  ## mend what ruff can mend
+	$(py) -m ruff check --fix-only
+	$(py) -m ruff format
+
+clean:  ## remove the environment, caches and build products; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+# --- the environment -------------------------------------------------------------------------------------------
+# A stamp is touched last, so an install that was interrupted has none and is begun again from an empty folder.
+
+$(VENV)/.locked: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "scoregen needs Python 3.11 or newer, and '$(PYTHON)' is not: try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(pip) install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+# No dependencies and no build isolation: what the lock installed, setuptools among it, is all there is.
+# `pip check` then fails if setup.cfg asks for what the lock does not hold.
+$(VENV)/.installed: $(VENV)/.locked setup.cfg pyproject.toml
+	$(pip) install --quiet --no-deps --no-build-isolation --editable .
+	@$(pip) check || { echo "setup.cfg and requirements.lock disagree: make lock" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.locked requirements-dev.lock
+	$(pip) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# --- the locks -------------------------------------------------------------------------------------------------
+# One file for every platform and every Python from 3.11 on. Versions already locked are kept where they still fit;
+# make lock UPGRADE=--upgrade takes the newest. UV=... uses a uv from elsewhere, should the lock itself not install.
+
+UV      ?=
+UPGRADE ?=
+compile  = $(or $(UV),$(py) -m uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+           --fork-strategy requires-python --no-emit-index-url --no-emit-find-links \
+           --custom-compile-command "make lock" $(UPGRADE)
+# The build backend is locked with the rest; pip and friends may not be, so setuptools is named from pyproject.toml.
+backend  = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+dev      = import configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); print(p["options.extras_require"]["dev"])
+
+lock: $(if $(UV),,$(VENV)/.dev)  ## make requirements.lock and requirements-dev.lock anew from setup.cfg
+	$(PYTHON) -c '$(backend)' | $(compile) setup.cfg - --extra test -o requirements.lock
+	$(PYTHON) -c '$(dev)' | $(compile) - --constraint requirements.lock -o requirements-dev.lock

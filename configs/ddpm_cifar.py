@@ -1,0 +1,38 @@
+"""DDPM on CIFAR-10 with the hyper-parameters of Ho et al. 2020 (their figure: FID 3.17 after 800,000 steps).
+
+    python -m scoregen.run --config=ddpm_cifar --config.data.dir=DIR
+
+DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator; on a laptop it shows that all
+is well with --config.train.steps=20 --config.sampler.n=50. What is the paper's, and the switch that turns it off:
+the loss is a mean over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in sampling and the variance is beta,
+"fixedlarge" (--config.sampler.predictor.ancestral.clip="(-99.0, 99.0)", .variance=small); the average of the
+parameters starts without a ramp (--config.train.ema_ramp=true); no dequantization. Not the paper's: the gradient is
+added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances are
+computed by --mode=eval only, in the features of a small classifier.
+"""
+
+from scoregen.config import load
+
+
+def get_config():
+    config = load("default")
+    config.data.name = "cifar10"
+    config.data.flip = True
+    config.train.steps = 800_000
+    config.train.batch = 128
+    config.train.microbatch = 64
+    config.train.learning_rate = 2e-4
+    config.train.warmup = 5000
+    config.train.clip = 1.0
+    config.train.ema = 0.9999
+    config.train.ema_ramp = False
+    config.train.log_every = 100
+    config.train.sample_every = 10_000
+    config.train.checkpoint_every = 10_000
+    config.sampler.predictor.ancestral.clip = (-1.0, 1.0)
+    config.sampler.predictor.ancestral.variance = "large"
+    config.sampler.batch = 16
+    config.sampler.images = 16
+    config.eval.samples = 10_000
+    config.eval.at_end = False
+    return config

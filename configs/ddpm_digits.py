@@ -1,0 +1,32 @@
+"""DDPM on scikit-learn's 8x8 digits, which are embedded: legible digits in a few minutes without a GPU.
+
+    python -m scoregen.run --config=ddpm_digits
+    python -m scoregen.run --config=ddpm_digits --mode=eval --config.sampler.predictor.ancestral.eta=0.0
+
+Ho et al. 2020 in small: their chain and loss, and their U-Net with 32 channels, two levels and one block a level. The
+sampler takes every twentieth of the thousand levels.
+"""
+
+from scoregen.config import load
+
+
+def get_config():
+    config = load("default")
+    config.net.unet.channels = 32
+    config.net.unet.multipliers = (1, 2)
+    config.net.unet.blocks = 1
+    config.net.unet.attention = (4,)
+    config.net.unet.dropout = 0.0
+    config.net.unet.groups = 8
+    config.train.steps = 1200
+    config.train.batch = 64
+    config.train.learning_rate = 1e-3
+    config.train.warmup = 100
+    config.train.ema = 0.995
+    config.train.sample_every = 400
+    config.train.checkpoint_every = 400
+    config.sampler.predictor.ancestral.clip = (-1.0, 1.0)
+    config.sampler.n = 50
+    config.sampler.batch = 250
+    config.eval.samples = 1000
+    return config

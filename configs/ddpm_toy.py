@@ -1,0 +1,30 @@
+"""DDPM on a ring of eight Gaussians, in the plane: under a minute on a laptop.
+
+    python -m scoregen.run --config=ddpm_toy
+    python -m scoregen.run --config=ddpm_toy --config.data.name=moons --config.loss.name=ssm
+
+Ho et al. 2020 with a perceptron in place of the U-Net. The network is told the log-SNR, so that it can be asked
+between levels too: add --mode=eval --config.sampler.process.name=ncsn --config.sampler.process.ncsn.sigma_max=100.0
+--config.sampler.process.ncsn.levels=200 --config.sampler.n=0 to sample it as if it were an NCSN.
+"""
+
+from scoregen.config import load
+
+
+def get_config():
+    config = load("default")
+    config.data.name = "mixture"
+    config.scaling.name = "identity"
+    config.net.name = "mlp"
+    config.net.condition = "logsnr"
+    config.train.steps = 8000
+    config.train.batch = 512
+    config.train.learning_rate = 4e-3
+    config.train.ema = 0.999
+    config.train.log_every = 100
+    config.train.checkpoint_every = 4000
+    config.sampler.n = 250
+    config.sampler.batch = 4000
+    config.sampler.images = 4000
+    config.eval.samples = 4000
+    return config

@@ -1,0 +1,63 @@
+"""Every option with its default; a preset is a difference from this.
+
+    python -m scoregen.run --config=ddpm_digits --config.train.steps=500 --config.loss.name=dsm
+
+Options of a part (a loss, a sampler, a network ...) are the arguments of its constructor, under its name.
+"""
+
+from ml_collections import ConfigDict
+
+from scoregen.config import Config, choice
+from scoregen.data import SCALINGS, SOURCES
+from scoregen.losses import LOSSES
+from scoregen.nets import NETS
+from scoregen.process import PROCESSES
+from scoregen.samplers import CORRECTORS, PREDICTORS
+
+
+def get_config() -> Config:
+    config: Config = ConfigDict()
+    config.seed = 0
+
+    config.data = choice(SOURCES, "digits")
+    config.data.dir = ""  # where data on disk are, or go; "" is the cache folder
+    config.data.flip = False  # mirror half of the training images
+    config.scaling = choice(SCALINGS, "centered")
+
+    config.process = choice(PROCESSES, "ddpm")
+    config.target = "eps"  # what the network gives: eps, x0, score, v
+    config.loss = choice(LOSSES, "eps")
+
+    config.net = choice(NETS, "unet")
+    config.net.condition = "index"  # what tells it the noise level: index, sigma, logsnr
+    config.net.centered = True  # show it data of [0, 1] as 2x - 1
+
+    config.train = ConfigDict()
+    config.train.steps = 1000
+    config.train.batch = 128
+    config.train.microbatch = 0  # examples at a time, to save memory; 0: the whole batch
+    config.train.learning_rate = 2e-4  # of Adam
+    config.train.warmup = 0  # steps of linear warm-up from 0
+    config.train.clip = 1.0  # global norm of the gradient; 0: do not clip
+    config.train.ema = 0.999  # decay of the average of the parameters; 0: none
+    config.train.ema_ramp = True  # a shorter average early on: min(ema, (1 + step) / (10 + step))
+    config.train.log_every = 50
+    config.train.sample_every = 0  # steps between pictures while training; 0: none
+    config.train.checkpoint_every = 1000  # steps between checkpoints, each with a held-out loss
+    config.train.keep = 3  # the newest checkpoints that are kept, beside the best
+
+    config.sampler = ConfigDict()
+    config.sampler.predictor = choice(PREDICTORS, "ancestral")
+    config.sampler.corrector = choice(CORRECTORS, "none")
+    # Sample under another process than the network was trained for (scoregen.denoiser.as_process).
+    config.sampler.process = choice({"trained": lambda: None, **PROCESSES}, "trained")
+    config.sampler.n = 0  # levels to walk; 0: all of the chain's
+    config.sampler.denoise = True  # end with the denoised mean
+    config.sampler.best = False  # sample and eval take the checkpoint of the best held-out loss, not the newest
+    config.sampler.batch = 256  # examples at a time
+    config.sampler.images = 64  # in the grid, and of --mode=sample
+
+    config.eval = ConfigDict()
+    config.eval.samples = 1000  # that the distances are computed from
+    config.eval.at_end = True  # compute them at the end of training, not only by --mode=eval
+    return config

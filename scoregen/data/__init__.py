@@ -1,0 +1,35 @@
+"""Data: one module a source, one stateless `batch` over all of them, and the scalings for the network."""
+
+from scoregen.data.cifar10 import cifar10
+from scoregen.data.dataset import Dataset, hold_out
+from scoregen.data.digits import digits
+from scoregen.data.points import checkerboard, mixture, moons, swissroll, two_modes
+from scoregen.data.scaling import SCALINGS, Centered, Identity, Unit, random_flip
+
+SOURCES = {
+    "mixture": mixture,
+    "two_modes": two_modes,
+    "moons": moons,
+    "swissroll": swissroll,
+    "checkerboard": checkerboard,
+    "digits": digits,
+    "cifar10": cifar10,
+}
+
+__all__ = [
+    "SCALINGS",
+    "SOURCES",
+    "Centered",
+    "Dataset",
+    "Identity",
+    "Unit",
+    "checkerboard",
+    "cifar10",
+    "digits",
+    "hold_out",
+    "mixture",
+    "moons",
+    "random_flip",
+    "swissroll",
+    "two_modes",
+]

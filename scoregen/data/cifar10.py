@@ -1,0 +1,159 @@
+"""CIFAR-10 in its binary version, from a folder, from the archive, or from the network."""
+
+import gzip
+import hashlib
+import http.client
+import os
+import tarfile
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scoregen.data.dataset import Dataset
+from scoregen.errors import UsageError
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
+TRAIN, TEST = tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"
+FILES = (*TRAIN, TEST)
+RECORDS = 10_000  # in each of the six files
+RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the planes R, G, B, each row by row
+TIMEOUT = 10  # seconds without an answer
+
+
+def cifar10(*, dir: str) -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009): uint8 `[50000, 32, 32, 3]` to train on, 10000 to test on, RGB, labels 0..9.
+
+    `dir` is the folder that holds cifar-10-batches-bin/, or that folder itself, or the folder of
+    cifar-10-binary.tar.gz, or the path of this archive; "" is the cache, $SCOREGEN_CACHE/cifar10 or
+    ~/.cache/scoregen/cifar10. Where there is nothing, the archive (170 MB) is fetched from its author's page
+    into `dir` and its md5 verified. It is read in memory, never unpacked. The python version is not read,
+    because it is made of pickles, and opening a pickle runs whatever code it holds.
+
+    Raises UsageError for a file that is missing, unreadable, cut short or has a label beyond 9, for a damaged
+    archive or download, for the python version, and without a network.
+
+    >>> cifar10(dir=__file__)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: ...cifar10.py is not a whole .tar.gz archive (...): get ...
+    """
+    path = Path(dir).expanduser() if dir else _cache()
+    files = _present(path)
+    if files is None:
+        files = _from_archive(_download(path))
+    parts = {name: _decode(source, raw) for name, source, raw in files}
+    if missing := [name for name in FILES if name not in parts]:
+        raise UsageError(f"{path} lacks {', '.join(missing)} of CIFAR-10: get {URL} again")
+    images, labels = (np.concatenate([parts[name][i] for name in TRAIN]) for i in (0, 1))
+    return Dataset("cifar10", images, parts[TEST][0], labels, parts[TEST][1])
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("SCOREGEN_CACHE") or "~/.cache/scoregen").expanduser() / "cifar10"
+
+
+def _present(path: Path) -> Iterator[tuple[str, str, bytes]] | None:
+    """The files that are there, as (name, where from, content); None if there are none at all."""
+    if path.is_file():
+        return _from_archive(path)
+    for folder in (path / FOLDER, path):
+        if any((folder / name).is_file() for name in FILES):
+            return _from_folder(folder)
+    if (path / ARCHIVE).is_file():
+        return _from_archive(path / ARCHIVE)
+    for name in ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1"):
+        if (path / name).exists():
+            raise UsageError(
+                f"{path / name} is the python version of CIFAR-10, made of pickles, which run code "
+                f"when opened: the binary version is needed, get {URL} and put it into {path}"
+            )
+    if path.suffix in (".gz", ".tgz"):  # meant as the archive, so not a folder to download into
+        raise UsageError(f"there is no file {path}: give the path of the archive or of a folder")
+    return None
+
+
+def _from_folder(folder: Path) -> Iterator[tuple[str, str, bytes]]:
+    for path in (folder / name for name in FILES if (folder / name).is_file()):
+        _check_size(str(path), path.stat().st_size)
+        try:
+            yield path.name, str(path), path.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be read ({error.strerror}): make it readable, or get {URL} again"
+            ) from error
+
+
+def _from_archive(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    try:
+        # gzip outside and a plain stream inside: tarfile's own "r|gz" never compares the checksum
+        with gzip.open(path) as plain, tarfile.open(fileobj=plain, mode="r|") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                if member.isfile() and name in FILES:
+                    source = f"{name} in {path}"
+                    _check_size(source, member.size)
+                    content = archive.extractfile(member)
+                    assert content is not None  # it is None for what is no file
+                    yield name, source, content.read()
+            while plain.read(1 << 20):  # to the end, where gzip compares it
+                pass
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UsageError(f"{path} is not a whole .tar.gz archive ({error}): get {URL} again") from error
+
+
+def _check_size(source: str, size: int) -> None:
+    if size != RECORDS * RECORD:
+        raise UsageError(
+            f"{source} has {size} bytes, not {RECORDS * RECORD} ({RECORDS} records of {RECORD}): it "
+            f"is cut short or another set, get {URL} again"
+        )
+
+
+def _decode(source: str, raw: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Records -> uint8 images `[N, 32, 32, 3]` and int32 labels `[N]`."""
+    _check_size(source, len(raw))
+    records = np.frombuffer(raw, np.uint8).reshape(RECORDS, RECORD)
+    labels = records[:, 0].astype(np.int32)
+    if (bad := np.flatnonzero(labels > 9)).size:
+        raise UsageError(
+            f"{source}: record {bad[0]} has the label {labels[bad[0]]}, not one of 0..9 ({bad.size} "
+            f"such records): the file is damaged or another set, get {URL} again"
+        )
+    # contiguous, because a batch gathers whole images
+    return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
+
+
+def _download(folder: Path) -> Path:
+    """Fetch the archive into `folder` under a temporary name, verify it, and only then give it its own."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    absent = "" if folder.exists() else " (there is no such folder)"
+    by_hand = f"get {URL} and put it into {folder}, or give the folder that has it with --config.data.dir"
+    part, md5 = folder / f".{ARCHIVE}.{os.getpid()}", hashlib.md5(usedforsecurity=False)
+    try:
+        with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
+            folder.mkdir(parents=True, exist_ok=True)  # not before: without a network nothing is left behind
+            columns = "CIFAR-10", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+            with Progress(*columns, console=Console(stderr=True)) as progress, part.open("wb") as file:
+                task = progress.add_task("", total=int(response.headers.get("Content-Length") or 0) or None)
+                while chunk := response.read(1 << 18):
+                    md5.update(chunk)
+                    progress.advance(task, file.write(chunk))
+        if md5.hexdigest() != MD5:
+            raise UsageError(
+                f"the download of {URL} is damaged ({part.stat().st_size} bytes, md5 "
+                f"{md5.hexdigest()}, not {MD5}): try again, or {by_hand}"
+            )
+        return part.replace(folder / ARCHIVE)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
+        raise UsageError(
+            f"CIFAR-10 is not in {folder}{absent} and cannot be downloaded ({reason}): {by_hand}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

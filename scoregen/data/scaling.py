@@ -1,0 +1,158 @@
+"""From the bytes on disk to the numbers that the network sees, and back.
+
+A scaling is called as scaling(x, key) with one typed key an example, so that the noise of an example does not
+depend on the batch that it comes in. `low` and `high` bound what it gives. `to_bytes` is its inverse, exact
+on the bytes.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoregen.errors import UsageError
+
+Array = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Centered:
+    """x = X / 127.5 - 1, from bytes X to float32 in [-1, 1] (Ho et al. 2020, section 3.3). No randomness.
+
+    Raises UsageError for anything but uint8.
+
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> [float(x) for x in Centered()(np.array([[0], [255]], np.uint8), keys)[:, 0]]
+    [-1.0, 1.0]
+    """
+
+    low: ClassVar[float] = -1.0
+    high: ClassVar[float] = 1.0
+
+    def __call__(self, x: Array, key: jax.Array) -> jax.Array:
+        del key
+        # not X / 127.5 - 1: compiled, its division becomes a product and 255 comes out above 1
+        return (2 * _floats(self, x) - 255) / 255
+
+    def to_bytes(self, x: Array) -> np.ndarray:
+        """X = 127.5 (x + 1), clipped to 0..255, then rounded to the nearest byte: uint8, in the shape of x.
+
+        A Frechet distance depends on this choice: truncating instead shifts every image half a level darker.
+        Raises UsageError if a value is NaN or infinite, which a clip would hide.
+
+        >>> Centered().to_bytes(np.array([-2.0, 0.01, 1.0], np.float32)).tolist()
+        [0, 129, 255]
+        """
+        return _round(127.5 * (_host(x) + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """x = (X + U) / 256 in [0, 1), float32, from bytes X with U ~ U[0, 1) a pixel; without U, X / 255.
+
+    The first is "(255 X' + U) / 256" of NCSN's code (Song and Ermon 2019), where X' = X / 255. U is drawn
+    from the multiples of 2^-16, so that X + U is exact in float32 and an example never rounds up to the next
+    byte.
+
+    Raises UsageError for anything but uint8.
+
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> [float(x) for x in Unit(dequantize=False)(np.array([[0], [255]], np.uint8), keys)[:, 0]]
+    [0.0, 1.0]
+    """
+
+    dequantize: bool = True
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def __call__(self, x: Array, key: jax.Array) -> jax.Array:
+        levels = _floats(self, x)
+        if not self.dequantize:
+            return levels / 255
+        bits = jax.vmap(lambda k: jax.random.bits(k, x.shape[1:], jnp.uint16))(key)
+        return (levels + bits.astype(jnp.float32) / 65536) / 256
+
+    def to_bytes(self, x: Array) -> np.ndarray:
+        """X = 256 x - 1/2, or 255 x without U, clipped to 0..255, then rounded to the nearest byte.
+
+        256 x - 1/2 because byte X stands for the interval [X, X + 1) / 256, whose centre is (X + 1/2) / 256;
+        so bytes come back exactly, whatever U was. A Frechet distance depends on this choice. Gives uint8
+        NumPy, in the shape of x. Raises UsageError if a value is NaN or infinite, which a clip would hide.
+
+        >>> Unit().to_bytes(np.array([0.0, 0.5, 2.0], np.float32)).tolist()
+        [0, 128, 255]
+        """
+        values = _host(x)
+        # floor(z) is z - 1/2 rounded, with the tie at a whole z, which is the lower end of its byte, going up
+        return _round(np.floor(256 * values) if self.dequantize else 255 * values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """x as it is, for points: float32 in, float32 out, unbounded.
+
+    Raises UsageError for anything but float32.
+
+    >>> Identity()(np.ones((1, 2), np.float32), jax.random.split(jax.random.key(0), 1)).tolist()
+    [[1.0, 1.0]]
+    """
+
+    low: ClassVar[float] = float("-inf")
+    high: ClassVar[float] = float("inf")
+
+    def __call__(self, x: Array, key: jax.Array) -> jax.Array:
+        del key
+        if x.dtype != jnp.float32:
+            raise UsageError(
+                f"the scaling 'identity' is for float32 points, not {x.dtype}: use 'centered' or 'unit' for images"
+            )
+        return jnp.asarray(x)
+
+    def to_bytes(self, x: Array) -> np.ndarray:
+        """Raises UsageError: points have no bytes."""
+        raise UsageError("points cannot be written as bytes: draw them as a scatter plot")
+
+
+def random_flip(keys: jax.Array, x: Array) -> jax.Array:
+    """Mirror each image left to right with probability 1/2: `[B, H, W, C]` of any dtype.
+
+    One typed key an example, `[B]`. Runs on the device. Whether example i is flipped depends on keys[i]
+    alone. Give it other keys than the scaling gets.
+
+    Raises UsageError if x is not a batch of images.
+
+    >>> random_flip(jax.random.split(jax.random.key(0), 2), np.zeros((2, 4, 4, 3), np.uint8)).shape
+    (2, 4, 4, 3)
+    """
+    if x.ndim != 4:
+        raise UsageError(f"only images [B, H, W, C] can be flipped, not an array of shape {x.shape}: turn the flip off")
+    flip = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
+
+
+SCALINGS = {"centered": Centered, "unit": Unit, "identity": Identity}
+
+
+def _floats(scaling: object, x: Array) -> jax.Array:
+    if x.dtype != jnp.uint8:
+        raise UsageError(
+            f"the scaling {type(scaling).__name__.lower()!r} is for uint8 images, not {x.dtype}: "
+            "use 'identity' for points"
+        )
+    return jnp.asarray(x).astype(jnp.float32)
+
+
+def _host(x: Array) -> np.ndarray:
+    values = np.asarray(x, np.float32)
+    if bad := int(values.size - np.isfinite(values).sum()):
+        raise UsageError(
+            f"{bad} of {values.size} values are NaN or infinite and no bytes: the sampler or the training "
+            "diverged, try smaller steps"
+        )
+    return values
+
+
+def _round(levels: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)

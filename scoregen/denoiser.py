@@ -1,0 +1,150 @@
+"""From a network to a denoiser: one linear identity for every way to parametrise a network.
+
+A process mixes data and noise, and a network is trained to give some other mixture of the two:
+
+    x      = alpha x0 + sigma eps
+    output = a     x0 + b     eps             det = alpha b - a sigma
+
+Its row (a, b) is all that a parametrisation is. Solving the two lines for x0 and eps turns any
+network into the same `predict(x, t) -> Prediction(x0, eps, score)`, which is all that losses and
+samplers see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from scoregen.process import Process, covers, rows
+
+Row = Callable[[Process, Array], tuple[Array, Array]]
+Predict = Callable[[Array, Array], "Prediction"]
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x at time t, all `[B, ...]`. XLA drops the parts that are not used.
+
+    Attributes:
+        x0: an estimate of E[x_0 | x_t = x], the clean data.
+        eps: an estimate of E[eps | x_t = x], the noise.
+        score: an estimate of grad log p_t(x) = -eps / sigma.
+    """
+
+    x0: Array
+    eps: Array
+    score: Array
+
+
+def eps_row(process: Process, t: Array) -> tuple[Array, Array]:
+    """The network gives the noise (Ho et al. 2020, eq. 11): a = 0, b = 1."""
+    b = jnp.ones_like(process.alpha(t))
+    return jnp.zeros_like(b), b
+
+
+def x0_row(process: Process, t: Array) -> tuple[Array, Array]:
+    """The network gives the clean data, as a denoising autoencoder does: a = 1, b = 0."""
+    a = jnp.ones_like(process.alpha(t))
+    return a, jnp.zeros_like(a)
+
+
+def score_row(process: Process, t: Array) -> tuple[Array, Array]:
+    """The network gives the score -eps / sigma (Song & Ermon 2019, eq. 5): a = 0, b = -1 / sigma."""
+    b = -1.0 / process.sigma(t)
+    return jnp.zeros_like(b), b
+
+
+def v_row(process: Process, t: Array) -> tuple[Array, Array]:
+    """The network gives v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D): a = -sigma, b = alpha."""
+    return -process.sigma(t), process.alpha(t)
+
+
+TARGETS: dict[str, Row] = {"eps": eps_row, "x0": x0_row, "score": score_row, "v": v_row}
+
+# What tells a network how noisy its input is, a float32 `[B]`. The index is DDPM's; log sigma and the log-SNR
+# mean the same under chains of any length, and are smooth between levels (see `as_process`).
+CONDITIONS: dict[str, Callable[[Process, Array], Array]] = {
+    "index": lambda process, t: t.astype(jnp.float32),
+    "sigma": lambda process, t: jnp.log(process.sigma(t)),
+    "logsnr": lambda process, t: process.logsnr(t),
+}
+
+
+def denoiser(process: Process, target: Row, apply: Callable[[Array, Array], Array]) -> Predict:
+    """Make `predict(x, t)` of a raw network `apply(x, t)` that was trained for `target`.
+
+        eps = (alpha output - a x) / det,    x0 = (b x - sigma output) / det,    score = -eps / sigma
+
+    Args:
+        process: the process under which x was noised.
+        target: a row of `TARGETS`, or any function (process, t) -> (a, b) with det != 0.
+        apply: the network, `[B, ...], [B] -> [B, ...]`.
+
+    >>> from scoregen.process import ncsn, perturb
+    >>> process, t = ncsn(), jnp.array([3, 7])
+    >>> noised = perturb(process, jax.random.key(0), jnp.ones((2, 4)), t)
+    >>> predict = denoiser(process, score_row, lambda x, t: -noised.eps / rows(process.sigma(t), x))
+    >>> bool(jnp.allclose(predict(noised.x, t).x0, noised.x0, atol=1e-5))
+    True
+    """
+
+    def predict(x: Array, t: Array) -> Prediction:
+        output = apply(x, t)
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        a, b = target(process, t)
+        det = alpha * b - a * sigma
+        eps = rows(alpha / det, x) * output - rows(a / det, x) * x
+        x0 = rows(b / det, x) * x - rows(sigma / det, x) * output
+        return Prediction(x0, eps, -eps / rows(sigma, x))
+
+    return predict
+
+
+def as_process(predict: Predict, source: Process, target: Process) -> Predict:
+    """Use a denoiser that was trained under `source` as a denoiser under `target`.
+
+    In the coordinates x / alpha every process adds noise of standard deviation sigma / alpha, so two
+    processes show a network the same picture wherever their log-SNRs agree:
+
+        u = source.time(target.logsnr(t)),     x_source = (alpha_source(u) / alpha_target(t)) x
+
+    x0 and eps carry over as they are, and the score becomes -eps / sigma_target(t). This is the whole
+    of the connection between DDPM and NCSN. Between the levels of a `source` chain the network is asked
+    at fractional t: it should be conditioned on something smooth (log-SNR, log sigma).
+
+    Args:
+        predict: the denoiser under `source`.
+        source: the process that it was trained under.
+        target: the process that it is to be used under.
+
+    Raises:
+        ValueError: if `target` has levels outside `source`'s noise range, where the network knows nothing.
+            `target.within(source)` is the chain without them.
+
+    >>> from scoregen.process import ddpm, ncsn
+    >>> vp, ve = ddpm(), ncsn(0.01, 20.0, 100)
+    >>> def gaussian(x, t):  # the exact denoiser of N(0, I) data under NCSN: x0 = x / (1 + sigma^2)
+    ...     s = rows(ve.sigma(t), x)
+    ...     return Prediction(x / (1 + s**2), s * x / (1 + s**2), -x / (1 + s**2))
+    >>> bridged = as_process(gaussian, ve, vp.within(ve))
+    >>> x, t = jnp.full((1, 1), 0.5), jnp.array([400])
+    >>> float(bridged(x, t).score[0, 0])  # N(0, I) data stay N(0, I) under DDPM: the score is -x
+    -0.50...
+    """
+    with jax.ensure_compile_time_eval():  # the ranges are known now, also where a sampler is being traced
+        inside = covers(source, target.logsnr(target.grid()))
+    if not inside.all():
+        raise ValueError(
+            f"{(~inside).sum()} of the target's {inside.size} levels lie outside the noise range of the source: "
+            "sample on target.within(source), or train with a wider range"
+        )
+
+    def bridged(x: Array, t: Array) -> Prediction:
+        u = source.time(target.logsnr(t))
+        at = predict(rows(source.alpha(u) / target.alpha(t), x) * x, u)
+        return Prediction(at.x0, at.eps, -at.eps / rows(target.sigma(t), x))
+
+    return bridged

@@ -1,0 +1,129 @@
+"""What a run says while it runs: a bar for the eye, and its metrics as JSON lines and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> clock(75), clock(7380)
+    ('1:15', '2:03:00')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Bar:
+    """Progress of one task: a moving bar on a terminal; elsewhere, a line every ten seconds and one at the end."""
+
+    every = 10.0  # seconds between lines where there is no terminal
+
+    def __init__(self, console: Console, what: str, total: int, done: int = 0) -> None:
+        self.console, self.what, self.total = console, what, total
+        self.first = self.done = done
+        self.began = self.said = time.monotonic()
+        self.figures = ""
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(what, total=total, completed=done, figures="")
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+        if self.done > self.first:
+            self.console.print(self.line(), highlight=False)
+
+    def update(self, done: int, **figures: float) -> None:
+        """Move to `done`, with figures to show beside it."""
+        self.done = max(done, self.done)
+        if figures:
+            self.figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.progress.update(self.task, completed=self.done, figures=f"{self.figures}  {self.pace()}")
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.said >= self.every and self.done < self.total:
+            self.said = now
+            self.console.print(self.line(), highlight=False)
+
+    def pace(self) -> str:
+        """Steps a second since the start, and the time that is left at that pace."""
+        spent = time.monotonic() - self.began
+        rate = (self.done - self.first) / max(spent, 1e-9)
+        if not rate:
+            return ""
+        speed = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+        left = (self.total - self.done) / rate
+        return f"{speed}  {clock(left)} left" if left else f"{speed}  in {clock(spent)}"
+
+    def line(self) -> str:
+        """The bar as a line of text."""
+        return "  ".join(filter(None, (f"{self.what} {self.done}/{self.total}", self.figures, self.pace())))
+
+
+class MetricsLog:
+    """Metrics of a run, `metrics.jsonl` (one JSON object a line) and TensorBoard events below `tensorboard/`.
+
+    A run that resumes from step k drops what it had written beyond k, so that no step stands there twice.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with MetricsLog(folder.name, resume_at=0) as log:
+    ...     log.write(10, loss=0.5)
+    >>> MetricsLog.read(folder.name)
+    [{'step': 10, 'loss': 0.5}]
+    >>> folder.cleanup()
+    """
+
+    def __init__(self, workdir: str | Path, resume_at: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        path = Path(workdir, "metrics.jsonl")
+        kept = [row for row in self.read(workdir) if row["step"] <= resume_at]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", buffering=1)
+        self._events = SummaryWriter(str(Path(workdir, "tensorboard")), purge_step=resume_at + 1)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._events.close()
+
+    def write(self, step: int, **metrics: float) -> None:
+        """Add a line, and a point to each curve."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    @staticmethod
+    def read(workdir: str | Path) -> list[dict[str, Any]]:
+        """All whole lines of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
+        path = Path(workdir, "metrics.jsonl")
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows

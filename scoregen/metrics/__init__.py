@@ -1,0 +1,25 @@
+"""How good are the samples: distances between samples, and what a perfect sampler would score."""
+
+from scoregen.metrics.features import Features, classifier_features
+from scoregen.metrics.frechet import frechet_distance, frechet_gaussians
+from scoregen.metrics.two_sample import (
+    Judged,
+    Neighbours,
+    mmd,
+    nearest_neighbours,
+    sliced_wasserstein,
+    with_floor,
+)
+
+__all__ = [
+    "Features",
+    "Judged",
+    "Neighbours",
+    "classifier_features",
+    "frechet_distance",
+    "frechet_gaussians",
+    "mmd",
+    "nearest_neighbours",
+    "sliced_wasserstein",
+    "with_floor",
+]

@@ -1,0 +1,261 @@
+"""Features in which images are compared: those of a small classifier, trained once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoregen.errors import UsageError
+
+_VERSION = 2  # part of the cache key: raise it whenever the training or the architecture below changes
+_BATCH = 128
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """A trained feature extractor: uint8 images [N, H, W, C] -> float32 [N, F]; see `classifier_features`.
+
+    Attributes:
+        name: for reports, as "digits classifier, 98.1 % held-out accuracy".
+        accuracy: share of the held-out images that the classifier gets right, in [0, 1].
+        key: hexadecimal digits that name data, architecture, seed and version: figures compare only at equal keys.
+        shape: (H, W, C) of the images.
+    """
+
+    name: str
+    accuracy: float
+    key: str
+    shape: tuple[int, int, int]
+    _apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = dataclasses.field(repr=False)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Features of uint8 images [N, H, W, C] in float32 [N, F], computed in batches.
+
+        Raises:
+            ValueError: if the images are not uint8, or not of the shape of the training images. A sampler's
+                floats are rounded to bytes first, so that they and real images went the same way.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            raise ValueError(
+                f"uint8 images [N, {', '.join(map(str, self.shape))}] are needed, not {images.dtype} {images.shape}"
+            )
+        return self._apply(images)[1]
+
+
+def classifier_features(
+    dataset: Any,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Features:
+    """Features of a small classifier trained on a data set's own labels, for a Frechet distance.
+
+    The classifier is `scoregen.nets.Classifier`, trained with Adam on the cross-entropy, in batches of 128
+    with a one-cycle learning rate. Its 64 features are the activations before the last layer, averaged over
+    the pixels. They see what tells the classes apart, and are blind to much else: use them beside another
+    distance. A Frechet distance in them is no FID, which means Inception features.
+
+    The trained classifier is kept as one .npz file, named by a hash over the images and labels, the
+    architecture, the seed and a version. A file that cannot be read, or does not fit, is made again, and a
+    directory that cannot be written is not used; both are said in one line.
+
+    Args:
+        dataset: has `name`, uint8 images `train` and `test` [N, H, W, C], and integer `train_labels` and
+            `test_labels` [N], counted from 0.
+        cache_dir: directory of the file; None takes $SCOREGEN_CACHE, or ~/.cache/scoregen without it.
+        seed: of the initial parameters and of the batches.
+        steps: training steps; None takes four passes over the data, but between 200 and 1000 steps.
+        progress: is called with one line of text now and then. None leaves warnings to `logging`,
+            and says no more.
+
+    Raises:
+        UsageError: if the data set has no labels, or no uint8 images.
+    """
+    say = progress or (lambda line: None)
+    warn = progress or _log.warning
+    train, test, train_labels, test_labels = _checked(dataset)
+    steps = int(np.clip(4 * len(train) // _BATCH, 200, 1000)) if steps is None else steps
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+
+    import jax  # here and not above: who only wants a distance need not wait for JAX
+    import jax.numpy as jnp
+
+    from scoregen.nets.classifier import Classifier
+
+    net = Classifier(classes=classes)
+    shape = train.shape[1:]
+    pixels = train.astype(np.float32) if len(train) < 5000 else train[:5000].astype(np.float32)
+    # One grey level more keeps a channel that never varies from dividing by zero.
+    mean, std = pixels.mean((0, 1, 2), keepdims=True), pixels.std((0, 1, 2), keepdims=True) + 1.0
+
+    @jax.jit
+    def forward(params: Any, images: jax.Array) -> Any:
+        return net.apply(params, (images.astype(jnp.float32) - mean) / std)
+
+    key = _key(net, seed, steps, train, test, train_labels, test_labels)
+    folder = Path(cache_dir or os.environ.get("SCOREGEN_CACHE") or Path.home() / ".cache" / "scoregen")
+    file = folder / f"classifier-{key}.npz"
+    like = jax.eval_shape(net.init, jax.random.key(seed), jnp.zeros((1, *shape)))
+    kept = _load(file, like, warn)
+    if kept is None:
+        say(f"training the {dataset.name} classifier for features, {steps} steps")
+        params = _train(net, forward, train, train_labels, seed, steps, say)
+    else:
+        params, accuracy = kept
+
+    def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs = []
+        for first in range(0, len(images), 256):
+            batch = images[first : first + 256]
+            # The last batch is filled up: one shape, one compilation.
+            full = np.concatenate([batch, np.zeros((256 - len(batch), *shape), np.uint8)])
+            outputs.append([np.asarray(out)[: len(batch)] for out in forward(params, full)])
+        if not outputs:
+            return np.zeros((0, net.classes), np.float32), np.zeros((0, net.features), np.float32)
+        return np.concatenate([o[0] for o in outputs]), np.concatenate([o[1] for o in outputs])
+
+    if kept is None:
+        accuracy = float((apply(test)[0].argmax(1) == test_labels).mean())
+        _save(file, params, accuracy, warn)
+    name = f"{dataset.name} classifier, {100 * accuracy:.1f} % held-out accuracy"
+    say(f"{name}{' (kept from an earlier run)' if kept else ''}")
+    return Features(name, accuracy, key, shape, apply)
+
+
+def _checked(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    name = getattr(dataset, "name", "this data set")
+    fields = [getattr(dataset, field, None) for field in ("train", "test", "train_labels", "test_labels")]
+    if any(field is None for field in fields[2:]):
+        raise UsageError(
+            f"{name} has no labels to train a classifier on: use sliced_wasserstein or mmd, which need none"
+        )
+    train, test, train_labels, test_labels = (np.asarray(field) for field in fields)
+    for images, labels in ((train, train_labels), (test, test_labels)):
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UsageError(f"{name} is no set of uint8 images [N, H, W, C], but {images.dtype} {images.shape}")
+        if labels.shape != images.shape[:1] or not len(labels) or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise UsageError(
+                f"{name} has labels that are not one class, counted from 0, for each of {len(images)} images"
+            )
+    return train, test, train_labels.astype(np.int32), test_labels.astype(np.int32)
+
+
+def _key(net: Any, seed: int, steps: int, *arrays: np.ndarray) -> str:
+    settings = [_VERSION, net.classes, net.width, net.features, seed, steps]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for array in arrays:
+        digest.update(str((array.shape, array.dtype)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _train(
+    net: Any,
+    forward: Callable,
+    train: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    steps: int,
+    say: Callable[[str], None],
+) -> Any:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    params = jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, *train.shape[1:])))
+    warm = max(1, steps // 4)
+    up, down = optax.linear_schedule(4e-4, 4e-3, warm), optax.linear_schedule(4e-3, 0.0, steps - warm)
+    optimizer = optax.adam(optax.join_schedules([up, down], [warm]), b2=0.99)
+
+    @jax.jit
+    def step(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            logits, _ = forward(params, images)
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+        value, grads = jax.value_and_grad(loss)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer's power
+            updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    rng = np.random.default_rng(seed)
+    state = optimizer.init(params)
+    batch = min(_BATCH, len(train))
+    order = np.empty(0, np.int64)
+    for i in range(steps):
+        if len(order) < batch:
+            order = rng.permutation(len(train))
+        rows, order = order[:batch], order[batch:]
+        params, state, value = step(params, state, train[rows], labels[rows])
+        if (i + 1) % 100 == 0:
+            say(f"classifier for features: step {i + 1} of {steps}, cross-entropy {float(value):.3f}")
+    return params
+
+
+def _load(file: Path, like: Any, warn: Callable[[str], None]) -> tuple[Any, float] | None:
+    """Parameters and accuracy from the cache; None where there is no file, or none that can be used."""
+    import jax
+
+    try:
+        # Opened here: np.load leaves a damaged file open.
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            leaves = {name: kept[name] for name in kept.files}
+        params = jax.tree_util.tree_map_with_path(lambda path, _: leaves[_name(path)], like)
+        fits = jax.tree.map(
+            lambda a, b: a.shape == b.shape and a.dtype == b.dtype and np.isfinite(a).all(), params, like
+        )
+        if not all(jax.tree.leaves(fits)):
+            raise ValueError("its arrays do not fit the classifier")
+        return jax.device_put(params), float(leaves["accuracy"])
+    except FileNotFoundError:
+        return None
+    # What a damaged zip file raises depends on where the damage is.
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        warn(f"the kept classifier {file} cannot be used ({type(error).__name__}), and is made again")
+        return None
+
+
+def _save(file: Path, params: Any, accuracy: float, warn: Callable[[str], None]) -> None:
+    """Write the whole file under another name, then rename it: a reader finds all of it or nothing."""
+    import jax
+
+    leaves: dict[str, Any] = {
+        _name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    leaves["accuracy"] = np.float64(accuracy)
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **leaves)
+        os.replace(temporary, file)
+    except OSError as error:
+        warn(
+            f"the classifier for features cannot be kept in {file.parent} ({error.strerror}): it is made anew "
+            "every time"
+        )
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _name(path: Any) -> str:
+    import jax
+
+    return jax.tree_util.keystr(path, simple=True, separator="/")

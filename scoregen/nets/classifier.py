@@ -1,0 +1,61 @@
+"""A small image classifier whose pooled activations serve as features."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from scoregen.nets.layers import GroupNorm, conv, dense
+
+
+class Classifier(nn.Module):
+    """Convolutional classifier, small enough to be trained within a minute or so on two cores.
+
+        stage     swish(norm(conv(x))), twice
+        features  mean over pixels of the last stage
+        logits    dense(features)
+
+    Images of 16 pixels and more first lose half their sides to a convolution of stride 2. Then stages
+    alternate with 2x2 average pooling until a side has 4 pixels or fewer: two stages for 8x8, three for
+    32x32. The last stage has `features` channels and the earlier ones `width`.
+
+    Fields:
+        classes: number of classes.
+        width: channels of all stages but the last.
+        features: number of features, F.
+
+    Call:
+        `net.apply(params, x)` with x [B, H, W, C] of about unit scale returns (logits [B, classes], features
+        [B, F]), both float32.
+
+    Raises:
+        ValueError: if x is no image.
+
+    >>> import jax.numpy as jnp
+    >>> net, x = Classifier(classes=10, features=32), jnp.zeros((2, 8, 8, 1))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), x)
+    >>> [out.shape for out in jax.eval_shape(net.apply, params, x)]
+    [(2, 10), (2, 32)]
+    """
+
+    classes: int = 10
+    width: int = 32
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if x.ndim != 4:
+            raise ValueError(f"the classifier takes images [B, H, W, C], not {x.shape}")
+        stride = 2 if min(x.shape[1:3]) >= 16 else 1
+        while True:
+            last = min(x.shape[1] // stride, x.shape[2] // stride) <= 4
+            width = self.features if last else self.width
+            for _ in range(2):
+                x = nn.swish(GroupNorm(groups=8)(conv(width, stride=stride)(x)))
+                stride = 1
+            if last:
+                break
+            b, h, w, c = x.shape
+            x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+        features = x.mean((1, 2))
+        return dense(self.classes, name="logits")(features), features

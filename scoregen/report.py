@@ -1,0 +1,232 @@
+"""What a run leaves to be looked at: sample grids, the figure of a plane, the loss curve, the closing table.
+
+matplotlib is imported where it draws, since it costs most of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoregen.data import Dataset
+from scoregen.experiment import Experiment
+from scoregen.judge import Verdict
+from scoregen.log import MetricsLog
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+INK, ACCENT = "#22313f", "#c8553d"
+
+
+def _pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files: a run has no window, nor needs one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
+    """Write uint8 images `[N, H, W, C]` as one PNG of about `side` pixels, in a grid near to square.
+
+    Each pixel becomes a block of whole pixels. Images of fewer than 16 pixels a side are interpolated linearly: the
+    eye reads a digit of 8x8 pixels as one sees it from afar, and not as a pattern of blocks.
+    """
+    from matplotlib.image import imsave
+
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    lines = math.ceil(count / columns)
+    scale = max(1, side // (columns * (width + 1)))
+    gap = max(1, scale // 2)
+    tall, wide = height * scale + gap, width * scale + gap
+    sheet = np.full((lines * tall + gap, columns * wide + gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * tall, gap + i % columns * wide
+        block = _enlarge(image, scale)
+        sheet[y : y + height * scale, x : x + width * scale] = block if channels == 3 else block[..., :1]
+    imsave(path, sheet)
+    return path
+
+
+def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    if min(image.shape[:2]) >= 16:
+        return np.repeat(np.repeat(image, scale, 0), scale, 1)
+    from scipy.ndimage import zoom
+
+    return np.asarray(zoom(image, (scale, scale, 1), order=1, mode="nearest", grid_mode=True))
+
+
+def save_plane(path: Path, experiment: Experiment, params: Any, samples: np.ndarray) -> Path:
+    """Four panels of a two-dimensional run: data, samples, the learned score field, the samples' density.
+
+    The score is drawn at the level whose sigma / alpha is nearest to 0.2, over the exact density at that level where
+    it is known (the density of the data, smoothed by that noise), else over the data's own histogram.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    plt = _pyplot()
+
+    dataset, process = experiment.dataset, experiment.process
+    held_out = dataset.test[: len(samples)]
+    reach = 1.15 * float(np.quantile(np.abs(dataset.test), 0.999))
+    axis = np.linspace(-reach, reach, 161)
+    xx, yy = np.meshgrid(axis, axis)
+    mesh = jnp.asarray(np.stack([xx, yy], -1).reshape(-1, 2), jnp.float32)
+
+    if dataset.log_density is not None:
+        truth = np.exp(np.asarray(dataset.log_density(mesh))).reshape(xx.shape)
+        truth_name = "exact"
+    else:
+        truth, truth_name = _smooth_histogram(dataset.test, axis), "data"
+
+    t = process.grid()
+    t = t[jnp.argmin(jnp.abs(jnp.log(process.sigma(t) / process.alpha(t)) - jnp.log(0.2)))]
+    arrows = np.linspace(-reach, reach, 23)
+    ax_, ay_ = np.meshgrid(arrows, arrows)
+    points = jnp.asarray(np.stack([ax_, ay_], -1).reshape(-1, 2), jnp.float32)
+    predict = jax.jit(lambda params, x, t: experiment.predict(params)(x, t).score)
+    score = np.asarray(predict(params, process.alpha(t) * points, jnp.full(len(points), t)))
+    norm = np.linalg.norm(score, axis=1, keepdims=True)
+    # Lengths on a log scale: the score grows a hundredfold away from the data, and its direction is the point.
+    field = score / np.maximum(norm, 1e-9) * np.log1p(norm)
+
+    noise = float(process.sigma(t) / process.alpha(t))
+
+    figure, axes = plt.subplots(1, 4, figsize=(16, 4.5), layout="constrained")
+    dots = {"s": 3, "linewidths": 0, "alpha": 0.5}
+    axes[0].scatter(*held_out.T, color=INK, **dots)
+    axes[0].set_title(f"data ({len(held_out):,} held-out points)")
+    axes[1].scatter(*samples.T, color=ACCENT, **dots)
+    axes[1].set_title(f"samples ({len(samples):,})")
+    axes[2].contourf(
+        axis, axis, gaussian_filter(truth, noise / (axis[1] - axis[0])), levels=12, cmap="Greys", alpha=0.6
+    )
+    axes[2].quiver(*np.asarray(points).T, *field.T, color=ACCENT, width=0.004, angles="xy")
+    axes[2].set_title(f"learned score, at noise {noise:.2g}")
+    axes[3].contourf(axis, axis, _smooth_histogram(samples, axis), levels=16, cmap="Oranges")
+    axes[3].contour(axis, axis, truth, levels=6, colors=INK, linewidths=0.6)
+    axes[3].set_title(f"density of the samples; lines: {truth_name}")
+    for panel in axes:
+        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        panel.tick_params(labelsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def save_marginals(path: Path, dataset: Dataset, samples: np.ndarray) -> Path:
+    """For points of any dimension: the histogram of each coordinate, samples over held-out data; the first twelve."""
+    plt = _pyplot()
+
+    drawn, held_out = (points.reshape(len(points), -1)[:, :12] for points in (samples, dataset.test))
+    columns = min(4, drawn.shape[1])
+    lines = -(-drawn.shape[1] // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.2 * columns, 2.4 * lines), squeeze=False, layout="constrained"
+    )
+    for i, panel in enumerate(axes.flat):
+        if i >= drawn.shape[1]:
+            panel.axis("off")
+            continue
+        low, high = np.quantile(held_out[:, i], (0.001, 0.999))
+        bins = np.linspace(low, high, 50).tolist()
+        panel.hist(held_out[:, i], bins, density=True, color=INK, alpha=0.35, label="data")
+        panel.hist(drawn[:, i], bins, density=True, histtype="step", color=ACCENT, lw=1.5, label="samples")
+        panel.set_title(f"coordinate {i}", fontsize=9)
+        panel.set_yticks([])
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _smooth_histogram(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """A density on the grid axis x axis: a histogram, smoothed over two cells."""
+    from scipy.ndimage import gaussian_filter
+
+    step = axis[1] - axis[0]
+    edges = np.append(axis - step / 2, axis[-1] + step / 2)
+    counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=(edges, edges))
+    return np.asarray(gaussian_filter(counts / (len(points) * step**2), 2.0))
+
+
+def save_curve(path: Path, workdir: Path) -> Path:
+    """The loss over the steps, from the run's metrics.jsonl; held-out losses as dots."""
+    plt = _pyplot()
+
+    rows = MetricsLog.read(workdir)
+    figure, panel = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, style in (("loss", {"color": INK, "lw": 1}), ("held_out_loss", {"color": ACCENT, "marker": "o", "lw": 0})):
+        found = [(row["step"], row[key]) for row in rows if key in row]
+        if found:
+            panel.plot(*np.array(found).T, label=key.replace("_", "-", 1).replace("_", " "), **style)
+    panel.set(xlabel="step", ylabel="loss")
+    values = np.array([row["loss"] for row in rows if "loss" in row])
+    if len(values) > 5 and (values > 0).all():  # sliced score matching is negative, and stays linear
+        panel.set_yscale("log")
+    if rows:
+        panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def table(title: str, what: Sequence[tuple[str, str]], verdicts: Sequence[Verdict], files: Sequence[Path]) -> Table:
+    """The closing table: what was trained, the distances, where the files are."""
+    from rich.table import Table
+
+    found = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    found.add_column(style="bold", no_wrap=True)
+    found.add_column(overflow="fold")
+    for name, value in what:
+        found.add_row(name, value)
+    for verdict in verdicts:
+        found.add_row(verdict.name, describe(verdict))
+    for i, path in enumerate(files):
+        found.add_row("files" if i == 0 else "", str(path))
+    return found
+
+
+def describe(verdict: Verdict) -> str:
+    """A figure in words.
+
+    >>> describe(Verdict("MMD", 0.03, 0.02, 0.001))
+    '0.03, 1.50x the floor of 0.02 +- 0.001 (real against real)'
+    >>> describe(Verdict("distance", 12.0, 10.0, note="median"))
+    '12, 1.20x the floor of 10 (median)'
+    """
+    text = f"{verdict.value:.4g}"
+    if verdict.floor:
+        spread = f" +- {verdict.floor_std:.2g}" if verdict.floor_std is not None else ""
+        of = " of" if verdict.against == "the floor" else ""
+        text += f", {verdict.value / verdict.floor:.2f}x {verdict.against}{of} {verdict.floor:.4g}{spread}"
+    note = verdict.note or "real against real"
+    return f"{text} ({note})"
+
+
+def save_verdicts(path: Path, experiment: Experiment, step: int, verdicts: Sequence[Verdict]) -> Path:
+    """The distances as JSON, with how they were come by: step, seed, sample count, sampler, scaling back to bytes."""
+    config = experiment.config
+    how = {
+        "config": config.name,
+        "step": step,
+        "seed": config.seed,
+        "samples": config.eval.samples,
+        "sampler": config.sampler.to_dict(),
+        "scaling": config.scaling.name,
+    }
+    rows = [{k: v for k, v in vars(verdict).items() if v not in (None, "")} for verdict in verdicts]
+    path.write_text(json.dumps(how | {"distances": rows}, indent=2) + "\n")
+    return path

@@ -1,0 +1,391 @@
+"""The command line: train a model, sample from it, judge it.
+
+    python -m scoregen.run --config=ncsn_toy
+    python -m scoregen.run --config=ddpm_digits --workdir=runs/mine --config.loss.name=ssm
+    python -m scoregen.run --config=ddpm_digits --mode=sample --config.sampler.predictor.ancestral.eta=0.0
+
+Exit codes: 0 done; 2 something that you can mend, said in one line; 128 + n ended by signal n, with everything saved.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from absl import flags as absl_flags
+from rich.console import Console
+
+from scoregen import config as config_lib
+from scoregen.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scoregen.checkpoint import Checkpoints
+    from scoregen.experiment import Experiment
+
+T = TypeVar("T")
+MODES = {
+    "train": "train, or go on where the last run in the workdir stopped; then sample and judge",
+    "sample": "draw --config.sampler.images samples from the workdir's newest checkpoint",
+    "eval": "judge --config.eval.samples samples from the workdir's newest checkpoint",
+}
+# What may differ between the run that trained a workdir and this one: it does not change what was trained.
+FREE = (
+    *("name", "sampler", "eval", "data.dir"),
+    *(f"train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "microbatch")),
+)
+
+
+class Signals:
+    """Remembers SIGINT and SIGTERM, so that the run can end at a good place; a second SIGINT ends it at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.caught: int | None = None
+
+    def __enter__(self) -> Signals:
+        self.before = {n: signal.signal(n, self._catch) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, _: object) -> None:
+        if self.caught is not None:
+            os._exit(128 + number)
+        self.caught = number
+        self.console.print(
+            f"{signal.Signals(number).name}: stopping once all is saved; again: at once", highlight=False
+        )
+
+    def __call__(self) -> bool:
+        return self.caught is not None
+
+    def watch(self, work: Callable[[], T]) -> T | None:
+        """Do long work that has nothing to save; None if a signal came before it was done."""
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        future = pool.submit(work)
+        while not self():
+            try:
+                return future.result(timeout=0.2)
+            except concurrent.futures.TimeoutError:
+                if future.done():  # the work's own TimeoutError
+                    raise
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=120)  # a file has no width of its own
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or {"--help", "-h", "--helpfull", "-help"} & set(argv):
+            _help(console)
+            return 0
+        return _run(argv, console)
+    except KeyboardInterrupt:  # before there was anything to save
+        return 128 + signal.SIGINT
+    except UsageError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename or 'the system'}: {error.strerror or error}"
+    except Exception as error:
+        # Out of memory is the one failure of the runtime that a flag can mend.
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        message = (
+            "out of memory: try a smaller --config.train.microbatch (the same step in parts), "
+            "--config.train.batch or --config.sampler.batch"
+        )
+    Console(stderr=True, soft_wrap=True).print(f"scoregen: {message}", markup=False, highlight=False)
+    return 2
+
+
+def _help(console: Console) -> None:
+    console.print(__doc__, markup=False, highlight=False)
+    console.print("--config=NAME or the path of a .py file. The presets:", highlight=False)
+    for name, line in config_lib.presets().items():
+        if name != "default":
+            console.print(f"  {name:<14} {line}", markup=False, highlight=False)
+    console.print("--config.SECTION.OPTION=VALUE changes one option; see configs/default.py for all", highlight=False)
+    console.print("--workdir=DIR  where everything goes (runs/NAME, and what was changed of it)", highlight=False)
+    console.print("--mode=MODE", highlight=False)
+    for mode, line in MODES.items():
+        console.print(f"  {mode:<14} {line}", markup=False, highlight=False)
+
+
+def _run(argv: Sequence[str], console: Console) -> int:
+    flags = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flags)
+    absl_flags.DEFINE_string("mode", "train", "train, sample or eval", flag_values=flags)
+    config, changes = config_lib.parse(argv, flags)
+    mode = str(flags["mode"].value)
+    config_lib.pick(MODES, mode, "--mode")
+    workdir = Path(flags["workdir"].value or Path("runs", _run_name(config.name, changes))).expanduser()
+
+    # Here and not above: a wrong flag is answered before JAX is loaded.
+    from scoregen.experiment import assemble
+
+    experiment = assemble(config)
+    _agree(config, workdir, mode)
+    with Signals(console) as signals:
+        run = Run(experiment, workdir, mode, console, signals, again=f"python -m scoregen.run {shlex.join(argv)}")
+        try:
+            step, params = run.train() if mode == "train" else run.restore()
+            return _ended(signals) if signals() else run.show(step, params)
+        except OSError as error:
+            error.filename = error.filename or str(workdir)  # a write to an open file that fails does not say where
+            raise
+
+
+def _run_name(preset: str, changes: Sequence[tuple[str, Any, Any]]) -> str:
+    """The preset's name, and every option that was changed on the command line and changes what is trained.
+
+    So two trainings never meet in one folder unless they are told to.
+    """
+    changed = (f"{key.removesuffix('.name')}={new}" for key, _, new in changes if not _is_free(key))
+    return re.sub(r"[^\w.=,+-]+", "_", ",".join([preset, *changed]))[:120]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE)
+
+
+def _agree(config: Any, workdir: Path, mode: str) -> None:
+    """Write the configuration beside a new run; refuse one that contradicts the run that is there."""
+    path = workdir / "config.json"
+    # A run that has saved nothing yet binds nobody.
+    saved = any(child.name.isdigit() for child in (workdir / "checkpoints").glob("*"))
+    if saved and path.exists():
+        old = config_lib.from_json(path.read_text(errors="replace"), str(path))
+        # Options of a part that neither run uses do not count.
+        differ = [
+            f"{key} was {was!r}, now {now!r}"
+            for key, was, now in config_lib.changes(_used(old), _used(config))
+            if not _is_free(key)
+        ]
+        if differ:
+            raise UsageError(
+                f"{workdir} holds a run with other options ({'; '.join(differ)}): give those again, "
+                "or another --workdir to start anew"
+            )
+    if mode != "train":
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(config_lib.to_json(config))
+        fresh.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
+
+
+def _used(config: Any) -> Any:
+    """The configuration without the options of parts that it does not choose."""
+    used = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            inner = _used(value)
+            choices = [name for name, part in value.items() if hasattr(part, "items")]
+            used[key] = {k: v for k, v in inner.items() if k not in choices or k == value.get("name")}
+            if "name" not in value:
+                used[key] = inner
+        else:
+            used[key] = value
+    return type(config)(used)
+
+
+@dataclasses.dataclass
+class Run:
+    """One call of the command line, once everything is known: where to write, and what to say at the end."""
+
+    experiment: Experiment
+    workdir: Path
+    mode: str
+    console: Console
+    signals: Signals
+    again: str  # the command that goes on where this one was stopped
+
+    def __post_init__(self) -> None:
+        from scoregen.train import make_sampler
+
+        self.sampler = make_sampler(self.experiment)  # one for all pictures, so that it compiles once
+        self.config = self.experiment.config
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False)
+
+    def checkpoints(self) -> Checkpoints:
+        from scoregen.checkpoint import Checkpoints
+
+        return Checkpoints(self.workdir / "checkpoints", keep=self.config.train.keep, say=self.say)
+
+    def restore(self) -> tuple[int, Any]:
+        """The step and the averaged parameters of the newest checkpoint, or of the best."""
+        import jax
+
+        from scoregen.train import init_state
+
+        template = jax.eval_shape(lambda: init_state(self.experiment))
+        with self.checkpoints() as checkpoints:
+            found = checkpoints.restore_part("ema", template.ema, best=self.config.sampler.best)
+        if found is None:
+            raise UsageError(f"no checkpoint in {self.workdir}: train first, with --mode=train")
+        return found[1], found[0]
+
+    def train(self) -> tuple[int, Any]:
+        """The step and the averaged parameters, trained to the end or to a signal."""
+        import jax
+
+        from scoregen.log import Bar, MetricsLog
+        from scoregen.train import fit, init_state
+
+        config, steps = self.config, self.config.train.steps
+        with self.checkpoints() as checkpoints:
+            found = checkpoints.restore(jax.eval_shape(lambda: init_state(self.experiment)))
+            state, begin = found if found else (init_state(self.experiment), 0)
+            if found:
+                done = "trained to the end already" if begin >= steps else f"going on to step {steps}"
+                self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
+            if begin < steps:
+                data = self.experiment.dataset
+                self.say(
+                    f"training {config.name}: process {config.process.name}, loss {config.loss.name}, net "
+                    f"{config.net.name} with {_size(state.params):,} parameters, {len(data.train):,} "
+                    f"{'images' if data.is_image else 'points'} of {config.data.name}; the first step compiles"
+                )
+                with MetricsLog(self.workdir, begin) as log, Bar(self.console, "training", steps, begin) as bar:
+                    state = fit(self.experiment, state, checkpoints, log, bar, self.signals, self.sketch)
+            step = int(state.step)
+        if self.signals():
+            saved = f"saved step {step} of {steps} in {self.workdir}" if step else "stopped before the first step"
+            self.say(f"{saved}. To go on: {self.again}")
+        return step, state.ema
+
+    def sketch(self, step: int, params: Any) -> None:
+        """A picture while training."""
+        import numpy as np
+
+        samples = self.signals.watch(lambda: self.sampler(params, self.config.sampler.images))
+        if samples is None:
+            return
+        if not np.isfinite(samples).all():  # training is another matter, and goes on
+            self.say(f"no picture at step {step}: the sampler diverged")
+            return
+        self.picture(self.workdir / f"samples_{step:07d}.png", params, samples)
+
+    def picture(self, path: Path, params: Any, samples: np.ndarray) -> Path:
+        """The picture that suits the data: a grid of images, four panels of the plane, or one panel a coordinate."""
+        from scoregen import report
+
+        shape = self.experiment.dataset.shape
+        if self.experiment.dataset.is_image:
+            images = self.experiment.scaling.to_bytes(samples[: self.config.sampler.images])
+            return report.save_grid(path, images)
+        if shape == (2,):
+            return report.save_plane(path, self.experiment, params, samples)
+        return report.save_marginals(path, self.experiment.dataset, samples)
+
+    def show(self, step: int, params: Any) -> int:
+        """Sample, judge if it is asked for, draw, and close with the table. Returns the exit code."""
+        import numpy as np
+
+        from scoregen import report
+        from scoregen.judge import judge
+        from scoregen.log import Bar
+        from scoregen.train import levels
+
+        config, signals, workdir = self.config, self.signals, self.workdir
+        judged = self.mode == "eval" or (self.mode == "train" and config.eval.at_end)
+        count = max(config.eval.samples, config.sampler.images) if judged else config.sampler.images
+        batches = -(-count // config.sampler.batch)
+        with Bar(self.console, f"sampling {count}, level", levels(self.experiment) * batches) as bar:
+            samples = signals.watch(lambda: self.sampler(params, count, bar.update))
+        if samples is None:
+            self.say(f"stopped while sampling; the training is saved. To sample again: {self.again}")
+            return _ended(signals)
+        if bad := int((~np.isfinite(samples.reshape(count, -1)).all(1)).sum()):
+            raise UsageError(
+                f"{bad} of {count} samples are not finite: the sampler diverged; take smaller steps "
+                "(--config.sampler.corrector.langevin.step_size) or train longer"
+            )
+        files = [workdir / "samples.npz"]
+        np.savez(files[0], samples=samples)
+        name = "samples.png" if self.experiment.dataset.is_image else "figure.png"
+        files.append(self.picture(workdir / name, params, samples))
+        if self.mode == "train":
+            files.append(report.save_curve(workdir / "loss.png", workdir))
+            files += [workdir / "metrics.jsonl", workdir / "checkpoints", workdir / "config.json"]
+
+        work = lambda: judge(self.experiment, samples[: config.eval.samples], self.say)  # noqa: E731
+        verdicts = signals.watch(work) if judged else []
+        if verdicts is None:
+            self.say(f"stopped while judging; the samples are saved. To judge again: {self.again}")
+            return _ended(signals)
+        if verdicts:
+            files.insert(0, report.save_verdicts(workdir / "distances.json", self.experiment, step, verdicts))
+        what = self.summary(step, params, count)
+        if not judged and self.mode == "train":
+            what.append(("distances", f"not computed at the end of this preset: {self.again} --mode=eval"))
+        self.console.print()
+        self.console.print(report.table(f"{config.name}: {self.mode}", what, verdicts, files))
+        return 0
+
+    def summary(self, step: int, params: Any, count: int) -> list[tuple[str, str]]:
+        """What was trained and how it was sampled, as rows of the table."""
+        from scoregen.train import levels
+
+        config, sampler = self.config, self.config.sampler
+        parts = [sampler.predictor.name] + [sampler.corrector.name] * (sampler.corrector.name != "none")
+        other = "" if sampler.process.name == "trained" else f", as {sampler.process.name}"
+        net = f"{config.net.name}, {_size(params):,} parameters"
+        return [
+            ("trained", f"{config.loss.name} on {config.data.name}, {step:,} steps of {config.train.batch}"),
+            ("network", f"{net}, gives {config.target}, knows {config.net.condition}"),
+            ("process", f"{config.process.name}, {self.experiment.process.levels} levels"),
+            ("sampled", f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels"),
+        ]
+
+
+def _size(params: Any) -> int:
+    """The number of parameters."""
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _ended(signals: Signals) -> int:
+    """Leave at once: a sampler that is still at work in its thread has nothing to save."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    assert signals.caught is not None
+    os._exit(128 + signals.caught)
+
+
+def _hush() -> None:
+    """Silence what is said of a write that failed after it was reported in its one line.
+
+    Orbax closes its event loop while tensorstore still calls back into it, and leaves coroutines that nobody awaits;
+    Python complains of each, whenever it finds them. This is for the whole process, so `main` does not do it.
+    """
+    complain = sys.unraisablehook
+    sys.unraisablehook = lambda found: str(found.exc_value) == "Event loop is closed" or complain(found)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+if __name__ == "__main__":
+    _hush()
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""Training: the state, one jitted and donated step, and the loop around it, to be read from top to bottom.
+
+The three jit boundaries of the package are here: `make_step`, `make_eval`, `make_sampler`. Randomness is
+`fold_in(key(seed), step)`, then one key an example: no key lives in the state, and a run that is stopped
+and resumed anywhere ends in the same parameters, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from scoregen.config import Config
+from scoregen.errors import UsageError
+from scoregen.experiment import Experiment
+from scoregen.log import Bar, MetricsLog
+from scoregen.process import example_keys, perturb, split_keys
+from scoregen.samplers import sample
+
+if TYPE_CHECKING:
+    from scoregen.checkpoint import Checkpoints
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds: the number of steps done, the parameters, their average, the optimizer's state."""
+
+    step: Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def make_optimizer(train: Config) -> optax.GradientTransformation:
+    """Adam with a linear warm-up from 0, after a clip of the gradient's global norm (Ho et al. 2020, appendix B)."""
+    rate = train.learning_rate
+    if train.warmup:
+        rate = optax.linear_schedule(0.0, rate, train.warmup)
+    adam = optax.adam(rate)
+    return optax.chain(optax.clip_by_global_norm(train.clip), adam) if train.clip else adam
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before the first step."""
+    config = experiment.config
+    params = jax.jit(experiment.init)(jax.random.key(config.seed))
+    # The average starts as a copy: a donated buffer cannot be given away twice.
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(config.train).init(params))
+
+
+def mean_loss(experiment: Experiment, params: Any, raw: Array, keys: Array, dropout: Array | None) -> Array:
+    """The mean loss of a raw batch, at times and with noise drawn from one key an example `[B]`."""
+    prepare, time_, noise, loss = split_keys(keys, 4)
+    x0 = experiment.prepare(raw, prepare)
+    t = experiment.process.sample_time(time_, x0.shape[:1])
+    noised = perturb(experiment.process, noise, x0, t)
+    return experiment.loss(experiment.process, experiment.predict(params, dropout), noised, loss).mean()
+
+
+def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+    """One jitted step (state, raw batch `[B, ...]`) -> (state, metrics); the old state is donated.
+
+    With `config.train.microbatch` the gradient is added up over parts of the batch: the same step in less memory,
+    but for the draws of dropout.
+    """
+    train = experiment.config.train
+    optimizer = make_optimizer(train)
+    parts = train.batch // (train.microbatch or train.batch)
+
+    def step(state: TrainState, raw: Array) -> tuple[TrainState, dict[str, Array]]:
+        noise, dropout = jax.random.split(jax.random.fold_in(jax.random.key(experiment.config.seed), state.step))
+        keys = example_keys(noise, train.batch)
+
+        total = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        # Unrolled, not scanned: within a loop XLA's CPU backend runs a convolution's gradient many times slower.
+        for i in range(parts):
+            part = slice(i * (train.batch // parts), (i + 1) * (train.batch // parts))
+            # The barrier has each part wait for the one before, whose memory it can then take over.
+            params, total = jax.lax.optimization_barrier((state.params, total))
+            loss = functools.partial(mean_loss, experiment, raw=raw[part], keys=keys[part])
+            found = jax.value_and_grad(loss)(params, dropout=jax.random.fold_in(dropout, i))
+            total = jax.tree.map(jnp.add, total, found)
+        loss, grads = jax.tree.map(lambda a: a / parts, total)
+
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer's power
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        done = (1.0 + state.step.astype(jnp.float32)) / (10.0 + state.step.astype(jnp.float32))
+        decay = jnp.minimum(train.ema, done) if train.ema_ramp else jnp.float32(train.ema)
+        ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+        return TrainState(state.step + 1, params, ema, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval(experiment: Experiment) -> Callable[[Any], float]:
+    """params -> the loss of held-out data, at fixed times and noise, so that its changes are the network's."""
+    config, dataset = experiment.config, experiment.dataset
+    size = min(64, len(dataset.test))  # and not the training's, so that figures compare whatever that is
+    batches = min(512, len(dataset.test)) // size
+
+    @jax.jit
+    def step(params: Any, raw: Array, key: Array) -> Array:
+        return mean_loss(experiment, params, raw, example_keys(key, size), None)
+
+    def evaluate(params: Any) -> float:
+        keys = jax.random.split(jax.random.key(config.seed + 1), batches)
+        losses = [step(params, dataset.test[i * size : (i + 1) * size], keys[i]) for i in range(batches)]
+        return float(np.mean([wait(loss) for loss in losses]))
+
+    return evaluate
+
+
+def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
+    """(params, count, progress=None) -> samples `[count, ...]`, drawn a batch of `config.sampler.batch` at a time.
+
+    Sample i depends on the seed and on i, not on the size of the batches. `progress` is called with the number of
+    levels that are done of `levels * batches`.
+    """
+    config = experiment.config.sampler
+    told: list[Callable[[int], None]] = []  # whom to tell of the levels that are done
+
+    def tell(level: int) -> None:
+        for listener in told:
+            listener(int(level))
+
+    @jax.jit
+    def draw(params: Any, keys: Array) -> Array:
+        return sample(
+            experiment.walk,
+            experiment.predict_to_sample(params),
+            keys,
+            (keys.shape[0], *experiment.dataset.shape),
+            experiment.predictor,
+            experiment.corrector,
+            config.n or None,
+            denoise=config.denoise,
+            progress=tell,
+        )
+
+    def run(params: Any, count: int, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        # The last batch is filled up, so that one program serves them all.
+        batches = -(-count // config.batch)
+        keys = example_keys(jax.random.key(experiment.config.seed + 2), batches * config.batch)
+        drawn = []
+        for i in range(batches):
+            done = i * levels(experiment)
+            told[:] = [lambda level, done=done: progress(done + level)] if progress else []
+            drawn.append(np.asarray(draw(params, keys[i * config.batch : (i + 1) * config.batch])))
+            jax.effects_barrier()
+        return np.concatenate(drawn)[:count]
+
+    return run
+
+
+def levels(experiment: Experiment) -> int:
+    """How many noise levels the sampler walks."""
+    return experiment.config.sampler.n or experiment.walk.levels
+
+
+def wait(array: Any) -> float:
+    """The number in a scalar array. Waits for it in Python, where a signal is heard, not in the runtime."""
+    pause = 1e-4
+    while not array.is_ready():
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.05)
+    return float(array)
+
+
+def fit(
+    experiment: Experiment,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    bar: Bar,
+    stopped: Callable[[], bool] = lambda: False,
+    picture: Callable[[int, Any], None] | None = None,
+) -> TrainState:
+    """Train from `state` to `config.train.steps`, or until `stopped()`; the last state is saved either way.
+
+    Args:
+        experiment: the parts.
+        state: a fresh or a restored state; it is donated.
+        checkpoints: where states go; the metric of the best is the held-out loss of the averaged parameters.
+        log: where metrics go.
+        bar: told of every step.
+        stopped: asked before every step.
+        picture: called with (step, averaged parameters) every `config.train.sample_every` steps.
+
+    Raises:
+        UsageError: if the loss or the parameters are no longer finite; nothing of that is saved.
+    """
+    train = experiment.config.train
+    step_fn, held_out = make_step(experiment), make_eval(experiment)
+    begin = step = saved = int(state.step)
+    began = time.monotonic()
+
+    def finite(value: float, what: str, at: int) -> float:
+        if not math.isfinite(value):
+            checkpoints.wait()  # the last one may be under way
+            good = checkpoints.latest_step()
+            kept = f"the checkpoint of step {good} is good" if good is not None else "nothing was saved yet"
+            raise UsageError(
+                f"the {what} became {value} by step {at}; {kept}. Look at the data, or start in another --workdir with "
+                "a lower --config.train.learning_rate or a smaller --config.train.clip"
+            )
+        return value
+
+    def tell(at: int, metrics: dict[str, Array], write: bool) -> None:
+        loss = finite(wait(metrics["loss"]), "loss", at)
+        bar.update(at, loss=loss)
+        if write:
+            rate = (at - begin) / (time.monotonic() - began)
+            log.write(at, loss=loss, grad_norm=float(metrics["grad_norm"]), steps_per_second=rate)
+
+    def save() -> int:
+        loss = finite(held_out(state.ema), "held-out loss", step)
+        finite(wait(optax.tree.norm(state.params)), "norm of the parameters", step)
+        log.write(step, held_out_loss=loss)
+        checkpoints.save(step, state, metric=loss)
+        return step
+
+    in_flight = None
+    while step < train.steps and not stopped():
+        state, metrics = step_fn(state, experiment.dataset.batch(experiment.config.seed, step, train.batch))
+        step += 1
+        # One step runs while the next is prepared, and no more: what the bar shows has happened.
+        if in_flight is not None:
+            at, earlier = in_flight
+            tell(at, earlier, write=at % train.log_every == 0 or at == begin + 1)
+        in_flight = step, metrics
+        if step == train.steps:
+            break
+        if step % train.checkpoint_every == 0:
+            saved = save()
+        if picture is not None and train.sample_every and step % train.sample_every == 0:
+            picture(step, state.ema)
+    if in_flight is not None:
+        tell(*in_flight, write=True)
+    if step > saved:
+        save()
+    checkpoints.wait()
+    return state

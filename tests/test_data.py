@@ -1,0 +1,543 @@
+"""What a run sees must not depend on where it was cut, and a damaged file must never be trained on."""
+
+import email.message
+import hashlib
+import importlib
+import inspect
+import io
+import tarfile
+import urllib.error
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoregen.data import SCALINGS, SOURCES, Centered, Dataset, Identity, Unit, hold_out, random_flip
+from scoregen.data import checkerboard as make_checkerboard
+from scoregen.data import cifar10 as load_cifar10
+from scoregen.data import digits as load_digits
+from scoregen.errors import UsageError
+
+cifar = importlib.import_module("scoregen.data.cifar10")  # the name in the package is the function
+POINTS = ["mixture", "two_modes", "moons", "swissroll", "checkerboard"]
+
+
+def numbered(n, **options):
+    """A set whose example i is the number i."""
+    return Dataset("numbered", np.arange(n, dtype=np.float32)[:, None], np.zeros((1, 1), np.float32), **options)
+
+
+def keys(n, seed=0):
+    # made from the index, so that a longer batch begins with the keys of a shorter one
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(n))
+
+
+def bytes_of_all_levels(copies):
+    return np.tile(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), (copies, 1, 1, 1))
+
+
+# batches
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 37])
+def test_batches_are_one_permutation_an_epoch_joined_without_a_gap(size):
+    n, epochs = 10, 8
+    stream = np.concatenate([numbered(n).batch(3, step, size)[:, 0] for step in range(-(-n * epochs // size))])
+    rows = stream[: n * epochs].reshape(epochs, n)
+    assert np.array_equal(np.sort(rows, axis=1), np.tile(np.arange(n), (epochs, 1)))
+    assert len({tuple(row) for row in rows}) == epochs  # and a fresh one every time
+
+
+def test_resuming_at_any_step_sees_what_an_uninterrupted_run_sees():
+    whole = [numbered(10).batch(0, step, 7) for step in range(12)]
+    for step in reversed(range(12)):  # backwards, on a new object, with others asking in between
+        numbered(11).batch(5, step, 3)
+        assert np.array_equal(numbered(10).batch(0, step, 7), whole[step])
+
+
+def test_a_batch_can_be_changed_without_changing_the_next_one():
+    data = numbered(10)
+    data.batch(0, 0, 10)[:] = -1
+    data.indices(0, 0, 10)[:] = 0
+    assert np.array_equal(np.sort(data.batch(0, 0, 10)[:, 0]), np.arange(10))
+
+
+def test_batches_depend_on_the_seed_and_on_nothing_about_batch_size():
+    data = numbered(50)
+    assert not np.array_equal(data.batch(0, 0, 50), data.batch(1, 0, 50))
+    halves = np.concatenate([data.batch(0, 0, 20), data.batch(0, 1, 20)])
+    assert np.array_equal(halves, data.batch(0, 0, 40))
+
+
+def test_indices_pair_labels_with_examples():
+    data = numbered(10, train_labels=np.arange(10, dtype=np.int32) * 2)
+    assert np.array_equal(data.train_labels[data.indices(1, 2, 7)], data.batch(1, 2, 7)[:, 0] * 2)
+
+
+@pytest.mark.parametrize("bad", [{"size": 0}, {"step": -1}, {"seed": -1}])
+def test_a_bad_batch_is_refused(bad):
+    with pytest.raises(UsageError, match=next(iter(bad))):
+        numbered(4).batch(**({"seed": 0, "step": 0, "size": 2} | bad))
+
+
+# validation
+
+
+def test_rows_that_are_not_finite_are_counted_and_the_first_is_named():
+    x = np.zeros((9, 2), np.float32)
+    x[4, 1], x[7] = np.nan, np.inf
+    with pytest.raises(UsageError, match=r"train has 2 of 9 rows .* index 4"):
+        Dataset("bad", x, np.zeros((1, 2), np.float32))
+    with pytest.raises(UsageError, match="test has 2 of 9 rows"):
+        Dataset("bad", np.zeros((1, 2), np.float32), x)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (np.zeros((3, 2)), "train is float64"),
+        (np.zeros((3, 8, 8, 1), np.float32), "train is float32 of shape"),
+        (np.zeros((3, 2), np.uint8), "train is uint8 of shape"),
+        (np.zeros((0, 2), np.float32), "train is empty"),
+        (np.zeros((3, 1), np.float32), "the same kind"),
+        (np.zeros((3, 8, 8, 1), np.uint8), "the same kind"),
+        ([[0.0, 1.0]], "train is a list"),
+    ],
+)
+def test_a_bad_array_is_refused(train, message):
+    with pytest.raises(UsageError, match=message):
+        Dataset("bad", train, np.zeros((2, 2), np.float32))
+
+
+@pytest.mark.parametrize("labels", [np.zeros(4, np.int64), np.zeros(3, np.int32), [0, 1, 2, 3]])
+def test_bad_labels_are_refused(labels):
+    with pytest.raises(UsageError, match="pass int32 of shape"):
+        numbered(4, train_labels=labels)
+
+
+def test_hold_out_loses_and_repeats_nothing():
+    x = np.arange(50, dtype=np.float32)[:, None]
+    data = hold_out("x", x, 0.3, seed=1, labels=np.arange(50))
+    assert len(data.test) == 15
+    assert np.array_equal(np.sort(np.concatenate([data.train, data.test]), axis=0), x)
+    assert np.array_equal(data.test[:, 0], data.test_labels)
+    assert np.array_equal(data.train[:, 0], data.train_labels)
+    assert not np.array_equal(data.test, hold_out("x", x, 0.3, seed=2).test)
+    for fraction in (0.0, 1.0, -0.5, 0.001, float("nan")):
+        with pytest.raises(UsageError, match="held_out"):
+            hold_out("x", x, fraction, seed=0)
+    with pytest.raises(UsageError, match="49 labels"):
+        hold_out("x", x, 0.5, seed=0, labels=np.arange(49))
+
+
+# points
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_points_are_centred_of_unit_scale_and_drawn_anew(name):
+    data = SOURCES[name]()
+    assert data.shape == (2,)
+    assert not data.is_image
+    assert len(data.test) == 10_000
+    # four standard errors of a mean over 20000 points of unit scale
+    assert np.abs(data.train.mean(axis=0)).max() < 4 * data.train.std() / np.sqrt(len(data.train))
+    assert 0.6 < data.train.std() < 1.2
+    # two independent draws of the same law: means agree, points do not
+    assert np.abs(data.train.mean(axis=0) - data.test.mean(axis=0)).max() < 0.06
+    assert np.abs(np.cov(data.train.T) - np.cov(data.test.T)).max() < 0.08
+    assert not set(map(bytes, data.train)) & set(map(bytes, data.test))
+    assert np.array_equal(data.train, SOURCES[name]().train)
+    assert not np.array_equal(data.train, SOURCES[name](seed=1).train)
+    assert np.array_equal(data.test, SOURCES[name](size=10).test)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_option_has_a_default_that_a_flag_can_hold(name):
+    for option in inspect.signature(SOURCES[name]).parameters.values():
+        assert (name, option.name) == ("cifar10", "dir") or type(option.default) in (
+            int,
+            float,
+            str,
+            bool,
+            tuple,
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mixture", {}),
+        ("mixture", {"modes": 3, "radius": 1.0, "std": 0.3}),
+        ("two_modes", {}),
+        ("two_modes", {"weight": 0.3, "std": 0.4}),
+    ],
+)
+def test_log_density_is_that_of_the_points(name, options):
+    data = SOURCES[name](**options)
+    axis, step = np.linspace(-5, 5, 501, dtype=np.float32, retstep=True)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    log_p = np.asarray(jax.jit(data.log_density)(grid), np.float64)
+    p = np.exp(log_p) * step**2
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+    mean = p @ grid
+    assert mean == pytest.approx(0, abs=1e-4)
+    assert np.cov(data.train.T) == pytest.approx((p[:, None] * grid).T @ grid, abs=0.05)
+    # by halves of the diagonal: a mean and a covariance do not tell the weights from the places
+    above = grid.sum(axis=1) > 0
+    assert np.mean(data.train.sum(axis=1) > 0) == pytest.approx(p[above].sum(), abs=0.015)
+    # E log p over the points = -entropy
+    assert np.mean(data.log_density(data.test)) == pytest.approx(p @ log_p, abs=0.05)
+
+
+def test_log_density_of_the_mixture_is_even_over_its_modes():
+    data = SOURCES["mixture"](modes=5)
+    share = np.bincount(data.train_labels) / len(data.train)
+    assert share == pytest.approx(0.2, abs=0.015)
+    centres = np.stack([data.train[data.train_labels == k].mean(axis=0) for k in range(5)])
+    assert np.linalg.norm(centres, axis=1) == pytest.approx(1.4, abs=0.02)
+
+
+def test_the_checkerboard_leaves_its_white_cells_empty():
+    cells = np.floor((make_checkerboard().train / np.sqrt(3) + 1) * 2).astype(int)
+    assert np.all(cells.sum(axis=1) % 2 == 0)
+    assert len({tuple(cell) for cell in cells}) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mixture", {"modes": 0}),
+        ("mixture", {"std": 0.0}),
+        ("mixture", {"radius": -1.0}),
+        ("mixture", {"size": 0}),
+        ("mixture", {"seed": -1}),
+        ("two_modes", {"weight": 1.0}),
+        ("two_modes", {"std": -1.0}),
+        ("moons", {"noise": -1.0}),
+        ("swissroll", {"noise": float("nan")}),
+        ("checkerboard", {"cells": 0}),
+        ("digits", {"held_out": 1.0}),
+        ("digits", {"seed": -1}),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(name, options):
+    with pytest.raises(UsageError, match=f"{name}: {next(iter(options))}="):
+        SOURCES[name](**options)
+
+
+# digits
+
+
+def test_digits_are_the_published_ones():
+    images, labels = importlib.import_module("scoregen.data.digits")._load()
+    assert images.shape == (1797, 8, 8)
+    assert images.dtype == np.uint8
+    assert images.max() == 16
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    assert digest == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+
+
+def test_digits_fill_the_range_of_bytes_and_keep_their_labels():
+    data = load_digits()
+    assert data.is_image
+    assert data.shape == (8, 8, 1)
+    assert (len(data.train), len(data.test)) == (1438, 359)
+    every = np.concatenate([data.train, data.test])
+    assert np.unique(every).tolist() == np.floor(np.arange(17) * 255 / 16 + 0.5).astype(int).tolist()
+    counts = np.bincount(np.concatenate([data.train_labels, data.test_labels]))
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # if labels were shuffled away from images, the mean images of all digits would be alike
+    means = np.stack([data.train[data.train_labels == k].mean(axis=0) for k in range(10)])
+    nearest = np.argmin([[np.sum((x - m) ** 2) for m in means] for x in data.test.astype(float)], axis=1)
+    assert np.mean(nearest == data.test_labels) > 0.85
+
+
+# CIFAR-10
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Files of four records, labelled 0..3, every byte of a plane its own number."""
+    monkeypatch.setattr(cifar, "RECORDS", 4)
+    rng = np.random.default_rng(0)
+    return {
+        name: np.concatenate(
+            [np.arange(4, dtype=np.uint8)[:, None], rng.integers(64, size=(4, 3072), dtype=np.uint8)], axis=1
+        ).tobytes()
+        for name in cifar.FILES
+    }
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", refuse)
+
+
+def write(folder, files):
+    folder.mkdir(exist_ok=True, parents=True)
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    return folder
+
+
+def packed(files, top="cifar-10-batches-bin/"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, raw in {"readme.html": b"hello", **files}.items():
+            member = tarfile.TarInfo(top + name)
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    return buffer.getvalue()
+
+
+def same(a, b):
+    return all(
+        np.array_equal(getattr(a, field), getattr(b, field))
+        for field in ("train", "test", "train_labels", "test_labels")
+    )
+
+
+def test_planes_become_channels(small, tmp_path):
+    record = np.zeros(3073, np.uint8)
+    record[0] = 7
+    record[1 + 0 * 1024 + 2 * 32 + 5] = 10  # red of row 2, column 5
+    record[1 + 1 * 1024 + 2 * 32 + 5] = 20
+    record[1 + 2 * 1024 + 2 * 32 + 5] = 30
+    small["data_batch_2.bin"] = record.tobytes() + small["data_batch_2.bin"][3073:]
+    data = load_cifar10(dir=str(write(tmp_path / "here", small)))
+    assert data.train[4, 2, 5].tolist() == [10, 20, 30]
+    assert data.train[4].sum() == 60
+    assert data.train_labels.tolist() == [0, 1, 2, 3, 7, 1, 2, 3] + 3 * [0, 1, 2, 3]
+    assert data.train.shape == (20, 32, 32, 3)
+    assert data.test.shape == (4, 32, 32, 3)
+    assert data.is_image
+    assert data.train.flags.c_contiguous
+    assert bytes(data.test[0].transpose(2, 0, 1)) == small["test_batch.bin"][1:3073]
+
+
+def test_every_way_of_naming_the_place_gives_the_same_set(small, tmp_path, monkeypatch):
+    inside = write(tmp_path / "a" / "cifar-10-batches-bin", small)
+    archive = write(tmp_path / "b", {"cifar-10-binary.tar.gz": packed(small)})
+    renamed = write(tmp_path / "c", {"mine.tgz": packed(small, top="./")}) / "mine.tgz"
+    write(tmp_path / "cache" / "cifar10", {"cifar-10-binary.tar.gz": packed(small)})
+    monkeypatch.setenv("SCOREGEN_CACHE", str(tmp_path / "cache"))
+    first = load_cifar10(dir=str(inside))
+    for place in (inside.parent, archive, archive / "cifar-10-binary.tar.gz", renamed, ""):
+        assert same(load_cifar10(dir=str(place)), first)
+    assert [path.name for path in archive.iterdir()] == ["cifar-10-binary.tar.gz"]  # nothing was unpacked
+
+
+def test_an_archive_cannot_write_anywhere(small, tmp_path):
+    (tmp_path / "deep").mkdir()
+    place = write(tmp_path / "deep" / "b", {"cifar-10-binary.tar.gz": packed(small, top="../")})
+    load_cifar10(dir=str(place))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["b", "cifar-10-binary.tar.gz", "deep"]
+
+
+@pytest.mark.parametrize("change", [-1, 1, -3073])
+@pytest.mark.parametrize("in_archive", [False, True])
+def test_a_file_of_the_wrong_size_is_named_with_both_sizes(small, tmp_path, change, in_archive):
+    raw = small["data_batch_3.bin"]
+    small["data_batch_3.bin"] = (raw + b"x")[: len(raw) + change]
+    if in_archive:
+        small = {"cifar-10-binary.tar.gz": packed(small)}
+    with pytest.raises(UsageError, match=f"data_batch_3.bin.* has {len(raw) + change} bytes, not {len(raw)}"):
+        load_cifar10(dir=str(write(tmp_path / "x", small)))
+
+
+def test_a_label_beyond_nine_is_refused(small, tmp_path):
+    raw = bytearray(small["test_batch.bin"])
+    raw[2 * 3073] = 10
+    small["test_batch.bin"] = bytes(raw)
+    with pytest.raises(UsageError, match=r"test_batch.bin: record 2 has the label 10"):
+        load_cifar10(dir=str(write(tmp_path / "x", small)))
+
+
+@pytest.mark.parametrize("in_archive", [False, True])
+def test_missing_files_are_named(small, tmp_path, in_archive):
+    del small["data_batch_4.bin"], small["test_batch.bin"]
+    if in_archive:
+        small = {"cifar-10-binary.tar.gz": packed(small)}
+    with pytest.raises(UsageError, match=r"lacks data_batch_4.bin, test_batch.bin"):
+        load_cifar10(dir=str(write(tmp_path / "x", small)))
+
+
+DAMAGES = {
+    "cut in half": lambda raw: raw[: len(raw) // 2],
+    "cut by a few bytes": lambda raw: raw[:-4],
+    "checksum": lambda raw: raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:],
+    "flipped bits": lambda raw: raw[:5000] + bytes(b ^ 255 for b in raw[5000:5100]) + raw[5100:],
+    "empty": lambda raw: b"",
+    "text": lambda raw: b"<html>404</html>",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_archive_is_refused(small, tmp_path, damage):
+    place = write(tmp_path / "x", {"cifar-10-binary.tar.gz": DAMAGES[damage](packed(small))})
+    with pytest.raises(UsageError, match=r"cifar-10-binary.tar.gz is not a whole .tar.gz archive") as caught:
+        load_cifar10(dir=str(place))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_damaged_far_inside_a_file_is_refused(tmp_path, monkeypatch):
+    # beyond what is read ahead of the first header, where the decompressor's own exception comes through
+    monkeypatch.setattr(cifar, "RECORDS", 200)
+    records = np.random.default_rng(0).integers(10, size=200 * 3073, dtype=np.uint8).tobytes()
+    raw = packed({cifar.FILES[0]: records})
+    half = len(raw) // 2
+    broken = raw[:half] + bytes(b ^ 255 for b in raw[half : half + 1000]) + raw[half + 1000 :]
+    with pytest.raises(UsageError, match=r"is not a whole .tar.gz archive"):
+        load_cifar10(dir=str(write(tmp_path / "x", {"cifar-10-binary.tar.gz": broken})))
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "data_batch_1", "cifar-10-python.tar.gz"])
+def test_the_python_version_is_refused_with_the_reason(tmp_path, name):
+    write((tmp_path / name).parent, {name.rsplit("/")[-1]: b"anything"})
+    with pytest.raises(UsageError, match="run code when opened: the binary version is needed"):
+        load_cifar10(dir=str(tmp_path))
+
+
+def test_without_a_network_one_line_says_what_to_put_where(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        load_cifar10(dir=str(tmp_path))
+    message = str(caught.value)
+    assert "Temporary failure in name resolution" in message
+    assert "no such folder" not in message
+    assert f"get {cifar.URL} and put it into {tmp_path}" in message
+    assert "\n" not in message
+    with pytest.raises(UsageError, match=r"nowhere .there is no such folder."):
+        load_cifar10(dir=str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=r"there is no file .*mine.tar.gz"):
+        load_cifar10(dir=str(tmp_path / "mine.tar.gz"))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Response(io.BytesIO):
+    """What urlopen gives; breaks off after `broken` bytes if asked to."""
+
+    def __init__(self, raw, broken=None):
+        super().__init__(raw)
+        self.broken, self.headers = broken, email.message.Message()
+        self.headers["Content-Length"] = str(len(raw))
+
+    def read(self, size=-1):
+        if self.broken is not None and self.tell() >= self.broken:
+            raise ConnectionResetError("Connection reset by peer")
+        return super().read(size)
+
+
+def test_a_download_is_verified_and_then_read(small, tmp_path, monkeypatch):
+    raw, timeouts = packed(small), []
+
+    def serve(url, timeout):
+        timeouts.append(timeout)
+        return Response(raw)
+
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", serve)
+    monkeypatch.setattr(cifar, "MD5", hashlib.md5(raw).hexdigest())
+    place = tmp_path / "new" / "folder"
+    first = load_cifar10(dir=str(place))
+    assert same(first, load_cifar10(dir=str(write(tmp_path / "x", small))))
+    assert [path.name for path in place.iterdir()] == ["cifar-10-binary.tar.gz"]
+    assert same(first, load_cifar10(dir=str(place)))
+    assert timeouts == [cifar.TIMEOUT]
+
+
+def test_a_download_with_another_md5_is_thrown_away(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_, **__: Response(packed(small)))
+    with pytest.raises(UsageError, match=r"damaged .* not c32a1d4ab5d03f1284b67883e8d87530"):
+        load_cifar10(dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_, **__: Response(bytes(10**6), broken=500_000))
+    with pytest.raises(UsageError, match="Connection reset by peer"):
+        load_cifar10(dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+# scaling
+
+
+@pytest.mark.parametrize("scaling", [Centered(), Unit(), Unit(dequantize=False)], ids=repr)
+def test_bytes_come_back_and_stay_in_range(scaling):
+    x = bytes_of_all_levels(64)
+    y = jax.jit(scaling)(x, keys(64))
+    assert y.dtype == jnp.float32
+    assert y.shape == x.shape
+    assert scaling.low <= float(y.min())
+    assert float(y.max()) <= scaling.high
+    assert (float(y.min()), float(y.max())) == pytest.approx((scaling.low, scaling.high), abs=0.01)
+    back = scaling.to_bytes(y)
+    assert type(back) is np.ndarray
+    assert back.dtype == np.uint8
+    assert np.array_equal(back, x)
+
+
+@pytest.mark.parametrize("scaling", [Centered(), Unit(), Unit(dequantize=False)], ids=repr)
+def test_to_bytes_clips_rounds_to_nearest_and_refuses_what_diverged(scaling):
+    wide = scaling.high - scaling.low
+    out = np.array([scaling.low - wide, scaling.high + wide], np.float32)
+    assert scaling.to_bytes(out).tolist() == [0, 255]
+    levels = np.sort(np.asarray(scaling(bytes_of_all_levels(1), keys(1))).ravel())
+    if scaling != Unit():
+        assert scaling.to_bytes(levels[:-1] + 0.4 * np.diff(levels)).tolist() == list(range(255))
+        assert scaling.to_bytes(levels[:-1] + 0.6 * np.diff(levels)).tolist() == list(range(1, 256))
+    with pytest.raises(UsageError, match="2 of 3 values are NaN or infinite"):
+        scaling.to_bytes(np.array([np.nan, np.inf, 0], np.float32))
+
+
+def test_scalings_are_the_published_maps():
+    x = bytes_of_all_levels(1)
+    level = x.astype(np.float64)
+    assert np.asarray(Centered()(x, keys(1))) == pytest.approx(level / 127.5 - 1, abs=1e-6)
+    assert np.asarray(Unit(dequantize=False)(x, keys(1))) == pytest.approx(level / 255, abs=1e-6)
+
+
+def test_dequantization_is_uniform_within_its_byte_and_keyed_by_example():
+    x = np.repeat(bytes_of_all_levels(200), 3, axis=-1)
+    y = np.asarray(Unit()(x, keys(200)), np.float64)
+    u = 256 * y - x
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert u.mean() == pytest.approx(1 / 2, abs=5 / np.sqrt(12 * u.size))
+    assert u.var() == pytest.approx(1 / 12, rel=0.01)
+    assert abs(np.corrcoef(u[0].ravel(), u[1].ravel())[0, 1]) < 0.3  # examples differ
+    assert abs(np.corrcoef(u[:, 0, 0, 0], u[:, 0, 1, 0])[0, 1]) < 0.3  # and so do pixels
+    assert abs(np.corrcoef(u[..., 0].ravel(), u[..., 1].ravel())[0, 1]) < 0.05  # and colours
+    assert np.array_equal(np.asarray(Unit()(x[:7], keys(7))), y[:7].astype(np.float32))
+    assert not np.array_equal(np.asarray(Unit()(x[:7], keys(7, seed=1))), y[:7].astype(np.float32))
+
+
+def test_identity_keeps_points_and_each_scaling_refuses_the_other_kind():
+    points, images = np.ones((3, 2), np.float32), bytes_of_all_levels(3)
+    assert np.array_equal(Identity()(points, keys(3)), points)
+    with pytest.raises(UsageError, match="'centered' or 'unit' for images"):
+        Identity()(images, keys(3))
+    for scaling in (Centered(), Unit()):
+        with pytest.raises(UsageError, match="'identity' for points"):
+            scaling(points, keys(3))
+    with pytest.raises(UsageError, match="points"):
+        Identity().to_bytes(points)
+    assert set(SCALINGS.values()) == {Centered, Unit, Identity}
+
+
+def test_flips_mirror_columns_of_about_half_of_the_images():
+    x = np.random.default_rng(0).integers(256, size=(400, 4, 5, 3), dtype=np.uint8)
+    y = np.asarray(jax.jit(random_flip)(keys(400), x))
+    kept = (y == x).all(axis=(1, 2, 3))
+    mirrored = (y == x[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert y.dtype == x.dtype
+    assert np.all(kept ^ mirrored)
+    assert 0.5 - 5 / 40 < mirrored.mean() < 0.5 + 5 / 40  # five standard errors
+    assert np.array_equal(np.asarray(random_flip(keys(7), x[:7])), y[:7])  # whatever the size of the batch
+    assert np.array_equal(np.asarray(random_flip(keys(400)[100:103], x[100:103])), y[100:103])
+    with pytest.raises(UsageError, match="only images"):
+        random_flip(keys(3), np.ones((3, 2), np.float32))

@@ -1,0 +1,301 @@
+"""The networks against numbers worked out by hand, and against what a derivative must be."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoregen.nets import MLP, NETS, Classifier, UNet
+from scoregen.nets.layers import GroupNorm, conv, dense, sinusoidal, upsample
+
+# One block a level on the way up, none on the way down: every kind of layer, and little to compile.
+TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 0, "attention": (4,), "groups": 4}
+
+
+def _alive(params, seed=7):
+    """Parameters all of unit order: at initialisation the layers that start at zero hide everything before."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+
+    def draw(key, leaf):
+        fan = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 4.0
+        return jax.random.normal(key, leaf.shape) / np.float32(np.sqrt(fan))
+
+    return jax.tree.unflatten(tree, [draw(k, a) for k, a in zip(keys, leaves, strict=True)])
+
+
+class Case:
+    """A small network with dropout and live parameters; every jitted function is compiled once."""
+
+    def __init__(self, name):
+        self.net, shape = {
+            "mlp": (MLP(width=16, depth=2, embedding=8, dropout=0.3), (3, 2)),
+            "unet": (UNet(**TINY, dropout=0.3), (3, 8, 8, 1)),
+        }[name]
+        self.x = jax.random.normal(jax.random.key(1), shape)
+        self.c = jnp.array([-1.0, 0.5, 2.0])
+        self.params = _alive(jax.eval_shape(self.net.init, jax.random.key(0), self.x, self.c))
+        self.apply = jax.jit(self.net.apply)
+        self.noisy = jax.jit(lambda x, key: self.net.apply(self.params, x, self.c, train=True, rngs={"dropout": key}))
+
+    @functools.cached_property
+    def sliced(self):
+        """Value and gradient of v' s + v' grad(v' s), by forward-over-reverse and by reverse-over-reverse."""
+        v = jax.random.normal(jax.random.key(3), self.x.shape)
+
+        def score(params, x):
+            return self.net.apply(params, x, self.c, train=True, rngs={"dropout": jax.random.key(4)})
+
+        def forward(params):
+            s, js = jax.jvp(lambda x: score(params, x), (self.x,), (v,))
+            return jnp.vdot(v, s + js)
+
+        def reverse(params):
+            vs, gradient = jax.value_and_grad(lambda x: jnp.vdot(v, score(params, x)))(self.x)
+            return vs + jnp.vdot(v, gradient)
+
+        # Second derivatives are long programs that run once: they are not worth optimising.
+        quick = {"xla_backend_optimization_level": 0}
+        return [jax.jit(jax.value_and_grad(f), compiler_options=quick)(self.params) for f in (forward, reverse)]
+
+
+@pytest.fixture(scope="module", params=["mlp", "unet"])
+def case(request):
+    return Case(request.param)
+
+
+def _count(net, shape):
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(shape[0]))
+    return sum(leaf.size for leaf in jax.tree.leaves(params)), params["params"]
+
+
+# --- layers
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_sinusoidal_by_hand():
+    # dim 6: half = 3, frequencies 1, 1e-2, 1e-4
+    got = sinusoidal(jnp.array([0.0, 2.0, 999.0]), 6)
+    want = [
+        [0, 0, 0, 1, 1, 1],
+        [0.9092974268, 0.0199986667, 0.0002, -0.4161468365, 0.9998000067, 0.99999998],
+        [-0.0264608, -0.5356033, 0.0997339, 0.9996499, -0.8444697, 0.9950141],
+    ]
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    assert sinusoidal(jnp.ones(1), 7).shape == (1, 7) and sinusoidal(jnp.ones(1), 7)[0, 6] == 0
+    assert sinusoidal(jnp.array([3]), 8).dtype == jnp.float32  # an integer index will do
+
+
+@pytest.mark.parametrize(("c", "dim"), [(jnp.zeros(()), 8), (jnp.zeros((2, 1)), 8), (jnp.zeros(2), 3)])
+def test_sinusoidal_refuses(c, dim):
+    with pytest.raises(ValueError, match=r"number an example|dim >= 4"):
+        sinusoidal(c, dim)
+
+
+def test_upsample_repeats_pixels():
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 12), (3, 12)])
+def test_group_norm_against_numpy(shape):
+    rng = np.random.default_rng(0)
+    # A mean that is large beside the spread, which the one-pass variance does not survive.
+    x = (1e3 + rng.standard_normal(shape)).astype(np.float32)
+    scale, bias = rng.standard_normal((2, 12)).astype(np.float32)
+    got = GroupNorm(groups=3).apply(
+        {"params": {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}}, jnp.asarray(x)
+    )
+    want = np.empty(shape)
+    for b in range(shape[0]):
+        for g in range(3):
+            part = x[b, ..., 4 * g : 4 * g + 4].astype(np.float64)
+            want[b, ..., 4 * g : 4 * g + 4] = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
+    np.testing.assert_allclose(got, want * scale + bias, atol=2e-3)
+
+
+def test_group_norm_groups():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    few, all_ = GroupNorm(groups=32), GroupNorm(groups=4)  # 32 is lowered to the 4 channels
+    params = few.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(few.apply(params, x), all_.apply(params, x))
+    with pytest.raises(ValueError, match="3 groups do not divide 4 channels"):
+        GroupNorm(groups=3).init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize(("layer", "shape", "fan_avg"), [(dense, (1, 30), 40.0), (conv, (1, 4, 4, 30), 9 * 40.0)])
+def test_fan_average_uniform(layer, shape, fan_avg):
+    kernel = layer(50).init(jax.random.key(0), jnp.zeros(shape))["params"]["kernel"]
+    bound = np.sqrt(3 / fan_avg)
+    assert 0.98 * bound < np.abs(kernel).max() <= bound
+    np.testing.assert_allclose(np.var(kernel), 1 / fan_avg, rtol=0.1)
+    zero = layer(50, scale=0.0).init(jax.random.key(0), jnp.zeros(shape))["params"]["kernel"]
+    assert 0 < np.abs(zero).max() < 1e-5
+
+
+# --- networks
+# -------------------------------------------------------------------------------------------------------
+
+
+def test_table():
+    assert {name: NETS[name] for name in ("mlp", "unet")} == {"mlp": MLP, "unet": UNet}
+
+
+def test_unet_is_the_ddpm_cifar_network():
+    count, params = _count(UNet(), (1, 32, 32, 3))
+    assert count == 35_746_307
+    # The same total could hide attention at the wrong places.
+    attention = sorted(name for name in params if "attention" in name)
+    assert attention == [
+        *("down1_0_attention", "down1_1_attention", "middle_attention"),
+        *("up1_0_attention", "up1_1_attention", "up1_2_attention"),
+    ]
+    # The input of each up-block is the running width beside the kept one, in reverse order of the way down.
+    inputs = [params[f"up{i}_{j}"]["conv1"]["kernel"].shape[2] for i in (3, 2, 1, 0) for j in range(3)]
+    assert inputs == [512, 512, 512, 512, 512, 512, 512, 512, 384, 384, 256, 256]
+
+
+def test_unet_other_sizes():
+    assert _count(UNet(), (1, 64, 32, 1))[0] < 35_746_307  # one input and one output channel in place of three
+    _, params = _count(UNet(channels=16, multipliers=(1, 2), attention=(8, 4)), (1, 8, 8, 1))  # 32 groups > 16
+    assert {"down0_0_attention", "down1_1_attention", "up0_2_attention", "up1_0_attention"} <= set(params)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({}, (1, 28, 28, 1), "28x28 cannot be halved 3 times.*multiple of 8"),
+        ({}, (1, 32, 30, 1), "32x30 cannot be halved"),
+        ({"multipliers": (1, 2, 2)}, (1, 2, 2, 1), "2x2 cannot be halved 2 times"),
+        ({"multipliers": (1, 2)}, (1, 8, 8, 1), r"attention at \[16\].*\[8, 4\]"),
+        ({"groups": 24}, (1, 32, 32, 3), "groups=24 does not divide channels=128"),
+        ({}, (4, 2), "takes images"),
+    ],
+)
+def test_unet_refuses(options, shape, message):
+    with pytest.raises(ValueError, match=message):
+        _count(UNet(**options), shape)
+
+
+@pytest.mark.parametrize(("x", "c", "message"), [((4,), (4,), "one axis beside B"), ((4, 2), (3,), "4 points need")])
+def test_mlp_refuses(x, c, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(MLP().init, jax.random.key(0), jnp.zeros(x), jnp.zeros(c))
+
+
+@pytest.mark.parametrize("last", ["conv_out", "out"])
+def test_starts_at_zero(last):
+    net, shape = {"conv_out": (UNet(**TINY), (1, 8, 8, 1)), "out": (MLP(), (1, 2))}[last]
+    # The last layer's output is its kernel times activations of unit order; XLA drops the drawing of the
+    # others.
+    init = jax.jit(lambda: net.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1))["params"][last])
+    layer = init()
+    assert 0 < np.abs(layer["kernel"]).max() < 1e-4
+    np.testing.assert_array_equal(layer["bias"], 0)
+
+
+def test_shape_dtype_and_examples_apart(case):
+    out = case.apply(case.params, case.x, case.c)
+    assert out.shape == case.x.shape and out.dtype == jnp.float32 and np.isfinite(out).all()
+    # An example's output does not depend on its neighbours, and the order of a batch is kept.
+    np.testing.assert_allclose(case.apply(case.params, case.x[::-1], case.c[::-1])[::-1], out, atol=1e-5)
+    np.testing.assert_allclose(case.apply(case.params, case.x.at[0].set(5.0), case.c)[1:], out[1:], atol=1e-5)
+
+
+def test_conditioning_matters_and_is_smooth(case):
+    out = case.apply(case.params, case.x, case.c)
+    moved = case.apply(case.params, case.x, case.c.at[1].add(1.0))
+    change = np.abs(moved - out).reshape(3, -1).max(axis=1)
+    assert change[1] > 1e-2 and change[0] < 1e-5 and change[2] < 1e-5
+    near = np.abs(case.apply(case.params, case.x, case.c + 1e-3) - out).max()
+    assert near < 5e-2 * change[1]
+
+
+def test_dropout_only_in_training(case):
+    one, two = jax.random.key(1), jax.random.key(2)
+    still = case.apply(case.params, case.x, case.c)
+    np.testing.assert_array_equal(case.apply(case.params, case.x, case.c, rngs={"dropout": one}), still)
+    noisy = case.noisy(case.x, one)
+    assert np.abs(noisy - still).max() > 1e-2
+    assert np.abs(noisy - case.noisy(case.x, two)).max() > 1e-2
+    np.testing.assert_array_equal(noisy, case.noisy(case.x, one))
+
+
+def test_forward_mode_inside_reverse_mode(case):
+    (one, g_one), (two, g_two) = case.sliced
+    assert abs(one) > 1e-2
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+    scale = max(float(np.abs(g).max()) for g in jax.tree.leaves(g_two))
+    for a, b in zip(jax.tree.leaves(g_one), jax.tree.leaves(g_two), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * scale)
+
+
+def test_every_parameter_is_used(case):
+    for path, g in jax.tree_util.tree_leaves_with_path(case.sliced[0][1]):
+        name = jax.tree_util.keystr(path)
+        # A bias of the keys shifts a whole row of logits, which the softmax does not see.
+        assert np.abs(g).max() > (-1 if "'key']['bias" in name else 1e-6), name
+
+
+def test_mlp_by_hand():
+    """The formula of its docstring, in NumPy."""
+    net, x, c = MLP(width=8, depth=2, embedding=6), _normal(1, (4, 3)), _normal(2, (4,))
+    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, c))
+
+    def layer(name, h):
+        return h @ np.asarray(params["params"][name]["kernel"]) + np.asarray(params["params"][name]["bias"])
+
+    def swish(h):
+        return h / (1 + np.exp(-h))
+
+    e, h = swish(layer("time", np.asarray(sinusoidal(c, 6)))), layer("in", np.asarray(x))
+    for i in range(2):
+        both = layer(f"film{i}", e)
+        h = h + layer(f"residual{i}", swish((1 + both[:, :8]) * h + both[:, 8:]))
+    np.testing.assert_allclose(net.apply(params, x, c), layer("out", swish(h)), atol=1e-5)
+
+
+def _normal(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_mlp_flattens():
+    net, x, c = MLP(width=8, depth=1, embedding=4), jnp.arange(24.0).reshape(2, 3, 4) / 24, jnp.ones(2)
+    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, c))
+    np.testing.assert_array_equal(net.apply(params, x, c).reshape(2, 12), net.apply(params, x.reshape(2, 12), c))
+
+
+def test_unet_bfloat16():
+    x, c = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([0.0, 30.0])
+    nets = [UNet(**TINY, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    params = _alive(jax.eval_shape(nets[1].init, jax.random.key(0), x, c))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    full, half = (jax.jit(net.apply)(params, x, c) for net in nets)
+    assert half.dtype == jnp.float32
+    error = np.abs(full - half).max() / np.abs(full).max()
+    assert 1e-5 < error < 0.1  # less than 1e-5 would mean that nothing ran in half precision
+
+
+def test_classifier():
+    net = Classifier(classes=7, width=8, features=16)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    params = net.init(jax.random.key(1), x)
+    (logits, features), seen = net.apply(params, x, capture_intermediates=True)
+    (last_norm,) = seen["intermediates"]["GroupNorm_3"]["__call__"]
+    np.testing.assert_allclose(features, jax.nn.swish(last_norm).mean((1, 2)), atol=1e-6)
+    assert features.shape == (2, 16)
+    last = params["params"]["logits"]
+    np.testing.assert_allclose(logits, features @ last["kernel"] + last["bias"][None], atol=1e-5)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+    for size, convolutions in ((28, 6), (32, 6), (8, 4)):
+        _, tree = _count_classifier(net, (1, size, size, 3))
+        assert sum("Conv" in name for name in tree) == convolutions
+    with pytest.raises(ValueError, match="takes images"):
+        net.init(jax.random.key(1), jnp.zeros((2, 8)))
+
+
+def _count_classifier(net, shape):
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params)), params

@@ -1,0 +1,115 @@
+"""What is looked at in the end: each pixel in its place, each figure beside its floor."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from scoregen.config import load
+from scoregen.data import Dataset, points
+from scoregen.experiment import assemble
+from scoregen.judge import Verdict, judge
+from scoregen.log import MetricsLog
+from scoregen.report import save_curve, save_grid, save_marginals, save_verdicts, table
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(16, 20, 1), (16, 20, 3), (4, 6, 1)])
+def test_a_grid_holds_every_image_in_reading_order(tmp_path, height, width, channels):
+    """Five images in three columns: each is found again, as blocks of whole pixels between white gaps."""
+    rng, scale, gap = np.random.default_rng(0), 3, 1
+    images = rng.integers(250, size=(5, height, width, channels), dtype=np.uint8)
+    if height < 16:  # interpolated: one grey each
+        images[:] = images[:, :1, :1]
+    path = save_grid(tmp_path / "grid.png", images, side=3 * (width + 1) * scale)
+    page = np.rint(imread(path)[..., :3] * 255).astype(np.uint8)
+    tall, wide = height * scale, width * scale
+    assert page.shape == (2 * (tall + gap) + gap, 3 * (wide + gap) + gap, 3)
+    white = np.ones(page.shape[:2], bool)
+    for i, image in enumerate(images):
+        y, x = gap + i // 3 * (tall + gap), gap + i % 3 * (wide + gap)
+        assert (page[y : y + tall, x : x + wide] == image.repeat(scale, 0).repeat(scale, 1)).all()
+        white[y : y + tall, x : x + wide] = False
+    assert (page[white] == 255).all()
+
+
+@pytest.mark.parametrize("losses", [[], [0.5], [3.0 / k for k in range(1, 9)], [-1.0 * k for k in range(8)]])
+def test_a_curve_is_drawn_of_any_losses(tmp_path, losses):
+    """None yet, one, many, and those of sliced score matching, which are negative and have no logarithm."""
+    with MetricsLog(tmp_path, 0) as log:
+        for step, loss in enumerate(losses, 1):
+            log.write(step, loss=loss)
+        if losses:
+            log.write(len(losses), held_out_loss=losses[-1])
+    page = imread(save_curve(tmp_path / "loss.png", tmp_path))
+    assert page[..., :3].std() > (0.05 if losses else 0)
+
+
+def test_marginals_show_samples_that_are_off(tmp_path):
+    """One panel a coordinate: samples drawn elsewhere make another picture than samples of the truth."""
+    rng = np.random.default_rng(0)
+    data = Dataset("cube", *(rng.normal(size=(500, 5)).astype(np.float32) for _ in range(2)))
+    good = imread(save_marginals(tmp_path / "good.png", data, data.train))
+    bad = imread(save_marginals(tmp_path / "bad.png", data, data.train + 1))
+    assert good.std() > 0.05
+    assert good.shape == bad.shape
+    assert abs(good - bad).max(axis=-1).mean() > 0.005
+
+
+def test_verdicts_and_the_table():
+    verdicts = [Verdict("MMD", 0.03, 0.02, 0.001), Verdict("nearest", 12.0, note="median")]
+    page = io.StringIO()
+    Console(file=page, width=100).print(
+        table("ddpm_toy: train", [("process", "ddpm")], verdicts, [Path("a.png"), Path("b.npz")])
+    )
+    lines = [line.strip().split(maxsplit=1) for line in page.getvalue().splitlines()]
+    assert lines == [
+        ["ddpm_toy:", "train"], ["process", "ddpm"],
+        ["MMD", "0.03, 1.50x the floor of 0.02 +- 0.001 (real against real)"], ["nearest", "12 (median)"],
+        ["files", "a.png"], ["b.npz"],
+    ]  # fmt: skip
+
+
+def test_verdicts_are_kept_as_json(tmp_path):
+    """With what is needed to come by them again."""
+    experiment = assemble(load("ddpm_toy"))
+    verdicts = [Verdict("MMD", 0.0, 0.02, 0.001), Verdict("near", 12.0)]
+    kept = json.loads(save_verdicts(tmp_path / "distances.json", experiment, 7, verdicts).read_text())
+    assert (kept["config"], kept["step"], kept["seed"], kept["samples"]) == ("ddpm_toy", 7, 0, 4000)
+    assert kept["sampler"]["predictor"]["name"] == "ancestral" and kept["sampler"]["n"] == 250
+    assert [(row["name"], row["value"]) for row in kept["distances"]] == [("MMD", 0.0), ("near", 12.0)]
+    assert kept["distances"][0]["floor"] == 0.02
+
+
+def test_points_of_the_truth_score_the_floor_and_others_do_not(monkeypatch):
+    monkeypatch.setattr(points, "TEST_SIZE", 500)
+    config = load("ddpm_toy")
+    config.data.mixture.size = 1000
+    config.eval.samples = 300
+    experiment = assemble(config)
+    fresh = points.mixture(size=300, seed=1).train
+    for truth, off in zip(judge(experiment, fresh), judge(experiment, fresh + np.float32(1.0)), strict=True):
+        assert truth.floor is not None and truth.floor_std is not None
+        assert abs(truth.value - truth.floor) < 5 * truth.floor_std
+        assert off.floor == truth.floor and off.value > truth.floor + 5 * truth.floor_std
+
+
+def test_images_of_the_truth_score_the_floor_and_noise_does_not():
+    experiment = assemble(load("ddpm_digits"))
+    rng = np.random.default_rng(0)
+    real = experiment.dataset.train[rng.permutation(len(experiment.dataset.train))[:300]]
+    real = (2 * real.astype(np.float32) - 255) / 255
+    frechet, near, memorised = judge(experiment, real)
+    assert frechet.floor is not None and frechet.floor_std is not None and "classifier" in frechet.note
+    assert abs(frechet.value - frechet.floor) < 5 * frechet.floor_std
+    assert (near.value, memorised.value) == (0.0, 100.0)  # they are training images
+    assert memorised.floor is not None and memorised.floor < 2
+    # A tenth of copies moves no median, and shows all the same.
+    mixed = rng.uniform(-1, 1, real.shape).astype(np.float32)
+    mixed[:30] = real[:30]
+    noise, _, memorised = judge(experiment, mixed)
+    assert noise.value > 10 * frechet.floor
+    assert abs(memorised.value - 10.0) < 1e-6

@@ -1,0 +1,547 @@
+"""The command line, as a person meets it: what it writes, how it goes on, and how it says no."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scoregen import run, train
+from scoregen.checkpoint import Checkpoints
+from scoregen.config import parse, presets
+from scoregen.data import points
+from scoregen.data.cifar10 import FOLDER
+from scoregen.experiment import assemble
+from scoregen.log import MetricsLog
+from scoregen.train import init_state
+
+ROOT = Path(__file__).parent.parent
+NET = ("--config.net.mlp.width=8", "--config.net.mlp.depth=1", "--config.net.mlp.embedding=8")
+TINY = (
+    *("--config=ddpm_toy", "--config.data.mixture.size=200", *NET),
+    *("--config.train.steps=6", "--config.train.batch=8", "--config.train.log_every=1"),
+    *("--config.train.checkpoint_every=3", "--config.sampler.n=5", "--config.sampler.batch=20"),
+    *("--config.sampler.images=20", "--config.eval.samples=30", "--config.eval.at_end=False"),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_held_out_points():
+    """The distances are computed in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(points, "TEST_SIZE", 100)
+        yield
+
+
+def main(*argv) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command line, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run.main([str(arg) for arg in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def done(*argv) -> str:
+    """The output of a run that ends well."""
+    code, out, err = main(*argv)
+    assert (code, err) == (0, "")
+    return out
+
+
+def refused(*argv, parts=()) -> str:
+    """The one line of a run that cannot be."""
+    code, out, err = main(*argv)
+    assert code == 2
+    assert err.startswith("scoregen: ") and err.count("\n") == 1
+    assert "Traceback" not in out + err
+    for part in parts:
+        assert str(part) in err
+    return err
+
+
+def steps_logged(workdir) -> list[int]:
+    return [row["step"] for row in MetricsLog.read(workdir) if "loss" in row]
+
+
+def state_of(workdir, *argv):
+    """The whole state of the newest checkpoint, and its step."""
+    template = jax.eval_shape(lambda: init_state(assemble(parse(list(argv))[0])))
+    found = Checkpoints(workdir / "checkpoints").restore(template)
+    assert found is not None
+    return found
+
+
+def same(a, b) -> bool:
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(*map(jax.tree.leaves, (a, b))))  # noqa: B905
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run from beginning to end with its distances: (workdir, what it said)."""
+    workdir = tmp_path_factory.mktemp("runs") / "deep" / "first run"
+    return workdir, done(*TINY, "--config.eval.at_end=True", f"--workdir={workdir}")
+
+
+@pytest.fixture
+def trained(first, tmp_path):
+    """A copy of that run's folder, to do with as one likes."""
+    return Path(shutil.copytree(first[0], tmp_path / "run"))
+
+
+def test_a_run_writes_what_its_table_names(first):
+    workdir, out = first
+    named = [Path(found) for found in re.findall(rf"{re.escape(str(workdir))}/\S+", out)]
+    assert {path.name for path in named} == {
+        *("distances.json", "samples.npz", "figure.png", "loss.png", "metrics.jsonl", "checkpoints", "config.json")
+    }
+    assert all(path.exists() for path in named)
+    assert "eps on mixture, 6 steps of 8" in out and "the floor of" in out
+    for name in ("figure.png", "loss.png"):
+        assert picture_spread(workdir / name) > 0.05
+
+    samples = np.load(workdir / "samples.npz")["samples"]
+    assert samples.shape == (30, 2) and np.isfinite(samples).all() and samples.std(0).min() > 0
+    distances = json.loads((workdir / "distances.json").read_text())
+    assert (distances["step"], distances["samples"]) == (6, 30)
+    assert all(row["value"] > row["floor"] > 0 for row in distances["distances"])  # after six steps it knows nothing
+    assert steps_logged(workdir) == [1, 2, 3, 4, 5, 6]
+    assert json.loads((workdir / "config.json").read_text())["train"]["batch"] == 8
+    assert list((workdir / "tensorboard").glob("events*"))
+
+
+def picture_spread(path: Path) -> float:
+    """The standard deviation over all pixels of a PNG, of 1; an empty page has 0."""
+    from matplotlib.image import imread
+
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    return float(imread(path)[..., :3].std())
+
+
+def test_the_best_checkpoint_can_be_sampled(tmp_path, monkeypatch):
+    """Here the held-out loss only rises, so the best is the first; unasked, the newest is taken."""
+    rising = itertools.count()
+    monkeypatch.setattr(train, "make_eval", lambda _: lambda params: float(next(rising)))
+    done(*TINY, f"--workdir={tmp_path}")
+    assert "6 steps of 8" in done(*TINY, "--mode=sample", f"--workdir={tmp_path}")
+    assert "3 steps of 8" in done(*TINY, "--mode=sample", "--config.sampler.best=true", f"--workdir={tmp_path}")
+
+
+def test_two_trainings_go_to_two_folders(tmp_path, monkeypatch):
+    """Without --workdir, what changes the training changes the folder, and nothing else does."""
+    monkeypatch.chdir(tmp_path)
+    for flags in ((), ("--config.loss.name=ssm",), ("--config.sampler.predictor.ancestral.eta=0.5",)):
+        done(*TINY, *flags)
+    plain, ssm = sorted((path.name for path in Path("runs").iterdir()), key=lambda name: "loss=ssm" in name)
+    assert plain.startswith("ddpm_toy,") and ",loss=ssm," in ssm and "eta" not in plain
+
+
+def test_a_picture_that_fails_does_not_end_the_training(tmp_path):
+    sampler = ("hold", "langevin")
+    out = main(
+        *(*TINY, "--config.train.sample_every=3", f"--workdir={tmp_path}"),
+        *(
+            f"--config.sampler.{part}.name={name}"
+            for part, name in zip(("predictor", "corrector"), sampler, strict=True)
+        ),
+        "--config.sampler.corrector.langevin.step_size=1e9",
+    )
+    assert "no picture at step 3: the sampler diverged" in out[1]
+    assert max(steps_logged(tmp_path)) == 6 and Checkpoints(tmp_path / "checkpoints").latest_step() == 6
+
+
+def test_images_come_as_grids(tmp_path):
+    out = done(
+        *("--config=ddpm_digits", "--config.net.name=mlp", *NET, "--config.train.steps=4", "--config.train.batch=8"),
+        *("--config.train.sample_every=2", "--config.sampler.n=3", "--config.sampler.batch=9"),
+        *("--config.sampler.images=9", "--config.eval.at_end=False", f"--workdir={tmp_path}"),
+    )
+    assert "images of digits" in out and "--mode=eval" in out  # where the distances are to be had
+    assert {path.name for path in tmp_path.glob("*.png")} == {"samples.png", "samples_0000002.png", "loss.png"}
+    assert picture_spread(tmp_path / "samples.png") > 0.05
+    assert np.load(tmp_path / "samples.npz")["samples"].shape == (9, 8, 8, 1)
+
+
+def test_a_run_that_is_cut_and_goes_on_ends_in_the_same_bits(first, tmp_path):
+    done(*TINY, "--config.train.steps=3", f"--workdir={tmp_path}")
+    out = done(*TINY, "--config.train.steps=6", f"--workdir={tmp_path}")
+    assert "found the checkpoint of step 3" in out and "going on to step 6" in out
+    (straight, a), (cut, b) = (state_of(workdir, *TINY) for workdir in (first[0], tmp_path))
+    assert a == b == 6
+    assert same(straight, cut)
+    assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]
+    losses = [[row["loss"] for row in MetricsLog.read(w) if "loss" in row] for w in (first[0], tmp_path)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_not_trained_again(trained):
+    before = state_of(trained, *TINY)
+    metrics = (trained / "metrics.jsonl").read_bytes()
+    out = done(*TINY, f"--workdir={trained}")
+    assert "found the checkpoint of step 6" in out and "trained to the end already" in out
+    assert "training ddpm_toy" not in out
+    assert (trained / "metrics.jsonl").read_bytes() == metrics
+    assert same(before, state_of(trained, *TINY))
+
+
+def test_the_same_samples_in_batches_of_any_size(trained):
+    drawn = []
+    for batch in (20, 7):
+        out = done(*TINY, "--mode=sample", f"--config.sampler.batch={batch}", f"--workdir={trained}")
+        assert "ddpm_toy: sample" in out and "sliced Wasserstein" not in out
+        drawn.append(np.load(trained / "samples.npz")["samples"])
+    assert drawn[0].shape == drawn[1].shape == (20, 2)
+    assert np.allclose(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
+
+
+def test_eval_judges_the_newest_checkpoint(first, trained):
+    (trained / "distances.json").unlink()
+    out = done(*TINY, "--mode=eval", f"--workdir={trained}")
+    assert "sliced Wasserstein" in out and "MMD" in out
+    files = [json.loads((workdir / "distances.json").read_text()) for workdir in (first[0], trained)]
+    for one, other in zip(*(file["distances"] for file in files), strict=True):
+        assert one["value"] == pytest.approx(other["value"], rel=1e-4)
+
+
+def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
+    ncsn = ("--config=ncsn_toy", *TINY[1:], "--config.train.steps=1", "--config.sampler.corrector.langevin.steps=1")
+    done(*ncsn, f"--workdir={tmp_path}")
+    before = np.load(tmp_path / "samples.npz")["samples"]
+    out = done(
+        *(*ncsn, "--mode=sample", f"--workdir={tmp_path}", "--config.sampler.process.name=ddpm"),
+        *("--config.sampler.predictor.name=ancestral", "--config.sampler.corrector.name=none"),
+    )
+    assert "by ancestral, as ddpm" in out
+    assert not np.allclose(np.load(tmp_path / "samples.npz")["samples"], before)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--config=dpm_toy"], ["no preset 'dpm_toy'", *(name for name in presets() if name != "default")]),
+        (["--mode=train"], ["--config=NAME"]),
+        (["--config=ddpm_toy", "--wrkdir=x"], ["no flag '--wrkdir'", "'--workdir'"]),
+        (["--config=ddpm_toy", "--config.train.step=3"], ["no config.train.step", "config.train.steps"]),
+        (["--config=ddpm_toy", "--config.train.steps=many"], ["many", "expected int"]),
+        (["--config=ddpm_toy", "--config.train.learning_rate=-1.0"], ["learning_rate=-1.0", "positive"]),
+        (["--config=ddpm_toy", "--config.loss.name=sm"], ["no config.loss.name 'sm'", "dsm, eps, ssm"]),
+        (["--config=ddpm_toy", "--config.target=e"], ["no config.target 'e'", "eps, x0, score, v"]),
+        (["--config=ddpm_toy", "--mode=test"], ["no --mode 'test'", "train, sample, eval"]),
+        (["--config=ddpm_toy", "more"], ["unexpected argument 'more'"]),
+        (["--config=ddpm_toy", "--config.sampler.n=1001"], ["config.sampler.n=1001", "1000"]),
+        (["--config=ncsn_toy", "--config.sampler.corrector.name=none"], ["'hold'", "langevin"]),
+        (["--config=ddpm_toy", "--config.net.name=unet"], ["'unet'", "'mixture'"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_in_one_line(tmp_path, argv, parts):
+    refused(f"--workdir={tmp_path / 'run'}", *argv, parts=parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_cifar10_that_is_not_whole_or_not_there(tmp_path, monkeypatch):
+    argv = ("--config=ddpm_cifar", f"--workdir={tmp_path / 'run'}")
+    cut = tmp_path / "cut" / FOLDER
+    cut.mkdir(parents=True)
+    (cut / "data_batch_1.bin").write_bytes(bytes(1000))
+    refused(*argv, f"--config.data.dir={tmp_path / 'cut'}", parts=["data_batch_1.bin", "1000 bytes", "get http"])
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    refused(*argv, f"--config.data.dir={tmp_path / 'none'}", parts=["cannot be downloaded", "--config.data.dir"])
+    assert not (tmp_path / "none").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused(*TINY, f"--workdir={tmp_path / 'file'}", parts=[tmp_path / "file", "another --workdir"])
+    refused(*TINY, f"--workdir={tmp_path / 'file' / 'below'}", parts=["another --workdir"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mode", ["sample", "eval"])
+def test_nothing_was_trained(tmp_path, mode):
+    for workdir in (tmp_path / "absent", tmp_path):
+        refused(*TINY, f"--mode={mode}", f"--workdir={workdir}", parts=["no checkpoint", "--mode=train"])
+    assert not list(tmp_path.iterdir())
+
+
+def damage(checkpoint: Path) -> None:
+    """Change one byte in the middle of its largest file."""
+    path = max((file for file in checkpoint.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over(trained):
+    checkpoints = trained / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["3", "6"]
+    whole = state_of(trained, *TINY)
+    damage(checkpoints / "6")
+    out = done(*TINY, f"--workdir={trained}")
+    assert f"checkpoint {checkpoints / '6'} is damaged" in out
+    assert "found the checkpoint of step 3" in out and "going on to step 6" in out
+    assert same(whole, state_of(trained, *TINY))  # it was made again, as it was
+    assert steps_logged(trained) == [1, 2, 3, 4, 5, 6]
+
+    for step in ("3", "6"):
+        damage(checkpoints / step)
+    refused(*TINY, f"--workdir={trained}", parts=["no readable checkpoint", checkpoints, "tried 6, 3"])
+    refused(*TINY, "--mode=sample", f"--workdir={trained}", parts=["no readable checkpoint"])
+
+
+def test_a_damaged_configuration(trained):
+    (trained / "config.json").write_bytes(b'{"train": \xff')
+    refused(*TINY, f"--workdir={trained}", parts=[trained / "config.json", "damaged"])
+
+
+def test_other_options_are_refused_and_named(trained):
+    kept = (trained / "config.json").read_bytes()
+    for mode in ("train", "sample", "eval"):
+        refused(
+            *(*TINY, f"--workdir={trained}", f"--mode={mode}", "--config.net.mlp.width=16", "--config.seed=1"),
+            parts=["net.mlp.width was 8, now 16", "seed was 0, now 1", "another --workdir"],
+        )
+    refused(*TINY, f"--workdir={trained}", "--config.loss.name=dsm", parts=["loss.name was 'eps', now 'dsm'"])
+    assert (trained / "config.json").read_bytes() == kept
+
+
+def test_options_that_do_not_touch_the_training_are_free(trained):
+    """Those of the sampler, of how long and how often, and those of parts that are not chosen."""
+    out = done(
+        *(*TINY, f"--workdir={trained}", "--config.train.steps=7", "--config.train.log_every=5"),
+        *("--config.train.keep=1", "--config.sampler.n=4", "--config.sampler.predictor.ancestral.eta=0.0"),
+        *("--config.net.unet.channels=64", "--config.loss.ssm.slices=3", f"--config.data.dir={trained}"),
+        "--config.train.microbatch=4",
+    )
+    assert "going on to step 7" in out
+    assert steps_logged(trained) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_loss_that_explodes(tmp_path):
+    """Nothing is saved of it; and what the line advises can be done in the same folder."""
+    wild = ("--config.train.learning_rate=1e30", "--config.train.clip=0.0")
+    refused(*TINY, *wild, f"--workdir={tmp_path}", parts=["became", "nothing was saved yet", "learning_rate"])
+    assert not list(tmp_path.glob("checkpoints/*"))
+    done(*TINY, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize("limit", [300, 5000, 20_000])
+def test_a_full_disk(tmp_path, limit):
+    """Files can grow no larger than this: too small for the configuration, a checkpoint, the figure."""
+    # A process of its own, to its very end: what a failed write leaves behind is complained of when it is collected.
+    (tmp_path / "run").mkdir()
+    argv = [*TINY, f"--workdir={tmp_path / 'run'}"]
+    code = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    code += "sys.argv[0] = 'run'; runpy.run_module('scoregen.run', run_name='__main__')"
+    process = subprocess.run(
+        [sys.executable, "-B", "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("scoregen: ") and process.stderr.count("\n") == 1
+    assert "File too large" in process.stderr and str(tmp_path / "run") in process.stderr
+
+
+def start(cwd: Path, *argv, before: str = "pass") -> subprocess.Popen:
+    """The command line in a process of its own, that says every fifth of a second how far it is."""
+    code = f"import sys; from scoregen import log, run; log.Bar.every = 0.2; {before}; sys.exit(run.main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for(process: subprocess.Popen, what: str) -> str:
+    """What it said up to the first line that begins with `what`."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(what):
+            return "".join(lines)
+    raise AssertionError(f"{what!r} was not said: {''.join(lines)} {process.communicate()[1]}")
+
+
+LONG = ("--config.train.steps=1000000", "--config.train.checkpoint_every=400000", "--config.train.log_every=100000")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, number):
+    argv = (*TINY, *LONG, "--workdir=my run")
+    process = start(tmp_path, *argv)
+    wait_for(process, "training 1")  # past the first hundreds of steps
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == ""
+    found = re.search(r"saved step (\d+) of 1000000 in my run. To go on: (.*)", out)
+    assert found is not None
+    step = int(found[1])
+    assert shlex.split(found[2]) == ["python", "-m", "scoregen.run", *argv]
+    assert Checkpoints(tmp_path / "my run" / "checkpoints").steps() == [step]
+
+    out = done(*TINY, f"--config.train.steps={step + 2}", f"--workdir={tmp_path / 'my run'}")
+    assert f"found the checkpoint of step {step}" in out
+    assert steps_logged(tmp_path / "my run")[-3:] == [step, step + 1, step + 2]
+
+
+def test_a_kill_loses_no_more_than_the_last_steps(tmp_path):
+    often = ("--config.train.checkpoint_every=200", "--config.train.log_every=1")
+    process = start(tmp_path, *TINY, *LONG, *often, "--workdir=run")
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    try:
+        deadline = time.monotonic() + 60
+        while (checkpoints.latest_step() or 0) < 400:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+    step = checkpoints.latest_step()
+    assert step is not None
+    out = done(*TINY, f"--config.train.steps={step + 2}", f"--workdir={tmp_path / 'run'}")
+    assert f"found the checkpoint of step {step}" in out
+    steps = steps_logged(tmp_path / "run")
+    assert steps == sorted(set(steps)) and steps[-1] == step + 2
+
+
+def test_a_signal_while_sampling(trained, tmp_path):
+    draws = ("--mode=sample", "--config.sampler.images=1000000", f"--workdir={trained}")
+    kept = (trained / "samples.npz").read_bytes()
+    process = start(tmp_path, *TINY, *draws)
+    wait_for(process, "sampling 1000000, level")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert "stopped while sampling" in out and "To sample again: python -m scoregen.run --config=ddpm_toy" in out
+    assert (trained / "samples.npz").read_bytes() == kept
+
+
+def test_a_signal_while_judging(trained, tmp_path):
+    kept = (trained / "distances.json").read_bytes()
+    slow = "import time, scoregen.judge; scoregen.judge.judge = lambda *_: (print('judging'), time.sleep(60))"
+    process = start(tmp_path, *TINY, "--mode=eval", f"--workdir={trained}", before=slow)
+    wait_for(process, "judging")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, "")
+    assert "stopped while judging" in out
+    assert (trained / "distances.json").read_bytes() == kept
+
+
+def test_an_interrupt_before_there_is_anything_to_save(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoregen.experiment.assemble", interrupted)
+    assert main(*TINY, f"--workdir={tmp_path}") == (130, "", "")
+
+
+def test_out_of_memory_is_advised_upon(tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate\n64 bytes")
+
+    monkeypatch.setattr("scoregen.experiment.assemble", exhausted)
+    refused(*TINY, f"--workdir={tmp_path}", parts=["out of memory", "--config.train.microbatch"])
+
+
+def test_samples_that_are_not_finite_are_not_written(trained):
+    kept = (trained / "samples.npz").read_bytes()
+    refused(
+        *(*TINY, f"--workdir={trained}", "--mode=sample", "--config.sampler.corrector.name=langevin"),
+        "--config.sampler.corrector.langevin.step_size=1e30",
+        parts=["of 20 samples are not finite", "langevin.step_size"],
+    )
+    assert (trained / "samples.npz").read_bytes() == kept
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_help_names_presets_and_modes(argv):
+    out = done(*argv)
+    for name in (*presets(), *run.MODES):
+        assert name == "default" or f"  {name}" in out
+
+
+ANCESTRAL = ("--config.sampler.predictor.name=ancestral", "--config.sampler.corrector.name=none")
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Both presets of the plane, trained in full and judged against the full held-out set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(points, "TEST_SIZE", 10_000)
+        folders = {name: tmp_path_factory.mktemp(name) for name in ("ddpm_toy", "ncsn_toy")}
+        for name, workdir in folders.items():
+            done(f"--config={name}", f"--workdir={workdir}")
+        yield {name: (workdir, verdict(workdir)) for name, workdir in folders.items()}
+
+
+def verdict(workdir: Path) -> dict:
+    return json.loads((workdir / "distances.json").read_text())["distances"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddpm_toy", "ncsn_toy"])
+def test_the_toys_reach_the_floor(toys, name):
+    _, native = toys[name]
+    assert native["value"] <= 1.5 * native["floor"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddpm_digits", "ncsn_digits"])
+def test_the_digits_come_near_the_floor(tmp_path, name):
+    done(f"--config={name}", f"--workdir={tmp_path}", "--config.train.sample_every=0")
+    assert verdict(tmp_path)["value"] <= 5 * verdict(tmp_path)["floor"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("ncsn_toy", ("--config.sampler.process.name=ddpm", *ANCESTRAL)),
+        (
+            "ddpm_toy",
+            (
+                *("--config.sampler.process.name=ncsn", "--config.sampler.process.ncsn.sigma_min=0.02"),
+                *("--config.sampler.process.ncsn.sigma_max=100.0", "--config.sampler.process.ncsn.levels=80"),
+                *("--config.sampler.predictor.name=hold", "--config.sampler.corrector.name=langevin"),
+                *("--config.sampler.corrector.langevin.step_size=4e-5", "--config.sampler.n=0"),
+                "--config.sampler.corrector.langevin.steps=20",
+            ),
+        ),
+        (
+            "ddpm_toy",
+            (
+                *("--config.sampler.process.name=ncsn", "--config.sampler.process.ncsn.sigma_max=100.0"),
+                *("--config.sampler.process.ncsn.levels=250", *ANCESTRAL, "--config.sampler.n=0"),
+            ),
+        ),
+    ],
+)
+def test_a_network_serves_the_other_process_as_well_as_its_own(toys, name, sampler):
+    """Its samples are within half of what a perfect sampler scores, and no worse than the native ones'."""
+    workdir, native = toys[name]
+    done(f"--config={name}", f"--workdir={workdir}", "--mode=eval", *sampler)
+    bridged = verdict(workdir)
+    assert bridged["name"] == "sliced Wasserstein"
+    assert bridged["value"] <= 1.5 * bridged["floor"]
+    assert bridged["value"] <= native["value"] + 4 * bridged["floor_std"]

@@ -1,0 +1,307 @@
+"""Every sampler, with the exact score: it must draw from the mixture, not merely draw."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import TWO_MODES, Mixture
+
+from scoregen.denoiser import Prediction, as_process
+from scoregen.metrics import sliced_wasserstein
+from scoregen.process import PROCESSES, cosine, ddpm, ncsn, normal, posterior, rows
+from scoregen.samplers import CORRECTORS, PREDICTORS, Ancestral, Hold, Langevin, NoCorrector, sample
+
+COUNT = 20_000
+FEWER = 5_000  # for annealed Langevin, which asks the denoiser some ten thousand times
+# The least noisy level is far below the modes' widths, the noisiest far above their distance.
+VE = ncsn(0.01, 30.0, 300)
+LANGEVIN = Langevin(step_size=0.1 * 0.01**2, steps=30)
+DRAWS = {
+    "ddpm ancestral": (ddpm(), Ancestral(), NoCorrector(), None),
+    "ddpm ancestral, large variance": (ddpm(), Ancestral(variance="large"), NoCorrector(), None),
+    "ddpm DDIM": (ddpm(), Ancestral(eta=0.0), NoCorrector(), None),
+    "ddpm eta 1/2": (ddpm(), Ancestral(eta=0.5), NoCorrector(), None),
+    "ddpm annealed Langevin": (ddpm().within(VE), Hold(), LANGEVIN, None),
+    "cosine ancestral": (cosine(), Ancestral(), NoCorrector(), None),
+    "cosine DDIM": (cosine(), Ancestral(eta=0.0), NoCorrector(), 400),
+    "ncsn ancestral": (ncsn(0.01, 30.0, 1000), Ancestral(), NoCorrector(), None),
+    "ncsn DDIM": (VE, Ancestral(eta=0.0), NoCorrector(), None),
+    "ncsn annealed Langevin": (VE, Hold(), LANGEVIN, None),
+    "ncsn predictor-corrector": (VE, Ancestral(), Langevin(0.1 * 0.01**2, 1), None),
+}
+
+
+def test_draws_cover_the_tables():
+    used = {type(part) for _, predictor, corrector, _ in DRAWS.values() for part in (predictor, corrector)}
+    assert used == {*PREDICTORS.values(), *CORRECTORS.values()}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    cache = {}
+
+    def draw(name):
+        if name not in cache:
+            process, predictor, corrector, n = DRAWS[name]
+            shape = (FEWER if predictor == Hold() else COUNT, 2)
+            run = jax.jit(lambda key: sample(process, TWO_MODES.predict(process), key, shape, predictor, corrector, n))
+            cache[name] = np.asarray(run(jax.random.key(7)), np.float64)
+        return cache[name]
+
+    return draw
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_weights_means_and_variances(drawn, name):
+    """The modes are 6 standard deviations apart, so each draw belongs to one of them beyond doubt."""
+    x = drawn(name)
+    first = x[:, 0] < 0
+    weight = TWO_MODES.weights[0]
+    assert abs(first.mean() - weight) < 4 * np.sqrt(weight * (1 - weight) / len(x))
+    for mode, mine in enumerate((first, ~first)):
+        part, std = x[mine], TWO_MODES.stds[mode]
+        assert (abs(part.mean(0) - TWO_MODES.means[mode]) < 4 * std / np.sqrt(len(part))).all()
+        # 0.5 % beside the statistical error: the last, denoising step takes sigma_min^2 off the variance
+        # (0.25 % here), and a chain of n levels is itself an approximation of order 1/n.
+        assert (abs(part.std(0) / std - 1) < 0.005 + 4 / np.sqrt(2 * len(part))).all()
+
+
+@functools.cache
+def truth(seed, count):
+    return np.asarray(TWO_MODES.sample(jax.random.key(100 + seed), count))
+
+
+def distance(x, y):
+    return sliced_wasserstein(x, y, projections=32)
+
+
+@functools.cache
+def floor(count):
+    """The distance of two exact samples, over independent pairs: its mean and its standard deviation."""
+    pairs = [distance(truth(2 * i, count), truth(2 * i + 1, count)) for i in range(16)]
+    return np.mean(pairs), np.std(pairs, ddof=1)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_distance_is_that_of_true_draws(drawn, name):
+    """Sliced Wasserstein to exact draws is what it is between two sets of exact draws."""
+    x = drawn(name)
+    mean, std = floor(len(x))
+    assert distance(x, truth(0, len(x))) < mean + 4 * std
+
+
+def test_a_wrong_score_shows(drawn):
+    """The tests above can fail: a score 5 % too large moves the spread by more than they allow."""
+    process = ddpm()
+    exact = TWO_MODES.predict(process)
+
+    def wrong(x, t):
+        eps = 1.05 * exact(x, t).eps
+        sigma = rows(process.sigma(t), x)
+        return Prediction((x - sigma * eps) / rows(process.alpha(t), x), eps, -eps / sigma)
+
+    x = np.asarray(sample(process, wrong, jax.random.key(7), (COUNT, 2), Ancestral()))
+    part = x[x[:, 0] < 0]
+    assert (abs(part.std(0) / TWO_MODES.stds[0] - 1) > 0.005 + 4 / np.sqrt(2 * len(part))).any()
+
+
+def at_random(process, n=6):
+    key = jax.random.key(0)
+    t = jnp.asarray(np.linspace(process.levels - 1, 1, n).round(), jnp.int32)
+    return key, normal(key, (n, 2)) * rows(jnp.maximum(process.sigma(t), process.alpha(t)), jnp.ones((n, 2))), t
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_eta_one_draws_from_the_posterior(name):
+    """DDPM ancestral sampling is eta = 1: the mean and the deviation of `posterior` at the predicted x0."""
+    process = PROCESSES[name]()
+    key, x, t = at_random(process)
+    predict = TWO_MODES.predict(process)
+    mean, std = posterior(process, x, predict(x, t).x0, t, t - 1)
+    step = Ancestral()(process, predict, key, x, t, t - 1)
+    np.testing.assert_allclose(step, mean + rows(std, x) * normal(key, x.shape), rtol=1e-4, atol=1e-4)
+
+
+def test_ddpm_step_is_ho_et_al():
+    """Algorithm 2 of Ho et al. 2020 as their code has it, in float64: clipped x0, and either variance."""
+    process = ddpm()
+    key, x, t = at_random(process)
+    z = np.asarray(normal(key, x.shape), np.float64)
+    predict = TWO_MODES.predict(process)
+    betas = np.linspace(1e-4, 0.02, 1000)
+    abar = np.cumprod(1 - betas)
+    c = lambda a: np.asarray(a)[:, None]  # noqa: E731
+    beta, ab, prev = betas[t], abar[t], abar[np.asarray(t) - 1]
+    eps = np.asarray(predict(x, t).eps, np.float64)
+    x0 = np.clip(x / c(np.sqrt(ab)) - c(np.sqrt(1 / ab - 1)) * eps, -0.5, 0.5)
+    mean = c(beta * np.sqrt(prev) / (1 - ab)) * x0 + c((1 - prev) * np.sqrt(1 - beta) / (1 - ab)) * np.asarray(x)
+    for variance, value in (("small", (1 - prev) / (1 - ab) * beta), ("large", beta)):
+        step = Ancestral(1.0, (-0.5, 0.5), variance)(process, predict, key, x, t, t - 1)
+        np.testing.assert_allclose(step, mean + c(np.sqrt(value)) * z, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_step_is_song_meng_ermon(eta):
+    """x_prev = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - s^2) eps + s z, between levels far apart."""
+    process = ddpm()
+    key, x, t = at_random(process)
+    s = t // 3
+    predict = TWO_MODES.predict(process)
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    ab, prev = abar[t][:, None], abar[s][:, None]
+    spread = eta * np.sqrt((1 - prev) / (1 - ab)) * np.sqrt(1 - ab / prev)
+    x0, eps, _ = predict(x, t)
+    want = np.sqrt(prev) * x0 + np.sqrt(1 - prev - spread**2) * eps + spread * normal(key, x.shape)
+    np.testing.assert_allclose(Ancestral(eta)(process, predict, key, x, t, s), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_ddim_is_euler_in_sigma_over_alpha(name):
+    """DDIM = Euler's method for d(x/alpha) / d(sigma/alpha) = eps (Song, Meng & Ermon 2021, eq. 13)."""
+    process = PROCESSES[name]()
+    key, x, t = at_random(process)
+    s = t // 2
+    predict = TWO_MODES.predict(process)
+    ratio = lambda u: rows(process.sigma(u) / process.alpha(u), x)  # noqa: E731
+    scaled = x / rows(process.alpha(t), x) + (ratio(s) - ratio(t)) * predict(x, t).eps
+    want = rows(process.alpha(s), x) * scaled
+    np.testing.assert_allclose(Ancestral(0.0)(process, predict, key, x, t, s), want, rtol=1e-3, atol=1e-3)
+
+
+def test_ddim_converges_at_first_order():
+    """To the probability-flow map, known in closed form for Gaussian data: halving the step halves the error."""
+    data = Mixture((1.0,), ((0.5, -0.2),), (0.3,))
+    process = ddpm(steps=4000, beta_min=2.5e-5, beta_max=0.005)
+    errors = []
+    for n in (25, 50, 100, 200):
+        x = sample(process, data.predict(process), jax.random.key(0), (64, 2), Ancestral(0.0), n=n)
+        start = process.prior(jax.vmap(lambda k: jax.random.split(k)[0])(keys(64)), (64, 2))
+        first, last = process.grid()[0], process.grid()[-1]
+        mean = jnp.array([[0.5, -0.2]])
+        wide, narrow = (jnp.hypot(process.alpha(t) * 0.3, process.sigma(t)) for t in (first, last))
+        flow = process.alpha(last) * mean + narrow / wide * (start - process.alpha(first) * mean)
+        end = data.predict(process)(flow, jnp.full(64, last)).x0
+        errors.append(float(jnp.abs(x - end).max()))
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert (abs(orders - 1) < 0.3).all(), (errors, orders)
+
+
+def keys(count):
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(count))
+
+
+def test_langevin_settles_at_the_level():
+    """One Gaussian level: the chain's variance is V / (1 - h / 2V), the docstring's, not V / 2 nor 2 V."""
+    data, process = Mixture((1.0,), ((0.0, 0.0),), (0.6,)), ncsn(0.4, 0.8, 2)
+    for level in (0, 1):
+        t = jnp.full(COUNT, level)
+        corrector = Langevin(step_size=0.04, steps=150)
+        x = corrector(process, data.predict(process), jax.random.key(0), jnp.zeros((COUNT, 2)), t)
+        v, h = 0.36 + float(process.sigma(t)[0]) ** 2, 0.04 * (1, 4)[level]
+        np.testing.assert_allclose(np.asarray(x).var(), v / (1 - h / (2 * v)), rtol=4 / np.sqrt(COUNT))
+
+
+def test_langevin_step_is_song_and_ermon():
+    """Algorithm 1 in their code's convention: a_i = step (sigma_i / sigma_L)^2, x += a_i s + sqrt(2 a_i) z."""
+    process = ncsn(0.01, 1.0, 10)
+    key, x, t = at_random(process)
+    score = TWO_MODES.predict(process)(x, t).score
+    ours = Langevin(2e-5, 1)(process, TWO_MODES.predict(process), key, x, t)
+    a = 2e-5 * (np.asarray(process.sigma(t)) / 0.01)[:, None] ** 2
+    np.testing.assert_allclose(a / np.asarray(process.sigma(t))[:, None] ** 2, 0.2, rtol=1e-5)
+    z = (ours - x - a * score) / np.sqrt(2 * a)
+    zs = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (2,)))(keys(len(t)))
+    np.testing.assert_allclose(z, zs, atol=2e-2)
+
+
+@pytest.mark.parametrize("process", [ncsn(0.01, 30.0, 60), ddpm()])
+@pytest.mark.parametrize("predictor", [Ancestral(), Ancestral(0.0), Hold()])
+def test_draws_do_not_depend_on_the_batch(process, predictor):
+    """The same seed gives the same example whatever stands beside it."""
+    corrector = Langevin(1e-5, 1) if predictor == Hold() else NoCorrector()
+    few, many = (
+        sample(process, TWO_MODES.predict(process), jax.random.key(1), (n, 2), predictor, corrector, 20) for n in (2, 5)
+    )
+    np.testing.assert_allclose(few, many[:2], rtol=1e-4, atol=1e-4)
+    part = sample(process, TWO_MODES.predict(process), jax.random.key(2), (5, 2), predictor, corrector, 20)
+    assert (np.asarray(part) != np.asarray(many)).all(), "another seed, other draws"
+
+
+@pytest.mark.parametrize(("denoise", "corrector", "evaluations"), [(True, 3, 13), (False, 3, 12), (True, 0, 4)])
+def test_network_evaluations(denoise, corrector, evaluations):
+    """n for an ancestral walk, n T + 1 for annealed Langevin; counted where they happen."""
+    calls = []
+    process = ncsn(0.1, 1.0, 4)
+
+    def predict(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return TWO_MODES.predict(process)(x, t)
+
+    parts = (Hold(), Langevin(1e-3, corrector)) if corrector else (Ancestral(), NoCorrector())
+    jax.block_until_ready(sample(process, predict, jax.random.key(0), (2, 2), *parts, denoise=denoise))
+    jax.effects_barrier()
+    assert len(calls) == evaluations
+
+
+def test_last_step():
+    """It is the denoised mean of the last level, and with denoise=False the last x, without one more step."""
+    process = ncsn(0.5, 1.0, 2)
+    exact = TWO_MODES.predict(process)
+    run = lambda **kw: sample(process, exact, jax.random.key(0), (3, 2), Hold(), Langevin(0.01, 2), **kw)  # noqa: E731
+    last = run(denoise=False)
+    np.testing.assert_allclose(run(), exact(last, jnp.zeros(3, jnp.int32)).x0, rtol=1e-4, atol=1e-5)
+
+
+def test_progress_is_told_and_a_sampler_is_traced_once():
+    told, traces = [], []
+    process = ddpm(steps=211)
+
+    @jax.jit
+    def run(key):
+        traces.append(1)
+        return sample(
+            process, TWO_MODES.predict(process), key, (2, 2), Ancestral(), progress=lambda k: told.append(int(k))
+        )
+
+    for seed in range(2):
+        jax.block_until_ready(run(jax.random.key(seed)))
+    jax.effects_barrier()
+    assert len(traces) == 1
+    assert sorted(told) == sorted(2 * [*range(3, 211, 3), 211])  # at most a hundred times, and at the end
+
+
+@pytest.mark.parametrize(("source", "target"), [(VE, ddpm()), (ddpm(), ncsn(0.011, 100.0, 400))])
+def test_bridge_samples_the_same_law(source, target):
+    """A denoiser of one process, sampled by ancestral steps of the other, still draws the mixture."""
+    target = target.within(source)
+
+    @jax.jit  # as a run does it: the bridge is made while the sampler is traced
+    def run(key):
+        predict = as_process(TWO_MODES.predict(source), source, target)
+        return sample(target, predict, key, (COUNT, 2), Ancestral())
+
+    x = np.asarray(run(jax.random.key(3)))
+    weight, first = TWO_MODES.weights[0], x[:, 0] < 0
+    assert abs(first.mean() - weight) < 4 * np.sqrt(weight * (1 - weight) / COUNT)
+    for mode, mine in enumerate((first, ~first)):
+        std = TWO_MODES.stds[mode]
+        assert (abs(x[mine].mean(0) - TWO_MODES.means[mode]) < 4 * std / np.sqrt(mine.sum())).all()
+        assert (abs(x[mine].std(0) / std - 1) < 0.005 + 4 / np.sqrt(2 * mine.sum())).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Ancestral(eta=-0.1),
+        lambda: Ancestral(eta=1.1),
+        lambda: Ancestral(clip=(1.0, -1.0)),
+        lambda: Ancestral(variance="medium"),
+        lambda: Langevin(step_size=0.0),
+        lambda: Langevin(steps=0),
+    ],
+)
+def test_nonsense_is_refused(make):
+    with pytest.raises(ValueError, match="needed"):
+        make()

@@ -1,0 +1,306 @@
+"""The step is the one that the equations say, it is traced once, and a run can be cut anywhere, bit for bit."""
+
+import dataclasses
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from scoregen import train
+from scoregen.checkpoint import Checkpoints
+from scoregen.config import load
+from scoregen.errors import UsageError
+from scoregen.experiment import assemble
+from scoregen.log import Bar, MetricsLog
+
+
+def toy(**overrides):
+    """The smallest run in the plane."""
+    config = load("ddpm_toy")
+    config.data.mixture.size = 64
+    config.net.mlp.update(width=8, depth=1, embedding=8)
+    config.train.update(steps=6, batch=8, log_every=1, checkpoint_every=3, ema=0.9)
+    config.sampler.update(n=3, batch=4, images=8)
+    config.eval.samples = 8
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
+    return config
+
+
+def digits(**overrides):
+    """The smallest run on images, with all that is random: dropout, flips, dequantization."""
+    config = load("ddpm_digits")
+    config.net.name = "mlp"
+    config.net.mlp.update(width=8, depth=1, embedding=8, dropout=0.5)
+    config.data.flip = True
+    config.scaling.name = "unit"
+    config.train.update(steps=6, batch=4, log_every=1, checkpoint_every=3, ema=0.9, warmup=2)
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
+    return config
+
+
+def same(a, b) -> bool:
+    """Equal in structure and every bit."""
+    equal = lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes()  # noqa: E731
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(map(equal, *map(jax.tree.leaves, (a, b))))
+
+
+def copy(tree):
+    return jax.tree.map(jnp.array, tree)
+
+
+def close(a, b, **tolerance) -> bool:
+    return all(np.allclose(x, y, **tolerance) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def fit(config, workdir, stop_at=None, picture=None):
+    """Train in `workdir` as the command line does, up to `stop_at`; all objects are made anew."""
+    experiment = assemble(config)
+    console = Console(file=io.StringIO())
+    workdir.mkdir(exist_ok=True)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        found = checkpoints.restore(jax.eval_shape(lambda: train.init_state(experiment)))
+        state, begin = found or (train.init_state(experiment), 0)
+        bar = Bar(console, "training", config.train.steps, begin)
+        stopped = lambda: stop_at is not None and bar.done >= stop_at - 1  # noqa: E731 - one step is in flight
+        with MetricsLog(workdir, resume_at=begin) as log, bar:
+            return train.fit(experiment, state, checkpoints, log, bar, stopped, picture)
+
+
+def count_traces(experiment):
+    """The experiment with a loss and a network that count how often Python runs them."""
+    counts = {"loss": 0, "net": 0}
+
+    class Net:
+        init = staticmethod(experiment.net.init)
+
+        @staticmethod
+        def apply(*args, **kwargs):
+            counts["net"] += 1
+            return experiment.net.apply(*args, **kwargs)
+
+    def loss(*args):
+        counts["loss"] += 1
+        return experiment.loss(*args)
+
+    return dataclasses.replace(experiment, net=Net, loss=loss), counts
+
+
+def test_every_program_is_traced_once():
+    experiment, counts = count_traces(assemble(toy(train__microbatch=4)))
+    state, step = train.init_state(experiment), train.make_step(experiment)
+    for i in range(3):
+        state, _ = step(state, experiment.dataset.batch(0, i, 8))
+    assert counts["loss"] == 2  # once for each of the two microbatches, whatever the number of steps
+
+    evaluate = train.make_eval(experiment)
+    assert evaluate(state.params) == evaluate(state.params) != evaluate(state.ema)
+    assert counts["loss"] == 2 + 1
+
+    sampler, heard = train.make_sampler(experiment), []
+    before = counts["net"]
+    sampler(state.ema, 3)
+    once = counts["net"] - before
+    assert 1 <= once <= 2  # the predictor's step and the last denoising are two branches of the one scan
+    sampler(state.ema, 10, heard.append)
+    sampler(state.params, 4)
+    assert counts["net"] - before == once
+    assert sorted(heard) == list(range(1, 10))  # 3 levels of 3 batches
+
+
+def test_a_whole_run_traces_step_eval_and_sample_once(tmp_path):
+    """With checkpoints, held-out losses and pictures along the way."""
+    config = toy(train__sample_every=2)
+    experiment, counts = count_traces(assemble(config))
+    sampler, pictures = train.make_sampler(experiment), []
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints, MetricsLog(tmp_path, 0) as log:
+        state = train.init_state(experiment)
+        bar = Bar(Console(file=io.StringIO()), "training", 6)
+        picture = lambda step, params: pictures.append((step, sampler(params, 8)))  # noqa: E731
+        state = train.fit(experiment, state, checkpoints, log, bar, picture=picture)
+    assert counts["loss"] == 2  # the step, and the held-out loss
+    assert counts["net"] <= 2 + 2
+    assert [step for step, _ in pictures] == [2, 4]
+    assert not np.array_equal(pictures[0][1], pictures[1][1])
+
+
+@pytest.mark.parametrize("make", [toy, digits])
+def test_a_run_that_is_cut_ends_in_the_same_bits(tmp_path, make):
+    straight = fit(make(), tmp_path / "straight")
+    first = fit(make(), tmp_path / "cut", stop_at=4)
+    cut_at = int(first.step)
+    assert 3 <= cut_at < 6
+    second = fit(make(), tmp_path / "cut")
+    assert int(straight.step) == int(second.step) == 6
+    for part in ("params", "ema", "opt_state"):
+        assert same(getattr(straight, part), getattr(second, part)), part
+    assert not same(straight.params, straight.ema)
+
+    rows = [MetricsLog.read(tmp_path / name) for name in ("straight", "cut")]
+    losses = [{row["step"]: row["loss"] for row in found if "loss" in row} for found in rows]
+    assert losses[0] == losses[1]
+    steps = [row["step"] for row in rows[1] if "loss" in row]
+    assert steps == sorted(set(steps)) == list(range(1, 7))
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path):
+    """As after a kill: lines were written, the checkpoint was not, and the last line is cut short."""
+    with MetricsLog(tmp_path, 0) as log:
+        for step in range(1, 6):
+            log.write(step, loss=float(step))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    with MetricsLog(tmp_path, resume_at=3) as log:
+        log.write(4, loss=40.0)
+    assert [(row["step"], row["loss"]) for row in MetricsLog.read(tmp_path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 40.0),
+    ]
+
+
+def test_the_loss_is_the_hand_written_one():
+    """Ho et al. 2020, eq. 14, spelled out: x = sqrt(abar) x0 + sqrt(1 - abar) eps, and the mean of (eps - net)^2."""
+    config = toy(train__batch=5, seed=3)
+    experiment = assemble(config)
+    state = dataclasses.replace(train.init_state(experiment), step=jnp.int32(7))
+    raw = experiment.dataset.batch(3, 7, 5)
+
+    noise, _ = jax.random.split(jax.random.fold_in(jax.random.key(3), 7))
+    losses = []
+    for i in range(5):
+        _, time, eps_key, _ = jax.random.split(jax.random.fold_in(noise, i), 4)
+        t = int(jax.random.randint(time, (), 0, 1000))
+        eps = np.asarray(jax.random.normal(eps_key, (2,)), np.float64)
+        betas = np.linspace(1e-4, 0.02, 1000)
+        abar = np.prod(1 - betas[: t + 1])
+        x = np.sqrt(abar) * raw[i] + np.sqrt(1 - abar) * eps
+        c = np.log(abar / (1 - abar))
+        net = experiment.net.apply(state.params, x[None].astype(np.float32), np.float32([c]))
+        losses.append(np.mean((eps - np.asarray(net)[0]) ** 2))
+    _, metrics = train.make_step(experiment)(state, raw)
+    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_microbatches_make_the_same_step():
+    states, losses = [], []
+    for microbatch in (0, 2):
+        # A gradient that is clipped and a ramp that is on: what follows the sum must follow it once.
+        experiment = assemble(toy(train__microbatch=microbatch, train__clip=0.1, train__learning_rate=0.01))
+        state, metrics = train.make_step(experiment)(train.init_state(experiment), experiment.dataset.batch(0, 0, 8))
+        states.append(jax.tree.map(np.asarray, state))
+        losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    for state, loss in zip(states[1:], losses[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-5)
+        moments = [optax.tree.get(s.opt_state, "mu") for s in (states[0], state)]
+        assert close(*moments, rtol=1e-4, atol=1e-7)
+        assert close(states[0].params, state.params, atol=2e-5)
+
+
+def test_noise_depends_on_the_example_not_on_the_batch():
+    """The first two of eight examples get the loss that they get alone."""
+    experiment = assemble(toy())
+    params = train.init_state(experiment).params
+    raw = experiment.dataset.batch(0, 0, 8)
+    keys = train.example_keys(jax.random.key(1), 8)
+    loss = jax.jit(lambda raw, keys: train.mean_loss(experiment, params, raw, keys, None))
+    alone = [float(loss(raw[i : i + 1], keys[i : i + 1])) for i in range(8)]
+    for n in (2, 8):
+        together = loss(raw[:n], train.example_keys(jax.random.key(1), n))
+        assert float(together) == pytest.approx(np.mean(alone[:n]), rel=1e-5)
+
+
+@pytest.mark.parametrize("ramp", [True, False])
+def test_the_average_has_its_closed_form(ramp):
+    """ema_k = d_k ema_{k-1} + (1 - d_k) params_k with d_k = min(0.5, (1 + k) / (10 + k)), k = 0, 1, ..."""
+    experiment = assemble(toy(train__ema=0.5, train__ema_ramp=ramp, train__learning_rate=0.1, train__batch=4))
+    state, step = train.init_state(experiment), train.make_step(experiment)
+    expected = copy(state.params)
+    for k in range(12):  # the ramp ends at k = 8
+        state, _ = step(state, experiment.dataset.batch(0, k, 4))
+        decay = min(0.5, (1 + k) / (10 + k)) if ramp else 0.5
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, state.params)
+        assert close(state.ema, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_average_is_the_parameters():
+    experiment = assemble(toy(train__ema=0.0))
+    state, _ = train.make_step(experiment)(train.init_state(experiment), experiment.dataset.batch(0, 0, 8))
+    assert same(state.ema, state.params)
+
+
+def test_warm_up_is_linear_from_zero():
+    """Adam's first step is rate * sign(gradient), so its size tells the rate: 0 at step 0, full after the warm-up."""
+    start = {"w": jnp.array([1.0, -2.0])}
+    for step, rate in ((0, 0.0), (1, 0.25), (2, 0.5), (4, 1.0), (9, 1.0)):
+        optimizer = train.make_optimizer(toy(train__warmup=4, train__learning_rate=1.0, train__clip=0.0).train)
+        state = optimizer.init(start)
+        with jax.numpy_dtype_promotion("standard"):
+            for _ in range(step + 1):
+                update, state = optimizer.update({"w": jnp.array([3.0, -3.0])}, state, start)
+        assert np.allclose(update["w"], [-rate, rate], atol=1e-5)
+
+    experiment = assemble(toy(train__warmup=4))
+    begin, step = train.init_state(experiment), train.make_step(experiment)
+    before = copy(begin.params)
+    state, _ = step(begin, experiment.dataset.batch(0, 0, 8))
+    assert same(state.params, before)
+    state, _ = step(state, experiment.dataset.batch(0, 1, 8))
+    assert not same(state.params, before)
+
+
+def test_the_gradient_is_clipped_by_its_global_norm():
+    """Adam's first average is 0.1 g: of the norm of g or of the clip, whichever is less, in the direction of g."""
+    averages, norms = [], []
+    for clip in (0.0, 1e-3):
+        experiment = assemble(toy(train__clip=clip))
+        state, metrics = train.make_step(experiment)(train.init_state(experiment), experiment.dataset.batch(0, 0, 8))
+        averages.append(optax.tree.get(state.opt_state, "mu"))
+        norms.append(float(metrics["grad_norm"]))  # as it is before the clip
+    whole, clipped = averages
+    assert float(optax.tree.norm(whole)) == pytest.approx(0.1 * norms[0], rel=1e-5)
+    assert float(optax.tree.norm(clipped)) == pytest.approx(0.1 * 1e-3, rel=1e-4)
+    assert norms[0] == norms[1] > 1e-2
+    assert close(clipped, jax.tree.map(lambda a: a * np.float32(1e-3 / norms[0]), whole), rtol=1e-4)
+
+
+def test_a_sample_depends_on_the_seed_and_its_number_alone():
+    """Not on the batch it is drawn in, nor on how many are drawn."""
+    drawn = {}
+    for seed, batch, count in ((0, 4, 8), (0, 3, 8), (0, 8, 5), (1, 4, 8)):
+        experiment = assemble(toy(seed=seed, sampler__batch=batch))
+        params = train.init_state(assemble(toy())).params
+        drawn[seed, batch] = train.make_sampler(experiment)(params, count)
+        assert drawn[seed, batch].shape == (count, 2)
+    assert np.allclose(drawn[0, 4], drawn[0, 3], rtol=1e-4, atol=1e-4)
+    assert np.allclose(drawn[0, 4][:5], drawn[0, 8], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(drawn[0, 4], drawn[1, 4], rtol=0.1)
+    assert len(np.unique(drawn[0, 4][:, 0])) == 8
+
+
+@pytest.mark.parametrize(("bad_from", "kept"), [(2, "nothing was saved yet"), (5, "the checkpoint of step 3 is good")])
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(tmp_path, bad_from, kept):
+    experiment = assemble(toy())
+    batch = experiment.dataset.batch
+
+    class Poisoned:
+        def __getattr__(self, name):
+            return getattr(experiment.dataset, name)
+
+        def batch(self, seed, step, size):
+            return batch(seed, step, size) * np.float32(np.nan if step + 1 >= bad_from else 1)
+
+    poisoned = dataclasses.replace(experiment, dataset=Poisoned())
+    bar = Bar(Console(file=io.StringIO()), "training", 6)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints, MetricsLog(tmp_path, 0) as log:
+        state = train.init_state(experiment)
+        with pytest.raises(UsageError) as caught:
+            train.fit(poisoned, state, checkpoints, log, bar)
+    message = str(caught.value)
+    assert "the loss became nan by step" in message and kept in message and "\n" not in message
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3] * (bad_from > 3)
+    assert all(np.isfinite(row.get("loss", 0.0)) for row in MetricsLog.read(tmp_path))
