@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from scoregen.config import Config, choice
 from scoregen.data import SCALINGS, SOURCES
-from scoregen.losses import LOSSES
+from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES
 from scoregen.samplers import CORRECTORS, PREDICTORS
+from scoregen.times import TIMES
 
 
 def get_config() -> Config:
@@ -25,12 +26,17 @@ def get_config() -> Config:
     config.scaling = choice(SCALINGS, "centered")
 
     config.process = choice(PROCESSES, "ddpm")
-    config.target = "eps"  # what the network gives: eps, x0, score, v
+    config.times = choice(TIMES, "own")  # which noise levels training draws
+    config.target = "eps"  # what the network gives: eps, x0, score, v, velocity, edm
+    config.learned_variance = False  # and the variance of a step beside it, for the losses hybrid and vlb
     config.loss = choice(LOSSES, "eps")
+    config.weighting = choice(WEIGHTINGS, "own")  # how much each noise level counts; own: as the loss has it
+    config.log_variance = False  # scale the loss of each noise level by a variance that is learned
 
     config.net = choice(NETS, "unet")
     config.net.condition = "index"  # what tells it the noise level: index, sigma, logsnr
     config.net.centered = True  # show it data of [0, 1] as 2x - 1
+    config.net.unit_input = False  # show it x with unit variance: EDM's c_in
 
     config.train = ConfigDict()
     config.train.steps = 1000

@@ -220,7 +220,7 @@ class Checkpoints:
             )
         for file, checksum in contents["files"].items():
             if _checksum(path / file) != checksum:
-                raise _Damaged(f"its file {file} has changed")
+                raise _Damaged(f"its file '{file}' has changed")
         arguments = ocp.args.PyTreeRestore(
             dict.fromkeys(wanted, 0),
             restore_args={key: _restore_args(leaf) for key, leaf in wanted.items()},
@@ -272,11 +272,11 @@ def _contents(path: Path) -> dict[str, Any]:
     try:
         checksum, text = (path / _CONTENTS).read_bytes().split(b" ", 1)
     except OSError as error:
-        raise _Damaged(f"its file {_CONTENTS}: {_reason(error)}") from error
+        raise _Damaged(f"its file '{_CONTENTS}': {_reason(error)}") from error
     except ValueError:
         checksum, text = b"", b""
     if checksum != f"{zlib.crc32(text):08x}".encode():
-        raise _Damaged(f"its file {_CONTENTS} has changed")
+        raise _Damaged(f"its file '{_CONTENTS}' has changed")
     return json.loads(text)
 
 

@@ -206,7 +206,10 @@ def parse(argv: Sequence[str], flags: absl_flags.FlagValues | None = None) -> tu
         name = error.flagname
         if re.match(r"(no)?config\.", name):
             raise UsageError(f"--{name} without --config: {_no_config()}") from None
-        raise UsageError(_unknown("flag", f"--{name}", [f"--{flag}" for flag in sorted(names)])) from None
+        known = [f"--{flag}" for flag in sorted(names)]
+        if "." in name:  # a misspelt --config, with a key behind it
+            known.append(f"--config.{name.partition('.')[2]}")
+        raise UsageError(_unknown("flag", f"--{name}", known)) from None
     except (absl_flags.Error, ValueError) as error:
         raise UsageError(_line(error)) from error
     if rest:

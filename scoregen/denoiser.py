@@ -32,11 +32,14 @@ class Prediction(NamedTuple):
         x0: an estimate of E[x_0 | x_t = x], the clean data.
         eps: an estimate of E[eps | x_t = x], the noise.
         score: an estimate of grad log p_t(x) = -eps / sigma.
+        between: if the variance of a step is learned, where it lies: 0 for the posterior's, 1 for the forward
+            step's, and their logarithms mixed in proportion (Nichol & Dhariwal 2021, eq. 15); else None.
     """
 
     x0: Array
     eps: Array
     score: Array
+    between: Array | None = None
 
 
 def eps_row(process: Process, t: Array) -> tuple[Array, Array]:
@@ -62,18 +65,57 @@ def v_row(process: Process, t: Array) -> tuple[Array, Array]:
     return -process.sigma(t), process.alpha(t)
 
 
-TARGETS: dict[str, Row] = {"eps": eps_row, "x0": x0_row, "score": score_row, "v": v_row}
+def velocity_row(process: Process, t: Array) -> tuple[Array, Array]:
+    """The network gives dx/dt = alpha' x0 + sigma' eps (Lipman et al. 2023, eqs. 13-15): a = alpha', b = sigma'.
 
-# What tells a network how noisy its input is, a float32 `[B]`. The index is DDPM's; log sigma and the log-SNR
-# mean the same under chains of any length, and are smooth between levels (see `as_process`).
+    t must be real: a chain has no velocity. For flow matching it is eps - x0.
+    """
+    one = jnp.ones_like(t)
+    return jax.jvp(process.alpha, (t,), (one,))[1], jax.jvp(process.sigma, (t,), (one,))[1]
+
+
+def edm_row(process: Process, t: Array) -> tuple[Array, Array]:
+    """The preconditioning of Karras et al. 2022 (eq. 7, table 1), for any process.
+
+        x0 = c_skip x + c_out output,    a = (1 - c_skip alpha) / c_out,    b = -c_skip sigma / c_out
+
+    With d = data_std and q = sigma^2 + alpha^2 d^2, the variance of x, c_skip = alpha d^2 / q and
+    c_out = sigma d / sqrt(q), so that a = sigma / (d sqrt(q)) and b = -alpha d / sqrt(q): the output has unit
+    variance, and so should the input (`input_scale`). On a variance-preserving process with d = 1 it is -v.
+    """
+    alpha, sigma, std = process.alpha(t), process.sigma(t), process.data_std
+    root = jnp.hypot(sigma, alpha * std)
+    return sigma / (std * root), -alpha * std / root
+
+
+def input_scale(process: Process, t: Array) -> Array:
+    """c_in = 1 / sqrt(sigma^2 + alpha^2 data_std^2), which gives x unit variance (Karras et al. 2022, table 1)."""
+    return 1 / jnp.hypot(process.sigma(t), process.alpha(t) * process.data_std)
+
+
+TARGETS: dict[str, Row] = {
+    "eps": eps_row,
+    "x0": x0_row,
+    "score": score_row,
+    "v": v_row,
+    "velocity": velocity_row,
+    "edm": edm_row,
+}
+
+# What tells a network how noisy its input is, `[B]`. The index is DDPM's, and in continuous time 1000 t, as in
+# score_sde's code; log sigma and the log-SNR mean the same under chains of any length, and are smooth between
+# levels (see `as_process`).
 CONDITIONS: dict[str, Callable[[Process, Array], Array]] = {
-    "index": lambda process, t: t.astype(jnp.float32),
+    "index": lambda process, t: t.astype(jnp.float32) * (1.0 if process.discrete else 1000.0),
     "sigma": lambda process, t: jnp.log(process.sigma(t)),
-    "logsnr": lambda process, t: process.logsnr(t),
+    # Where alpha is 0, as at the end of flow matching, lam is -inf, and no network could read that.
+    "logsnr": lambda process, t: jnp.clip(process.logsnr(t), -25.0, 25.0),
 }
 
 
-def denoiser(process: Process, target: Row, apply: Callable[[Array, Array], Array]) -> Predict:
+def denoiser(
+    process: Process, target: Row, apply: Callable[[Array, Array], Array], learned_variance: bool = False
+) -> Predict:
     """Make `predict(x, t)` of a raw network `apply(x, t)` that was trained for `target`.
 
         eps = (alpha output - a x) / det,    x0 = (b x - sigma output) / det,    score = -eps / sigma
@@ -82,6 +124,8 @@ def denoiser(process: Process, target: Row, apply: Callable[[Array, Array], Arra
         process: the process under which x was noised.
         target: a row of `TARGETS`, or any function (process, t) -> (a, b) with det != 0.
         apply: the network, `[B, ...], [B] -> [B, ...]`.
+        learned_variance: the network's last axis is twice that of x, and its second half is v in
+            `Prediction.between` = (v + 1) / 2, which is not held to [0, 1] (Nichol & Dhariwal 2021, section 3.1).
 
     >>> from scoregen.process import ncsn, perturb
     >>> process, t = ncsn(), jnp.array([3, 7])
@@ -92,13 +136,16 @@ def denoiser(process: Process, target: Row, apply: Callable[[Array, Array], Arra
     """
 
     def predict(x: Array, t: Array) -> Prediction:
-        output = apply(x, t)
+        output, between = apply(x, t), None
+        if learned_variance:
+            output, v = jnp.split(output, 2, axis=-1)
+            between = 0.5 * (v + 1)
         alpha, sigma = process.alpha(t), process.sigma(t)
         a, b = target(process, t)
         det = alpha * b - a * sigma
         eps = rows(alpha / det, x) * output - rows(a / det, x) * x
         x0 = rows(b / det, x) * x - rows(sigma / det, x) * output
-        return Prediction(x0, eps, -eps / rows(sigma, x))
+        return Prediction(x0, eps, -eps / rows(sigma, x), between)
 
     return predict
 
@@ -111,8 +158,9 @@ def as_process(predict: Predict, source: Process, target: Process) -> Predict:
 
         u = source.time(target.logsnr(t)),     x_source = (alpha_source(u) / alpha_target(t)) x
 
-    x0 and eps carry over as they are, and the score becomes -eps / sigma_target(t). This is the whole
-    of the connection between DDPM and NCSN. Between the levels of a `source` chain the network is asked
+    x0 and eps carry over as they are, and the score becomes -eps / sigma_target(t). A learned
+    variance does not carry over, being one of the source's steps. This is the whole of the connection between
+    DDPM and NCSN. Between the levels of a `source` chain the network is asked
     at fractional t: it should be conditioned on something smooth (log-SNR, log sigma).
 
     Args:

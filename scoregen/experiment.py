@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from jax import Array
 
 from scoregen.config import Config, build, pick
 from scoregen.data import SCALINGS, SOURCES, Dataset, random_flip
-from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_process, denoiser
+from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_process, denoiser, input_scale
 from scoregen.errors import UsageError
-from scoregen.losses import LOSSES, Loss
-from scoregen.nets import NETS
-from scoregen.process import PROCESSES, Chain, rows, split_keys
-from scoregen.samplers import CORRECTORS, PREDICTORS, Corrector, Hold, NoCorrector, Predictor
+from scoregen.losses import FDSSM, LOSSES, WEIGHTINGS, Loss, Weighted
+from scoregen.nets import NETS, LogVariance
+from scoregen.process import PROCESSES, Process, rows, split_keys
+from scoregen.rules import refusal
+from scoregen.samplers import CORRECTORS, PREDICTORS, Ancestral, Corrector, Hold, NoCorrector, Predictor
+from scoregen.times import TIMES, TimeLaw
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -35,18 +38,27 @@ class Experiment:
     config: Config
     dataset: Dataset
     scaling: Any
-    process: Chain
+    process: Process
     target: Row
-    condition: Callable[[Chain, Array], Array]
-    loss: Loss
+    condition: Callable[[Process, Array], Array]
+    times: TimeLaw
+    loss: Loss | Weighted
     net: nn.Module
-    walk: Chain
+    walk: Process
     predictor: Predictor
     corrector: Corrector
 
     def init(self, key: Array) -> Any:
-        """Fresh parameters of the network."""
-        return self.net.init(key, jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1))
+        """Fresh parameters: of the network, and of the loss's variance if it is learned."""
+        params = {"net": self.net.init(key, jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1), heads=self.heads)}
+        if self.config.log_variance:
+            params["log_variance"] = LogVariance().init(jax.random.fold_in(key, 1), jnp.zeros(1))
+        return params
+
+    @property
+    def heads(self) -> int:
+        """How many outputs the network has for each input."""
+        return 2 if self.config.learned_variance else 1
 
     def prepare(self, raw: Array, keys: Array) -> Array:
         """A batch of data as the network is trained on it, `[B, ...]`: scaled, and flipped if asked for."""
@@ -58,13 +70,24 @@ class Experiment:
         """The denoiser under `process`; with a key for dropout it is the one in training."""
 
         def apply(x: Array, t: Array) -> Array:
+            scale = input_scale(self.process, t) if self.config.net.unit_input else None
             if self.config.net.centered and self.scaling.low == 0.0:
                 x = 2 * x - rows(self.process.alpha(t), x)  # 2 x0 - 1, seen through the process
+            if scale is not None:
+                x = rows(scale, x) * x
             c = self.condition(self.process, t)
             rngs = {} if dropout is None else {"dropout": dropout}
-            return self.net.apply(params, x, c, train=dropout is not None, rngs=rngs)  # pyright: ignore[reportReturnType]
+            train = dropout is not None
+            return self.net.apply(params["net"], x, c, train=train, heads=self.heads, rngs=rngs)  # pyright: ignore[reportReturnType]
 
-        return denoiser(self.process, self.target, apply)
+        return denoiser(self.process, self.target, apply, self.config.learned_variance)
+
+    def settled(self, params: Any, losses: Array, t: Array) -> Array:
+        """The losses `[B]` at t, or L / e^u + u if their variance is learned (see `LogVariance`)."""
+        if not self.config.log_variance:
+            return losses
+        u: Any = LogVariance().apply(params["log_variance"], CONDITIONS["logsnr"](self.process, t))
+        return losses * jnp.exp(-u) + u
 
     def predict_to_sample(self, params: Any) -> Predict:
         """The denoiser under `walk`."""
@@ -86,17 +109,20 @@ def assemble(config: Config) -> Experiment:
             walk = walk.within(process)
         except ValueError as error:
             raise UsageError(f"config.sampler.process={config.sampler.process.name}: {error}") from None
+    scaling = build(SCALINGS, config.scaling)
+    loss, by = build(LOSSES, config.loss, bins=scaling.bins), build(WEIGHTINGS, config.weighting)
     experiment = Experiment(
         config=config,
         process=process,
         target=pick(TARGETS, config.target, "config.target"),
         condition=pick(CONDITIONS, config.net.condition, "config.net.condition"),
-        loss=build(LOSSES, config.loss),
+        times=build(TIMES, config.times),
+        loss=loss if by is None else Weighted(loss, by),
         net=build(NETS, config.net),
         walk=walk,
         predictor=build(PREDICTORS, config.sampler.predictor),
         corrector=build(CORRECTORS, config.sampler.corrector),
-        scaling=build(SCALINGS, config.scaling),
+        scaling=scaling,
         # Last, since it may read files, or download them.
         dataset=build(SOURCES, config.data, dir=config.data.dir),
     )
@@ -105,10 +131,41 @@ def assemble(config: Config) -> Experiment:
 
 
 def _refuse_nonsense(experiment: Experiment) -> None:
-    config = experiment.config
-    if config.sampler.n > experiment.walk.levels:
+    config, process, walk = experiment.config, experiment.process, experiment.walk
+    reason = refusal(
+        process,
+        config.target,
+        experiment.loss,
+        learned_variance=config.learned_variance,
+        log_variance=config.log_variance,
+        times=experiment.times,
+        dims=math.prod(experiment.dataset.shape),
+    )
+    if reason is not None:
+        raise UsageError(reason)
+    if config.net.condition == "index" and not (process.discrete or getattr(process, "t_max", 1.0) <= 1):
         raise UsageError(
-            f"config.sampler.n={config.sampler.n}: there are only {experiment.walk.levels} noise levels to walk"
+            f"config.net.condition=index: the time of the process '{config.process.name}' is sigma, and no index: say "
+            "--config.net.condition=sigma"
+        )
+    if config.net.unit_input and process.data_std == 0:
+        raise UsageError("config.net.unit_input: the variance of x is not known: set the process's data_std")
+    if isinstance(experiment.loss, FDSSM) and config.net[config.net.name].get("dtype") == "bfloat16":
+        raise UsageError(
+            "the loss 'fdssm' takes the difference of two outputs that are nearly equal, which bfloat16 rounds away: "
+            f"take the loss ssm, or --config.net.{config.net.name}.dtype=float32"
+        )
+    step = experiment.predictor
+    learned = config.learned_variance and walk is process
+    if isinstance(step, Ancestral) and step.variance == "learned" and not learned:
+        raise UsageError(
+            "config.sampler.predictor.ancestral.variance=learned: the network has learned none for the steps of this "
+            "process: take small or large"
+        )
+    if walk.discrete and config.sampler.n > walk.levels:
+        raise UsageError(
+            f"config.sampler.n={config.sampler.n}: there are only {walk.levels} noise levels to walk: say "
+            f"--config.sampler.n=0 for all of them, or 1 to {walk.levels}"
         )
     if isinstance(experiment.predictor, Hold) and isinstance(experiment.corrector, NoCorrector):
         raise UsageError(
@@ -136,7 +193,7 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         raise UsageError(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
     if not 0 <= train.ema < 1:
         raise UsageError(f"config.train.ema={train.ema}: 0 (none) up to, but not, 1 is needed")
-    if not train.learning_rate > 0:
+    if not 0 < train.learning_rate < math.inf:
         raise UsageError(f"config.train.learning_rate={train.learning_rate}: a positive number is needed")
     for name in ("batch", "images"):
         if config.sampler[name] < 1:
@@ -152,7 +209,7 @@ def _refuse_nonsense(experiment: Experiment) -> None:
     try:
         x0 = jax.eval_shape(experiment.prepare, raw, keys)
         params = jax.eval_shape(experiment.init, jax.random.key(0))
-        t = jax.ShapeDtypeStruct((2,), jnp.int32)
+        t = jax.eval_shape(lambda k: process.sample_time(k, (2,)), jax.random.key(0))
         jax.eval_shape(lambda p, x, t: experiment.predict(p)(x, t), params, x0, t)
     except (ValueError, TypeError, ArithmeticError) as error:
         reason = str(error).strip().partition("\n")[0]  # JAX's own go on for lines

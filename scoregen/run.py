@@ -16,6 +16,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 
 from scoregen import config as config_lib
+from scoregen.command import answer, say, say_presets
 from scoregen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from scoregen.checkpoint import Checkpoints
     from scoregen.experiment import Experiment
+    from scoregen.process import Process
 
 T = TypeVar("T")
 MODES = {
@@ -47,7 +50,10 @@ FREE = (
 
 
 class Signals:
-    """Remembers SIGINT and SIGTERM, so that the run can end at a good place; a second SIGINT ends it at once."""
+    """Remembers SIGINT and SIGTERM, so that the run can end at a good place; a second SIGINT ends it at once.
+
+    One that follows within half a second is the same one twice: `timeout` signals its child and then the group.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -62,12 +68,12 @@ class Signals:
             signal.signal(number, handler)
 
     def _catch(self, number: int, _: object) -> None:
-        if self.caught is not None:
+        if self.caught is None:
+            self.caught, self.at = number, time.monotonic()
+            again = "; Ctrl-C again: at once" if number == signal.SIGINT else ""
+            self.console.print(f"{signal.Signals(number).name}: stopping once all is saved{again}", highlight=False)
+        elif number == signal.SIGINT and time.monotonic() - self.at > 0.5:
             os._exit(128 + number)
-        self.caught = number
-        self.console.print(
-            f"{signal.Signals(number).name}: stopping once all is saved; again: at once", highlight=False
-        )
 
     def __call__(self) -> bool:
         return self.caught is not None
@@ -87,44 +93,17 @@ class Signals:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(soft_wrap=True, width=120)  # a file has no width of its own
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not argv or {"--help", "-h", "--helpfull", "-help"} & set(argv):
-            _help(console)
-            return 0
-        return _run(argv, console)
-    except KeyboardInterrupt:  # before there was anything to save
-        return 128 + signal.SIGINT
-    except UsageError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename or 'the system'}: {error.strerror or error}"
-    except Exception as error:
-        # Out of memory is the one failure of the runtime that a flag can mend.
-        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
-            raise
-        message = (
-            "out of memory: try a smaller --config.train.microbatch (the same step in parts), "
-            "--config.train.batch or --config.sampler.batch"
-        )
-    Console(stderr=True, soft_wrap=True).print(f"scoregen: {message}", markup=False, highlight=False)
-    return 2
+    return answer(argv, _run, _help)
 
 
 def _help(console: Console) -> None:
-    console.print(__doc__, markup=False, highlight=False)
-    console.print("--config=NAME or the path of a .py file. The presets:", highlight=False)
-    for name, line in config_lib.presets().items():
-        if name != "default":
-            console.print(f"  {name:<14} {line}", markup=False, highlight=False)
-    console.print("--config.SECTION.OPTION=VALUE changes one option; see configs/default.py for all", highlight=False)
-    console.print("--workdir=DIR  where everything goes (runs/NAME, and what was changed of it)", highlight=False)
-    console.print("--mode=MODE", highlight=False)
+    say(console, __doc__ or "")
+    say_presets(console)
+    say(console, "--config.SECTION.OPTION=VALUE changes one option; see configs/default.py for all")
+    say(console, "--workdir=DIR  where everything goes (runs/NAME, and what was changed of it)")
+    say(console, "--mode=MODE")
     for mode, line in MODES.items():
-        console.print(f"  {mode:<14} {line}", markup=False, highlight=False)
+        say(console, f"  {mode:<14} {line}")
 
 
 def _run(argv: Sequence[str], console: Console) -> int:
@@ -226,7 +205,7 @@ class Run:
         self.config = self.experiment.config
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False)
+        say(self.console, line)
 
     def checkpoints(self) -> Checkpoints:
         from scoregen.checkpoint import Checkpoints
@@ -235,13 +214,10 @@ class Run:
 
     def restore(self) -> tuple[int, Any]:
         """The step and the averaged parameters of the newest checkpoint, or of the best."""
-        import jax
+        from scoregen.train import restore_average
 
-        from scoregen.train import init_state
-
-        template = jax.eval_shape(lambda: init_state(self.experiment))
         with self.checkpoints() as checkpoints:
-            found = checkpoints.restore_part("ema", template.ema, best=self.config.sampler.best)
+            found = restore_average(self.experiment, checkpoints, self.config.sampler.best)
         if found is None:
             raise UsageError(f"no checkpoint in {self.workdir}: train first, with --mode=train")
         return found[1], found[0]
@@ -312,7 +288,8 @@ class Run:
         judged = self.mode == "eval" or (self.mode == "train" and config.eval.at_end)
         count = max(config.eval.samples, config.sampler.images) if judged else config.sampler.images
         batches = -(-count // config.sampler.batch)
-        with Bar(self.console, f"sampling {count}, level", levels(self.experiment) * batches) as bar:
+        parts = f" in {batches} batches" if batches > 1 else ""
+        with Bar(self.console, f"sampling {count}{parts}, level", levels(self.experiment) * batches) as bar:
             samples = signals.watch(lambda: self.sampler(params, count, bar.update))
         if samples is None:
             self.say(f"stopped while sampling; the training is saved. To sample again: {self.again}")
@@ -349,15 +326,27 @@ class Run:
         from scoregen.train import levels
 
         config, sampler = self.config, self.config.sampler
-        parts = [sampler.predictor.name] + [sampler.corrector.name] * (sampler.corrector.name != "none")
+        moves = (sampler.predictor, self.experiment.predictor), (sampler.corrector, self.experiment.corrector)
+        parts = [f"{section.name}{_changed(move)}" for section, move in moves if section.name != "none"]
         other = "" if sampler.process.name == "trained" else f", as {sampler.process.name}"
         net = f"{config.net.name}, {_size(params):,} parameters"
         return [
             ("trained", f"{config.loss.name} on {config.data.name}, {step:,} steps of {config.train.batch}"),
             ("network", f"{net}, gives {config.target}, knows {config.net.condition}"),
-            ("process", f"{config.process.name}, {self.experiment.process.levels} levels"),
+            ("process", f"{config.process.name}, {_extent(self.experiment.process)}"),
             ("sampled", f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels"),
         ]
+
+
+def _changed(move: Any) -> str:
+    """The options of a predictor or corrector that are not at their defaults, in brackets."""
+    fields = [(field.name, field.default, getattr(move, field.name)) for field in dataclasses.fields(move)]
+    options = ", ".join(f"{name}={value}" for name, default, value in fields if value != default)
+    return f" ({options})" if options else ""
+
+
+def _extent(process: Process) -> str:
+    return f"{process.levels} levels" if process.discrete else "in continuous time"
 
 
 def _size(params: Any) -> int:

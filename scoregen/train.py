@@ -26,6 +26,7 @@ from scoregen.experiment import Experiment
 from scoregen.log import Bar, MetricsLog
 from scoregen.process import example_keys, perturb, split_keys
 from scoregen.samplers import sample
+from scoregen.times import Drawn, Own, TimeLaw
 
 if TYPE_CHECKING:
     from scoregen.checkpoint import Checkpoints
@@ -34,12 +35,21 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds: the number of steps done, the parameters, their average, the optimizer's state."""
+    """What a checkpoint holds.
+
+    Attributes:
+        step: the number of steps done.
+        params: the parameters.
+        ema: their average.
+        opt_state: the optimizer's state.
+        times: what the time law has learned.
+    """
 
     step: Array
     params: Any
     ema: Any
     opt_state: Any
+    times: Any
 
 
 def make_optimizer(train: Config) -> optax.GradientTransformation:
@@ -57,16 +67,26 @@ def init_state(experiment: Experiment) -> TrainState:
     params = jax.jit(experiment.init)(jax.random.key(config.seed))
     # The average starts as a copy: a donated buffer cannot be given away twice.
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(config.train).init(params))
+    opt_state, times = make_optimizer(config.train).init(params), experiment.times.init(experiment.process)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, times)
 
 
-def mean_loss(experiment: Experiment, params: Any, raw: Array, keys: Array, dropout: Array | None) -> Array:
-    """The mean loss of a raw batch, at times and with noise drawn from one key an example `[B]`."""
-    prepare, time_, noise, loss = split_keys(keys, 4)
+def restore_average(experiment: Experiment, checkpoints: Checkpoints, best: bool = False) -> tuple[Any, int] | None:
+    """The averaged parameters, to sample with, of the newest checkpoint or the best, and its step; None without one."""
+    template = jax.eval_shape(lambda: init_state(experiment))
+    return checkpoints.restore_part("ema", template.ema, best=best)
+
+
+def mean_loss(
+    experiment: Experiment, law: TimeLaw, known: Any, params: Any, raw: Array, keys: Array, dropout: Array | None
+) -> tuple[Array, tuple[Drawn, Array]]:
+    """The mean loss of a raw batch, with one key an example `[B]`, and the times drawn and the losses there, `[B]`."""
+    prepare, time_, noise, key = split_keys(keys, 4)
     x0 = experiment.prepare(raw, prepare)
-    t = experiment.process.sample_time(time_, x0.shape[:1])
-    noised = perturb(experiment.process, noise, x0, t)
-    return experiment.loss(experiment.process, experiment.predict(params, dropout), noised, loss).mean()
+    drawn = law(experiment.process, known, time_, x0.shape[0])
+    noised = perturb(experiment.process, noise, x0, drawn.t)
+    losses = experiment.loss(experiment.process, experiment.predict(params, dropout), noised, key)
+    return (drawn.weight * experiment.settled(params, losses, drawn.t)).mean(), (drawn, losses)
 
 
 def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
@@ -84,14 +104,18 @@ def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[Train
         keys = example_keys(noise, train.batch)
 
         total = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        times = state.times
         # Unrolled, not scanned: within a loop XLA's CPU backend runs a convolution's gradient many times slower.
         for i in range(parts):
             part = slice(i * (train.batch // parts), (i + 1) * (train.batch // parts))
             # The barrier has each part wait for the one before, whose memory it can then take over.
             params, total = jax.lax.optimization_barrier((state.params, total))
-            loss = functools.partial(mean_loss, experiment, raw=raw[part], keys=keys[part])
-            found = jax.value_and_grad(loss)(params, dropout=jax.random.fold_in(dropout, i))
-            total = jax.tree.map(jnp.add, total, found)
+            loss = functools.partial(mean_loss, experiment, experiment.times, state.times)
+            found, grads = jax.value_and_grad(loss, has_aux=True)(
+                params, raw[part], keys[part], jax.random.fold_in(dropout, i)
+            )
+            times = experiment.times.update(times, *jax.lax.stop_gradient(found[1]))
+            total = jax.tree.map(jnp.add, total, (found[0], grads))
         loss, grads = jax.tree.map(lambda a: a / parts, total)
 
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer's power
@@ -100,20 +124,26 @@ def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[Train
         done = (1.0 + state.step.astype(jnp.float32)) / (10.0 + state.step.astype(jnp.float32))
         decay = jnp.minimum(train.ema, done) if train.ema_ramp else jnp.float32(train.ema)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
-        return TrainState(state.step + 1, params, ema, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, ema, opt_state, times), {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+        }
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_eval(experiment: Experiment) -> Callable[[Any], float]:
-    """params -> the loss of held-out data, at fixed times and noise, so that its changes are the network's."""
+    """params -> the loss of held-out data, at fixed times of the process's own law and with fixed noise.
+
+    So its changes are the network's, and it compares between time laws.
+    """
     config, dataset = experiment.config, experiment.dataset
     size = min(64, len(dataset.test))  # and not the training's, so that figures compare whatever that is
     batches = min(512, len(dataset.test)) // size
 
     @jax.jit
     def step(params: Any, raw: Array, key: Array) -> Array:
-        return mean_loss(experiment, params, raw, example_keys(key, size), None)
+        return mean_loss(experiment, Own(), (), params, raw, example_keys(key, size), None)[0]
 
     def evaluate(params: Any) -> float:
         keys = jax.random.split(jax.random.key(config.seed + 1), batches)

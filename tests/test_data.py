@@ -320,6 +320,17 @@ def test_planes_become_channels(small, tmp_path):
     assert bytes(data.test[0].transpose(2, 0, 1)) == small["test_batch.bin"][1:3073]
 
 
+def test_smaller_pixels_are_means_of_squares(small, tmp_path):
+    place = str(write(tmp_path / "here", small))
+    whole, half, one = (load_cifar10(dir=place, size=size) for size in (32, 16, 1))
+    assert half.train.shape == (20, 16, 16, 3)
+    corner = whole.train[:, 0:2, 2:4].astype(np.float64).mean((1, 2))
+    np.testing.assert_array_equal(half.train[:, 0, 1], np.floor(corner + 0.5))
+    np.testing.assert_array_equal(one.test[:, 0, 0], np.floor(whole.test.astype(np.float64).mean((1, 2)) + 0.5))
+    with pytest.raises(UsageError, match="size=5"):
+        load_cifar10(dir=place, size=5)
+
+
 def test_every_way_of_naming_the_place_gives_the_same_set(small, tmp_path, monkeypatch):
     inside = write(tmp_path / "a" / "cifar-10-batches-bin", small)
     archive = write(tmp_path / "b", {"cifar-10-binary.tar.gz": packed(small)})

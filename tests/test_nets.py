@@ -239,6 +239,44 @@ def test_every_parameter_is_used(case):
         assert np.abs(g).max() > (-1 if "'key']['bias" in name else 1e-6), name
 
 
+@pytest.mark.parametrize("name", ["mlp", "points-of-two-axes", "unet"])
+def test_two_heads_are_two_networks_with_one_trunk(name):
+    """Half of the last axis is what a network with half of the last layer gives; and derivatives reach it all."""
+    net, shape, last = {
+        "mlp": (MLP(width=8, depth=1, embedding=8), (3, 2), "out"),
+        "points-of-two-axes": (MLP(width=8, depth=1, embedding=8), (3, 4, 2), "out"),
+        "unet": (UNet(**TINY), (2, 8, 8, 3), "conv_out"),
+    }[name]
+    x, v, c = _normal(1, shape), _normal(2, shape), jnp.linspace(-1.0, 2.0, shape[0])
+    params = _alive(jax.eval_shape(functools.partial(net.init, heads=2), jax.random.key(0), x, c))
+    both = jax.jit(functools.partial(net.apply, heads=2))(params, x, c)
+    assert both.shape == (*shape[:-1], 2 * shape[-1])
+
+    def half(leaf, i):
+        """Those of the last layer's columns that make half i of the last axis."""
+        channels = shape[-1]
+        table = leaf.reshape(*leaf.shape[:-1], -1, 2, channels)[..., i, :]
+        return table.reshape(*leaf.shape[:-1], -1)
+
+    # With the trunk in common, whatever holds of a network with one head holds of each half.
+    one = jax.jit(net.apply)
+    for i, out in enumerate(jnp.split(both, 2, -1)):
+        layer = jax.tree.map(functools.partial(half, i=i), params["params"][last])
+        np.testing.assert_allclose(out, one({"params": params["params"] | {last: layer}}, x, c), atol=1e-5)
+    assert np.abs(both[..., : shape[-1]] - both[..., shape[-1] :]).max() > 0.1
+
+    def pushed(layer):
+        full = {"params": params["params"] | {last: layer}}
+        return jax.jvp(lambda x: net.apply(full, x, c, heads=2), (x,), (v,))[1]
+
+    # And forward mode inside reverse mode reaches every unit of both. Long programs that run once: not optimised.
+    quick = {"xla_backend_optimization_level": 0}
+    total = lambda layer: jnp.sum(jnp.sin(pushed(layer)))  # noqa: E731
+    gradient = jax.jit(jax.grad(total), compiler_options=quick)(params["params"][last])
+    for i in (0, 1):
+        assert (np.abs(half(gradient["kernel"], i)) > 1e-6).mean() > 0.9
+
+
 def test_mlp_by_hand():
     """The formula of its docstring, in NumPy."""
     net, x, c = MLP(width=8, depth=2, embedding=6), _normal(1, (4, 3)), _normal(2, (4,))

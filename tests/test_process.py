@@ -1,83 +1,274 @@
-"""Every process: the kernel, its chain, its posterior, its prior."""
+"""Every process: the kernel, its times, its training law, its posterior, its differential equation, its prior."""
+
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.process import PROCESSES, Process, cosine, ddpm, ncsn, normal, perturb, posterior
+from scoregen.process import (
+    EDM,
+    PROCESSES,
+    VE,
+    VP,
+    CosineVP,
+    Flow,
+    Process,
+    SubVP,
+    betas,
+    cosine,
+    covers,
+    ddpm,
+    drift_diffusion,
+    ncsn,
+    normal,
+    perturb,
+    posterior,
+    sigmas,
+)
 
-CHAINS = {name: make() for name, make in PROCESSES.items()}
+MADE = {name: make() for name, make in PROCESSES.items()}
+CHAINS = [name for name, process in MADE.items() if process.discrete]
+CONTINUOUS = [name for name, process in MADE.items() if not process.discrete]
 
 
-def float64_tables(name):
-    """alpha^2 and sigma^2 of the default chains, spelled out again from the papers, one level at a time."""
-    if name == "ncsn":
-        return np.ones(10), np.array([0.01 * 100 ** (i / 9) for i in range(10)]) ** 2
-    if name == "ddpm":
-        betas = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
-    else:
-        abar = [np.cos((i / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 for i in range(1001)]
-        betas = [min(1 - abar[i + 1] / abar[i], 0.999) for i in range(1000)]
+def linear_beta(t):
+    """beta(t) and its integral, with the published 0.1 and 20 (Song et al. 2021, appendix C)."""
+    return 0.1 + 19.9 * t, 0.1 * t + 19.9 * t**2 / 2
+
+
+def kernel(name, t):
+    """alpha^2 and sigma^2 of the default processes at times t, spelled out again from the papers in float64."""
+    t = np.asarray(t, np.float64)
+    one = np.ones_like(t)
+    match name:
+        case "ncsn":
+            return one, (0.01 * 100 ** (t / 9)) ** 2
+        case "sigmas":
+            return one, np.array([0.01, 0.03, 0.1, 0.3, 1.0, 3.0])[t.astype(int)] ** 2
+        case "ve":
+            return one, (0.01 * 5000**t) ** 2
+        case "edm":
+            return one, t**2
+        case "flow":
+            return (1 - t) ** 2, t**2
+        case "vp":
+            alpha2 = np.exp(-linear_beta(t)[1])
+            return alpha2, 1 - alpha2
+        case "subvp":
+            alpha2 = np.exp(-linear_beta(t)[1])
+            return alpha2, (1 - alpha2) ** 2
+        case "vp_cosine":
+            alpha2 = (np.cos((t + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2
+            return alpha2, 1 - alpha2
+        case "ddpm":
+            steps = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
+        case "cosine":
+            abar = [np.cos((i / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 for i in range(1001)]
+            steps = [min(1 - abar[i + 1] / abar[i], 0.999) for i in range(1000)]
+        case "betas":
+            steps = [1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9]
+        case _:
+            raise NotImplementedError(f"spell out the kernel of {name} here")
     product, alpha2 = 1.0, []
-    for beta in betas:
+    for beta in steps:
         product *= 1 - beta
         alpha2.append(product)
-    return np.array(alpha2), 1 - np.array(alpha2)
+    alpha2 = np.array(alpha2)[t.astype(int)]
+    return alpha2, 1 - alpha2
+
+
+def published_sde(name, t):
+    """f and g^2 as the papers give them, in float64."""
+    beta, integral = linear_beta(t)
+    match name:
+        case "vp":  # Song et al. 2021, eq. 11
+            return -beta / 2, beta
+        case "subvp":  # eq. 13
+            return -beta / 2, beta * (1 - np.exp(-2 * integral))
+        case "ve":  # eq. 30
+            return 0 * t, (0.01 * 5000**t * np.sqrt(2 * np.log(5000))) ** 2
+        case "edm":  # Karras et al. 2022, eq. 5 of appendix B with sigma(t) = t
+            return 0 * t, 2 * t
+        case "flow":  # d log(1 - t) / dt, and 2 sigma (sigma' - f sigma) = 2 t (1 + t / (1 - t))
+            return -1 / (1 - t), 2 * t / (1 - t)
+        case "vp_cosine":  # -beta / 2 and beta, as of every variance-preserving process, beta = -d log abar / dt
+            beta = np.pi / 1.008 * np.tan((t + 0.008) / 1.008 * np.pi / 2)
+            return -beta / 2, beta
+    raise NotImplementedError(f"write down the differential equation of {name} here")
+
+
+def phi(z):
+    return 0.5 * (1 + np.vectorize(math.erf)(np.asarray(z, np.float64) / math.sqrt(2)))
+
+
+def quantile(name, t):
+    """The published training law of the default processes: the share of times below t."""
+    t = np.asarray(t, np.float64)
+    if name == "edm":  # ln sigma ~ N(-1.2, 1.2^2), cut at 0.002 and 80
+        low, high, at = (phi((np.log(a) + 1.2) / 1.2) for a in (0.002, 80.0, t))
+        return (at - low) / (high - low)
+    low, high = {"vp": (1e-3, 1), "subvp": (1e-3, 1), "vp_cosine": (1e-3, 0.999), "ve": (1e-5, 1), "flow": (1e-3, 1)}[
+        name
+    ]
+    return (t - low) / (high - low)
+
+
+def some_times(process, n=9):
+    return process.grid(min(n, process.levels))
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_tables_are_the_papers(name):
-    chain: Process = CHAINS[name]
-    t = chain.grid()[::-1]
-    alpha2, sigma2 = float64_tables(name)
-    np.testing.assert_allclose(chain.alpha(t) ** 2, alpha2, rtol=3e-6)
-    np.testing.assert_allclose(chain.sigma(t) ** 2, sigma2, rtol=3e-6)
-    np.testing.assert_allclose(chain.logsnr(t), np.log(alpha2 / sigma2), rtol=2e-6, atol=2e-6)
-    assert (np.diff(chain.logsnr(t)) < 0).all(), "index 0 is the least noisy"
+def test_kernel_is_the_papers(name):
+    """alpha, sigma and lam = log(alpha^2 / sigma^2), falling, in float32 against float64."""
+    process: Process = MADE[name]
+    t = process.grid()[::-1]
+    alpha2, sigma2 = kernel(name, t)
+    np.testing.assert_allclose(process.alpha(t) ** 2, alpha2, rtol=3e-6)
+    np.testing.assert_allclose(process.sigma(t) ** 2, sigma2, rtol=3e-6)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(process.logsnr(t), np.log(alpha2 / sigma2), rtol=2e-6, atol=2e-6)
+    assert (np.asarray(process.logsnr(t[1:])) < np.asarray(process.logsnr(t[:-1]))).all(), "a larger time is noisier"
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+def test_time_inverts_logsnr_and_is_held_at_the_ends(name):
+    process = MADE[name]
+    t = process.grid()
+    # In float32, lam is known to 1e-6 of itself, and the time to that over dlam/dt.
+    np.testing.assert_allclose(process.time(process.logsnr(t)), t, rtol=3e-5, atol=1e-5)
+    with jax.enable_x64(True):
+        process = PROCESSES[name]()
+        t = process.grid()
+        np.testing.assert_allclose(process.time(process.logsnr(t)), t, rtol=1e-9, atol=1e-12)
+        least, most = float(t[-1]), float(t[0])
+        ends = process.logsnr(t[jnp.array([-1, 0])])
+        out = jnp.array([jnp.inf, ends[0] + 1, ends[1] - 1, -jnp.inf])
+        np.testing.assert_allclose(process.time(out), [least, least, most, most], rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", CHAINS)
 def test_real_times_lie_between_levels(name):
-    chain = CHAINS[name]
+    chain = MADE[name]
     t = jnp.arange(chain.levels)
     real = t.astype(jnp.float32)
     for method in (chain.alpha, chain.sigma, chain.logsnr):
         np.testing.assert_allclose(method(real), method(t), rtol=2e-5, atol=1e-5)
     half = real[:-1] + 0.5
     np.testing.assert_allclose(chain.time(chain.logsnr(half)), half, atol=2e-3)
+    # Halfway lam is the mean of its neighbours, and alpha the geometric mean.
+    alpha2, sigma2 = kernel(name, t)
+    lam = np.log(alpha2 / sigma2)
+    np.testing.assert_allclose(chain.logsnr(half), (lam[1:] + lam[:-1]) / 2, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(chain.alpha(half) ** 4, alpha2[1:] * alpha2[:-1], rtol=1e-5)
     # The three agree between levels too: lam is log(alpha^2 / sigma^2) everywhere.
     lam = 2 * (jnp.log(chain.alpha(half)) - jnp.log(chain.sigma(half)))
     np.testing.assert_allclose(lam, chain.logsnr(half), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
-def test_grid_has_both_ends_and_falls(name):
-    chain = CHAINS[name]
+@pytest.mark.parametrize("name", CHAINS)
+def test_grid_of_a_chain_has_both_ends_and_falls(name):
+    chain = MADE[name]
     for n in (2, 5, chain.levels):
         grid = np.asarray(chain.grid(n))
         assert len(grid) == n and grid[0] == chain.levels - 1 and grid[-1] == 0
         gaps = -np.diff(grid)
         assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1, "evenly spaced, no level twice"
     assert np.asarray(chain.grid()).tolist() == list(range(chain.levels - 1, -1, -1))
+    assert chain.grid(1).tolist() == [chain.levels - 1]
     for n in (0, chain.levels + 1):
         with pytest.raises(ValueError, match=f"no grid of {n}"):
             chain.grid(n)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
-def test_times_are_uniform_over_all_levels(name):
-    chain = CHAINS[name]
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_grid_of_a_continuous_process_is_evenly_spaced(name):
+    """From t_max to t_min to the digit, in t; EDM's in sigma^(1/rho) (Karras et al. 2022, eq. 5)."""
+    process = MADE[name]
+    low, high = process.t_min, process.t_max
+    for n in (2, 18, 1000):
+        i = np.arange(n) / (n - 1)
+        want = (
+            (high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+            if name == "edm"
+            else high + i * (low - high)
+        )
+        grid = process.grid(n)
+        np.testing.assert_allclose(grid, want, rtol=1e-5)
+        assert grid[0] == np.float32(high) and grid[-1] == np.float32(low)
+    np.testing.assert_array_equal(process.grid(), process.grid(1000))
+    assert process.grid(1).tolist() == [np.float32(high)]
+    with pytest.raises(ValueError, match="0 levels"):
+        process.grid(0)
+
+
+def test_grid_of_edm_heeds_rho():
+    np.testing.assert_allclose(EDM(sigma_min=0.5, sigma_max=2.0, rho=1.0).grid(4), [2.0, 1.5, 1.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(EDM(sigma_min=1.0, sigma_max=9.0, rho=2.0).grid(3), [9.0, 4.0, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_times_of_a_chain_are_uniform_over_all_levels(name):
+    chain = MADE[name]
+    n = chain.levels
     t = np.asarray(chain.sample_time(jax.random.key(0), (40_000,)))
-    assert t.min() == 0 and t.max() == chain.levels - 1
-    counts = np.bincount(t * 10 // chain.levels, minlength=10)
-    assert (abs(counts - 4000) < 5 * np.sqrt(4000)).all()
+    bins = min(n, 10)
+    counts = np.bincount(t * bins // n, minlength=bins)
+    share = np.bincount(np.arange(n) * bins // n, minlength=bins) / n
+    assert t.min() == 0 and t.max() == n - 1
+    assert (abs(counts - 40_000 * share) < 5 * np.sqrt(40_000 * share)).all()
+    # The quantile function: level j holds u from j/N to (j+1)/N, and 1 does not fall off the end.
+    np.testing.assert_array_equal(chain.spread(jnp.asarray((np.arange(n) + 0.5) / n)), np.arange(n))
+    assert int(chain.spread(jnp.array(1.0))) == n - 1
+    np.testing.assert_allclose(chain.density(jnp.arange(n)), np.full(n, 1 / n), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_times_have_the_published_law(name):
+    """`sample_time` against the law's own quantiles, in twenty bins, each a twentieth."""
+    u = quantile(name, MADE[name].sample_time(jax.random.key(0), (40_000,)))
+    assert -1e-6 <= u.min() < 0.001 and 0.999 < u.max() <= 1 + 1e-6
+    counts = np.histogram(np.clip(u, 0, 1), 20, (0, 1))[0]
+    assert (abs(counts - 2000) < 5 * np.sqrt(2000)).all()
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_spread_is_the_inverse_of_the_integral_of_density(name):
+    """Density integrates to one from t_min to t_max, and from t_min to spread(u) to u."""
+    with jax.enable_x64(True):
+        process = PROCESSES[name]()
+        t = np.geomspace(process.t_min, process.t_max, 20_001)
+        density = np.asarray(process.density(jnp.asarray(t)))
+        integral = np.concatenate([[0], np.cumsum(np.diff(t) * (density[1:] + density[:-1]) / 2)])
+        np.testing.assert_allclose(integral[-1], 1, rtol=1e-6)
+        u = np.linspace(0, 1, 21)
+        np.testing.assert_allclose(np.interp(process.spread(jnp.asarray(u)), t, integral), u, atol=1e-5)
+        np.testing.assert_allclose(integral, quantile(name, t), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+def test_rate_is_the_loss_of_signal_to_noise(name):
+    """-dlam/dt by finite differences; of a chain, (SNR_{t-1} - SNR_t) / SNR_t."""
+    with jax.enable_x64(True):
+        process = PROCESSES[name]()
+        if process.discrete:
+            alpha2, sigma2 = kernel(name, np.arange(process.levels))
+            snr = alpha2 / sigma2
+            step = (snr[:-1] - snr[1:]) / snr[1:]
+            rate = process.rate(jnp.arange(process.levels))
+            np.testing.assert_allclose(rate, [step[0], *step], rtol=1e-8)
+            return
+        t = np.geomspace(process.t_min, process.t_max, 52)[1:-1]
+        lam = [np.log(np.divide(*kernel(name, t * (1 + h)))) for h in (-1e-5, 1e-5)]
+        np.testing.assert_allclose(process.rate(jnp.asarray(t)), (lam[0] - lam[1]) / (2e-5 * t), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHAINS)
 def test_single_steps_have_the_law_of_the_one_jump(name):
     """THEORY 1: x_t walked one level at a time has alpha_t and sigma_t^2: variances add, not deviations."""
-    chain = CHAINS[name]
+    chain = MADE[name]
     alpha, sigma = (np.asarray(f(chain.grid()[::-1]), np.float64) for f in (chain.alpha, chain.sigma))
     mean, var = alpha[0], sigma[0] ** 2
     for t in range(1, chain.levels):
@@ -87,26 +278,23 @@ def test_single_steps_have_the_law_of_the_one_jump(name):
         assert noise > 0
         mean, var = factor * mean, factor**2 * var + noise
     np.testing.assert_allclose([mean, var], [alpha[-1], sigma[-1] ** 2], rtol=1e-6)
-    if name == "ddpm":  # and there the single step is the published one
-        t = np.arange(1, 1000)
-        betas = np.linspace(1e-4, 0.02, 1000)[1:]
-        np.testing.assert_allclose((alpha[t] / alpha[t - 1]) ** 2, 1 - betas, rtol=5e-7)
+    published = {"ddpm": np.linspace(1e-4, 0.02, 1000), "betas": [1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9]}
+    if name in published:  # and there the single step is the published one
+        np.testing.assert_allclose((alpha[1:] / alpha[:-1]) ** 2, 1 - np.array(published[name])[1:], rtol=5e-7)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_perturb_draws_from_the_kernel(name):
-    chain = CHAINS[name]
-    t = jnp.repeat(jnp.array([0, chain.levels // 2, chain.levels - 1]), 20_000)
+    process = MADE[name]
+    t = jnp.repeat(process.grid(3), 20_000)
     x0 = jnp.full((60_000, 2), 1.5)
-    noised = perturb(chain, jax.random.key(1), x0, t)
+    noised = perturb(process, jax.random.key(1), x0, t)
     x = np.asarray(noised.x, np.float64).reshape(3, 20_000, 2)
-    alpha, sigma = (np.asarray(f(t)).reshape(3, -1)[:, :1] for f in (chain.alpha, chain.sigma))
-    se = sigma / np.sqrt(20_000)
-    assert (abs(x.mean(1) - 1.5 * alpha) < 5 * se).all()
+    alpha, sigma = (np.sqrt(a)[:, None] for a in kernel(name, process.grid(3)))
+    assert (abs(x.mean(1) - 1.5 * alpha) < 5 * sigma / np.sqrt(20_000)).all()
     assert (abs(x.std(1) / sigma - 1) < 5 / np.sqrt(2 * 20_000)).all()
-    np.testing.assert_allclose(
-        noised.x, chain.alpha(t)[:, None] * x0 + chain.sigma(t)[:, None] * noised.eps, rtol=1e-6, atol=1e-6
-    )
+    again = 1.5 * alpha[:, None] + sigma[:, None] * np.asarray(noised.eps).reshape(3, 20_000, 2)
+    np.testing.assert_allclose(x, again, rtol=3e-6, atol=3e-6)
     # Dimensions are independent of one another: at the noisiest level their correlation is noise.
     assert abs(np.corrcoef(np.asarray(noised.eps).T)[0, 1]) < 5 / np.sqrt(60_000)
 
@@ -118,28 +306,45 @@ def test_noise_is_keyed_by_example():
     assert len(np.unique(np.asarray(many))) == many.size
 
 
+def bayes(name, t, s, x, x0):
+    """The law of x_s given x_t and x_0: the product of q(x_s | x_0) and q(x_t | x_s), in float64."""
+    (alpha2_t, sigma2_t), (alpha2_s, sigma2_s) = kernel(name, t), kernel(name, s)
+    factor = np.sqrt(alpha2_t / alpha2_s)
+    noise = sigma2_t - factor**2 * sigma2_s
+    precision = 1 / sigma2_s + factor**2 / noise
+    return (np.sqrt(alpha2_s) * x0 / sigma2_s + factor * x / noise) / precision, precision**-0.5
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_posterior_is_bayes_rule(name):
-    """q(x_s | x_t, x_0) from the product of q(x_s | x_0) and q(x_t | x_s), in float64, at many pairs of levels."""
-    chain = CHAINS[name]
-    n = chain.levels
-    pairs = [(t, s) for t in {1, 2, n // 2, n - 1} for s in {0, 1, t // 2, t - 1} if s < t]
-    t, s = jnp.array(pairs).T
-    x, x0 = jnp.full((len(pairs), 1), 0.7), jnp.full((len(pairs), 1), -0.4)
-    mean, std = posterior(chain, x, x0, t, s)
-    alpha2, sigma2 = float64_tables(name)
-    for i, (ti, si) in enumerate(pairs):
-        factor = np.sqrt(alpha2[ti] / alpha2[si])
-        noise = sigma2[ti] - factor**2 * sigma2[si]
-        precision = 1 / sigma2[si] + factor**2 / noise
-        want = (np.sqrt(alpha2[si]) * -0.4 / sigma2[si] + factor * 0.7 / noise) / precision
-        np.testing.assert_allclose(mean[i, 0], want, rtol=2e-4)
-        np.testing.assert_allclose(std[i], precision**-0.5, rtol=2e-4)
+    """Between all pairs of levels of a grid; at the end of flow matching x_t says nothing of x_s, and all is finite."""
+    with jax.enable_x64(True):
+        process = PROCESSES[name]()
+        grid = np.asarray(some_times(process))
+        t, s = (grid[i] for i in np.triu_indices(len(grid), 1))
+        x, x0 = np.full((len(t), 1), 0.7), np.full((len(t), 1), -0.4)
+        mean, std = posterior(process, jnp.asarray(x), jnp.asarray(x0), jnp.asarray(t), jnp.asarray(s))
+        want = bayes(name, t, s, 0.7, -0.4)
+        np.testing.assert_allclose(mean[:, 0], want[0], rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(std, want[1], rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_posterior_keeps_its_digits_between_neighbours(name):
+    """In float32, where the difference of two variances would have lost them."""
+    process = MADE[name]
+    grid = process.grid()[1 if name == "flow" else 0 :]
+    t, s = grid[:-1], grid[1:]
+    mean, std = posterior(process, jnp.full((len(t), 1), 0.7), jnp.full((len(t), 1), -0.4), t, s)
+    want = bayes(name, t, s, 0.7, -0.4)
+    # lam is known to 1e-6, or to 1e-7 of itself: so is their difference, w, and with it std^2.
+    np.testing.assert_allclose(mean[:, 0], want[0], rtol=5e-4, atol=1e-5)
+    np.testing.assert_allclose(std, want[1], rtol=5e-4)
 
 
 def test_posterior_is_ho_et_al():
     """THEORY 2, eqs. 6-7, and the same mean with x_0 eliminated, between neighbours."""
-    chain = CHAINS["ddpm"]
+    chain = MADE["ddpm"]
     t = jnp.array([1, 10, 500, 999])
     betas = np.linspace(1e-4, 0.02, 1000)
     abar = np.cumprod(1 - betas)
@@ -166,12 +371,112 @@ def test_posterior_is_the_ve_ancestral_step():
     np.testing.assert_allclose(std[:, None], prev * np.sqrt(sigma**2 - prev**2) / sigma, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_drift_and_diffusion_are_the_published(name):
+    process = MADE[name]
+    t = process.grid(50)[1 if name == "flow" else 0 :]
+    for dtype, rtol in ((np.float32, 1e-4), (np.float64, 1e-9)):
+        with jax.enable_x64(dtype is np.float64):
+            f, g = drift_diffusion(process, jnp.asarray(np.asarray(t, dtype)))
+            want = published_sde(name, np.asarray(t, np.float64))
+            np.testing.assert_allclose(f, want[0], rtol=rtol)
+            np.testing.assert_allclose(g**2, want[1], rtol=rtol)
+
+
+def test_drift_of_flow_matching_is_infinite_where_the_data_are_gone():
+    f, g = drift_diffusion(Flow(), jnp.ones(1))
+    assert f.tolist() == [-math.inf] and g.tolist() == [math.inf]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_differential_equation_has_the_kernel(name):
+    """dm/dt = f m and dV/dt = 2 f V + g^2, integrated by Runge-Kutta from the least noisy time, give alpha, sigma^2.
+
+    A chain's is the equation through its levels, of which there is one in each step: it has a kink at every level.
+    """
+    with jax.enable_x64(True):
+        process = PROCESSES[name]()
+        if process.discrete:
+            last = process.levels - 1  # which is far from the one before it, where beta is nearly one
+            edges = [np.arange(0, last - 2, 0.25 if last > 99 else 0.01), np.linspace(last - 2, last, 401)]
+            edges = np.concatenate(edges)
+        else:  # f is infinite, or nearly, at the end of some
+            edges = np.linspace(process.t_min, process.t_max - 0.05 * (process.t_max - process.t_min), 1001)
+        h = np.diff(edges)
+        nodes = np.stack([edges[:-1] + 1e-7 * h, edges[:-1] + 0.5 * h, edges[1:] - 1e-7 * h])  # on either side of kinks
+        f, g = (np.asarray(a).T for a in drift_diffusion(process, jnp.asarray(nodes)))
+        first, last = (jnp.asarray(edge) for edge in (edges[0], edges[-1]))
+        y = np.array([process.alpha(first), process.sigma(first) ** 2])
+        slope = lambda f, g, y: np.array([f * y[0], 2 * f * y[1] + g**2])  # noqa: E731
+        for step, fs, gs in zip(h, f, g, strict=True):
+            a = slope(fs[0], gs[0], y)
+            b = slope(fs[1], gs[1], y + step / 2 * a)
+            c = slope(fs[1], gs[1], y + step / 2 * b)
+            d = slope(fs[2], gs[2], y + step * c)
+            y = y + step / 6 * (a + 2 * b + 2 * c + d)
+        np.testing.assert_allclose(y, [process.alpha(last), process.sigma(last) ** 2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chain", "name"),
+    [
+        (lambda n: ddpm(0.1 / n, 20.0 / n, n), "vp"),
+        (cosine, "vp_cosine"),
+        (lambda n: ncsn(0.01, 50.0, n), "ve"),
+    ],
+    ids=["ddpm", "cosine", "ncsn"],
+)
+def test_chains_converge_to_their_continuous_twins(chain, name):
+    """THEORY 15: a step's drift and variance, over its length 1/N, tend to f and g^2, and twice the levels halve the
+    error (Song et al. 2021, appendix B)."""
+    errors = []
+    with jax.enable_x64(True):
+        for n in (500, 1000, 2000, 4000):
+            made = chain(n)
+            alpha, sigma = np.asarray(made.alphas), np.asarray(made.sigmas)
+            i = np.arange(n // 10, 9 * n // 10)
+            factor = alpha[i] / alpha[i - 1]
+            f, g2 = published_sde(name, (i + 1) / n)
+            drift = abs(n * (factor - 1) - f).max()
+            errors.append((drift, abs(n * (sigma[i] ** 2 - (factor * sigma[i - 1]) ** 2) / g2 - 1).max()))
+    errors = np.array(errors)[:, 1 if name == "ve" else 0 :]  # VE has no drift
+    np.testing.assert_allclose(errors[:-1] / errors[1:], 2, atol=0.1)
+
+
+def test_marginals_of_ddpm_converge_to_those_of_vp():
+    """|abar_i - alpha(t_i)^2| at t_i = (i + 1) / N halves when N doubles."""
+    errors = []
+    with jax.enable_x64(True):
+        for n in (500, 1000, 2000):
+            t = (np.arange(n) + 1) / n
+            errors.append(abs(np.asarray(ddpm(0.1 / n, 20.0 / n, n).alphas) ** 2 - kernel("vp", t)[0]).max())
+    np.testing.assert_allclose(np.array(errors[:-1]) / errors[1:], 2, atol=0.1)
+
+
+def test_levels_of_ncsn_lie_on_ve():
+    t = jnp.linspace(0.0, 1.0, 20)
+    np.testing.assert_allclose(ncsn(0.01, 50.0, 20).sigmas, VE(0.01, 50.0).sigma(t), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("data_std", [0.0, 0.7, 2.0])
+def test_prior_has_the_variance_of_noised_data(name, data_std):
+    """sigma^2 + alpha^2 data_std^2 at the noisiest level."""
+    process = dataclasses.replace(MADE[name], data_std=data_std)
+    alpha2, sigma2 = kernel(name, process.grid(1)[0])
+    want = np.sqrt(sigma2 + alpha2 * data_std**2)
+    np.testing.assert_allclose(process.prior_std(), want, rtol=2e-6)
+    x = np.asarray(process.prior(jax.random.key(0), (5000, 2)), np.float64)
+    assert abs(x.std() / want - 1) < 5 / np.sqrt(2 * x.size) and abs(x.mean()) < 5 * want / np.sqrt(x.size)
+
+
 def test_priors():
-    shape = (20_000, 2)
-    for chain, std in ((ddpm(), 1.0), (cosine(), 1.0), (ncsn(0.01, 50.0, 10), 50.0)):
-        x = np.asarray(chain.prior(jax.random.key(0), shape))
-        assert abs(x.std() / std - 1) < 5 / np.sqrt(2 * x.size) and abs(x.mean()) < 5 * std / np.sqrt(x.size)
-    x = np.asarray(ncsn(start="uniform").prior(jax.random.key(0), shape))
+    """The published starts: N(0, I) for what preserves the variance, the largest sigma for what does not."""
+    for process in (ddpm(), cosine(), betas(), VP(), CosineVP(), Flow()):
+        np.testing.assert_allclose(process.prior_std(), 1, rtol=1e-6)
+    for process, sigma in ((ncsn(0.01, 50.0, 10), 50), (sigmas((1.0, 20.0)), 20), (VE(0.01, 50.0), 50), (EDM(), 80)):
+        np.testing.assert_allclose(process.prior_std(), np.hypot(sigma, 0.5), rtol=1e-6)
+    x = np.asarray(ncsn(start="uniform").prior(jax.random.key(0), (20_000, 2)))
     assert 0 <= x.min() < 0.001 and 0.999 < x.max() < 1 and abs(x.mean() - 0.5) < 0.01
 
 
@@ -183,8 +488,40 @@ def test_within_keeps_the_covered_levels():
     np.testing.assert_allclose(part.sigmas**2 + part.alphas**2, 1, rtol=1e-5)
     assert abs(np.asarray(part.prior(jax.random.key(0), (20_000, 2))).std() - 1) < 0.02
     assert vp.within(ncsn(0.01, 200.0, 20)).levels == 1000, "DDPM's lowest level is NCSN's 0.01"
+    lam, ends = (np.log(np.divide(*kernel(*at))) for at in (("ddpm", np.arange(1000)), ("vp", [1.0, 1e-3])))
+    covered = (ends[0] - 0.02 <= lam) & (lam <= ends[1] + 0.02)
+    np.testing.assert_allclose(ddpm().within(VP()).logsnrs, lam[covered], rtol=1e-5)
     with pytest.raises(ValueError, match="fewer than two"):
         ncsn(100.0, 200.0, 10).within(vp.within(ve))
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_within_cuts_a_continuous_process_to_the_covered_times(name):
+    """Its ends have the other's sigma / alpha, 0.05 and 8, and what is covered whole stays as it is, to the digit."""
+    whole = MADE[name]
+    part = whole.within(ncsn(0.05, 8.0, 20))
+    t = part.grid()[jnp.array([-1, 0])]
+    alpha2, sigma2 = kernel(name, t)
+    np.testing.assert_allclose(np.sqrt(sigma2 / alpha2), [0.05, 8.0], rtol=1e-4)
+    assert type(part) is type(whole) and (t[0], t[1]) == (np.float32(part.t_min), np.float32(part.t_max))
+    assert part.data_std == whole.data_std
+    # The schedule within is that of the whole: at the same time the same noise.
+    np.testing.assert_array_equal(part.logsnr(t), whole.logsnr(t))
+    assert whole.within(whole) == whole and part.within(whole) == part
+    assert whole.within(ncsn(1e-5, 1e5, 10)) == (whole if name != "flow" else whole.within(ncsn(1e-5, 1e5, 10)))
+    assert covers(ncsn(0.05, 8.0, 20), part.logsnr(part.grid())).all()
+    for apart in (ncsn(1e5, 1e6, 10), ncsn(1e-8, 1e-7, 10)):
+        if name != "flow":  # which has every noise level, however high
+            with pytest.raises(ValueError, match="share no noise levels"):
+                whole.within(apart)
+
+
+def test_covers_to_one_percent():
+    """sigma / alpha from 0.01 to 1, give or take 1 %: lam = -2 log sigma gets 0.02."""
+    sigma = np.array([0.0098, 0.00992, 0.01, 0.5, 1.0, 1.008, 1.02])
+    want = [False, True, True, True, True, True, False]
+    assert covers(ncsn(0.01, 1.0, 10), jnp.asarray(-2 * np.log(sigma), jnp.float32)).tolist() == want
+    assert covers(EDM(sigma_min=0.01, sigma_max=1.0), jnp.asarray(-2 * np.log(sigma), jnp.float32)).tolist() == want
 
 
 @pytest.mark.parametrize(
@@ -192,12 +529,42 @@ def test_within_keeps_the_covered_levels():
     [
         lambda: ddpm(beta_min=0.0),
         lambda: ddpm(beta_max=1.0),
+        lambda: ddpm(beta_min=0.5, beta_max=0.1),
         lambda: ddpm(steps=1),
         lambda: cosine(steps=1),
         lambda: ncsn(sigma_min=0.0),
         lambda: ncsn(sigma_min=2.0),
         lambda: ncsn(levels=1),
         lambda: ncsn(start="zeros"),
+        lambda: ncsn(data_std=-1.0),
+        lambda: betas((0.1,)),
+        lambda: betas((0.1, 1.0)),
+        lambda: betas((0.0, 0.1)),
+        lambda: sigmas((1.0,)),
+        lambda: sigmas((0.0, 1.0)),
+        lambda: sigmas((1.0, 1.0)),
+        lambda: sigmas((2.0, 1.0)),
+        lambda: sigmas(data_std=-1.0),
+        lambda: sigmas(data_std=math.nan),
+        *(
+            lambda make=make, options=options: make(**options)
+            for make in (VP, SubVP, CosineVP, VE, Flow)
+            for options in ({"t_min": 0.0}, {"t_max": 1.1}, {"t_min": 0.5, "t_max": 0.5}, {"data_std": -1.0})
+        ),
+        *(
+            lambda make=make, options=options: make(**options)
+            for make in (VP, SubVP)
+            for options in ({"beta_min": 0.0}, {"beta_min": 2.0, "beta_max": 1.0})
+        ),
+        *(
+            lambda make=make, options=options: make(**options)
+            for make in (VE, EDM)
+            for options in ({"sigma_min": 0.0}, {"sigma_min": 2.0, "sigma_max": 1.0}, {"sigma_max": 0.0})
+        ),
+        lambda: CosineVP(offset=-0.1),
+        lambda: EDM(std=0.0),
+        lambda: EDM(rho=0.0),
+        lambda: EDM(data_std=-1.0),
     ],
 )
 def test_nonsense_is_refused(make):
@@ -216,4 +583,27 @@ def test_chains_pass_through_jit():
 
     t = jnp.array([0, 5])
     np.testing.assert_array_equal(alpha(ncsn(), t), alpha(ncsn(sigma_max=3.0), t))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_processes_are_constants_under_jit(name):
+    """Pytrees without leaves: traced once for equal options and again for others; they can be closed over as well."""
+    traces = []
+
+    def everything(process, t):
+        traces.append(1)
+        return process.alpha(t), process.sigma(t), process.time(process.logsnr(t)), process.spread(t), process.rate(t)
+
+    jitted, make = jax.jit(everything), PROCESSES[name]
+    process = make()
+    assert jax.tree.leaves(process) == [] and hash(process) == hash(make())
+    t = process.grid(4)[1:]
+    for traced in (jitted(process, t), jitted(make(), t), jax.jit(lambda t: everything(process, t))(t)):
+        for a, b in zip(traced, everything(process, t), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    del traces[:]
+    jitted(make(), t)
+    assert not traces
+    jitted(make(data_std=3.0), t)
     assert len(traces) == 1

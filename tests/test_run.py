@@ -79,7 +79,8 @@ def steps_logged(workdir) -> list[int]:
 
 def state_of(workdir, *argv):
     """The whole state of the newest checkpoint, and its step."""
-    template = jax.eval_shape(lambda: init_state(assemble(parse(list(argv))[0])))
+    experiment = assemble(parse(list(argv))[0])
+    template = jax.eval_shape(lambda: init_state(experiment))
     found = Checkpoints(workdir / "checkpoints").restore(template)
     assert found is not None
     return found
@@ -237,8 +238,10 @@ def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
         (["--config=ddpm_toy", "--config.train.step=3"], ["no config.train.step", "config.train.steps"]),
         (["--config=ddpm_toy", "--config.train.steps=many"], ["many", "expected int"]),
         (["--config=ddpm_toy", "--config.train.learning_rate=-1.0"], ["learning_rate=-1.0", "positive"]),
-        (["--config=ddpm_toy", "--config.loss.name=sm"], ["no config.loss.name 'sm'", "dsm, eps, ssm"]),
-        (["--config=ddpm_toy", "--config.target=e"], ["no config.target 'e'", "eps, x0, score, v"]),
+        (["--config=ddpm_toy", "--config.train.learning_rate=inf"], ["learning_rate=inf", "positive"]),
+        (["--confg.loss.name=dsm", "--config=ddpm_toy"], ["no flag '--confg.loss.name'", "'--config.loss.name'"]),
+        (["--config=ddpm_toy", "--config.loss.name=sm"], ["no config.loss.name 'sm'", "dsm, eps, fdssm"]),
+        (["--config=ddpm_toy", "--config.target=e"], ["no config.target 'e'", "eps, x0, score, v, velocity, edm"]),
         (["--config=ddpm_toy", "--mode=test"], ["no --mode 'test'", "train, sample, eval"]),
         (["--config=ddpm_toy", "more"], ["unexpected argument 'more'"]),
         (["--config=ddpm_toy", "--config.sampler.n=1001"], ["config.sampler.n=1001", "1000"]),
@@ -390,6 +393,8 @@ def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, number):
     process = start(tmp_path, *argv)
     wait_for(process, "training 1")  # past the first hundreds of steps
     process.send_signal(number)
+    wait_for(process, signal.Signals(number).name)
+    process.send_signal(number)  # as `timeout` does, to the child and then to the group
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert err == ""
@@ -428,7 +433,7 @@ def test_a_signal_while_sampling(trained, tmp_path):
     draws = ("--mode=sample", "--config.sampler.images=1000000", f"--workdir={trained}")
     kept = (trained / "samples.npz").read_bytes()
     process = start(tmp_path, *TINY, *draws)
-    wait_for(process, "sampling 1000000, level")
+    wait_for(process, "sampling 1000000 in ")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")

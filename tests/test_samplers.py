@@ -6,31 +6,74 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import TWO_MODES, Mixture
 
 from scoregen.denoiser import Prediction, as_process
 from scoregen.metrics import sliced_wasserstein
-from scoregen.process import PROCESSES, cosine, ddpm, ncsn, normal, posterior, rows
+from scoregen.oracle import TWO_MODES, Mixture
+from scoregen.process import EDM, PROCESSES, VE, VP, Flow, cosine, ddpm, ncsn, normal, posterior, rows
 from scoregen.samplers import CORRECTORS, PREDICTORS, Ancestral, Hold, Langevin, NoCorrector, sample
 
 COUNT = 20_000
-FEWER = 5_000  # for annealed Langevin, which asks the denoiser some ten thousand times
+# For annealed Langevin, which asks the denoiser some ten thousand times; and for continuous processes, whose steps
+# here are fewer and longer.
+FEWER = 5_000
 # The least noisy level is far below the modes' widths, the noisiest far above their distance.
-VE = ncsn(0.01, 30.0, 300)
+LEVELS = ncsn(0.01, 30.0, 300)
 LANGEVIN = Langevin(step_size=0.1 * 0.01**2, steps=30)
 DRAWS = {
     "ddpm ancestral": (ddpm(), Ancestral(), NoCorrector(), None),
     "ddpm ancestral, large variance": (ddpm(), Ancestral(variance="large"), NoCorrector(), None),
     "ddpm DDIM": (ddpm(), Ancestral(eta=0.0), NoCorrector(), None),
     "ddpm eta 1/2": (ddpm(), Ancestral(eta=0.5), NoCorrector(), None),
-    "ddpm annealed Langevin": (ddpm().within(VE), Hold(), LANGEVIN, None),
+    "ddpm annealed Langevin": (ddpm().within(LEVELS), Hold(), LANGEVIN, None),
     "cosine ancestral": (cosine(), Ancestral(), NoCorrector(), None),
     "cosine DDIM": (cosine(), Ancestral(eta=0.0), NoCorrector(), 400),
     "ncsn ancestral": (ncsn(0.01, 30.0, 1000), Ancestral(), NoCorrector(), None),
-    "ncsn DDIM": (VE, Ancestral(eta=0.0), NoCorrector(), None),
-    "ncsn annealed Langevin": (VE, Hold(), LANGEVIN, None),
-    "ncsn predictor-corrector": (VE, Ancestral(), Langevin(0.1 * 0.01**2, 1), None),
+    "ncsn DDIM": (LEVELS, Ancestral(eta=0.0), NoCorrector(), None),
+    "ncsn annealed Langevin": (LEVELS, Hold(), LANGEVIN, None),
+    "ncsn predictor-corrector": (LEVELS, Ancestral(), Langevin(0.1 * 0.01**2, 1), None),
+    "vp ancestral": (VP(), Ancestral(), NoCorrector(), 1000),
+    "vp DDIM": (VP(), Ancestral(eta=0.0), NoCorrector(), 400),
+    "ve ancestral": (VE(0.01, 30.0), Ancestral(), NoCorrector(), 200),
+    "ve DDIM": (VE(0.01, 30.0), Ancestral(eta=0.0), NoCorrector(), 100),
+    "edm ancestral": (EDM(), Ancestral(), NoCorrector(), 200),
+    "edm DDIM": (EDM(), Ancestral(eta=0.0), NoCorrector(), 100),
+    "flow ancestral": (Flow(), Ancestral(), NoCorrector(), 200),
+    "flow DDIM": (Flow(), Ancestral(eta=0.0), NoCorrector(), 100),
 }
+
+
+def exact(process):
+    """The mixture's denoiser without dividing by alpha, which at the end of flow matching is 0.
+
+    Of the mode k that x came from, E[x0 | x] = m_k + alpha c_k^2 / (alpha^2 c_k^2 + sigma^2) (x - alpha m_k).
+    """
+    weights, means, stds = (jnp.array(a) for a in (TWO_MODES.weights, TWO_MODES.means, TWO_MODES.stds))
+
+    def predict(x, t):
+        alpha, sigma = rows(process.alpha(t), x), rows(process.sigma(t), x)
+        variance = alpha**2 * stds[None] ** 2 + sigma**2  # [B, K]
+        off = x[:, None] - alpha[..., None] * means[None]  # [B, K, D]
+        share = jax.nn.softmax(jnp.log(weights)[None] - jnp.log(variance) - 0.5 * (off**2).sum(-1) / variance)
+        x0 = means[None] + (alpha * stds[None] ** 2 / variance)[..., None] * off
+        x0 = (share[..., None] * x0).sum(1)
+        eps = (share[..., None] * sigma[..., None] * off / variance[..., None]).sum(1)
+        return Prediction(x0, eps, -eps / sigma)
+
+    return predict
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSES if name != "flow"])
+def test_the_two_exact_denoisers_are_one(name):
+    """By modes, and by Tweedie's formula."""
+    process = PROCESSES[name]()
+    t = process.grid(6)
+    x = normal(jax.random.key(0), (6, 2)) * rows(process.prior_std(), jnp.ones(()))
+    x = x * rows(process.sigma(t) / process.sigma(t[0]), x)
+    ours, other = exact(process)(x, t), TWO_MODES.predict(process)(x, t)
+    alpha = rows(process.alpha(t), x)  # by which Tweedie's formula divides its rounding errors
+    for a, b in ((ours.eps, other.eps), (ours.score, other.score), (alpha * ours.x0, alpha * other.x0)):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_draws_cover_the_tables():
@@ -45,8 +88,8 @@ def drawn():
     def draw(name):
         if name not in cache:
             process, predictor, corrector, n = DRAWS[name]
-            shape = (FEWER if predictor == Hold() else COUNT, 2)
-            run = jax.jit(lambda key: sample(process, TWO_MODES.predict(process), key, shape, predictor, corrector, n))
+            shape = (COUNT if process.discrete and predictor != Hold() else FEWER, 2)
+            run = jax.jit(lambda key: sample(process, exact(process), key, shape, predictor, corrector, n))
             cache[name] = np.asarray(run(jax.random.key(7)), np.float64)
         return cache[name]
 
@@ -84,7 +127,7 @@ def floor(count):
     return np.mean(pairs), np.std(pairs, ddof=1)
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", [name for name, (process, *_) in DRAWS.items() if process.discrete])
 def test_distance_is_that_of_true_draws(drawn, name):
     """Sliced Wasserstein to exact draws is what it is between two sets of exact draws."""
     x = drawn(name)
@@ -108,26 +151,81 @@ def test_a_wrong_score_shows(drawn):
 
 
 def at_random(process, n=6):
+    """Some x, and for each a time and the next below it. Not the end of flow matching, where nothing is known of x0."""
     key = jax.random.key(0)
-    t = jnp.asarray(np.linspace(process.levels - 1, 1, n).round(), jnp.int32)
-    return key, normal(key, (n, 2)) * rows(jnp.maximum(process.sigma(t), process.alpha(t)), jnp.ones((n, 2))), t
+    if process.discrete:
+        t = jnp.asarray(np.linspace(process.levels - 1, 1, n).round(), jnp.int32)
+        s = t - 1
+    else:
+        grid = process.grid(n + 2)
+        t, s = grid[1:-1], grid[2:]
+    return key, normal(key, (n, 2)) * rows(jnp.maximum(process.sigma(t), process.alpha(t)), jnp.ones((n, 2))), t, s
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_eta_one_draws_from_the_posterior(name):
     """DDPM ancestral sampling is eta = 1: the mean and the deviation of `posterior` at the predicted x0."""
     process = PROCESSES[name]()
-    key, x, t = at_random(process)
-    predict = TWO_MODES.predict(process)
-    mean, std = posterior(process, x, predict(x, t).x0, t, t - 1)
-    step = Ancestral()(process, predict, key, x, t, t - 1)
+    key, x, t, s = at_random(process)
+    predict = exact(process)
+    mean, std = posterior(process, x, predict(x, t).x0, t, s)
+    step = Ancestral()(process, predict, key, x, t, s)
     np.testing.assert_allclose(step, mean + rows(std, x) * normal(key, x.shape), rtol=1e-4, atol=1e-4)
+
+
+def with_variance(predict, between):
+    return lambda x, t: predict(x, t)._replace(between=jnp.broadcast_to(between, x.shape))
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSES if PROCESSES[name]().discrete])
+def test_a_learned_variance_lies_between_small_and_large(name):
+    """log Sigma = f log beta + (1 - f) log beta-tilde (Nichol & Dhariwal 2021, eq. 15), number by number of x: f = 0
+    is the small one, f = 1 the large, and 1/2 their geometric mean."""
+    process = PROCESSES[name]()
+    key, x, t, s = at_random(process)
+    predict = exact(process)
+    mean = np.asarray(posterior(process, x, predict(x, t).x0, t, s)[0])
+    small, large = (Ancestral(variance=v)(process, predict, key, x, t, s) for v in ("small", "large"))
+    learned = lambda between: Ancestral(variance="learned")(  # noqa: E731
+        process, with_variance(predict, jnp.asarray(between)), key, x, t, s
+    )
+    scale = 1e-5 * np.abs(large).max()
+    np.testing.assert_allclose(learned(0.0), small, rtol=1e-5, atol=scale)
+    np.testing.assert_allclose(learned(1.0), large, rtol=1e-5, atol=scale)
+    z = np.asarray(normal(key, x.shape))
+    middle = np.sign(z) * np.sqrt((np.asarray(small) - mean) * (np.asarray(large) - mean))
+    np.testing.assert_allclose(learned(0.5) - mean, middle, rtol=2e-3, atol=10 * scale)
+    mixed = np.asarray(learned([0.0, 1.0]))
+    np.testing.assert_allclose(mixed[:, 0], small[:, 0], rtol=1e-5, atol=scale)
+    np.testing.assert_allclose(mixed[:, 1], large[:, 1], rtol=1e-5, atol=scale)
+
+
+def test_a_learned_variance_is_nichol_and_dhariwal():
+    """In float64, from DDPM's betas: the standard deviation of a step is exp((f log beta + (1 - f) log btilde) / 2)."""
+    process = ddpm()
+    key, x, t, s = at_random(process)
+    predict = exact(process)
+    betas = np.linspace(1e-4, 0.02, 1000)
+    abar = np.cumprod(1 - betas)
+    beta, tilde = betas[t], (1 - abar[s]) / (1 - abar[t]) * betas[t]
+    mean = np.asarray(posterior(process, x, predict(x, t).x0, t, s)[0])
+    for f in (0.0, 0.3, 1.0, 1.2):
+        step = Ancestral(variance="learned")(process, with_variance(predict, jnp.array(f)), key, x, t, s)
+        std = np.exp(0.5 * (f * np.log(beta) + (1 - f) * np.log(tilde)))
+        np.testing.assert_allclose(step, mean + std[:, None] * np.asarray(normal(key, x.shape)), atol=1e-5)
+
+
+def test_a_variance_that_was_not_learned_is_refused():
+    process = ddpm()
+    key, x, t, s = at_random(process)
+    with pytest.raises(ValueError, match="learned none"):
+        Ancestral(variance="learned")(process, exact(process), key, x, t, s)
 
 
 def test_ddpm_step_is_ho_et_al():
     """Algorithm 2 of Ho et al. 2020 as their code has it, in float64: clipped x0, and either variance."""
     process = ddpm()
-    key, x, t = at_random(process)
+    key, x, t, _ = at_random(process)
     z = np.asarray(normal(key, x.shape), np.float64)
     predict = TWO_MODES.predict(process)
     betas = np.linspace(1e-4, 0.02, 1000)
@@ -146,13 +244,13 @@ def test_ddpm_step_is_ho_et_al():
 def test_ddim_step_is_song_meng_ermon(eta):
     """x_prev = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - s^2) eps + s z, between levels far apart."""
     process = ddpm()
-    key, x, t = at_random(process)
+    key, x, t, _ = at_random(process)
     s = t // 3
     predict = TWO_MODES.predict(process)
     abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     ab, prev = abar[t][:, None], abar[s][:, None]
     spread = eta * np.sqrt((1 - prev) / (1 - ab)) * np.sqrt(1 - ab / prev)
-    x0, eps, _ = predict(x, t)
+    x0, eps, *_ = predict(x, t)
     want = np.sqrt(prev) * x0 + np.sqrt(1 - prev - spread**2) * eps + spread * normal(key, x.shape)
     np.testing.assert_allclose(Ancestral(eta)(process, predict, key, x, t, s), want, rtol=1e-4, atol=1e-4)
 
@@ -161,9 +259,8 @@ def test_ddim_step_is_song_meng_ermon(eta):
 def test_ddim_is_euler_in_sigma_over_alpha(name):
     """DDIM = Euler's method for d(x/alpha) / d(sigma/alpha) = eps (Song, Meng & Ermon 2021, eq. 13)."""
     process = PROCESSES[name]()
-    key, x, t = at_random(process)
-    s = t // 2
-    predict = TWO_MODES.predict(process)
+    key, x, t, s = at_random(process)
+    predict = exact(process)
     ratio = lambda u: rows(process.sigma(u) / process.alpha(u), x)  # noqa: E731
     scaled = x / rows(process.alpha(t), x) + (ratio(s) - ratio(t)) * predict(x, t).eps
     want = rows(process.alpha(s), x) * scaled
@@ -206,7 +303,7 @@ def test_langevin_settles_at_the_level():
 def test_langevin_step_is_song_and_ermon():
     """Algorithm 1 in their code's convention: a_i = step (sigma_i / sigma_L)^2, x += a_i s + sqrt(2 a_i) z."""
     process = ncsn(0.01, 1.0, 10)
-    key, x, t = at_random(process)
+    key, x, t, _ = at_random(process)
     score = TWO_MODES.predict(process)(x, t).score
     ours = Langevin(2e-5, 1)(process, TWO_MODES.predict(process), key, x, t)
     a = 2e-5 * (np.asarray(process.sigma(t)) / 0.01)[:, None] ** 2
@@ -216,7 +313,7 @@ def test_langevin_step_is_song_and_ermon():
     np.testing.assert_allclose(z, zs, atol=2e-2)
 
 
-@pytest.mark.parametrize("process", [ncsn(0.01, 30.0, 60), ddpm()])
+@pytest.mark.parametrize("process", [ncsn(0.01, 30.0, 60), ddpm(), EDM()])
 @pytest.mark.parametrize("predictor", [Ancestral(), Ancestral(0.0), Hold()])
 def test_draws_do_not_depend_on_the_batch(process, predictor):
     """The same seed gives the same example whatever stands beside it."""
@@ -272,7 +369,7 @@ def test_progress_is_told_and_a_sampler_is_traced_once():
     assert sorted(told) == sorted(2 * [*range(3, 211, 3), 211])  # at most a hundred times, and at the end
 
 
-@pytest.mark.parametrize(("source", "target"), [(VE, ddpm()), (ddpm(), ncsn(0.011, 100.0, 400))])
+@pytest.mark.parametrize(("source", "target"), [(LEVELS, ddpm()), (ddpm(), ncsn(0.011, 100.0, 400))])
 def test_bridge_samples_the_same_law(source, target):
     """A denoiser of one process, sampled by ancestral steps of the other, still draws the mixture."""
     target = target.within(source)

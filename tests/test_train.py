@@ -16,6 +16,8 @@ from scoregen.config import load
 from scoregen.errors import UsageError
 from scoregen.experiment import assemble
 from scoregen.log import Bar, MetricsLog
+from scoregen.nets import LogVariance
+from scoregen.times import Drawn, Own, TimeLaw
 
 
 def toy(**overrides):
@@ -40,6 +42,18 @@ def digits(**overrides):
     config.train.update(steps=6, batch=4, log_every=1, checkpoint_every=3, ema=0.9, warmup=2)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
     return config
+
+
+def learned(**overrides):
+    """The smallest run with all that is learned beside the network: the law of times, and the loss's variance."""
+    return toy(
+        process__ddpm__steps=3,
+        times__name="second_moment",
+        times__second_moment__history=2,
+        log_variance=True,
+        train__batch=16,
+        **overrides,
+    )
 
 
 def same(a, b) -> bool:
@@ -127,7 +141,7 @@ def test_a_whole_run_traces_step_eval_and_sample_once(tmp_path):
     assert not np.array_equal(pictures[0][1], pictures[1][1])
 
 
-@pytest.mark.parametrize("make", [toy, digits])
+@pytest.mark.parametrize("make", [toy, digits, learned])
 def test_a_run_that_is_cut_ends_in_the_same_bits(tmp_path, make):
     straight = fit(make(), tmp_path / "straight")
     first = fit(make(), tmp_path / "cut", stop_at=4)
@@ -135,9 +149,14 @@ def test_a_run_that_is_cut_ends_in_the_same_bits(tmp_path, make):
     assert 3 <= cut_at < 6
     second = fit(make(), tmp_path / "cut")
     assert int(straight.step) == int(second.step) == 6
-    for part in ("params", "ema", "opt_state"):
+    for part in ("params", "ema", "opt_state", "times"):
         assert same(getattr(straight, part), getattr(second, part)), part
     assert not same(straight.params, straight.ema)
+    if make is learned:  # the law was no longer even when the run was cut
+        losses, seen = first.times
+        assert seen.min() >= 2 and np.ptp(np.sqrt(np.mean(losses**2, 1))) > 0.01
+        moved = jax.tree.map(lambda a: float(np.abs(a).max()) > 1e-5, straight.params["log_variance"])
+        assert all(jax.tree.leaves(moved))
 
     rows = [MetricsLog.read(tmp_path / name) for name in ("straight", "cut")]
     losses = [{row["step"]: row["loss"] for row in found if "loss" in row} for found in rows]
@@ -174,24 +193,26 @@ def test_the_loss_is_the_hand_written_one():
     losses = []
     for i in range(5):
         _, time, eps_key, _ = jax.random.split(jax.random.fold_in(noise, i), 4)
-        t = int(jax.random.randint(time, (), 0, 1000))
+        t = int(1000 * jax.random.uniform(time, ()))
         eps = np.asarray(jax.random.normal(eps_key, (2,)), np.float64)
         betas = np.linspace(1e-4, 0.02, 1000)
         abar = np.prod(1 - betas[: t + 1])
         x = np.sqrt(abar) * raw[i] + np.sqrt(1 - abar) * eps
         c = np.log(abar / (1 - abar))
-        net = experiment.net.apply(state.params, x[None].astype(np.float32), np.float32([c]))
+        net = experiment.net.apply(state.params["net"], x[None].astype(np.float32), np.float32([c]))
         losses.append(np.mean((eps - np.asarray(net)[0]) ** 2))
     _, metrics = train.make_step(experiment)(state, raw)
     assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_microbatches_make_the_same_step():
+@pytest.mark.parametrize("make", [toy, learned])
+def test_microbatches_make_the_same_step(make):
     states, losses = [], []
     for microbatch in (0, 2):
         # A gradient that is clipped and a ramp that is on: what follows the sum must follow it once.
-        experiment = assemble(toy(train__microbatch=microbatch, train__clip=0.1, train__learning_rate=0.01))
-        state, metrics = train.make_step(experiment)(train.init_state(experiment), experiment.dataset.batch(0, 0, 8))
+        experiment = assemble(make(train__microbatch=microbatch, train__clip=0.1, train__learning_rate=0.01))
+        raw = experiment.dataset.batch(0, 0, experiment.config.train.batch)
+        state, metrics = train.make_step(experiment)(train.init_state(experiment), raw)
         states.append(jax.tree.map(np.asarray, state))
         losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     for state, loss in zip(states[1:], losses[1:], strict=True):
@@ -199,6 +220,8 @@ def test_microbatches_make_the_same_step():
         moments = [optax.tree.get(s.opt_state, "mu") for s in (states[0], state)]
         assert close(*moments, rtol=1e-4, atol=1e-7)
         assert close(states[0].params, state.params, atol=2e-5)
+        assert close(states[0].times, state.times, rtol=1e-5)
+        assert make is toy or int(state.times[1].sum()) == 16
 
 
 def test_noise_depends_on_the_example_not_on_the_batch():
@@ -207,11 +230,56 @@ def test_noise_depends_on_the_example_not_on_the_batch():
     params = train.init_state(experiment).params
     raw = experiment.dataset.batch(0, 0, 8)
     keys = train.example_keys(jax.random.key(1), 8)
-    loss = jax.jit(lambda raw, keys: train.mean_loss(experiment, params, raw, keys, None))
+    loss = jax.jit(lambda raw, keys: train.mean_loss(experiment, Own(), (), params, raw, keys, None)[0])
     alone = [float(loss(raw[i : i + 1], keys[i : i + 1])) for i in range(8)]
     for n in (2, 8):
         together = loss(raw[:n], train.example_keys(jax.random.key(1), n))
         assert float(together) == pytest.approx(np.mean(alone[:n]), rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(TimeLaw):
+    """Always the same times, with weights."""
+
+    weights: tuple[float, ...]
+
+    def __call__(self, process, known, key, count):
+        t = jnp.arange(count) * 100 + 5
+        return Drawn(t, jnp.array(self.weights), jnp.zeros(count, jnp.int32))
+
+
+def test_the_mean_is_that_of_the_weighted_and_settled_losses():
+    """sum_i w_i (L_i / e^u_i + u_i) / B; what the law is told are the L_i themselves."""
+    even, weights = Fixed((1.0, 1.0, 1.0, 1.0)), np.array([0.5, 2.0, 3.0, 0.25])
+    experiment = assemble(toy(log_variance=True))
+    params = train.init_state(experiment).params
+    params["log_variance"] = jax.tree.map(lambda a: a + 0.1, params["log_variance"])
+    raw, keys = experiment.dataset.batch(0, 0, 4), train.example_keys(jax.random.key(1), 4)
+    plain, (_, told) = train.mean_loss(assemble(toy()), even, (), params, raw, keys, None)
+    assert float(plain) == pytest.approx(float(np.mean(told)), rel=1e-6)
+    u = LogVariance().apply(params["log_variance"], experiment.process.logsnr(jnp.arange(4) * 100 + 5))
+    assert np.ptp(u) > 0.01
+    law = Fixed(tuple(weights))
+    loss, (drawn, losses) = train.mean_loss(experiment, law, (), params, raw, keys, None)
+    assert float(loss) == pytest.approx(
+        np.mean(weights * (np.asarray(told) / np.exp(np.asarray(u)) + np.asarray(u))), rel=1e-5
+    )
+    assert np.allclose(losses, told, rtol=1e-6) and np.allclose(drawn.weight, weights)
+
+
+def test_a_step_draws_by_its_law_and_the_held_out_loss_by_the_processes_own():
+    """So the second compares between laws; and a law is told of the losses."""
+    held_out, steps = [], []
+    for name in ("own", "lognormal", "second_moment"):
+        experiment = assemble(toy(times__name=name))
+        state = train.init_state(experiment)
+        held_out.append(train.make_eval(experiment)(state.params))
+        state, metrics = train.make_step(experiment)(state, experiment.dataset.batch(0, 0, 8))
+        steps.append(float(metrics["loss"]))
+    assert held_out[0] == held_out[1] == held_out[2]
+    assert len(set(steps)) == 3
+    losses, seen = state.times
+    assert int(seen.sum()) == 8 and int((losses > 0).sum()) == 8
 
 
 @pytest.mark.parametrize("ramp", [True, False])

@@ -14,40 +14,20 @@ from scoregen.config import load
 from scoregen.experiment import assemble
 from scoregen.metrics import mmd, sliced_wasserstein
 from scoregen.run import main
-from scoregen.train import make_sampler
+from scoregen.train import make_sampler, restore_average
 
 HERE = Path(__file__).parent
 SETS, SIZE = 6, 4000  # independent sets of samples, so that each distance has an error
 
 
-def native_ddpm(sampler):
-    sampler.predictor.name, sampler.corrector.name = "ancestral", "none"
-    sampler.n = 250
-
-
-def native_ncsn(sampler):
-    sampler.predictor.name, sampler.corrector.name = "hold", "langevin"
-    sampler.n = 0
-
-
 def settings(trained, sampled):
     """The configuration of a run trained as one process and sampled as the other."""
     config, other = load(f"{trained}_toy"), load(f"{sampled}_toy")
+    config.sampler = other.sampler
     if trained != sampled:
         config.sampler.process.name = sampled
         config.sampler.process[sampled] = other.process[sampled]
-    {"ddpm": native_ddpm, "ncsn": native_ncsn}[sampled](config.sampler)
-    config.sampler.corrector.langevin = other.sampler.corrector.langevin
     return config
-
-
-def restored(config, experiment, workdir):
-    import jax
-
-    from scoregen.train import init_state
-
-    template = jax.eval_shape(lambda: init_state(experiment))
-    return Checkpoints(workdir / "checkpoints").restore_part("ema", template.ema)[0]
 
 
 def summary(values):
@@ -63,7 +43,8 @@ def run():
         for sampled in ("ddpm", "ncsn"):
             config = settings(trained, sampled)
             experiment = assemble(config)
-            drawn = make_sampler(experiment)(restored(config, experiment, workdir), SETS * SIZE)
+            params, _ = restore_average(experiment, Checkpoints(workdir / "checkpoints"))
+            drawn = make_sampler(experiment)(params, SETS * SIZE)
             test = experiment.dataset.test
             sets = drawn.reshape(SETS, SIZE, 2)
             rows.append(

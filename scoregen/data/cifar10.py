@@ -25,8 +25,10 @@ RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the planes R, G, B, each row 
 TIMEOUT = 10  # seconds without an answer
 
 
-def cifar10(*, dir: str) -> Dataset:
+def cifar10(*, dir: str, size: int = 32) -> Dataset:
     """CIFAR-10 (Krizhevsky 2009): uint8 `[50000, 32, 32, 3]` to train on, 10000 to test on, RGB, labels 0..9.
+
+    With a smaller `size` each pixel is the mean of a square of them, rounded: for what is dear in many dimensions.
 
     `dir` is the folder that holds cifar-10-batches-bin/, or that folder itself, or the folder of
     cifar-10-binary.tar.gz, or the path of this archive; "" is the cache, $SCOREGEN_CACHE/cifar10 or
@@ -34,13 +36,15 @@ def cifar10(*, dir: str) -> Dataset:
     into `dir` and its md5 verified. It is read in memory, never unpacked. The python version is not read,
     because it is made of pickles, and opening a pickle runs whatever code it holds.
 
-    Raises UsageError for a file that is missing, unreadable, cut short or has a label beyond 9, for a damaged
-    archive or download, for the python version, and without a network.
+    Raises UsageError for another size, a file that is missing, unreadable, cut short or has a label beyond 9, a damaged
+    archive or download, the python version, and for want of a network.
 
     >>> cifar10(dir=__file__)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     scoregen.errors.UsageError: ...cifar10.py is not a whole .tar.gz archive (...): get ...
     """
+    if size not in (1, 2, 4, 8, 16, 32):
+        raise UsageError(f"cifar10: size={size}: 32, 16, 8, 4, 2 or 1 is needed, by which 32 can be divided")
     path = Path(dir).expanduser() if dir else _cache()
     files = _present(path)
     if files is None:
@@ -48,8 +52,16 @@ def cifar10(*, dir: str) -> Dataset:
     parts = {name: _decode(source, raw) for name, source, raw in files}
     if missing := [name for name in FILES if name not in parts]:
         raise UsageError(f"{path} lacks {', '.join(missing)} of CIFAR-10: get {URL} again")
+    parts = {name: (_shrink(images, size), labels) for name, (images, labels) in parts.items()}
     images, labels = (np.concatenate([parts[name][i] for name in TRAIN]) for i in (0, 1))
     return Dataset("cifar10", images, parts[TEST][0], labels, parts[TEST][1])
+
+
+def _shrink(images: np.ndarray, size: int) -> np.ndarray:
+    """Images `[N, 32, 32, 3]` -> `[N, size, size, 3]`, the mean of each square, halves rounded up."""
+    square = 32 // size
+    sums = images.reshape(-1, size, square, size, square, 3).sum((2, 4), dtype=np.uint32)
+    return ((2 * sums + square**2) // (2 * square**2)).astype(np.uint8)
 
 
 def _cache() -> Path:

@@ -1,7 +1,8 @@
 """From the bytes on disk to the numbers that the network sees, and back.
 
 A scaling is called as scaling(x, key) with one typed key an example, so that the noise of an example does not
-depend on the batch that it comes in. `low` and `high` bound what it gives. `to_bytes` is its inverse, exact
+depend on the batch that it comes in. `low` and `high` bound what it gives, and `bins` is (low, high, width) if that
+is a number for each byte, None if it is continuous. `to_bytes` is its inverse, exact
 on the bytes.
 """
 
@@ -30,6 +31,7 @@ class Centered:
 
     low: ClassVar[float] = -1.0
     high: ClassVar[float] = 1.0
+    bins: ClassVar[tuple[float, float, float] | None] = (-1.0, 1.0, 2 / 255)
 
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:
         del key
@@ -67,6 +69,10 @@ class Unit:
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
 
+    @property
+    def bins(self) -> tuple[float, float, float] | None:
+        return None if self.dequantize else (0.0, 1.0, 1 / 255)
+
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:
         levels = _floats(self, x)
         if not self.dequantize:
@@ -101,6 +107,7 @@ class Identity:
 
     low: ClassVar[float] = float("-inf")
     high: ClassVar[float] = float("inf")
+    bins: ClassVar[tuple[float, float, float] | None] = None
 
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:
         del key

@@ -16,6 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def full_precision(dtype: jnp.dtype) -> jnp.dtype:
+    """What statistics and outputs are computed in: float32, or float64 where `dtype` is that (with `jax.enable_x64`).
+
+    >>> full_precision(jnp.dtype("bfloat16"))
+    dtype('float32')
+    """
+    return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
+
+
 def sinusoidal(c: jax.Array, dim: int) -> jax.Array:
     """Sinusoidal features of a scalar, in the order [sin, cos] (Ho et al. 2020, appendix B).
 
@@ -26,11 +35,11 @@ def sinusoidal(c: jax.Array, dim: int) -> jax.Array:
     of a few units vary visibly. An odd `dim` ends in one zero.
 
     Args:
-        c: conditioning value, [B]; cast to float32.
+        c: conditioning value, [B]; cast to float32 unless it is float64.
         dim: number of features, at least 4.
 
     Returns:
-        float32 [B, dim].
+        [B, dim], float32 or float64 as c is.
 
     Raises:
         ValueError: if `c` is not one number an example, or `dim` is too small for two frequencies.
@@ -43,9 +52,10 @@ def sinusoidal(c: jax.Array, dim: int) -> jax.Array:
     if dim < 4:
         raise ValueError(f"sinusoidal features need dim >= 4 for two frequencies, not {dim}")
     half = dim // 2
+    dtype = full_precision(jnp.asarray(c).dtype)
     # The table is made in float64 and cast once: float32 powers would be off by several units of the last place.
-    frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half - 1)).astype(np.float32)
-    angle = jnp.asarray(c, jnp.float32)[:, None] * frequencies[None, :]
+    frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half - 1)).astype(dtype)
+    angle = jnp.asarray(c, dtype)[:, None] * frequencies[None, :]
     features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
     return jnp.pad(features, ((0, 0), (0, dim % 2)))
 
@@ -86,7 +96,7 @@ class GroupNorm(nn.Module):
         y = scale (x - mean_g) / sqrt(var_g + eps) + bias
 
     with the mean and the (biased) variance of one example over all pixels and the C / groups neighbouring
-    channels of group g. Statistics are taken in float32 whatever the input.
+    channels of group g. Statistics are taken in float32 whatever the input, but for float64.
 
     `groups` is lowered to C where C is smaller.  [B, ..., C] -> [B, ..., C].
 
@@ -105,9 +115,10 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{groups} groups do not divide {channels} channels")
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, channels // groups)
+        y = x.astype(full_precision(x.dtype)).reshape(x.shape[0], -1, groups, channels // groups)
         y = y - y.mean((1, 3), keepdims=True)
         # Two passes: E[x^2] - E[x]^2 loses all its digits where the mean is large beside the spread.
         y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.eps)
         row = (1,) * (x.ndim - 1) + (channels,)
-        return (y.reshape(x.shape) * scale.reshape(row) + bias.reshape(row)).astype(x.dtype)
+        scale, bias = (a.astype(y.dtype).reshape(row) for a in (scale, bias))
+        return (y.reshape(x.shape) * scale + bias).astype(x.dtype)

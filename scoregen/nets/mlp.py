@@ -33,7 +33,8 @@ class MLP(nn.Module):
 
     Call:
         `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, ...] (about unit scale) and c
-        [B] returns float32 of the shape of x. Points of more than one axis are flattened on the way.
+        [B] returns float32 of the shape of x, or with `heads` outputs an input, of so many times its last axis.
+        Points of more than one axis are flattened on the way.
 
     Raises:
         ValueError: if x has no axis beside B, or c is not [B].
@@ -50,7 +51,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, c: jax.Array, train: bool = False, heads: int = 1) -> jax.Array:
         if x.ndim < 2:
             raise ValueError(f"the mlp takes points [B, ...] with at least one axis beside B, not {x.shape}")
         if c.shape != x.shape[:1]:
@@ -64,4 +65,5 @@ class MLP(nn.Module):
             a, b = jnp.split(nn.Dense(2 * self.width, kernel_init=inner, name=f"film{i}")(e), 2, axis=-1)
             y = nn.Dropout(self.dropout, deterministic=not train)(nn.swish((1 + a) * h + b))
             h = h + nn.Dense(self.width, kernel_init=inner, name=f"residual{i}")(y)
-        return dense(points.shape[-1], scale=0.0, name="out")(nn.swish(h)).reshape(x.shape)
+        out = dense(heads * points.shape[-1], scale=0.0, name="out")(nn.swish(h))
+        return out.reshape(*x.shape[:-1], heads * x.shape[-1])

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoregen.nets.layers import GroupNorm, conv, dense, sinusoidal, upsample
+from scoregen.nets.layers import GroupNorm, conv, dense, full_precision, sinusoidal, upsample
 
 
 class ResBlock(nn.Module):
@@ -56,8 +56,8 @@ class AttentionBlock(nn.Module):
         y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, channels)
         q, k, v = (dense(channels, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
         logits = jnp.einsum("bqc,bkc->bqk", q, k) * channels**-0.5
-        # The softmax is taken in float32: in half precision a row over 1,024 pixels would not sum to one.
-        weights = nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
+        # The softmax is never taken in half precision, where a row over 1,024 pixels would not sum to one.
+        weights = nn.softmax(logits.astype(full_precision(self.dtype))).astype(self.dtype)
         y = jnp.einsum("bqk,bkc->bqc", weights, v)
         return x + dense(channels, scale=0.0, dtype=self.dtype, name="proj")(y).reshape(x.shape)
 
@@ -86,11 +86,13 @@ class UNet(nn.Module):
         attention: heights, in pixels, at which there is attention; () for the middle alone.
         dropout: rate inside the residual blocks, with `train=True` only.
         groups: groups of the group norm, at most `channels`, of which it must be a divisor.
-        dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32.
+        dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32. With
+            "float64", under `jax.enable_x64`, statistics and output are float64 too.
 
     Call:
         `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, H, W, C] and c [B] returns
-        float32 [B, H, W, C]. What c means (index, log sigma, log-SNR) is the caller's affair.
+        [B, H, W, C], or [B, H, W, heads C] if `heads` is given. What c means (index, log sigma, log-SNR) is
+        the caller's affair.
 
     Raises:
         ValueError: if x is no image, if its sides cannot be halved `len(multipliers) - 1` times, if
@@ -112,9 +114,10 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, c: jax.Array, train: bool = False, heads: int = 1) -> jax.Array:
         self._check(x.shape)
         dtype, levels = jnp.dtype(self.dtype), len(self.multipliers)
+        full = full_precision(dtype)
         # Every width of the net is a multiple of `channels`, so one number of groups divides them all.
         groups = min(self.groups, self.channels)
 
@@ -122,7 +125,7 @@ class UNet(nn.Module):
             h = ResBlock(self.channels * self.multipliers[i], self.dropout, groups, dtype, name=name)(h, e, train)
             return AttentionBlock(groups, dtype, name=f"{name}_attention")(h) if h.shape[1] in self.attention else h
 
-        e = dense(4 * self.channels, dtype=dtype, name="time1")(sinusoidal(c, self.channels))
+        e = dense(4 * self.channels, dtype=dtype, name="time1")(sinusoidal(c.astype(full), self.channels))
         e = dense(4 * self.channels, dtype=dtype, name="time2")(nn.swish(e))
 
         h = conv(self.channels, dtype=dtype, name="conv_in")(x)
@@ -147,7 +150,7 @@ class UNet(nn.Module):
                 h = conv(h.shape[-1], dtype=dtype, name=f"up{i}_double")(upsample(h))
 
         h = nn.swish(GroupNorm(groups, name="norm_out")(h))
-        return conv(x.shape[-1], scale=0.0, dtype=dtype, name="conv_out")(h).astype(jnp.float32)
+        return conv(heads * x.shape[-1], scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse what would fail later, or silently be another network."""

@@ -1,0 +1,24 @@
+"""EDM on a ring of eight Gaussians, in the plane: under a minute on a laptop.
+
+    python -m scoregen.run --config=edm_toy
+
+Karras et al. 2022: the noise is the time, its law log-normal; the network's input and output have unit variance
+(--config.target=edm, --config.net.unit_input), and the loss is the error of that output (--config.weighting.name=edm).
+data_std is that of the data. Sampled by DDIM; their own Heun sampler is not here yet.
+"""
+
+from scoregen.config import load
+
+
+def get_config():
+    config = load("ddpm_toy")
+    config.process.name = "edm"
+    config.process.edm.data_std = 1.0
+    config.target = "edm"
+    config.loss.name = "x0"
+    config.weighting.name = "edm"
+    config.net.condition = "sigma"
+    config.net.unit_input = True
+    config.sampler.predictor.ancestral.eta = 0.0
+    config.sampler.n = 100
+    return config

@@ -1,0 +1,69 @@
+"""What the command lines of the package share: a console, the help, and one line for what went wrong."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from scoregen import config
+from scoregen.errors import UsageError
+
+
+def answer(
+    argv: Sequence[str] | None,
+    work: Callable[[list[str], Console], int],
+    usage: Callable[[Console], None],
+    bare: bool = False,
+) -> int:
+    """Do the work, or say how, and return the exit code.
+
+    2 and one line on stderr for what a person can mend: a UsageError, a file system that refuses, too little memory.
+    All else keeps its traceback.
+
+    Args:
+        argv: the arguments without the program's name; None for those of the process.
+        work: called with the arguments and a console for the output.
+        usage: prints the help, if it is asked for or arguments are missing.
+        bare: whether there is work to do without arguments.
+    """
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=120)  # a file has no width of its own
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not (argv or bare) or {"--help", "-h", "--helpfull", "-help"} & set(argv):
+            usage(console)
+            return 0
+        return work(argv, console)
+    except KeyboardInterrupt:  # before there was anything to save
+        return 128 + signal.SIGINT
+    except UsageError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename or 'the system'}: {error.strerror or error}"
+    except Exception as error:
+        # Out of memory is the one failure of the runtime that a flag can mend.
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        message = (
+            "out of memory: try a smaller --config.train.microbatch (the same step in parts), "
+            "--config.train.batch or --config.sampler.batch"
+        )
+    Console(stderr=True, soft_wrap=True).print(f"scoregen: {message}", markup=False, highlight=False)
+    return 2
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_presets(console: Console) -> None:
+    """The part of a help text that lists what --config may be."""
+    say(console, "--config=NAME or the path of a .py file. The presets:")
+    for name, line in config.presets().items():
+        if name != "default":
+            say(console, f"  {name:<14} {line}")

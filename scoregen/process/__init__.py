@@ -1,0 +1,60 @@
+"""Perturbation processes, how data turn into noise: `kernel` says what one is, the other modules which there are."""
+
+from scoregen.process.chain import Chain, betas, cosine, ddpm, ncsn, sigmas
+from scoregen.process.continuous import EDM, VE, VP, CosineVP, Flow, SubVP
+from scoregen.process.kernel import (
+    Noised,
+    Process,
+    covers,
+    draw,
+    drift_diffusion,
+    example_keys,
+    fold_keys,
+    normal,
+    perturb,
+    posterior,
+    rows,
+    split_keys,
+)
+
+PROCESSES = {
+    "ddpm": ddpm,
+    "cosine": cosine,
+    "ncsn": ncsn,
+    "betas": betas,
+    "sigmas": sigmas,
+    "vp": VP,
+    "subvp": SubVP,
+    "vp_cosine": CosineVP,
+    "ve": VE,
+    "edm": EDM,
+    "flow": Flow,
+}
+
+__all__ = [
+    "EDM",
+    "PROCESSES",
+    "VE",
+    "VP",
+    "Chain",
+    "CosineVP",
+    "Flow",
+    "Noised",
+    "Process",
+    "SubVP",
+    "betas",
+    "cosine",
+    "covers",
+    "ddpm",
+    "draw",
+    "drift_diffusion",
+    "example_keys",
+    "fold_keys",
+    "ncsn",
+    "normal",
+    "perturb",
+    "posterior",
+    "rows",
+    "sigmas",
+    "split_keys",
+]

@@ -1,0 +1,235 @@
+"""Chains: processes with N levels, given as tables."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from scoregen.process.kernel import Process, check_data_std, covers, draw
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain(Process):
+    """A process with N levels, given as tables; t is the index 0 .. N-1, 0 the least noisy.
+
+    An integer t reads the tables. A real t lies between two levels, where log alpha and lam are
+    linear in t: that is how a chain's network serves as a denoiser at any noise level in its range
+    (see `scoregen.denoiser.as_process`).
+
+    Attributes:
+        alphas: alpha of each level, `[N]`.
+        sigmas: sigma of each level, `[N]`, rising.
+        logsnrs: lam of each level, `[N]`, falling.
+        data_std: see `Process`. One for the variance-preserving chains, where it makes the prior N(0, I)
+            (Ho et al. 2020, section 2).
+        start: "normal" for that prior, or "uniform" for U[0, 1) (where NCSN v1 starts its sampler).
+
+    >>> chain = ddpm()
+    >>> chain.levels, float(chain.alpha(jnp.array(0)) ** 2)  # 1 - beta_min
+    (1000, 0.9998999834060669)
+    """
+
+    alphas: Array
+    sigmas: Array
+    logsnrs: Array
+    data_std: float = dataclasses.field(default=1.0, metadata={"static": True})
+    start: str = dataclasses.field(default="normal", metadata={"static": True})
+
+    discrete = True
+
+    @property
+    def levels(self) -> int:
+        """The number of levels N."""
+        return self.alphas.shape[0]
+
+    def _between(self, table: Array, t: Array) -> Array:
+        return jnp.interp(t, jnp.arange(self.levels, dtype=table.dtype), table)
+
+    def alpha(self, t: Array) -> Array:
+        if jnp.issubdtype(jnp.asarray(t).dtype, jnp.integer):
+            return self.alphas[t]
+        return jnp.exp(self._between(jnp.log(self.alphas), t))
+
+    def sigma(self, t: Array) -> Array:
+        if jnp.issubdtype(jnp.asarray(t).dtype, jnp.integer):
+            return self.sigmas[t]
+        return self.alpha(t) * jnp.exp(-0.5 * self.logsnr(t))
+
+    def logsnr(self, t: Array) -> Array:
+        if jnp.issubdtype(jnp.asarray(t).dtype, jnp.integer):
+            return self.logsnrs[t]
+        return self._between(self.logsnrs, t)
+
+    def time(self, logsnr: Array) -> Array:
+        # jnp.interp wants a rising table, and lam falls with the index.
+        return jnp.interp(-logsnr, -self.logsnrs, jnp.arange(self.levels, dtype=self.logsnrs.dtype))
+
+    def spread(self, u: Array) -> Array:
+        """Levels, each as likely as any other, int32 `[B]`."""
+        return jnp.minimum((u * self.levels).astype(jnp.int32), self.levels - 1)
+
+    def density(self, t: Array) -> Array:
+        return jnp.full(jnp.shape(t), 1 / self.levels, self.logsnrs.dtype)
+
+    def rate(self, t: Array) -> Array:
+        t = jnp.maximum(t, 1)
+        return jnp.expm1(self.logsnr(t - 1) - self.logsnr(t))
+
+    def grid(self, n: int | None = None) -> Array:
+        """`n` levels, noisiest first, evenly spaced in the index and with both ends, int32 `[n]`.
+
+        With n = 1 it is the noisiest level alone.
+
+        Raises:
+            ValueError: if `n` is not between 1 and the number of levels.
+
+        >>> ddpm().grid(5).tolist()
+        [999, 749, 500, 250, 0]
+        """
+        n = self.levels if n is None else n
+        if not 1 <= n <= self.levels:
+            raise ValueError(f"a chain of {self.levels} levels has no grid of {n}: give 1 to {self.levels}")
+        # Half-integers always round up, so that no two steps of an even grid differ by their parity.
+        return jnp.asarray(np.floor(np.linspace(self.levels - 1, 0, n) + 0.5), dtype=jnp.int32)
+
+    def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
+        """Draws `[B, ...]` from N(0, prior_std^2), or from U[0, 1)."""
+        return draw(jax.random.uniform, key, shape) if self.start == "uniform" else super().prior(key, shape)
+
+    def within(self, other: Process) -> Chain:
+        """The chain of those levels whose noise `other` covers, to sample with a network of `other`'s.
+
+        A level is covered if its lam lies in `other`'s range, give or take 1 %; see `covers`.
+
+        Raises:
+            ValueError: if fewer than two levels are covered.
+        """
+        inside = covers(other, self.logsnrs)
+        if inside.sum() < 2:
+            raise ValueError("the two processes share fewer than two noise levels")
+        return dataclasses.replace(
+            self, alphas=self.alphas[inside], sigmas=self.sigmas[inside], logsnrs=self.logsnrs[inside]
+        )
+
+
+def _chain(log_alpha2: np.ndarray, log_sigma2: np.ndarray, **options) -> Chain:
+    """Tables from log alpha^2 and log sigma^2 in float64, cast once."""
+    alphas, sigmas = np.exp(0.5 * log_alpha2), np.exp(0.5 * log_sigma2)
+    return Chain(jnp.asarray(alphas), jnp.asarray(sigmas), jnp.asarray(log_alpha2 - log_sigma2), **options)
+
+
+def _variance_preserving(steps: np.ndarray) -> Chain:
+    log_abar = np.cumsum(np.log1p(-steps))
+    return _chain(log_abar, np.log(-np.expm1(log_abar)), data_std=1.0)
+
+
+def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000) -> Chain:
+    """DDPM's variance-preserving chain with linear betas (Ho et al. 2020, section 4).
+
+        x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z      (eq. 2)
+        alpha^2 = abar_t = prod_{i <= t} (1 - beta_i),   sigma^2 = 1 - abar_t      (eq. 4)
+
+    Index t here is the paper's t + 1. At the last level abar is 4e-5, not 0.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max < 1 and steps >= 2.
+
+    >>> float(ddpm().alpha(jnp.array(999)) ** 2)
+    4.0358296e-05
+    """
+    if not 0 < beta_min <= beta_max < 1:
+        raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: 0 < beta_min <= beta_max < 1 is needed")
+    _check_levels(steps, "steps")
+    return _variance_preserving(np.linspace(beta_min, beta_max, steps, dtype=np.float64))
+
+
+def cosine(steps: int = 1000) -> Chain:
+    """The cosine chain (Nichol & Dhariwal 2021, eq. 17).
+
+        abar(t) = f(t) / f(0),   f(t) = cos^2( (t/T + 0.008) / 1.008 * pi/2 ),
+        beta_t = min(1 - abar(t) / abar(t-1), 0.999)
+
+    The clip of beta keeps the last level from being pure noise.
+
+    Raises:
+        ValueError: if steps < 2.
+
+    >>> float(cosine().sigma(jnp.array(0)))  # beta_1 = 4.13e-5: the first level is barely noisy
+    0.00642...
+    """
+    _check_levels(steps, "steps")
+    f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return _variance_preserving(np.minimum(1 - f[1:] / f[:-1], 0.999))
+
+
+def ncsn(
+    sigma_min: float = 0.01,
+    sigma_max: float = 1.0,
+    levels: int = 10,
+    start: str = "normal",
+    data_std: float = 0.5,
+) -> Chain:
+    """NCSN's variance-exploding levels (Song & Ermon 2019, section 4): alpha = 1, sigmas geometric.
+
+        x_t = x_0 + sigma_t eps,     sigma_t = sigma_min (sigma_max / sigma_min)^{t / (levels - 1)}
+
+    `start="uniform"` starts the sampler at U[0, 1), as the paper's code does, in place of
+    N(0, sigma_max^2 + data_std^2).
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max, levels >= 2, data_std >= 0 and start is one of the two.
+
+    >>> ncsn(0.01, 1.0, 3).sigmas.tolist()
+    [0.009999999776482582, 0.10000000149011612, 1.0]
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")
+    if start not in ("normal", "uniform"):
+        raise ValueError(f"start={start!r}: 'normal' or 'uniform' is needed")
+    _check_levels(levels, "levels")
+    check_data_std(data_std)
+    log_sigmas = np.linspace(np.log(sigma_min), np.log(sigma_max), levels, dtype=np.float64)
+    return _chain(np.zeros(levels), 2 * log_sigmas, start=start, data_std=data_std)
+
+
+def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9)) -> Chain:
+    """A variance-preserving chain with these betas, the first the least noisy step (Ho et al. 2020, eq. 2).
+
+    Raises:
+        ValueError: unless there are two or more, all in (0, 1).
+
+    >>> betas((0.19, 0.36)).alphas.tolist()  # sqrt(0.81), sqrt(0.81 * 0.64)
+    [0.9, 0.72]
+    """
+    table = np.asarray(values, np.float64)
+    _check_levels(table.size, "the number of betas")
+    if not ((table > 0) & (table < 1)).all():
+        raise ValueError(f"betas {values}: numbers between 0 and 1 are needed")
+    return _variance_preserving(table)
+
+
+def sigmas(values: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), data_std: float = 0.5) -> Chain:
+    """A variance-exploding chain with these sigmas, in rising order: x_t = x_0 + sigma_t eps.
+
+    Raises:
+        ValueError: unless there are two or more, positive and rising, and data_std >= 0.
+
+    >>> sigmas((0.1, 2.0)).sigmas.tolist()
+    [0.1, 2.0]
+    """
+    table = np.asarray(values, np.float64)
+    _check_levels(table.size, "the number of sigmas")
+    check_data_std(data_std)
+    if table[0] <= 0 or (np.diff(table) <= 0).any():
+        raise ValueError(f"sigmas {values}: positive numbers in rising order are needed")
+    return _chain(np.zeros(table.size), 2 * np.log(table), data_std=data_std)
+
+
+def _check_levels(count: int, name: str) -> None:
+    if count < 2:
+        raise ValueError(f"{name}={count}: a chain has at least 2 levels")

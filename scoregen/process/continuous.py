@@ -1,0 +1,380 @@
+"""Processes in continuous time. Each is alpha(t), log-SNR and its inverse; the rest is shared, and derived.
+
+A process is a frozen dataclass of plain numbers, without arrays: under `jit` it is a constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Self, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import ndtr, ndtri
+
+from scoregen.process.kernel import Process, check_data_std, covers
+
+T = TypeVar("T", bound=type)
+
+
+@dataclass_transform(frozen_default=True)
+def _constants(cls: T) -> T:
+    """A frozen dataclass and a pytree without leaves."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return jax.tree_util.register_dataclass(cls, data_fields=[], meta_fields=names)
+
+
+class Continuous(Process):
+    """What processes with real times in [t_min, t_max] share: uniform times, and an even grid of them.
+
+    `t_min` is where sampling ends and training stops, since at t = 0 there is no noise and no score.
+    """
+
+    discrete = False
+    levels = 1000  # of a grid that is not told how many
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < self.t_max <= 1:
+            raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: 0 < t_min < t_max <= 1 is needed")
+        check_data_std(self.data_std)
+
+    def sigma(self, t: Array) -> Array:
+        return self.alpha(t) * jnp.exp(-0.5 * self.logsnr(t))
+
+    def spread(self, u: Array) -> Array:
+        """Times as likely as any other, `[B]`."""
+        return self.t_min + u * (self.t_max - self.t_min)
+
+    def density(self, t: Array) -> Array:
+        return jnp.full_like(t, 1 / (self.t_max - self.t_min))
+
+    def rate(self, t: Array) -> Array:
+        return -jax.jvp(self.logsnr, (t,), (jnp.ones_like(t),))[1]
+
+    def grid(self, n: int | None = None) -> Array:
+        """`n` evenly spaced times from t_max to t_min, `[n]`. With n = 1 it is t_max alone.
+
+        Raises:
+            ValueError: if `n` is less than 1.
+        """
+        return jnp.asarray(self._times(np.linspace(0, 1, _count(self.levels if n is None else n))))
+
+    def _times(self, fraction: np.ndarray) -> np.ndarray:
+        """The time that so large a fraction of the way down has been walked at."""
+        return (1 - fraction) * self.t_max + fraction * self.t_min  # both ends to the digit
+
+    def within(self, other: Process) -> Self:
+        """The same process between those times whose noise `other` covers, give or take 1 %; see `covers`.
+
+        Raises:
+            ValueError: if `other` covers none of it.
+        """
+        ends = (self.t_min, self.t_max)
+        # An end that is covered stays as it is, to the digit.
+        kept = covers(other, self.logsnr(jnp.array(ends)))
+        held = (float(self.time(other.logsnr(t))) for t in other.grid()[jnp.array([-1, 0])])
+        least, most = (end if keep else t for end, keep, t in zip(ends, kept, held, strict=True))
+        if not most > least:
+            raise ValueError("the two processes share no noise levels")
+        return self._cut(least, most)
+
+    def _cut(self, t_min: float, t_max: float) -> Self:
+        return dataclasses.replace(self, t_min=t_min, t_max=t_max)  # pyright: ignore[reportArgumentType]
+
+
+def _count(n: int) -> int:
+    if n < 1:
+        raise ValueError(f"no grid has {n} levels: give 1 or more")
+    return n
+
+
+class _LinearBeta(Continuous):
+    """log alpha^2 = -B(t), where B(t) = beta_min t + (beta_max - beta_min) t^2 / 2 integrates a linear beta."""
+
+    beta_min: float
+    beta_max: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.beta_min <= self.beta_max:
+            raise ValueError(f"beta_min={self.beta_min}, beta_max={self.beta_max}: 0 < beta_min <= beta_max is needed")
+
+    def _integral(self, t: Array | float) -> Any:
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.exp(-0.5 * self._integral(t))
+
+    def _time_of(self, integral: Array) -> Array:
+        """The root of the quadratic, written so that nothing cancels where t is small."""
+        integral = jnp.minimum(integral, self._integral(self.t_max))
+        root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
+        return jnp.clip(2 * integral / (self.beta_min + root), self.t_min, self.t_max)
+
+
+@_constants
+class VP(_LinearBeta):
+    """The variance-preserving SDE, DDPM in continuous time (Song et al. 2021, eqs. 11 and 32-33).
+
+        dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,     beta(t) = beta_min + t (beta_max - beta_min)
+        alpha^2 = exp(-B(t)),    sigma^2 = 1 - alpha^2,    B(t) = beta_min t + (beta_max - beta_min) t^2 / 2
+
+    At t = 1e-3 sigma is 0.01, that of DDPM's first level.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max, 0 < t_min < t_max <= 1 and data_std >= 0.
+
+    >>> vp = VP()
+    >>> float(vp.alpha(jnp.array(1.0))), float(vp.sigma(jnp.array(1.0)))
+    (0.0065715..., 0.999978...)
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    data_std: float = 1.0
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(-jnp.expm1(-self._integral(t)))
+
+    def logsnr(self, t: Array) -> Array:
+        return -jnp.log(jnp.expm1(self._integral(t)))
+
+    def time(self, logsnr: Array) -> Array:
+        return self._time_of(jax.nn.softplus(-logsnr))
+
+
+@_constants
+class SubVP(_LinearBeta):
+    """The sub-VP SDE, of less variance than VP at every time (Song et al. 2021, eq. 13 and 34).
+
+        dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B(t)))) dw
+        alpha^2 = exp(-B(t)),    sigma = 1 - alpha^2        (so sigma is what VP's sigma^2 is)
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max, 0 < t_min < t_max <= 1 and data_std >= 0.
+
+    >>> float(SubVP().sigma(jnp.array(0.5))), float(VP().sigma(jnp.array(0.5)) ** 2)
+    (0.920936..., 0.920936...)
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    data_std: float = 1.0
+
+    def sigma(self, t: Array) -> Array:
+        return -jnp.expm1(-self._integral(t))
+
+    def logsnr(self, t: Array) -> Array:
+        # With B: alpha / sigma = exp(-B/2) / (1 - exp(-B)) = 1 / (2 sinh(B/2)).
+        return -2 * jnp.log(2 * jnp.sinh(0.5 * self._integral(t)))
+
+    def time(self, logsnr: Array) -> Array:
+        return self._time_of(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * logsnr)))
+
+
+@_constants
+class CosineVP(Continuous):
+    """The cosine schedule in continuous time (Nichol & Dhariwal 2021, eq. 17), variance-preserving.
+
+        alpha = cos(phi(t)) / cos(phi(0)),    sigma^2 = 1 - alpha^2,    phi(t) = (t + offset) / (1 + offset) pi/2
+
+    alpha would be 0 at t = 1; t_max keeps a trace of the data, as the chain's clip of beta does.
+
+    Raises:
+        ValueError: unless offset >= 0, 0 < t_min < t_max <= 1 and data_std >= 0.
+
+    >>> float(CosineVP().alpha(jnp.array(0.5)) ** 2)
+    0.4938...
+    """
+
+    offset: float = 0.008
+    t_min: float = 1e-3
+    t_max: float = 0.999
+    data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.offset >= 0:
+            raise ValueError(f"offset={self.offset}: 0 or more is needed")
+
+    def _angle(self, t: Array) -> Array:
+        return (t + self.offset) / (1 + self.offset) * (math.pi / 2)
+
+    @property
+    def _first(self) -> float:
+        return self.offset / (1 + self.offset) * (math.pi / 2)
+
+    def alpha(self, t: Array) -> Array:
+        # cos(phi) as the sine of what is left to a right angle, which keeps its digits where it is small.
+        return jnp.sin((1 - t) / (1 + self.offset) * (math.pi / 2)) / math.cos(self._first)
+
+    def sigma(self, t: Array) -> Array:
+        # sin^2(phi) - sin^2(phi_0) is sin(phi - phi_0) sin(phi + phi_0), in which nothing cancels.
+        apart = t / (1 + self.offset) * (math.pi / 2)
+        return jnp.sqrt(jnp.sin(apart) * jnp.sin(self._angle(t) + self._first)) / math.cos(self._first)
+
+    def logsnr(self, t: Array) -> Array:
+        return 2 * jnp.log(self.alpha(t)) - 2 * jnp.log(self.sigma(t))
+
+    def time(self, logsnr: Array) -> Array:
+        cos, sin = math.cos(self._first), math.sin(self._first)
+        angle = jnp.arctan2(jnp.sqrt(sin**2 + cos**2 * jax.nn.sigmoid(-logsnr)), cos * jnp.sqrt(jax.nn.sigmoid(logsnr)))
+        return jnp.clip(angle * (1 + self.offset) / (math.pi / 2) - self.offset, self.t_min, self.t_max)
+
+
+@_constants
+class VE(Continuous):
+    """The variance-exploding SDE, NCSN in continuous time (Song et al. 2021, eqs. 9 and 30-31).
+
+        dx = sigma(t) sqrt(2 log(sigma_max / sigma_min)) dw,      alpha = 1,
+        sigma(t) = sigma_min (sigma_max / sigma_min)^t
+
+    As in the paper's code the kernel has the variance sigma(t)^2, not sigma(t)^2 - sigma_min^2.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max, 0 < t_min < t_max <= 1 and data_std >= 0.
+
+    >>> VE(0.01, 50.0).sigma(jnp.array([0.0, 1.0])).tolist()
+    [0.01, 50.0]
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    data_std: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sigmas(self.sigma_min, self.sigma_max)
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.ones_like(t)
+
+    def logsnr(self, t: Array) -> Array:
+        return -2 * (math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min))
+
+    def time(self, logsnr: Array) -> Array:
+        t = (-0.5 * logsnr - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+        return jnp.clip(t, self.t_min, self.t_max)
+
+
+@_constants
+class EDM(Continuous):
+    """Karras et al. 2022: alpha = 1, and the time is the noise itself, sigma(t) = t.
+
+    Training draws ln sigma ~ N(mean, std^2) (their table 1), here cut at sigma_min and sigma_max. The grid is
+    theirs too (eq. 5): evenly spaced in sigma^(1/rho).
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max, std > 0, rho > 0 and data_std >= 0.
+
+    >>> EDM().grid(3).tolist()
+    [80.0, 2.515, 0.002]
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    mean: float = -1.2
+    std: float = 1.2
+    rho: float = 7.0
+    data_std: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_sigmas(self.sigma_min, self.sigma_max)
+        check_data_std(self.data_std)
+        for name in ("std", "rho"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a positive number is needed")
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.ones_like(t)
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.asarray(t)
+
+    def logsnr(self, t: Array) -> Array:
+        return -2 * jnp.log(t)
+
+    def time(self, logsnr: Array) -> Array:
+        return jnp.clip(jnp.exp(-0.5 * logsnr), self.t_min, self.t_max)
+
+    def _standard(self, t: Array | float) -> Array:
+        return (jnp.log(t) - self.mean) / self.std
+
+    def _ends(self) -> tuple[Array, Array]:
+        return ndtr(self._standard(self.sigma_min)), ndtr(self._standard(self.sigma_max))
+
+    def spread(self, u: Array) -> Array:
+        """Times of the log-normal law between its ends, `[B]`."""
+        low, high = (end.astype(u.dtype) for end in self._ends())
+        return jnp.clip(jnp.exp(self.mean + self.std * ndtri(low + u * (high - low))), self.t_min, self.t_max)
+
+    def density(self, t: Array) -> Array:
+        low, high = (end.astype(t.dtype) for end in self._ends())
+        bell = jnp.exp(-0.5 * self._standard(t) ** 2) / math.sqrt(2 * math.pi)
+        return bell / (self.std * t * (high - low))
+
+    def _times(self, fraction: np.ndarray) -> np.ndarray:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        # Power and root of an end give back that end but for the last digit.
+        return np.clip((high + fraction * (low - high)) ** self.rho, self.sigma_min, self.sigma_max)
+
+    def _cut(self, t_min: float, t_max: float) -> EDM:
+        return dataclasses.replace(self, sigma_min=t_min, sigma_max=t_max)
+
+
+@_constants
+class Flow(Continuous):
+    """The straight path of flow matching and rectified flow (Lipman et al. 2023, eq. 20; Liu et al. 2023).
+
+        x_t = (1 - t) x_0 + t eps,       alpha = 1 - t,    sigma = t
+
+    t = 1 is noise, as for every process here; the papers' time runs the other way. At t = 1 alpha is 0, so what
+    x was cannot be read from an estimate of eps: the network should give the velocity, v or x0.
+
+    Raises:
+        ValueError: unless 0 < t_min < t_max <= 1 and data_std >= 0.
+
+    >>> Flow().logsnr(jnp.array([0.5, 1.0])).tolist()
+    [0.0, -inf]
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    data_std: float = 1.0
+
+    def alpha(self, t: Array) -> Array:
+        return 1 - t
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.asarray(t)
+
+    def logsnr(self, t: Array) -> Array:
+        return 2 * (jnp.log1p(-t) - jnp.log(t))
+
+    def time(self, logsnr: Array) -> Array:
+        return jnp.clip(jax.nn.sigmoid(-0.5 * logsnr), self.t_min, self.t_max)
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")

@@ -1,0 +1,257 @@
+"""Every time law: what it draws, against its density in closed form, and what its weights make of expectations."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoregen.process import EDM, PROCESSES, VE, VP, Flow, betas, ddpm, ncsn
+from scoregen.times import TIMES, Drawn, LogitNormal, LogNormal, Own, SecondMoment, UniformLogSNR
+
+COUNT = 40_000
+MADE = {name: make() for name, make in PROCESSES.items()}
+
+
+def phi(z):
+    """The standard normal's share below z."""
+    return 0.5 * (1 + np.vectorize(math.erf)(np.asarray(z, np.float64) / math.sqrt(2)))
+
+
+def own_quantile(process, t):
+    """The share of the process's own law below t: uniform, but for EDM, whose ln t is normal and cut at its ends."""
+    t = np.asarray(t, np.float64)
+    if isinstance(process, EDM):
+        low, high, at = (
+            phi((np.log(a) - process.mean) / process.std) for a in (process.sigma_min, process.sigma_max, t)
+        )
+        return (at - low) / (high - low)
+    return (t - process.t_min) / (process.t_max - process.t_min)
+
+
+def drawn(law, process, seed=0, count=COUNT, known=None):
+    known = law.init(process) if known is None else known
+    got = law(process, known, jax.random.key(seed), count)  # not under jit: few operations, of the same shapes
+    return jax.tree.map(np.asarray, got)
+
+
+def assert_shares(counts, shares):
+    """Counts have the expectations COUNT * shares, within five standard deviations."""
+    counts, want = np.asarray(counts), np.asarray(shares) * np.sum(counts)
+    np.testing.assert_allclose(np.sum(shares), 1, rtol=1e-6)
+    assert (abs(counts - want) < 5 * np.sqrt(want) + 1e-9).all(), (counts, want)
+
+
+def known_after_losses(law, process):
+    """What a law knows when every bin has seen a full history of losses of its own size."""
+    known = law.init(process)
+    if not isinstance(law, SecondMoment):
+        return known
+    bins = law.bins(process)
+    size = 0.2 + np.random.default_rng(0).uniform(size=bins) ** 4
+    each = jnp.tile(jnp.arange(bins, dtype=jnp.int32), law.history)
+    return law.update(known, Drawn(jnp.zeros(0), jnp.zeros(0), each), jnp.asarray(size, jnp.float32)[each])
+
+
+@pytest.mark.parametrize("name", ["ncsn", "edm"])
+@pytest.mark.parametrize("law", TIMES)
+def test_laws_are_keyed_by_example_and_stay_in_range(law, name):
+    """Row i depends on the key and i alone; times are levels of a chain, or lie between t_min and t_max."""
+    process, law = MADE[name], TIMES[law]()
+    few, many = (law(process, law.init(process), jax.random.key(2), n) for n in (3, 50))
+    for a, b in zip(few, many, strict=True):
+        np.testing.assert_array_equal(a, b[:3])
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(2), i))(jnp.arange(50))
+    np.testing.assert_array_equal(law(process, law.init(process), keys, 50).t, many.t)
+    assert many.t.dtype == (jnp.int32 if process.discrete else jnp.float32)
+    ends = process.grid()[jnp.array([-1, 0])]
+    assert ends[0] <= many.t.min() and many.t.max() <= ends[1]
+    assert len(np.unique(many.t)) > (2 if process.discrete else 20)
+
+
+@pytest.mark.parametrize("law", [name for name, law in TIMES.items() if not law.importance])
+def test_a_choice_of_what_to_train_on_has_no_weight(law):
+    assert (drawn(TIMES[law](), VP(), count=100).weight == 1).all()
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("law", [name for name, law in TIMES.items() if law.importance])
+def test_weighted_expectations_are_those_under_the_process_law(law, name):
+    """E[w h(t)] = E_own[h(t)] for h the powers of the own law's quantile, of which the means are 1 / (k + 1)."""
+    process, law = MADE[name], TIMES[law]()
+    got = drawn(law, process, known=known_after_losses(law, process))
+    if process.discrete:
+        levels = np.arange(process.levels) / process.levels
+        u, want = got.t / process.levels, [np.mean(levels**k) for k in (0, 1, 2)]
+    else:
+        u, want = own_quantile(process, got.t), [1, 1 / 2, 1 / 3]
+    for k in (0, 1, 2):
+        terms = got.weight.astype(np.float64) * u**k
+        assert abs(terms.mean() - want[k]) < 5 * terms.std() / np.sqrt(COUNT) + 1e-4
+    if law == Own():
+        return
+    # The bin is that of the time drawn, so that a loss is booked where it arose; within it all quantiles are as likely.
+    if process.discrete:
+        np.testing.assert_array_equal(got.bin, got.t)
+    else:
+        inside = u * law.bins(process) - got.bin
+        assert inside.min() >= -2e-3 and inside.max() <= 1 + 2e-3
+        assert_shares(np.histogram(np.clip(inside, 0, 1), 5, (0, 1))[0], np.full(5, 0.2))
+
+
+def test_own_is_the_law_of_the_process():
+    for process in (VP(), EDM()):
+        got = drawn(Own(), process)
+        assert_shares(np.histogram(np.clip(own_quantile(process, got.t), 0, 1), 20, (0, 1))[0], np.full(20, 0.05))
+        assert (got.weight == 1).all()
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_lognormal_is_normal_in_log_sigma_over_alpha(name):
+    """Of a chain to the nearest level in lam; what would lie beyond the ends lies on them."""
+    process, law = MADE[name], LogNormal(mean=-1.0, std=1.5)
+    t = drawn(law, process).t
+    if process.discrete:
+        log_ratio = -0.5 * np.asarray(process.logsnrs, np.float64)
+        edges = (log_ratio[1:] + log_ratio[:-1]) / 2
+        shares = np.diff(phi((edges + 1) / 1.5), prepend=0, append=1)
+        bins = min(process.levels, 20)
+        merge = np.arange(process.levels) * bins // process.levels
+        return assert_shares(np.bincount(merge[t], minlength=bins), np.bincount(merge, shares))
+    with np.errstate(divide="ignore"):
+        low, high = (-0.5 * float(process.logsnr(end)) for end in process.grid()[jnp.array([-1, 0])])
+    edges = np.linspace(max(low, -4), min(high, 3), 15)
+    at = -0.5 * np.asarray(process.logsnr(jnp.asarray(t)), np.float64)
+    counts = np.histogram(at, [-np.inf, edges[0] + 1e-4, *edges[1:-1], edges[-1] - 1e-4, np.inf])[0]
+    assert_shares(counts, np.diff(phi((edges + 1) / 1.5), prepend=0, append=1))
+
+
+def test_lognormal_is_the_law_of_edm():
+    """With the same mean and standard deviation, but for the tails that EDM cuts: 4e-4 of it."""
+    t = drawn(LogNormal(), EDM(sigma_min=1e-4)).t
+    counts = np.histogram(np.log(t), np.linspace(-4.8, 2.4, 13))[0]
+    shares = np.diff(phi((np.linspace(-4.8, 2.4, 13) + 1.2) / 1.2))
+    assert_shares([*counts, COUNT - counts.sum()], [*shares, 1 - shares.sum()])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 1.7)])
+def test_logitnormal_is_esser_et_al(mean, std):
+    """Density exp(-(logit t - mean)^2 / (2 std^2)) / (std sqrt(2 pi) t (1 - t)) for flow matching, integrated."""
+    t = (np.arange(200_000) + 0.5) / 200_000
+    density = np.exp(-((np.log(t / (1 - t)) - mean) ** 2) / (2 * std**2)) / (std * np.sqrt(2 * np.pi) * t * (1 - t))
+    shares = density.reshape(20, -1).mean(1) / 20
+    got = drawn(LogitNormal(mean, std), Flow(t_min=1e-6)).t
+    assert_shares(np.histogram(got, 20, (0, 1))[0], shares / shares.sum())
+    # Of any other process it is the law of the quantile.
+    u = np.clip(own_quantile(EDM(), drawn(LogitNormal(mean, std), EDM()).t), 0, 1)
+    assert_shares(np.histogram(u, 20, (0, 1))[0], shares / shares.sum())
+    levels = drawn(LogitNormal(mean, std), ddpm()).t
+    assert_shares(np.bincount(levels // 50, minlength=20), shares / shares.sum())
+
+
+@pytest.mark.parametrize("chain", [ddpm(), ncsn(), betas()], ids=["ddpm", "ncsn", "betas"])
+def test_uniform_logsnr_draws_a_level_as_often_as_lam_falls_there(chain):
+    """P(t) ~ lam_{t-1} - lam_t, and at level 0, which no step leads to, as at level 1; a thousandth is uniform."""
+    n = chain.levels
+    got = drawn(UniformLogSNR(), chain)
+    lam = 2 * np.log(np.asarray(chain.alphas, np.float64) / np.asarray(chain.sigmas, np.float64))
+    gaps = np.concatenate([lam[:1] - lam[1:2], lam[:-1] - lam[1:]])
+    shares = 0.999 * gaps / gaps.sum() + 0.001 / n
+    # In bins of (nearly) equal fall in lam, where the draws are then equally many.
+    bins = np.minimum(((lam[0] - lam) / (lam[0] - lam[-1]) * min(n, 10)).astype(int), min(n, 10) - 1)
+    assert_shares(np.bincount(bins[got.t], minlength=bins[-1] + 1), np.bincount(bins, shares))
+    np.testing.assert_allclose(got.weight, 1 / (n * shares[got.t]), rtol=2e-3)
+    if gaps[2:].max() < np.ptp(lam) / 50:  # the levels are fine enough that lam itself is uniform
+        top, low = lam[1], lam[-1]
+        at = lam[got.t][(got.t > 1)]
+        inside = np.histogram(at, np.linspace(low, top, 6))[0]
+        np.testing.assert_allclose(inside / inside.sum(), 0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("process", [VP(), VE(), PROCESSES["vp_cosine"]()], ids=["vp", "ve", "vp_cosine"])
+def test_uniform_logsnr_has_uniform_logsnr(process):
+    """Each of the hundred bins of t gets its share of the fall of lam; a thousandth is uniform in t."""
+    edges = np.linspace(process.t_min, process.t_max, 101)
+    with jax.enable_x64(True):
+        lam = np.asarray(process.logsnr(jnp.asarray(edges)))
+    shares = 0.999 * -np.diff(lam) / (lam[0] - lam[-1]) + 1e-5
+    got = drawn(UniformLogSNR(), process)
+    assert_shares(np.bincount(got.bin, minlength=100), shares)
+    np.testing.assert_allclose(got.weight, 0.01 / shares[got.bin], rtol=2e-3)
+    # So lam is uniform: its quantiles at a tenth, two tenths ... of the fall, read between the edges of bins.
+    at = np.asarray(process.logsnr(jnp.asarray(got.t)), np.float64)
+    for edge in lam[[1, 5, 20, 50, 80, 95]]:
+        share = (lam[0] - edge) / (lam[0] - lam[-1])
+        assert abs((at > edge).mean() - share) < 5 * np.sqrt(share * (1 - share) / COUNT) + 1e-3
+
+
+def fed(law, process, rounds, losses):
+    """The law's knowledge after `rounds` batches with one example in each bin; `losses(round)` is `[M]`."""
+    known, bins = law.init(process), law.bins(process)
+    update = jax.jit(law.update)
+    for i in range(rounds):
+        batch = Drawn(jnp.zeros(bins), jnp.ones(bins), jnp.arange(bins, dtype=jnp.int32))
+        known = update(known, batch, jnp.asarray(losses(i), jnp.float32))
+    return known
+
+
+@pytest.mark.parametrize("process", [ncsn(), VP()], ids=["ncsn", "vp"])
+def test_second_moment_is_nichol_and_dhariwal(process):
+    """P ~ sqrt(mean of the last ten squared losses), eq. 18, a thousandth uniform; and uniform until all have ten."""
+    law = SecondMoment()
+    bins = 10 if process.discrete else 100
+    rng = np.random.default_rng(0)
+    losses = rng.gamma(2.0, np.linspace(0.1, 3, bins), (23, bins))
+    for rounds in (0, 9):
+        got = drawn(law, process, known=fed(law, process, rounds, losses.__getitem__))
+        np.testing.assert_allclose(got.weight, 1, rtol=1e-6)
+        assert_shares(np.bincount(got.bin, minlength=bins), np.full(bins, 1 / bins))
+    for rounds in (10, 23):  # of the 23 the first 13 are forgotten
+        known = fed(law, process, rounds, losses.__getitem__)
+        q = np.sqrt((losses[rounds - 10 : rounds] ** 2).mean(0))
+        shares = 0.999 * q / q.sum() + 0.001 / bins
+        got = drawn(law, process, known=known)
+        assert_shares(np.bincount(got.bin, minlength=bins), shares)
+        np.testing.assert_allclose(got.weight, 1 / (bins * shares[got.bin]), rtol=1e-5)
+
+
+def test_second_moment_waits_for_the_last_bin():
+    """One bin that has seen nine losses is enough to keep all uniform."""
+    law, chain = SecondMoment(), ncsn()
+    known = fed(law, chain, 9, lambda i: np.arange(1.0, 11))
+    nine = Drawn(jnp.zeros(9), jnp.ones(9), jnp.arange(9, dtype=jnp.int32))
+    known = law.update(known, nine, jnp.arange(1.0, 10))
+    np.testing.assert_allclose(drawn(law, chain, known=known, count=50).weight, 1, rtol=1e-6)
+    last = Drawn(jnp.zeros(1), jnp.ones(1), jnp.array([9], jnp.int32))
+    known = law.update(known, last, jnp.array([10.0]))
+    got = drawn(law, chain, known=known, count=50)
+    np.testing.assert_allclose(got.weight, 0.1 / (0.999 * (got.bin + 1) / 55 + 1e-4), rtol=1e-5)
+
+
+def test_second_moment_records_every_duplicate_in_a_batch():
+    """Twelve losses of one bin in one batch: the last ten are kept, in a ring, and its probability is theirs."""
+    law, chain = SecondMoment(), ncsn()
+    known = fed(law, chain, 10, lambda i: np.ones(10))
+    again = Drawn(jnp.zeros(13), jnp.ones(13), jnp.array([3] * 12 + [7], jnp.int32))
+    table, seen = law.update(known, again, jnp.arange(1.0, 14))
+    assert seen.tolist() == [10, 10, 10, 22, 10, 10, 10, 11, 10, 10]
+    assert sorted(table[3].tolist()) == list(range(3, 13)) and sorted(table[7].tolist()) == [*[1] * 9, 13]
+    q = np.ones(10)
+    q[3], q[7] = np.sqrt(np.mean(np.arange(3, 13) ** 2)), np.sqrt((9 + 169) / 10)
+    got = drawn(law, chain, known=(table, seen), count=200)
+    np.testing.assert_allclose(got.weight, 0.1 / (0.999 * q / q.sum() + 1e-4)[got.bin], rtol=1e-5)
+
+
+def test_second_moment_of_losses_that_are_all_zero_is_uniform():
+    law, chain = SecondMoment(), ncsn()
+    got = drawn(law, chain, known=fed(law, chain, 10, lambda i: np.zeros(10)), count=50)
+    np.testing.assert_allclose(got.weight, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: LogNormal(std=0.0), lambda: LogitNormal(std=-1.0), lambda: SecondMoment(history=0)]
+)
+def test_nonsense_is_refused(make):
+    with pytest.raises(ValueError, match="needed"):
+        make()

@@ -1,0 +1,127 @@
+"""Weightings: each is what its paper says, and means the same whatever the network gives and the loss is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scoregen.denoiser import TARGETS, Prediction
+from scoregen.losses import DSM, WEIGHTINGS, X0MSE, EpsilonMSE, FlowMatching, Weighted
+from scoregen.losses.weightings import P2, Constant, EDMWeight, Likelihood, MinSNR, Sigma2, Sigmoid
+from scoregen.process import EDM, PROCESSES, VE, VP, Flow, Noised, ddpm, drift_diffusion, ncsn, posterior, rows
+
+NAMED = {name: make for name, make in WEIGHTINGS.items() if name != "own"}
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.enable_x64(True):
+        yield
+
+
+def times(process, n=20):
+    """All levels of a chain but the first, or times where there is data left."""
+    t = jnp.arange(1, process.levels) if process.discrete else process.grid(n)
+    return t[np.asarray(process.alpha(t)) > 0]
+
+
+def counts(process, t, target):
+    """The squared error of what `target` gives, where x0 is off by one: the noise is then off by -alpha / sigma."""
+    alpha, sigma = np.asarray(process.alpha(t)), np.asarray(process.sigma(t))
+    a, b = map(np.asarray, TARGETS[target](process, t))
+    return (a - b * alpha / sigma) ** 2
+
+
+def test_errors_in_other_terms():
+    """By hand: eps is off by alpha / sigma, the score by alpha / sigma^2, and v, under VP, by 1 / sigma."""
+    process = VP()
+    t = times(process)
+    alpha, sigma = np.asarray(process.alpha(t)), np.asarray(process.sigma(t))
+    for target, want in {"x0": 1, "eps": alpha / sigma, "score": alpha / sigma**2, "v": 1 / sigma}.items():
+        np.testing.assert_allclose(counts(process, t, target), want**2 + 0 * sigma, rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()])
+def test_the_published_forms(process):
+    """Each as the weight of the error that its paper has it of, with sigma / alpha where the paper's alpha is 1."""
+    t = times(process)
+    snr = np.asarray(process.alpha(t) / process.sigma(t)) ** 2
+    eps, score = counts(process, t, "eps"), counts(process, t, "score")
+    published = {
+        Constant(): 1.0 + 0 * snr,
+        Sigma2(): np.asarray(process.sigma(t)) ** 2 * score,  # Song & Ermon 2019, eq. 6
+        Likelihood(): 0.5 * np.asarray(drift_diffusion(process, t)[1]) ** 2 * score,  # Song, Durkan et al. 2021, eq. 7
+        MinSNR(3.0): np.minimum(snr, 3.0),  # Hang et al. 2023: of x0, and min(SNR, gamma) / SNR of eps
+        P2(0.7, 0.5): eps / (0.7 + snr) ** 0.5,  # Choi et al. 2022, of the simple loss
+        EDMWeight(): (1 / snr + process.data_std**2) / (process.data_std**2 / snr),  # Karras et al. 2022, table 1
+    }
+    for weighting, want in published.items():
+        np.testing.assert_allclose(weighting(process, t), want, rtol=1e-7, err_msg=str(weighting))
+    np.testing.assert_allclose(MinSNR(3.0)(process, t), np.minimum(1, 3 / snr) * eps, rtol=1e-7)
+
+
+@pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()])
+def test_the_sigmoid_weighs_the_bound(process):
+    """Kingma & Gao 2023: -lam' sigmoid(b - lam) of the error of eps, here with the slope as a difference."""
+    t = times(process)[1:-1]
+    h = 1e-6 * t
+    lam, slope = np.asarray(process.logsnr(t)), np.asarray((process.logsnr(t + h) - process.logsnr(t - h)) / (2 * h))
+    want = -slope / (1 + np.exp(lam - 2.0)) * counts(process, t, "eps")
+    np.testing.assert_allclose(Sigmoid(2.0)(process, t), want, rtol=1e-5)
+    # where there is much noise, it is twice the bound itself
+    np.testing.assert_allclose(Sigmoid(200.0)(process, t), 2 * np.asarray(Likelihood()(process, t)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", [ddpm, lambda: ncsn(0.01, 20.0, 30)])
+def test_of_a_chain_the_likelihood_is_the_divergence_of_two_steps(process):
+    """L_{t-1} with the posterior's variance is (difference of the means)^2 / (2 variance)."""
+    process = process()
+    t = times(process)
+    x, zero = jnp.ones((len(t), 1)), jnp.zeros((len(t), 1))
+    (one, std), (other, _) = (posterior(process, x, x0, t, t - 1) for x0 in (zero, zero + 1))
+    want = np.asarray((one - other)[:, 0] / std) ** 2 / 2
+    np.testing.assert_allclose(Likelihood()(process, t), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_with_the_weighting_edm_the_output_of_the_target_edm_counts_one(name):
+    process = PROCESSES[name]()
+    t = times(process)
+    np.testing.assert_allclose(EDMWeight()(process, t), counts(process, t, "edm"), rtol=1e-7)
+
+
+@pytest.mark.parametrize("weighting", NAMED)
+@pytest.mark.parametrize("name", ["ddpm", "ncsn", "vp", "edm", "flow"])
+def test_a_weighting_is_the_same_of_every_loss(name, weighting):
+    """Example by example w ||x0 - x0_theta||^2, and the weighting is not that of the loss."""
+    process, by = PROCESSES[name](), NAMED[weighting]()
+    t, rng = times(process, 12), np.random.default_rng(0)
+    x0, eps, wrong = jnp.asarray(rng.standard_normal((3, len(t), 2)))
+    alpha, sigma = rows(process.alpha(t), x0), rows(process.sigma(t), x0)
+    off = eps - alpha / sigma * wrong
+    found, noised = Prediction(x0 + wrong, off, -off / sigma), Noised(x0, eps, alpha * x0 + sigma * eps, t)
+    want = np.asarray(by(process, t)) * np.sum(np.asarray(wrong) ** 2, 1)
+    for loss in (EpsilonMSE("sum"), X0MSE(), DSM(), *([] if process.discrete else [FlowMatching()])):
+        weighted = Weighted(loss, by)
+        value = weighted(process, lambda x, t: found, noised, jax.random.key(0))
+        np.testing.assert_allclose(value, want, rtol=1e-8)
+        np.testing.assert_array_equal(weighted.weight(process, t), by(process, t))
+        assert weighted.positive
+    mean = Weighted(EpsilonMSE("mean"), by)(process, lambda x, t: found, noised, jax.random.key(0))
+    np.testing.assert_allclose(mean, want / 2, rtol=1e-8)
+
+
+@pytest.mark.parametrize("weighting", NAMED)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_weights_are_finite_and_not_negative_up_to_both_ends(name, weighting):
+    """Also where alpha = 0, and in float32, as in training."""
+    with jax.enable_x64(False):
+        process = PROCESSES[name]()
+        weight = np.asarray(NAMED[weighting]()(process, process.grid()))
+        assert np.isfinite(weight).all() and (weight >= 0).all() and weight.max() > 0
+
+
+@pytest.mark.parametrize("make", [lambda: MinSNR(0.0), lambda: P2(k=0.0), lambda: P2(gamma=-1.0)])
+def test_nonsense_is_refused(make):
+    with pytest.raises(ValueError, match="needed"):
+        make()
