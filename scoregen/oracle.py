@@ -1,8 +1,8 @@
 """Closed-form truth: Gaussian mixtures, whose score, denoiser and density are exact under every process.
 
 If x_0 ~ sum_k w_k N(m_k, c_k^2 I) and x_t = alpha x_0 + sigma eps, then
-x_t ~ sum_k w_k N(alpha m_k, (alpha^2 c_k^2 + sigma^2) I), and by Tweedie's formula
-E[x_0 | x_t] = (x_t + sigma^2 score) / alpha,  E[eps | x_t] = -sigma score.
+x_t ~ sum_k w_k N(alpha m_k, (alpha^2 c_k^2 + sigma^2) I), and the denoiser is that of each mode, weighted by how
+likely x_t comes from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from scoregen.denoiser import Prediction
+from scoregen.denoiser import Predict, Prediction
 from scoregen.process import Process, rows
 
 
@@ -51,12 +51,22 @@ class Mixture:
     def score(self, process: Process, x: Array, t: Array) -> Array:
         return jax.grad(lambda x: self.log_prob(x, process.alpha(t), process.sigma(t)).sum())(x)
 
-    def predict(self, process: Process):
-        """The exact denoiser under `process`."""
+    def predict(self, process: Process) -> Predict:
+        """The exact denoiser under `process`, mode by mode, so that nothing is divided by alpha.
+
+        Of the mode k that x came from, E[x_0 | x, k] = m_k + alpha c_k^2 / (alpha^2 c_k^2 + sigma^2) (x - alpha m_k).
+        """
+        weights, means, stds = self._tables()
 
         def predict(x: Array, t: Array) -> Prediction:
-            alpha, sigma, score = rows(process.alpha(t), x), rows(process.sigma(t), x), self.score(process, x, t)
-            return Prediction((x + sigma**2 * score) / alpha, -sigma * score, score)
+            alpha, sigma = rows(process.alpha(t), x), rows(process.sigma(t), x)
+            variance = alpha**2 * stds[None] ** 2 + sigma**2  # [B, K]
+            off = x[:, None] - alpha[..., None] * means[None]  # [B, K, D]
+            square = jnp.sum(off**2, -1) / variance
+            share = jax.nn.softmax(jnp.log(weights)[None] - 0.5 * (square + self.dim * jnp.log(variance)))
+            x0 = means[None] + (alpha * stds[None] ** 2 / variance)[..., None] * off
+            eps = jnp.sum((share * sigma / variance)[..., None] * off, 1)
+            return Prediction(jnp.sum(share[..., None] * x0, 1), eps, -eps / sigma)
 
         return predict
 

@@ -145,7 +145,7 @@ class UniformLogSNR(_Importance):
             gaps = jnp.log1p(process.rate(jnp.arange(process.levels)))
         else:
             edges = process.spread(jnp.linspace(0.0, 1.0, self.bins(process) + 1))
-            gaps = -jnp.diff(jnp.clip(process.logsnr(edges), -25.0, 25.0))  # at alpha = 0 lam is -inf
+            gaps = -jnp.diff(jnp.maximum(process.logsnr(edges), -13.0))  # at alpha = 0 lam is -inf
         return 0.999 * gaps / gaps.sum() + 0.001 / gaps.size
 
 

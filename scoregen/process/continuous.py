@@ -125,7 +125,7 @@ class VP(_LinearBeta):
         dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,     beta(t) = beta_min + t (beta_max - beta_min)
         alpha^2 = exp(-B(t)),    sigma^2 = 1 - alpha^2,    B(t) = beta_min t + (beta_max - beta_min) t^2 / 2
 
-    At t = 1e-3 sigma is 0.01, that of DDPM's first level.
+    At t = 1e-3 sigma is 0.0105; that of DDPM's first level is 0.01.
 
     Raises:
         ValueError: unless 0 < beta_min <= beta_max, 0 < t_min < t_max <= 1 and data_std >= 0.
