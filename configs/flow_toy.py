@@ -4,7 +4,7 @@
     python -m scoregen.run --config=flow_toy --config.process.name=vp --config.times.name=logitnormal
 
 Lipman et al. 2023 and Liu et al. 2023: the straight path from data to noise, and a network that gives its velocity.
-Sampled by DDIM, which on this path is Euler's method in a time of its own.
+Sampled by DDIM, which on this path is Euler's method.
 """
 
 from scoregen.config import load

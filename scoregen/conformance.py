@@ -10,11 +10,11 @@ test. The exact denoiser is the conditional mean, so whatever the objective is, 
 
     E loss(theta) - E loss(0) = w E || x0_theta - x0_0 ||^2
 
-with the weight w that the objective has according to its paper (`OBJECTIVES`), and the same for its gradient in theta,
-which vanishes at theta = 0. All expectations are quadratures in float64, over x0 and eps: on a Gaussian in the plane,
-with an error that is linear in x, they are exact; on a mixture of two Gaussians on the line they converge. Random
-directions are replaced by all those of +1 and -1, so nothing is left to chance. A learned variance must in addition be
-stationary at the true variance of the step.
+with the weight w that the objective has according to its paper (`OBJECTIVES`). Compared are the gradients of both sides
+in theta, which must also vanish at theta = 0. All expectations are quadratures in float64, over x0 and eps: on a
+Gaussian in the plane, with an error that is linear in x, they are exact; on a mixture of two Gaussians on the line they
+converge. Random directions are replaced by all those of +1 and -1, so nothing is left to chance. A learned variance
+must in addition be stationary at the true variance of the step.
 
 The figure in a cell is the larger of the two oracles' errors: of the gradient, relative to the largest component of the
 true one. Beside it stands a letter for what is refused, with the reason below the table.

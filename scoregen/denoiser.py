@@ -192,7 +192,10 @@ def as_process(predict: Predict, source: Process, target: Process) -> Predict:
 
     def bridged(x: Array, t: Array) -> Prediction:
         u = source.time(target.logsnr(t))
-        at = predict(rows(source.alpha(u) / target.alpha(t), x) * x, u)
+        alpha, ours = target.alpha(t), source.alpha(u)
+        # Where both alphas are 0 all is noise, and only its size differs.
+        ratio = jnp.where(alpha > 0, ours / jnp.where(alpha > 0, alpha, 1), source.sigma(u) / target.sigma(t))
+        at = predict(rows(ratio, x) * x, u)
         return Prediction(at.x0, at.eps, -at.eps / rows(target.sigma(t), x))
 
     return bridged

@@ -19,7 +19,7 @@ from scoregen.losses import FDSSM, LOSSES, WEIGHTINGS, Loss, Weighted
 from scoregen.nets import NETS, LogVariance
 from scoregen.process import PROCESSES, Process, rows, split_keys
 from scoregen.rules import refusal
-from scoregen.samplers import CORRECTORS, PREDICTORS, Ancestral, Corrector, Hold, NoCorrector, Predictor
+from scoregen.samplers import CORRECTORS, PREDICTORS, Ancestral, Corrector, Hold, Langevin, NoCorrector, Predictor
 from scoregen.times import TIMES, TimeLaw
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Experiment:
             scale = input_scale(self.process, t) if self.config.net.unit_input else None
             if self.config.net.centered and self.scaling.low == 0.0:
                 x = 2 * x - rows(self.process.alpha(t), x)  # 2 x0 - 1, seen through the process
+                scale = None if scale is None else 0.5 * scale
             if scale is not None:
                 x = rows(scale, x) * x
             c = self.condition(self.process, t)
@@ -103,12 +104,14 @@ def assemble(config: Config) -> Experiment:
             combinations that make no sense, each with the reason.
     """
     process = build(PROCESSES, config.process)
-    walk = build({"trained": lambda: process, **PROCESSES}, config.sampler.process)
+    name = config.sampler.process.name
+    same = name == config.process.name and config.sampler.process[name] == config.process[name]
+    walk = process if same else build({"trained": lambda: process, **PROCESSES}, config.sampler.process)
     if walk is not process:
         try:
             walk = walk.within(process)
         except ValueError as error:
-            raise UsageError(f"config.sampler.process={config.sampler.process.name}: {error}") from None
+            raise UsageError(f"config.sampler.process={name}: {error}") from None
     scaling = build(SCALINGS, config.scaling)
     loss, by = build(LOSSES, config.loss, bins=scaling.bins), build(WEIGHTINGS, config.weighting)
     experiment = Experiment(
@@ -143,14 +146,15 @@ def _refuse_nonsense(experiment: Experiment) -> None:
     )
     if reason is not None:
         raise UsageError(reason)
-    if config.net.condition == "index" and not (process.discrete or getattr(process, "t_max", 1.0) <= 1):
+    if config.net.condition == "index" and config.process.name == "edm":
         raise UsageError(
             f"config.net.condition=index: the time of the process '{config.process.name}' is sigma, and no index: say "
             "--config.net.condition=sigma"
         )
     if config.net.unit_input and process.data_std == 0:
         raise UsageError("config.net.unit_input: the variance of x is not known: set the process's data_std")
-    if isinstance(experiment.loss, FDSSM) and config.net[config.net.name].get("dtype") == "bfloat16":
+    bare = experiment.loss.loss if isinstance(experiment.loss, Weighted) else experiment.loss
+    if isinstance(bare, FDSSM) and config.net[config.net.name].get("dtype") == "bfloat16":
         raise UsageError(
             "the loss 'fdssm' takes the difference of two outputs that are nearly equal, which bfloat16 rounds away: "
             f"take the loss ssm, or --config.net.{config.net.name}.dtype=float32"
@@ -162,6 +166,13 @@ def _refuse_nonsense(experiment: Experiment) -> None:
             "config.sampler.predictor.ancestral.variance=learned: the network has learned none for the steps of this "
             "process: take small or large"
         )
+    if isinstance(experiment.corrector, Langevin):
+        least = float(walk.sigma(walk.grid()[-1]))
+        if experiment.corrector.step_size >= 2 * least**2:
+            raise UsageError(
+                f"config.sampler.corrector.langevin.step_size={experiment.corrector.step_size}: where noise dominates, "
+                f"steps from 2 sigma^2 on diverge, at the least noisy level {2 * least**2:.3g}: take a tenth of that"
+            )
     if walk.discrete and config.sampler.n > walk.levels:
         raise UsageError(
             f"config.sampler.n={config.sampler.n}: there are only {walk.levels} noise levels to walk: say "

@@ -58,6 +58,11 @@ def refusal(
             "at its noisiest level this process has alpha = 0, so x is all noise and the clean data cannot be computed "
             f"from {'the noise' if target == 'eps' else 'the score'} in it: take the target velocity, v, edm or x0"
         )
+    if weighting is not None and float(bare.weight(process, top)[0]) == 0:
+        return (
+            "at its noisiest level this process has alpha = 0, where this loss has no weight at all that another could "
+            "take the place of: take the loss x0 or flow, or the weighting own"
+        )
     if isinstance(bare, ISM) and dims > bare.max_dims:
         return (
             f"the loss 'ism' takes one derivative for each of the data's {dims} dimensions, so a step would cost about "

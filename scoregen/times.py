@@ -129,6 +129,7 @@ class _Importance(TimeLaw):
         index = jnp.minimum(jnp.searchsorted(total, which * total[-1], side="right"), histogram.size - 1)
         # Of a chain's bin the middle, which no rounding takes to the next.
         u = (index.astype(histogram.dtype) + (0.5 if process.discrete else where)) / histogram.size
+        u = jnp.minimum(u, 1 - jnp.finfo(u.dtype).epsneg)  # the sum above may round up to 1
         return Drawn(process.spread(u), total[-1] / (histogram.size * histogram[index]), index.astype(jnp.int32))
 
 
@@ -137,7 +138,8 @@ class UniformLogSNR(_Importance):
     """Uniform in the log-SNR, which spreads the variational bound evenly (Song, Durkan et al. 2021, section 3.2).
 
     The bound's integrand is -lam' / 2 ||eps - eps_theta||^2, so with q ~ -lam' = g^2 / sigma^2 the
-    error of eps alone remains. A thousandth is drawn from the process's own law.
+    error of eps alone remains. It is uniform from bin to bin, and within a bin as the process's own law is; a
+    thousandth is drawn from that law throughout.
     """
 
     def histogram(self, process: Process, known: Any) -> Array:

@@ -112,7 +112,8 @@ class VLB(Loss):
             "learned" (Nichol & Dhariwal 2021, eq. 15).
 
     Raises:
-        ValueError: for another unit or variance; when it is called, if the variance is to be learned and was not.
+        ValueError: for another unit or variance; when it is called, if the variance is to be learned and was not, or
+            if it is to be chosen in continuous time.
     """
 
     bins: Bins | None
@@ -132,6 +133,8 @@ class VLB(Loss):
         between = {"small": 0.0, "large": 1.0, "learned": found.between}[self.variance]
         if between is None:
             raise ValueError("variance='learned': the denoiser has learned none")
+        if self.variance != "small" and not process.discrete:
+            raise ValueError(f"variance={self.variance!r}: in continuous time a step has no length, and no variance")
         part = step_kl(process, found, x0, t, between)
         if process.discrete:
             first = rows(t == 0, x0)

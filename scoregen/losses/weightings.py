@@ -122,8 +122,8 @@ class EDMWeight:
 class Sigmoid:
     """w = rate SNR sigmoid(bias - lam) (Kingma & Gao 2023; Hoogeboom et al. 2024).
 
-    That is the bound with each level weighted by sigmoid(bias - lam): the least noisy ones count less, and those
-    beyond lam = bias nearly in full.
+    Where times are uniform, that is twice the bound with each level weighted by sigmoid(bias - lam): the least
+    noisy ones count less, and those beyond lam = bias nearly in full.
     """
 
     bias: float = -1.0

@@ -145,7 +145,8 @@ class VP(_LinearBeta):
         return jnp.sqrt(-jnp.expm1(-self._integral(t)))
 
     def logsnr(self, t: Array) -> Array:
-        return -jnp.log(jnp.expm1(self._integral(t)))
+        b = self._integral(t)
+        return -b - jnp.log(-jnp.expm1(-b))
 
     def time(self, logsnr: Array) -> Array:
         return self._time_of(jax.nn.softplus(-logsnr))
@@ -175,8 +176,8 @@ class SubVP(_LinearBeta):
         return -jnp.expm1(-self._integral(t))
 
     def logsnr(self, t: Array) -> Array:
-        # With B: alpha / sigma = exp(-B/2) / (1 - exp(-B)) = 1 / (2 sinh(B/2)).
-        return -2 * jnp.log(2 * jnp.sinh(0.5 * self._integral(t)))
+        b = self._integral(t)
+        return -b - 2 * jnp.log(-jnp.expm1(-b))
 
     def time(self, logsnr: Array) -> Array:
         return self._time_of(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * logsnr)))

@@ -198,7 +198,7 @@ def posterior(process: Process, x: Array, x0: Array, t: Array, s: Array) -> tupl
     For the chain of Ho et al. 2020 this is their eqs. 6-7 between neighbours, for NCSN's levels the
     ancestral step of Song et al. 2021 (appendix F); and it holds between any two levels, which is how a
     chain is walked with fewer steps. The textbook form subtracts two variances that are nearly equal;
-    expm1 keeps every digit (Kingma et al. 2021, appendix A).
+    expm1 keeps what digits lam has (Kingma et al. 2021, appendix A).
 
     Args:
         process: the process.

@@ -99,7 +99,7 @@ MUTATIONS = [
                 "return -jnp.expm1(-self._integral(t))",
                 "sub-VP's sigma for VP's",
             ),
-            ("return -2 * jnp.log(2 * jnp.sinh(", "return -2 * jnp.log(jnp.sinh(", "a factor 2 in sub-VP's log-SNR"),
+            ("return -b - 2 * jnp.log(", "return -b - jnp.log(", "a factor 2 in sub-VP's log-SNR"),
             (
                 "* (1 + self.offset) / (math.pi / 2) - self.offset",
                 "* (1 + self.offset) / (math.pi / 2)",
@@ -161,8 +161,8 @@ MUTATIONS = [
                 "standard deviations added in c_in",
             ),
             (
-                "rows(source.alpha(u) / target.alpha(t), x) * x",
-                "rows(target.alpha(t) / source.alpha(u), x) * x",
+                "ours / jnp.where(alpha > 0, alpha, 1)",
+                "jnp.where(alpha > 0, alpha, 1) / ours",
                 "the bridge's scale inverted",
             ),
             (
