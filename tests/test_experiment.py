@@ -257,14 +257,14 @@ def test_the_network_sees_centred_data_and_is_told_the_noise():
 
 @pytest.mark.parametrize("name", ["edm_toy", "ddpm_cifar", "ncsn_cifar"])
 def test_a_network_sees_data_of_unit_variance_if_asked(name):
-    """EDM's c_in = 1 / sqrt(sigma^2 + (alpha data_std)^2), after pixels of [0, 1] are centred."""
+    """EDM's c_in = 1 / sqrt(sigma^2 + (alpha data_std)^2); pixels of [0, 1] are centred, to twice the deviation."""
     experiment = experiment_lib.assemble(preset(name, net__unit_input=True))
     process, seen = experiment.process, []
     x = np.full((2, *experiment.dataset.shape), 0.75, np.float32)
     t = process.grid(2)
     dataclasses.replace(experiment, net=Spy(seen)).predict({"net": None})(x, t)
     a, s = (np.asarray(f(t), np.float64).reshape(2, *[1] * (x.ndim - 1)) for f in (process.alpha, process.sigma))
-    shown = 2 * x - a if name == "ncsn_cifar" else x
+    shown = (2 * x - a) / 2 if name == "ncsn_cifar" else x
     assert np.allclose(seen[0][0], shown / np.sqrt(s**2 + (a * process.data_std) ** 2), rtol=1e-5)
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 
-from scoregen import run, train
+from scoregen import experiment, run, train
 from scoregen.checkpoint import Checkpoints
 from scoregen.config import parse, presets
 from scoregen.data import points
@@ -150,6 +150,13 @@ def test_two_trainings_go_to_two_folders(tmp_path, monkeypatch):
     assert plain.startswith("ddpm_toy,") and ",loss=ssm," in ssm and "eta" not in plain
 
 
+@pytest.fixture
+def steps_of_any_size(monkeypatch):
+    """Langevin steps that are bound to diverge are refused; here they shall."""
+    monkeypatch.setattr(experiment, "Langevin", type("Another", (), {}))
+
+
+@pytest.mark.usefixtures("steps_of_any_size")
 def test_a_picture_that_fails_does_not_end_the_training(tmp_path):
     sampler = ("hold", "langevin")
     out = main(
@@ -246,6 +253,7 @@ def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
         (["--config=ddpm_toy", "more"], ["unexpected argument 'more'"]),
         (["--config=ddpm_toy", "--config.sampler.n=1001"], ["config.sampler.n=1001", "1000"]),
         (["--config=ncsn_toy", "--config.sampler.corrector.name=none"], ["'hold'", "langevin"]),
+        (["--config=edm_toy", "--config.sampler.corrector.name=langevin"], ["langevin.step_size=2e-05", "diverge"]),
         (["--config=ddpm_toy", "--config.net.name=unet"], ["'unet'", "'mixture'"]),
     ],
 )  # fmt: skip
@@ -469,6 +477,7 @@ def test_out_of_memory_is_advised_upon(tmp_path, monkeypatch):
     refused(*TINY, f"--workdir={tmp_path}", parts=["out of memory", "--config.train.microbatch"])
 
 
+@pytest.mark.usefixtures("steps_of_any_size")
 def test_samples_that_are_not_finite_are_not_written(trained):
     kept = (trained / "samples.npz").read_bytes()
     refused(
