@@ -118,6 +118,15 @@ def presets() -> dict[str, str]:
     return {path.stem: _summary(path) for path in paths}
 
 
+def is_bare(name: str) -> bool:
+    """Whether --config=NAME means a preset that comes with the package, and not the path of a file.
+
+    >>> is_bare("ncsn_cifar"), is_bare("mine.py")
+    (True, False)
+    """
+    return not (name.endswith(".py") or "/" in name or "\\" in name)
+
+
 def load(name: str) -> Config:
     """The configuration of a preset: of a bare name such as "ncsn_cifar", or of the path of a .py file.
 
@@ -131,7 +140,7 @@ def load(name: str) -> Config:
     Traceback (most recent call last):
     scoregen.errors.UsageError: no preset 'no_such_preset': ...
     """
-    bare = not (name.endswith(".py") or "/" in name or "\\" in name)
+    bare = is_bare(name)
     path = FOLDER / f"{name}.py" if bare else Path(name).expanduser()
     try:
         source = path.read_bytes()

@@ -457,8 +457,7 @@ def _design(argv: Sequence[str], console: Console) -> int:
 
 def _base(name: str) -> str:
     """A preset's bare name as it is; the path of a file made absolute, so that the preset finds it from anywhere."""
-    bare = not (name.endswith(".py") or "/" in name or "\\" in name)
-    return name if bare else str(Path(name).expanduser().resolve())
+    return name if config_lib.is_bare(name) else str(Path(name).expanduser().resolve())
 
 
 def _flag(key: str, value: Any) -> str:

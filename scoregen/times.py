@@ -7,6 +7,7 @@ stay those under p. A law may learn from the losses it has led to; what it knows
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -25,34 +26,43 @@ class Drawn(NamedTuple):
     bin: Array
 
 
-class TimeLaw:
-    """The base of all: knows nothing, learns nothing.
+class TimeLaw(abc.ABC):
+    """The base of all: learns nothing.
 
     Attributes:
         importance: whether expectations are those under the process's own law.
     """
 
-    importance = False
+    importance: bool
 
     def init(self, process: Process) -> Any:
         """What the law knows before training."""
         return ()
 
+    @abc.abstractmethod
     def __call__(self, process: Process, known: Any, key: Array, count: int) -> Drawn:
         """Draw for `count` examples; example i depends on its own key alone."""
-        t = self.draw(process, key, count)
-        return Drawn(t, jnp.ones(count), jnp.zeros(count, jnp.int32))
-
-    def draw(self, process: Process, key: Array, count: int) -> Array:
-        raise NotImplementedError
 
     def update(self, known: Any, drawn: Drawn, losses: Array) -> Any:
         """What the law knows after the losses `[B]` (without their weights) at the times drawn."""
         return known
 
 
+class _Unweighted(TimeLaw):
+    """A law whose draws all have the weight one."""
+
+    importance = False
+
+    @abc.abstractmethod
+    def draw(self, process: Process, key: Array, count: int) -> Array:
+        """Times `[B]`."""
+
+    def __call__(self, process: Process, known: Any, key: Array, count: int) -> Drawn:
+        return Drawn(self.draw(process, key, count), jnp.ones(count), jnp.zeros(count, jnp.int32))
+
+
 @dataclasses.dataclass(frozen=True)
-class Own(TimeLaw):
+class Own(_Unweighted):
     """The process's own law: uniform, but for EDM, whose is log-normal."""
 
     importance = True
@@ -67,7 +77,7 @@ def _at_logsnr(process: Process, logsnr: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogNormal(TimeLaw):
+class LogNormal(_Unweighted):
     """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1), for any process, held at its ends.
 
     A chain's level is the nearest.
@@ -87,7 +97,7 @@ class LogNormal(TimeLaw):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitNormal(TimeLaw):
+class LogitNormal(_Unweighted):
     """The process's own law at the quantile u, where logit(u) ~ N(mean, std^2) (Esser et al. 2024, section 3.1).
 
     For flow matching u is the time itself, and the middle of the path is drawn more often than its ends.
@@ -118,9 +128,9 @@ class _Importance(TimeLaw):
     def bins(self, process: Process) -> int:
         return process.levels if process.discrete else 100
 
+    @abc.abstractmethod
     def histogram(self, process: Process, known: Any) -> Array:
         """P_j, `[M]`, all positive."""
-        raise NotImplementedError
 
     def __call__(self, process: Process, known: Any, key: Array, count: int) -> Drawn:
         histogram = self.histogram(process, known)

@@ -94,11 +94,15 @@ def _count(n: int) -> int:
     return n
 
 
+@_constants
 class _LinearBeta(Continuous):
     """log alpha^2 = -B(t), where B(t) = beta_min t + (beta_max - beta_min) t^2 / 2 integrates a linear beta."""
 
-    beta_min: float
-    beta_max: float
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    data_std: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,12 +139,6 @@ class VP(_LinearBeta):
     (0.0065715..., 0.999978...)
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-    t_max: float = 1.0
-    data_std: float = 1.0
-
     def sigma(self, t: Array) -> Array:
         return jnp.sqrt(-jnp.expm1(-self._integral(t)))
 
@@ -165,12 +163,6 @@ class SubVP(_LinearBeta):
     >>> float(SubVP().sigma(jnp.array(0.5))), float(VP().sigma(jnp.array(0.5)) ** 2)
     (0.920936..., 0.920936...)
     """
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-    t_max: float = 1.0
-    data_std: float = 1.0
 
     def sigma(self, t: Array) -> Array:
         return -jnp.expm1(-self._integral(t))
