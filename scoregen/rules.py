@@ -82,7 +82,10 @@ def _of_the_bound(
             "the two ends meet. Take a chain: ddpm for vp, cosine for vp_cosine, ncsn for ve"
         )
     if learns and not learned_variance:
-        return f"the loss '{name}' trains the variance of a step, and the network gives none: say --config.learned_variance=true"
+        return (
+            f"the loss '{name}' trains the variance of a step, and the network gives none: say "
+            "--config.learned_variance=true"
+        )
     if learned_variance and not learns:
         return (
             "nothing would train the variance that the network gives: take the loss hybrid, or vlb with "
