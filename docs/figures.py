@@ -327,8 +327,10 @@ def bound() -> Path:
     with jax.enable_x64(True):
         process, data = ddpm(), gaussian((0.0,), 0.5)
         t = jnp.arange(1, 1000)
-        # Both weights, 1/2 (SNR_{t-1} - SNR_t) of an error of x0.
-        weight = WEIGHTINGS["likelihood"]()
+
+        def weight(process, t):  # of one level: 1/2 (SNR_{t-1} - SNR_t) of an error of x0
+            return WEIGHTINGS["likelihood"]()(process, t) / process.levels
+
         closed = np.asarray(weight(process, t) * left(process, std, t))
         simple = np.asarray(jnp.exp(process.logsnr(t)) * left(process, std, t))
         some = np.unique(np.geomspace(1, 999, 24).round().astype(int))

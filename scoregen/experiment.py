@@ -113,7 +113,8 @@ def assemble(config: Config) -> Experiment:
         except ValueError as error:
             raise UsageError(f"config.sampler.process={name}: {error}") from None
     scaling = build(SCALINGS, config.scaling)
-    loss, by = build(LOSSES, config.loss, bins=scaling.bins), build(WEIGHTINGS, config.weighting)
+    loss = build(LOSSES, config.loss, bins=scaling.bins, width=scaling.width)
+    by = build(WEIGHTINGS, config.weighting)
     experiment = Experiment(
         config=config,
         process=process,

@@ -9,6 +9,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import log_ndtr
 
+from scoregen.data.scaling import SCALINGS, Centered, Unit
 from scoregen.denoiser import Prediction
 from scoregen.losses import VLB, EpsilonMSE, Hybrid
 from scoregen.losses.bound import decoder_log_var, decoder_nll, prior_kl, step_kl
@@ -424,3 +425,21 @@ def test_a_variance_that_was_not_learned_is_missed(loss):
     noised, found = batch(process, jnp.arange(5))
     with pytest.raises(ValueError, match="the denoiser has learned none"):
         loss(process, lambda x, t: found, noised, jax.random.key(0))
+
+
+def test_bytes_with_noise_spread_over_them_are_counted_as_bytes():
+    """Theis et al. 2016: of a density on [0, 1), 8 bits a dimension more than of the bytes."""
+    process, t = CHAINS["ddpm"](), jnp.array([0, 1, 30])
+    noised, found = batch(process, t)
+    loss = lambda **options: np.asarray(VLB(None, **options)(process, lambda x, t: found, noised, jax.random.key(0)))  # noqa: E731
+    np.testing.assert_allclose(loss(width=SCALINGS["unit"]().width) - loss(), 8, rtol=1e-9)
+    np.testing.assert_allclose(loss(unit="nats", width=0.5) - loss(unit="nats"), 3 * math.log(2), rtol=1e-7)
+    with pytest.raises(ValueError, match="width"):
+        VLB(None, width=0.0)
+
+
+@pytest.mark.parametrize("scaling", [Centered(), Unit(), Unit(dequantize=False)])
+def test_the_width_is_how_far_two_bytes_are_apart(scaling):
+    keys = jax.random.split(jax.random.key(0), 1)[jnp.zeros(2, int)]
+    low, high = np.asarray(scaling(np.array([[7], [8]], np.uint8), keys), np.float64)
+    np.testing.assert_allclose(high - low, scaling.width, rtol=1e-4)

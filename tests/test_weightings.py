@@ -47,10 +47,11 @@ def test_the_published_forms(process):
     t = times(process)
     snr = np.asarray(process.alpha(t) / process.sigma(t)) ** 2
     eps, score = counts(process, t, "eps"), counts(process, t, "score")
+    half_g2 = 0.5 * np.asarray(drift_diffusion(process, t)[1]) ** 2
     published = {
         Constant(): 1.0 + 0 * snr,
         Sigma2(): np.asarray(process.sigma(t)) ** 2 * score,  # Song & Ermon 2019, eq. 6
-        Likelihood(): 0.5 * np.asarray(drift_diffusion(process, t)[1]) ** 2 * score,  # Song, Durkan et al. 2021, eq. 7
+        Likelihood(): half_g2 * score / process.density(t),  # Song, Durkan et al. 2021, eq. 7, as a mean over times
         MinSNR(3.0): np.minimum(snr, 3.0),  # Hang et al. 2023: of x0, and min(SNR, gamma) / SNR of eps
         P2(0.7, 0.5): eps / (0.7 + snr) ** 0.5,  # Choi et al. 2022, of the simple loss
         EDMWeight(): (1 / snr + process.data_std**2) / (process.data_std**2 / snr),  # Karras et al. 2022, table 1
@@ -66,20 +67,32 @@ def test_the_sigmoid_weighs_the_bound(process):
     t = times(process)[1:-1]
     h = 1e-6 * t
     lam, slope = np.asarray(process.logsnr(t)), np.asarray((process.logsnr(t + h) - process.logsnr(t - h)) / (2 * h))
-    want = -slope / (1 + np.exp(lam - 2.0)) * counts(process, t, "eps")
+    want = -slope / (1 + np.exp(lam - 2.0)) * counts(process, t, "eps") / np.asarray(process.density(t))
     np.testing.assert_allclose(Sigmoid(2.0)(process, t), want, rtol=1e-5)
     # where there is much noise, it is twice the bound itself
     np.testing.assert_allclose(Sigmoid(200.0)(process, t), 2 * np.asarray(Likelihood()(process, t)), rtol=1e-9)
 
 
+def test_the_bounds_weights_do_not_count_the_law_of_the_times():
+    """VE and EDM between the same noise levels are one process at two paces: the mean of w f over times is one."""
+    ends = {"sigma_min": 0.01, "sigma_max": 50.0}
+    uniform, lognormal = VE(**ends, t_min=1e-9), EDM(**ends, std=3.0)
+    for weighting in (Likelihood(), Sigmoid()):
+        means = []
+        for process in (uniform, lognormal):
+            t = process.spread(jnp.asarray((np.arange(200_000) + 0.5) / 200_000))
+            means.append(float(jnp.mean(weighting(process, t) * jnp.exp(-process.logsnr(t)))))
+        np.testing.assert_allclose(means[0], means[1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("process", [ddpm, lambda: ncsn(0.01, 20.0, 30)])
 def test_of_a_chain_the_likelihood_is_the_divergence_of_two_steps(process):
-    """L_{t-1} with the posterior's variance is (difference of the means)^2 / (2 variance)."""
+    """L_{t-1} with the posterior's variance is (difference of the means)^2 / (2 variance); of N levels, N times."""
     process = process()
     t = times(process)
     x, zero = jnp.ones((len(t), 1)), jnp.zeros((len(t), 1))
     (one, std), (other, _) = (posterior(process, x, x0, t, t - 1) for x0 in (zero, zero + 1))
-    want = np.asarray((one - other)[:, 0] / std) ** 2 / 2
+    want = process.levels * np.asarray((one - other)[:, 0] / std) ** 2 / 2
     np.testing.assert_allclose(Likelihood()(process, t), want, rtol=1e-9)
 
 

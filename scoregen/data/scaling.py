@@ -1,9 +1,9 @@
 """From the bytes on disk to the numbers that the network sees, and back.
 
 A scaling is called as scaling(x, key) with one typed key an example, so that the noise of an example does not
-depend on the batch that it comes in. `low` and `high` bound what it gives, and `bins` is (low, high, width) if that
-is a number for each byte, None if it is continuous. `to_bytes` is its inverse, exact
-on the bytes.
+depend on the batch that it comes in. `low` and `high` bound what it gives, `width` is how much of that a byte takes
+up, and `bins` is (low, high, width) if it is a number for each byte, None if it is continuous. `to_bytes` is its
+inverse, exact on the bytes.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ class Centered:
 
     low: ClassVar[float] = -1.0
     high: ClassVar[float] = 1.0
+    width: ClassVar[float] = 2 / 255
     bins: ClassVar[tuple[float, float, float] | None] = (-1.0, 1.0, 2 / 255)
 
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:
@@ -70,8 +71,12 @@ class Unit:
     high: ClassVar[float] = 1.0
 
     @property
+    def width(self) -> float:
+        return 1 / 256 if self.dequantize else 1 / 255
+
+    @property
     def bins(self) -> tuple[float, float, float] | None:
-        return None if self.dequantize else (0.0, 1.0, 1 / 255)
+        return None if self.dequantize else (0.0, 1.0, self.width)
 
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:
         levels = _floats(self, x)
@@ -107,6 +112,7 @@ class Identity:
 
     low: ClassVar[float] = float("-inf")
     high: ClassVar[float] = float("inf")
+    width: ClassVar[float] = 1.0
     bins: ClassVar[tuple[float, float, float] | None] = None
 
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:

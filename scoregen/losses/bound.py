@@ -16,7 +16,7 @@ from jax import Array
 from jax.scipy.special import log_ndtr
 
 from scoregen.denoiser import Predict, Prediction
-from scoregen.losses.matching import EpsilonMSE, Loss, snr, snr_lost, sum_dims
+from scoregen.losses.matching import EpsilonMSE, Loss, bound_weight, snr, snr_lost, sum_dims
 from scoregen.process import Noised, Process, perturb, rows
 
 Bins = tuple[float, float, float]
@@ -106,19 +106,23 @@ class VLB(Loss):
     once that is well below a bin, so choose t_min with that in mind.
 
     Attributes:
-        bins: (low, high, width) of discrete data, None for points; the run takes it from the data's scaling.
+        bins: (low, high, width) of discrete data, None for a density; the run takes it from the data's scaling.
         unit: "bits" for bits a dimension, "nats" for nats an example.
         variance: of the reverse steps of a chain: "small" (the posterior's), "large" (the forward step's) or
             "learned" (Nichol & Dhariwal 2021, eq. 15).
+        width: what a density is of, by its side: a byte, as wide as the noise that it was spread over with, so that
+            the bound is one on the discrete data (Theis et al. 2016, section 3.1), or 1 for points. With `bins` it is
+            not used; the run takes it from the scaling too.
 
     Raises:
-        ValueError: for another unit or variance; when it is called, if the variance is to be learned and was not, or
-            if it is to be chosen in continuous time.
+        ValueError: for another unit or variance, or unless width > 0; when it is called, if the variance is to be
+            learned and was not, or if it is to be chosen in continuous time.
     """
 
     bins: Bins | None
     unit: str = "bits"
     variance: str = "small"
+    width: float = 1.0
     positive = False
 
     def __post_init__(self):
@@ -126,6 +130,8 @@ class VLB(Loss):
             raise ValueError(f"unit={self.unit!r}: 'bits' or 'nats' is needed")
         if self.variance not in ("small", "large", "learned"):
             raise ValueError(f"variance={self.variance!r}: 'small', 'large' or 'learned' is needed")
+        if not self.width > 0:
+            raise ValueError(f"width={self.width}: a positive number is needed")
 
     def __call__(self, process: Process, predict: Predict, noised: Noised, key: Array) -> Array:
         x0, t = noised.x0, noised.t
@@ -151,11 +157,13 @@ class VLB(Loss):
             log_var = jnp.broadcast_to(2 * jnp.log(sigma / alpha), x0.shape)
             total = part / process.density(t) + decoder_nll(x0, mean, log_var, self.bins)
         total = total + prior_kl(process, x0)
+        if self.bins is None:
+            total = total - x0[0].size * math.log(self.width)
         return total / (x0[0].size * math.log(2)) if self.unit == "bits" else total
 
     def weight(self, process: Process, t: Array) -> Array:
-        """1/2 rate SNR over the density of t: with the posterior's variance, in nats, but for a chain's level 0."""
-        return 0.5 * snr_lost(process, t) / process.density(t)
+        """`bound_weight`: with the posterior's variance, in nats, but for a chain's level 0."""
+        return bound_weight(process, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +176,7 @@ class Hybrid(Loss):
     Attributes:
         bins: see `VLB`.
         share: lambda of the paper.
+        width: see `VLB`. It adds a constant.
 
     Raises:
         ValueError: unless share > 0; when it is called, if the variance was not learned.
@@ -175,6 +184,7 @@ class Hybrid(Loss):
 
     bins: Bins | None
     share: float = 0.001
+    width: float = 1.0
     positive = False
 
     def __post_init__(self):
@@ -185,7 +195,8 @@ class Hybrid(Loss):
         found = predict(noised.x, noised.t)
         held = jax.lax.stop_gradient(found)._replace(between=found.between)
         simple = EpsilonMSE()(process, lambda x, t: found, noised, key)
-        return simple + self.share * VLB(self.bins, "bits", "learned")(process, lambda x, t: held, noised, key)
+        bound = VLB(self.bins, "bits", "learned", self.width)
+        return simple + self.share * bound(process, lambda x, t: held, noised, key)
 
     def weight(self, process: Process, t: Array) -> Array:
         """SNR, that of the first term, through which alone the estimate of x0 is trained."""

@@ -56,6 +56,15 @@ def snr_lost(process: Process, t: Array) -> Array:
     return jnp.where(ratio > 0, process.rate(t), 0) * ratio
 
 
+def bound_weight(process: Process, t: Array) -> Array:
+    """1/2 rate SNR over the density of t, `[B] -> [B]`: the mean over t of so weighted an error of x0 is the bound's.
+
+    Kingma et al. 2021, eqs. 14 and 17, in nats. Divided by the density it does not depend on which times a process
+    prefers: in continuous time 1/2 (-SNR') / p(t), of a chain of N levels N / 2 (SNR_{t-1} - SNR_t).
+    """
+    return 0.5 * snr_lost(process, t) / process.density(t)
+
+
 @dataclasses.dataclass(frozen=True)
 class EpsilonMSE(Loss):
     """The simple loss of Ho et al. 2020 (eq. 14): ||eps - eps_theta(x_t, t)||^2.

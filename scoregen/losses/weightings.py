@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Predict
-from scoregen.losses.matching import Loss, snr, snr_lost
+from scoregen.losses.matching import Loss, bound_weight, snr
 from scoregen.process import Noised, Process
 
 Weighting = Callable[[Process, Array], Array]
@@ -58,15 +58,15 @@ class Sigma2:
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """w = 1/2 rate SNR, the variational bound's (Kingma et al. 2021, eqs. 14 and 17), in nats.
+    """w = 1/2 rate SNR / p(t), the variational bound's (Kingma et al. 2021, eqs. 14 and 17), in nats.
 
-    In continuous time 1/2 (-SNR'), which is g^2 / 2 times the squared error of the score (Song, Durkan et al. 2021,
-    eq. 7); of a chain 1/2 (SNR_{t-1} - SNR_t), which makes it L_{t-1} of Ho et al. 2020 with the posterior's
-    variance. Divide by the training law's density for the bound itself (`scoregen.losses.VLB`).
+    With p the density of the process's own law. In continuous time that is g^2 / 2 times the squared error of the
+    score, in the integral over t (Song, Durkan et al. 2021, eq. 7); of a chain of N levels N times L_{t-1} of Ho et
+    al. 2020 with the posterior's variance. `scoregen.losses.VLB` has the ends of the bound as well.
     """
 
     def __call__(self, process: Process, t: Array) -> Array:
-        return 0.5 * snr_lost(process, t)
+        return bound_weight(process, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +120,17 @@ class EDMWeight:
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid:
-    """w = rate SNR sigmoid(bias - lam) (Kingma & Gao 2023; Hoogeboom et al. 2024).
+    """w = rate SNR sigmoid(bias - lam) / p(t) (Kingma & Gao 2023; Hoogeboom et al. 2024).
 
-    Where times are uniform, that is twice the bound with each level weighted by sigmoid(bias - lam): the least
-    noisy ones count less, and those beyond lam = bias nearly in full.
+    Twice the bound with each level weighted by sigmoid(bias - lam): the least noisy ones count less, and those
+    beyond lam = bias nearly in full.
     """
 
     bias: float = -1.0
 
     def __call__(self, process: Process, t: Array) -> Array:
         lam = process.logsnr(t)
-        return snr_lost(process, t) * jax.nn.sigmoid(self.bias - lam)
+        return 2 * bound_weight(process, t) * jax.nn.sigmoid(self.bias - lam)
 
 
 def _positive(**options: float) -> None:

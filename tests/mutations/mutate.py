@@ -236,6 +236,11 @@ MUTATIONS = [
                 "process.rate(t), 0) * jnp.sqrt(ratio)",
                 "alpha/sigma for its square in the bound",
             ),
+            (
+                "return 0.5 * snr_lost(process, t) / process.density(t)",
+                "return 0.5 * snr_lost(process, t)",
+                "the law of the times counted in the bound's weight",
+            ),
         ],
         "losses/bound.py": [
             (
@@ -270,6 +275,11 @@ MUTATIONS = [
             ),
             ("total / (x0[0].size * math.log(2))", "total / x0[0].size", "nats for bits"),
             (
+                "total - x0[0].size * math.log(self.width)",
+                "total + x0[0].size * math.log(self.width)",
+                "the sign of a byte's width",
+            ),
+            (
                 "jax.lax.stop_gradient(found)._replace(between=found.between)",
                 "found",
                 "the mean of the hybrid loss not held",
@@ -286,7 +296,11 @@ MUTATIONS = [
                 "self.by(process, noised.t) * self.loss.weight(",
                 "a loss's own weight multiplied instead of replaced",
             ),
-            ("return 0.5 * snr_lost(process, t)", "return snr_lost(process, t)", "a factor 2 in the likelihood weight"),
+            (
+                "return bound_weight(process, t)",
+                "return 2 * bound_weight(process, t)",
+                "a factor 2 in the likelihood weight",
+            ),
             (
                 "jnp.minimum(snr(process, t), self.gamma)",
                 "jnp.maximum(snr(process, t), self.gamma)",
