@@ -5,7 +5,7 @@
 DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator; on a laptop it shows that all
 is well with --config.train.steps=20 --config.sampler.n=50. What is the paper's, and the switch that turns it off:
 the loss is a mean over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in sampling and the variance is beta,
-"fixedlarge" (--config.sampler.predictor.ancestral.clip="(-99.0, 99.0)", .variance=small); the average of the
+"fixedlarge" (--config.sampler.x0.name=free, --config.sampler.predictor.ancestral.variance=small); the average of the
 parameters starts without a ramp (--config.train.ema_ramp=true); no dequantization. Not the paper's: the gradient is
 added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances are
 computed by --mode=eval only, in the features of a small classifier.
@@ -29,7 +29,7 @@ def get_config():
     config.train.log_every = 100
     config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000
-    config.sampler.predictor.ancestral.clip = (-1.0, 1.0)
+    config.sampler.x0.name = "clip"
     config.sampler.predictor.ancestral.variance = "large"
     config.sampler.batch = 16
     config.sampler.images = 16

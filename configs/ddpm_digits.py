@@ -25,7 +25,7 @@ def get_config():
     config.train.ema = 0.995
     config.train.sample_every = 400
     config.train.checkpoint_every = 400
-    config.sampler.predictor.ancestral.clip = (-1.0, 1.0)
+    config.sampler.x0.name = "clip"
     config.sampler.n = 50
     config.sampler.batch = 250
     config.eval.samples = 1000

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from scoregen.config import Config, choice
 from scoregen.data import SCALINGS, SOURCES
+from scoregen.guidance import X0S
 from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES
-from scoregen.samplers import CORRECTORS, PREDICTORS
+from scoregen.samplers import CORRECTORS, GRIDS, PREDICTORS
 from scoregen.times import TIMES
 
 
@@ -28,6 +29,7 @@ def get_config() -> Config:
     config.process = choice(PROCESSES, "ddpm")
     config.times = choice(TIMES, "own")  # which noise levels training draws
     config.target = "eps"  # what the network gives: eps, x0, score, v, velocity, edm
+    config.energy = False  # take the network's noise for that of an energy, whose gradient is then the score
     config.learned_variance = False  # and the variance of a step beside it, for the losses hybrid and vlb
     config.loss = choice(LOSSES, "eps")
     config.weighting = choice(WEIGHTINGS, "own")  # how much each noise level counts; own: as the loss has it
@@ -55,6 +57,8 @@ def get_config() -> Config:
     config.sampler = ConfigDict()
     config.sampler.predictor = choice(PREDICTORS, "ancestral")
     config.sampler.corrector = choice(CORRECTORS, "none")
+    config.sampler.grid = choice(GRIDS, "own")  # how the levels to walk are spaced
+    config.sampler.x0 = choice(X0S, "free")  # whether the estimates of x0 are held in the range of the data
     # Sample under another process than the network was trained for (scoregen.denoiser.as_process).
     config.sampler.process = choice({"trained": lambda: None, **PROCESSES}, "trained")
     config.sampler.n = 0  # levels to walk; 0: all of the chain's

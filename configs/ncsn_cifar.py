@@ -32,7 +32,6 @@ def get_config():
     config.train.clip = 0.0
     config.train.ema = 0.0
     config.sampler.predictor.name = "hold"
-    config.sampler.predictor.ancestral.clip = (0.0, 1.0)
     config.sampler.corrector.name = "langevin"
     config.sampler.denoise = False
     return config

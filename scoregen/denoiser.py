@@ -34,12 +34,14 @@ class Prediction(NamedTuple):
         score: an estimate of grad log p_t(x) = -eps / sigma.
         between: if the variance of a step is learned, where it lies: 0 for the posterior's, 1 for the forward
             step's, and their logarithms mixed in proportion (Nichol & Dhariwal 2021, eq. 15); else None.
+        log_density: log p_t(x) up to a constant, `[B]`, where the score is known to be its gradient; else None.
     """
 
     x0: Array
     eps: Array
     score: Array
     between: Array | None = None
+    log_density: Array | None = None
 
 
 def eps_row(process: Process, t: Array) -> tuple[Array, Array]:
@@ -148,6 +150,72 @@ def denoiser(
         return Prediction(x0, eps, -eps / rows(sigma, x), between)
 
     return predict
+
+
+def of_x0(process: Process, x: Array, t: Array, x0: Array, between: Array | None = None) -> Prediction:
+    """What a denoiser says that estimates x0 `[B, ...]`: eps is what is left of x, (x - alpha x0) / sigma."""
+    sigma = rows(process.sigma(t), x)
+    eps = (x - rows(process.alpha(t), x) * x0) / sigma
+    return Prediction(x0, eps, -eps / sigma, between)
+
+
+def of_energy(process: Process, log_density: Callable[[Array, Array], Array]) -> Predict:
+    """The denoiser of a density `log_density(x, t) -> [B]` up to a constant, as of an energy with its sign turned.
+
+    The score is its gradient, eps = -sigma score, and x0 = (x + sigma^2 score) / alpha, Tweedie's formula; alpha > 0
+    is needed.
+
+    >>> from scoregen.process import VE
+    >>> density = lambda x, t: -0.5 * jnp.sum(x**2, -1) / (1 + VE().sigma(t) ** 2)  # N(0, 1) with noise
+    >>> found = of_energy(VE(), density)(jnp.ones((1, 2)), jnp.array([0.5]))
+    >>> float(found.x0[0, 0])  # 1 / (1 + sigma^2), with sigma^2 = 1/2
+    0.666...
+    """
+
+    def predict(x: Array, t: Array) -> Prediction:
+        # Examples do not see each other, so the gradient of the sum has each one's own.
+        density, pull = jax.vjp(lambda x: log_density(x, t), x)
+        (score,) = pull(jnp.ones_like(density))
+        sigma = rows(process.sigma(t), x)
+        x0 = (x + sigma**2 * score) / rows(process.alpha(t), x)
+        return Prediction(x0, -sigma * score, score, None, density)
+
+    return predict
+
+
+def as_energy(process: Process, predict: Predict) -> Predict:
+    """The denoiser whose log-density is -||eps(x, t)||^2 / 2, where `predict` gives eps (Salimans & Ho 2021, eq. 8).
+
+    So the score is the gradient of something, which any other network's is only if it is exact; it costs a derivative
+    of the network more. Where eps is that of one point, (x - alpha x0) / sigma, it is as it was.
+
+    >>> from scoregen.process import VE
+    >>> point = lambda x, t: of_x0(VE(), x, t, jnp.ones_like(x))
+    >>> float(as_energy(VE(), point)(jnp.array([[3.0]]), jnp.array([0.5])).x0[0, 0])
+    1.0
+    """
+
+    def log_density(x: Array, t: Array) -> Array:
+        eps = predict(x, t).eps
+        return -0.5 * jnp.sum(eps**2, axis=tuple(range(1, x.ndim)))
+
+    return of_energy(process, log_density)
+
+
+def velocity(process: Process, predict: Predict, x: Array, t: Array) -> Array:
+    """dx/dt of the probability-flow ODE, alpha' x0 + sigma' eps, `[B, ...]` (Song et al. 2021, eq. 13).
+
+    It equals f x - g^2 score / 2, with the f and g of `drift_diffusion`, but is finite where alpha = 0. t is real; of
+    a chain it is the equation through its levels, in units of one.
+
+    >>> from scoregen.process import VP
+    >>> white = lambda x, t: of_x0(VP(), x, t, rows(VP().alpha(t), x) * x)  # the denoiser of N(0, I)
+    >>> t = jnp.array([0.5])
+    >>> bool(jnp.abs(velocity(VP(), white, jnp.ones((1, 2)), t)).max() < 1e-5)  # which VP leaves as it is
+    True
+    """
+    found, (a, b) = predict(x, t), velocity_row(process, t)
+    return rows(a, x) * found.x0 + rows(b, x) * found.eps
 
 
 def as_process(predict: Predict, source: Process, target: Process) -> Predict:

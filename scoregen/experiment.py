@@ -13,13 +13,23 @@ from jax import Array
 
 from scoregen.config import Config, build, pick
 from scoregen.data import SCALINGS, SOURCES, Dataset, random_flip
-from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_process, denoiser, input_scale
+from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_process, denoiser, input_scale
 from scoregen.errors import UsageError
+from scoregen.guidance import X0S
 from scoregen.losses import FDSSM, LOSSES, WEIGHTINGS, Loss, Weighted
 from scoregen.nets import NETS, LogVariance
 from scoregen.process import PROCESSES, Process, rows, split_keys
-from scoregen.rules import refusal
-from scoregen.samplers import CORRECTORS, PREDICTORS, Ancestral, Corrector, Hold, Langevin, NoCorrector, Predictor
+from scoregen.rules import refusal, unsuited
+from scoregen.samplers import (
+    CORRECTORS,
+    GRIDS,
+    PREDICTORS,
+    Ancestral,
+    Corrector,
+    Grid,
+    Langevin,
+    Predictor,
+)
 from scoregen.times import TIMES, TimeLaw
 
 if TYPE_CHECKING:
@@ -47,6 +57,8 @@ class Experiment:
     walk: Process
     predictor: Predictor
     corrector: Corrector
+    grid: Grid
+    hold_x0: Callable[[Process, Predict], Predict]
 
     def init(self, key: Array) -> Any:
         """Fresh parameters: of the network, and of the loss's variance if it is learned."""
@@ -81,7 +93,8 @@ class Experiment:
             train = dropout is not None
             return self.net.apply(params["net"], x, c, train=train, heads=self.heads, rngs=rngs)  # pyright: ignore[reportReturnType]
 
-        return denoiser(self.process, self.target, apply, self.config.learned_variance)
+        predict = denoiser(self.process, self.target, apply, self.config.learned_variance)
+        return as_energy(self.process, predict) if self.config.energy else predict
 
     def settled(self, params: Any, losses: Array, t: Array) -> Array:
         """The losses `[B]` at t, or L / e^u + u if their variance is learned (see `LogVariance`)."""
@@ -93,7 +106,9 @@ class Experiment:
     def predict_to_sample(self, params: Any) -> Predict:
         """The denoiser under `walk`."""
         predict = self.predict(params)
-        return predict if self.walk is self.process else as_process(predict, self.process, self.walk)
+        if self.walk is not self.process:
+            predict = as_process(predict, self.process, self.walk)
+        return self.hold_x0(self.walk, predict)
 
 
 def assemble(config: Config) -> Experiment:
@@ -126,6 +141,8 @@ def assemble(config: Config) -> Experiment:
         walk=walk,
         predictor=build(PREDICTORS, config.sampler.predictor),
         corrector=build(CORRECTORS, config.sampler.corrector),
+        grid=build(GRIDS, config.sampler.grid),
+        hold_x0=build(X0S, config.sampler.x0, low=scaling.low, high=scaling.high),
         scaling=scaling,
         # Last, since it may read files, or download them.
         dataset=build(SOURCES, config.data, dir=config.data.dir),
@@ -142,6 +159,7 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         experiment.loss,
         learned_variance=config.learned_variance,
         log_variance=config.log_variance,
+        energy=config.energy,
         times=experiment.times,
         dims=math.prod(experiment.dataset.shape),
     )
@@ -167,23 +185,26 @@ def _refuse_nonsense(experiment: Experiment) -> None:
             "config.sampler.predictor.ancestral.variance=learned: the network has learned none for the steps of this "
             "process: take small or large"
         )
+    reason = unsuited(walk, step, experiment.corrector, density=config.energy)
+    if reason is not None:
+        raise UsageError(reason)
     if isinstance(experiment.corrector, Langevin):
         least = float(walk.sigma(walk.grid()[-1]))
         if experiment.corrector.step_size >= 2 * least**2:
             raise UsageError(
                 f"config.sampler.corrector.langevin.step_size={experiment.corrector.step_size}: where noise dominates, "
-                f"steps from 2 sigma^2 on diverge, at the least noisy level {2 * least**2:.3g}: take a tenth of that"
+                f"steps from 2 sigma^2 on diverge, at the least noisy level {2 * least**2:.3g}: take a tenth of that, "
+                f"--config.sampler.corrector.langevin.step_size={0.2 * least**2:.3g}"
             )
     if walk.discrete and config.sampler.n > walk.levels:
         raise UsageError(
             f"config.sampler.n={config.sampler.n}: there are only {walk.levels} noise levels to walk: say "
             f"--config.sampler.n=0 for all of them, or 1 to {walk.levels}"
         )
-    if isinstance(experiment.predictor, Hold) and isinstance(experiment.corrector, NoCorrector):
-        raise UsageError(
-            "the predictor 'hold' moves nothing by itself: add --config.sampler.corrector.name=langevin, or take "
-            "--config.sampler.predictor.name=ancestral"
-        )
+    try:
+        experiment.grid(walk, config.sampler.n)
+    except ValueError as error:
+        raise UsageError(f"config.sampler.grid.{config.sampler.grid.name}: {error}") from None
     train = config.train
     for name in ("steps", "batch", "log_every", "checkpoint_every", "keep"):
         if train[name] < 1:

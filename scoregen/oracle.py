@@ -66,7 +66,8 @@ class Mixture:
             share = jax.nn.softmax(jnp.log(weights)[None] - 0.5 * (square + self.dim * jnp.log(variance)))
             x0 = means[None] + (alpha * stds[None] ** 2 / variance)[..., None] * off
             eps = jnp.sum((share * sigma / variance)[..., None] * off, 1)
-            return Prediction(jnp.sum(share[..., None] * x0, 1), eps, -eps / sigma)
+            density = self.log_prob(x, process.alpha(t), process.sigma(t))
+            return Prediction(jnp.sum(share[..., None] * x0, 1), eps, -eps / sigma, None, density)
 
         return predict
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from scoregen.denoiser import TARGETS, velocity_row
 from scoregen.losses import ISM, VLB, WEIGHTINGS, FlowMatching, Hybrid, Loss, Weighted
 from scoregen.process import Process
+from scoregen.samplers import MALA, Corrector, Euler, EulerMaruyama, Heun, Hold, NoCorrector, Predictor
 from scoregen.times import TimeLaw
 
 
@@ -20,6 +21,7 @@ def refusal(
     *,
     learned_variance: bool = False,
     log_variance: bool = False,
+    energy: bool = False,
     times: TimeLaw | None = None,
     dims: int = 1,
 ) -> str | None:
@@ -31,6 +33,7 @@ def refusal(
         loss: the objective, with its weighting if it has another than its own.
         learned_variance: whether the network also gives the variance of a step.
         log_variance: whether the loss of each noise level is scaled by a learned variance.
+        energy: whether the score is the gradient of an energy that the network gives.
         times: the time law, if it is not the process's own.
         dims: how many dimensions an example has.
 
@@ -47,6 +50,13 @@ def refusal(
         return f"the velocity is a derivative in time, and a chain has levels instead: {twin}, or the target v"
     if process.discrete and isinstance(bare, FlowMatching):
         return f"the loss 'flow' is of a derivative in time, and a chain has levels instead: {twin}, or the loss x0"
+    if energy and learned_variance:
+        return "an energy has no variance of a step to learn beside it: take learned_variance=false, or energy=false"
+    if energy and float(process.alpha(process.grid(1))[0]) == 0:
+        return (
+            "at its noisiest level this process has alpha = 0, where x0 cannot be had from the gradient of an energy: "
+            "say --config.energy=false, or let the process begin a little below (--config.process.flow.t_max=0.999)"
+        )
     if process.data_std == 0 and (target == "edm" or isinstance(weighting, WEIGHTINGS["edm"])):
         return "edm's preconditioning and weighting divide by the data's standard deviation: set the process's data_std"
     top = process.grid(1)
@@ -67,6 +77,42 @@ def refusal(
             f"{dims} times as much: take the loss ssm, smaller images, or a larger --config.loss.ism.max_dims"
         )
     return _of_the_bound(process, bare, weighting is not None, learned_variance, log_variance, times)
+
+
+def unsuited(process: Process, predictor: Predictor, corrector: Corrector, *, density: bool = False) -> str | None:
+    """Why a network cannot be sampled so, or None if it can.
+
+    Args:
+        process: the one that is walked.
+        predictor, corrector: the moves.
+        density: whether the denoiser knows its density.
+
+    >>> from scoregen.process import ddpm
+    >>> from scoregen.samplers import Heun, NoCorrector
+    >>> print(unsuited(ddpm(), Heun(), NoCorrector()))
+    this predictor's steps are in time, and a chain has levels instead: take ancestral with eta=0, reverse_diffusion ...
+    """
+    if process.discrete and isinstance(predictor, Euler | EulerMaruyama | Heun):
+        return (
+            "this predictor's steps are in time, and a chain has levels instead: take ancestral with eta=0, "
+            "reverse_diffusion with noise=false, edm, dpm or unipc"
+        )
+    if isinstance(predictor, EulerMaruyama) and float(process.alpha(process.grid(1))[0]) == 0:
+        return (
+            "at its noisiest level this process has alpha = 0, where the drift of its SDE is infinite: take the "
+            "predictor ancestral, or let the process begin a little below (--config.process.flow.t_max=0.999)"
+        )
+    if isinstance(predictor, Hold) and isinstance(corrector, NoCorrector):
+        return (
+            "the predictor 'hold' moves nothing by itself: add --config.sampler.corrector.name=langevin, or take "
+            "--config.sampler.predictor.name=ancestral"
+        )
+    if isinstance(corrector, MALA) and not density:
+        return (
+            "the corrector 'mala' accepts or refuses a move by the density, and this network gives the score alone: "
+            "train with --config.energy=true, or take the corrector langevin"
+        )
+    return None
 
 
 def _of_the_bound(

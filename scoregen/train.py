@@ -176,6 +176,7 @@ def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
             experiment.predictor,
             experiment.corrector,
             config.n or None,
+            grid=experiment.grid,
             denoise=config.denoise,
             progress=tell,
         )
@@ -197,7 +198,7 @@ def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
 
 def levels(experiment: Experiment) -> int:
     """How many noise levels the sampler walks."""
-    return experiment.config.sampler.n or experiment.walk.levels
+    return experiment.grid(experiment.walk, experiment.config.sampler.n).shape[0]
 
 
 def wait(array: Any) -> float:

@@ -1,5 +1,6 @@
 """Every preset is built as it stands, every preset takes a step under every loss, and nonsense is refused."""
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -67,8 +68,10 @@ def mended(config):
         except UsageError as error:
             reason = str(error)
         assert "\n" not in reason
-        if said := re.search(r"--config\.([\w.]+)=(\w+)", reason):
+        if said := re.search(r"--config\.([\w.]+)=([\w.+-]*\w)", reason):
             key, value = said.groups()
+            with contextlib.suppress(ValueError):
+                value = float(value)
             config.update_from_flattened_dict({key: True if value == "true" else value})
         elif "smaller images" in reason:
             SIDE.append(8)

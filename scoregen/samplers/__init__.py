@@ -1,17 +1,65 @@
-"""Samplers: a driver, and the predictors and correctors that it combines."""
+"""Samplers: a driver, the grids it walks, and the predictors and correctors that it combines."""
 
-from scoregen.samplers.correctors import CORRECTORS, Corrector, Langevin, NoCorrector
-from scoregen.samplers.predictors import PREDICTORS, Ancestral, Hold, Predictor
-from scoregen.samplers.sample import sample
+from scoregen.samplers.adaptive import Adaptive
+from scoregen.samplers.correctors import CORRECTORS, MALA, Corrector, Langevin, NoCorrector, SNRLangevin
+from scoregen.samplers.grids import GRIDS, Grid, Karras, Listed, OwnGrid, Power, UniformLogSNR, UniformTime
+from scoregen.samplers.multistep import DPMSolver, UniPC
+from scoregen.samplers.predictors import (
+    Ancestral,
+    Consistent,
+    EDMHeun,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Hold,
+    Predictor,
+    ReverseDiffusion,
+)
+from scoregen.samplers.sample import evaluations, sample, trajectory
+
+PREDICTORS = {
+    "ancestral": Ancestral,
+    "consistent": Consistent,
+    "reverse_diffusion": ReverseDiffusion,
+    "euler_maruyama": EulerMaruyama,
+    "euler": Euler,
+    "heun": Heun,
+    "edm": EDMHeun,
+    "dpm": DPMSolver,
+    "unipc": UniPC,
+    "ode": Adaptive,
+    "hold": Hold,
+}
 
 __all__ = [
     "CORRECTORS",
+    "GRIDS",
+    "MALA",
     "PREDICTORS",
+    "Adaptive",
     "Ancestral",
+    "Consistent",
     "Corrector",
+    "DPMSolver",
+    "EDMHeun",
+    "Euler",
+    "EulerMaruyama",
+    "Grid",
+    "Heun",
     "Hold",
+    "Karras",
     "Langevin",
+    "Listed",
     "NoCorrector",
+    "OwnGrid",
+    "Power",
     "Predictor",
+    "ReverseDiffusion",
+    "SNRLangevin",
+    "UniPC",
+    "UniformLogSNR",
+    "UniformTime",
+    "evaluations",
     "sample",
+    "trajectory",
 ]
