@@ -34,9 +34,9 @@ def save_figure(path: Path, distances: np.ndarray, dims: int, found: Levels, now
         found: the design.
         now: what the configuration has, drawn beside it.
     """
-    from scoregen.report import ACCENT, INK, _pyplot
+    from scoregen.report import ACCENT, INK, pyplot
 
-    plt = _pyplot()
+    plt = pyplot()
     assert found.step_size is not None and found.steps is not None
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
