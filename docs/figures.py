@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from matplotlib.colors import LinearSegmentedColormap
@@ -44,12 +43,10 @@ from scoregen.process import (
     posterior,
     sigmas,
 )
-from scoregen.report import ACCENT, INK
+from scoregen.report import ACCENT, INK, pyplot
 from scoregen.samplers import Hold, Langevin, sample
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
+plt = pyplot()
 FOLDER = Path(__file__).parent / "img"
 GREY, SAND = "#8b9aa8", "#d9a36a"
 INKS = LinearSegmentedColormap.from_list("inks", ["#ffffff", INK])

@@ -16,7 +16,7 @@ from scoregen.data import SCALINGS, SOURCES, Dataset, random_flip
 from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_process, denoiser, input_scale
 from scoregen.errors import UsageError
 from scoregen.guidance import X0S
-from scoregen.losses import FDSSM, LOSSES, WEIGHTINGS, Loss, Weighted
+from scoregen.losses import LOSSES, WEIGHTINGS, Loss, Weighted
 from scoregen.nets import NETS, LogVariance
 from scoregen.process import PROCESSES, Process, rows, split_keys
 from scoregen.rules import refusal, unsuited
@@ -162,6 +162,7 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         energy=config.energy,
         times=experiment.times,
         dims=math.prod(experiment.dataset.shape),
+        dtype=config.net[config.net.name].get("dtype", "float32"),
     )
     if reason is not None:
         raise UsageError(reason)
@@ -172,12 +173,6 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         )
     if config.net.unit_input and process.data_std == 0:
         raise UsageError("config.net.unit_input: the variance of x is not known: set the process's data_std")
-    bare = experiment.loss.loss if isinstance(experiment.loss, Weighted) else experiment.loss
-    if isinstance(bare, FDSSM) and config.net[config.net.name].get("dtype") == "bfloat16":
-        raise UsageError(
-            "the loss 'fdssm' takes the difference of two outputs that are nearly equal, which bfloat16 rounds away: "
-            f"take the loss ssm, or --config.net.{config.net.name}.dtype=float32"
-        )
     step = experiment.predictor
     learned = config.learned_variance and walk is process
     if isinstance(step, Ancestral) and step.variance == "learned" and not learned:

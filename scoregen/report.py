@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 INK, ACCENT = "#22313f", "#c8553d"
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """matplotlib's pyplot, drawing to files: a run has no window, nor needs one."""
     import matplotlib
 
@@ -75,7 +75,7 @@ def save_plane(path: Path, experiment: Experiment, params: Any, samples: np.ndar
     """
     from scipy.ndimage import gaussian_filter
 
-    plt = _pyplot()
+    plt = pyplot()
 
     dataset, process = experiment.dataset, experiment.process
     held_out = dataset.test[: len(samples)]
@@ -127,7 +127,7 @@ def save_plane(path: Path, experiment: Experiment, params: Any, samples: np.ndar
 
 def save_marginals(path: Path, dataset: Dataset, samples: np.ndarray) -> Path:
     """For points of any dimension: the histogram of each coordinate, samples over held-out data; the first twelve."""
-    plt = _pyplot()
+    plt = pyplot()
 
     drawn, held_out = (points.reshape(len(points), -1)[:, :12] for points in (samples, dataset.test))
     columns = min(4, drawn.shape[1])
@@ -163,7 +163,7 @@ def _smooth_histogram(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
 
 def save_curve(path: Path, workdir: Path) -> Path:
     """The loss over the steps, from the run's metrics.jsonl; held-out losses as dots."""
-    plt = _pyplot()
+    plt = pyplot()
 
     rows = MetricsLog.read(workdir)
     figure, panel = plt.subplots(figsize=(7, 4), layout="constrained")

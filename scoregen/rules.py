@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from scoregen.denoiser import TARGETS, velocity_row
-from scoregen.losses import ISM, VLB, WEIGHTINGS, FlowMatching, Hybrid, Loss, Weighted
+from scoregen.losses import FDSSM, ISM, VLB, WEIGHTINGS, FlowMatching, Hybrid, Loss, Weighted
 from scoregen.process import Process
 from scoregen.samplers import MALA, Corrector, Euler, EulerMaruyama, Heun, Hold, NoCorrector, Predictor
 from scoregen.times import TimeLaw
@@ -24,6 +24,7 @@ def refusal(
     energy: bool = False,
     times: TimeLaw | None = None,
     dims: int = 1,
+    dtype: str = "float32",
 ) -> str | None:
     """Why a network that gives `target` cannot be trained so, or None if it can.
 
@@ -36,6 +37,7 @@ def refusal(
         energy: whether the score is the gradient of an energy that the network gives.
         times: the time law, if it is not the process's own.
         dims: how many dimensions an example has.
+        dtype: of the network's arithmetic; the U-Net alone has the choice.
 
     >>> from scoregen.losses import DSM
     >>> from scoregen.process import Flow, ddpm
@@ -75,6 +77,11 @@ def refusal(
         return (
             f"the loss 'ism' takes one derivative for each of the data's {dims} dimensions, so a step would cost about "
             f"{dims} times as much: take the loss ssm, smaller images, or a larger --config.loss.ism.max_dims"
+        )
+    if isinstance(bare, FDSSM) and dtype == "bfloat16":
+        return (
+            "the loss 'fdssm' takes the difference of two outputs that are nearly equal, which bfloat16 rounds away: "
+            "take the loss ssm, or --config.net.unet.dtype=float32"
         )
     return _of_the_bound(process, bare, weighting is not None, learned_variance, log_variance, times)
 

@@ -14,10 +14,23 @@ from matplotlib.image import imread
 from scipy.integrate import quad
 from scipy.stats import chi
 
-from scoregen import design
 from scoregen.config import changes, load, parse
 from scoregen.denoiser import Prediction
-from scoregen.design import coverage, distance_bounds, largest_distance, levels, ratio, settled, step_size
+from scoregen.design import (
+    Levels,
+    command,
+    coverage,
+    design,
+    distance_bounds,
+    figure,
+    largest_distance,
+    levels,
+    ratio,
+    settled,
+    step_size,
+    techniques,
+)
+from scoregen.design.preset import present, with_settings
 from scoregen.experiment import assemble
 from scoregen.process import ncsn, rows
 from scoregen.samplers import Langevin
@@ -32,7 +45,7 @@ def main(*argv) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command line, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = design.main([str(arg) for arg in argv])
+        code = command.main([str(arg) for arg in argv])
     return code, out.getvalue(), err.getvalue()
 
 
@@ -55,7 +68,7 @@ def brute_force(x: np.ndarray) -> float:
 @pytest.mark.parametrize("dims", [1, 2, 7])
 def test_the_largest_distance_is_that_of_all_pairs(monkeypatch, size, dims):
     """Blocks of four: less than one, just one, one and a bit, several. Skewed data, so that the mean is off centre."""
-    monkeypatch.setattr(design, "BLOCK", 4)
+    monkeypatch.setattr(techniques, "BLOCK", 4)
     for seed in range(30):
         rng = np.random.default_rng(seed)
         x = np.exp(1.5 * rng.normal(size=(size, dims))).astype(np.float32)
@@ -64,7 +77,7 @@ def test_the_largest_distance_is_that_of_all_pairs(monkeypatch, size, dims):
 
 def test_examples_on_a_sphere_are_compared_in_full(monkeypatch):
     """All as far from the mean: nothing can be left out, and the farthest pair is in different blocks."""
-    monkeypatch.setattr(design, "BLOCK", 4)
+    monkeypatch.setattr(techniques, "BLOCK", 4)
     for seed in range(30):
         x = np.random.default_rng(seed).normal(size=(21, 3))
         x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -72,7 +85,7 @@ def test_examples_on_a_sphere_are_compared_in_full(monkeypatch):
 
 
 def test_duplicates_have_no_distance_and_change_none(monkeypatch):
-    monkeypatch.setattr(design, "BLOCK", 4)
+    monkeypatch.setattr(techniques, "BLOCK", 4)
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     wide = np.random.default_rng(1).normal(size=(1, 50))  # 49 of them have a mean that is off by a rounding
     assert all(largest_distance(np.repeat(wide, n, axis=0)) == 0.0 for n in range(1, 50))
@@ -89,7 +102,7 @@ def test_no_digits_are_lost_far_from_the_origin():
 
 def test_outer_examples_suffice(monkeypatch):
     """Of a ball with one far pair, only the first block is looked at: the budget for it is enough."""
-    monkeypatch.setattr(design, "BLOCK", 4)
+    monkeypatch.setattr(techniques, "BLOCK", 4)
     x = np.random.default_rng(0).normal(size=(400, 2))
     x = np.concatenate([x / 10, [[-5.0, 0.0], [5.0, 0.0]]])
     assert distance_bounds(x, budget=1) == (10.0, 10.0)
@@ -97,7 +110,7 @@ def test_outer_examples_suffice(monkeypatch):
 
 @pytest.mark.parametrize("budget", [0, 1e4])
 def test_bounds_hold_when_the_budget_runs_out(monkeypatch, budget):
-    monkeypatch.setattr(design, "BLOCK", 4)
+    monkeypatch.setattr(techniques, "BLOCK", 4)
     for seed in range(20):
         x = np.random.default_rng(seed).normal(size=(60, 20))
         low, high = distance_bounds(x, budget)
@@ -237,15 +250,15 @@ def test_a_step_that_cannot_be(wrong):
 
 
 def test_a_design_joins_the_techniques():
-    found = design.design(64, 9.6271, 0.01, 5)
+    found = design(64, 9.6271, 0.01, 5)
     assert found.sigma_max == 9.63
     assert found.gamma <= ratio(64, 0.5) < (963 ** (1 / (found.levels - 2)))
     assert found.step_size == pytest.approx(step_size(0.01, found.gamma, 5), rel=5e-3)  # of the levels' own ratio
     assert found.step_size != pytest.approx(step_size(0.01, ratio(64, 0.5), 5), rel=5e-3)
     assert found.step_size is not None and found.settled == settled(found.step_size, 0.01, found.gamma, 5)
     assert found.evaluations == 5 * found.levels
-    assert design.design(2, 4.0, 0.01, 5).gamma <= V1  # in few dimensions any ratio would do
-    assert design.design(10, 4.0, 0.01, 5).gamma <= V1 < ratio(10, 0.5)
+    assert design(2, 4.0, 0.01, 5).gamma <= V1  # in few dimensions any ratio would do
+    assert design(10, 4.0, 0.01, 5).gamma <= V1 < ratio(10, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -253,55 +266,55 @@ def test_a_design_joins_the_techniques():
     [(9.6271, 9.63), (9.63, 9.63), (9.62, 9.62), (9.996, 10.0), (0.012301, 0.0124), (53.21, 53.3), (123456, 124000)],
 )
 def test_sigma_max_is_rounded_up(value, rounded):
-    assert design._rounded_up(value) == rounded
+    assert techniques._rounded_up(value) == rounded
 
 
 def test_the_present_levels_are_those_that_are_walked():
     config = load("ncsn_digits")
-    now = design.present(config)
+    now = present(config)
     assert now is not None
     assert (now.sigma_min, now.sigma_max, now.levels, now.steps) == (0.05, 10.0, 60, 4)
     assert now.settled == settled(0.15 * 0.05**2, 0.05, 200 ** (1 / 59), 4)
     for key, value in {"sampler.predictor.name": "ancestral", "sampler.n": 5}.items():
-        other = design.present(design.with_settings(config, {key: value}))
+        other = present(with_settings(config, {key: value}))
         assert other is not None and other.levels == 60 and other.steps is other.settled is None
-    wild = design.present(design.with_settings(config, {"sampler.corrector.langevin.step_size": 1.0}))
+    wild = present(with_settings(config, {"sampler.corrector.langevin.step_size": 1.0}))
     assert wild is not None and wild.settled == math.inf
-    assert design.present(load("ddpm_digits")) is None
+    assert present(load("ddpm_digits")) is None
 
 
 def test_examples_are_as_the_network_sees_them():
     """Every training image once, scaled by the configuration's own scaling; its noise follows the seed."""
-    config = design.with_settings(load("ncsn_digits"), {"net.name": "mlp"})  # which is made in no time
+    config = with_settings(load("ncsn_digits"), {"net.name": "mlp"})  # which is made in no time
     experiment = assemble(config)
-    x, raw = design.examples(experiment), experiment.dataset.train
+    x, raw = command.examples(experiment), experiment.dataset.train
     np.testing.assert_allclose(x, raw.reshape(len(raw), -1) / 127.5 - 1, atol=1e-6)
-    config = design.with_settings(config, {"scaling.name": "unit"})
-    noisy, again = (design.examples(assemble(config)) for _ in range(2))
+    config = with_settings(config, {"scaling.name": "unit"})
+    noisy, again = (command.examples(assemble(config)) for _ in range(2))
     assert (noisy == again).all()
-    assert (noisy != design.examples(assemble(design.with_settings(config, {"seed": 1})))).any()
+    assert (noisy != command.examples(assemble(with_settings(config, {"seed": 1})))).any()
     noise = 256 * noisy - raw.reshape(len(raw), -1)
     assert noise.min() >= 0 and noise.max() < 1
     # Of N uniform numbers, the mean has the standard error 1 / sqrt(12 N); no two blocks have the same.
     assert abs(noise.mean() - 0.5) < 4 / math.sqrt(12 * noise.size)
-    assert not np.allclose(noise[: len(raw) - design.BLOCK], noise[design.BLOCK :])
+    assert not np.allclose(noise[: len(raw) - techniques.BLOCK], noise[techniques.BLOCK :])
 
 
 def test_sampled_distances_are_those_of_pairs():
     x = np.random.default_rng(0).normal(size=(40, 3))
-    some = design.sampled_distances(x, 5)
+    some = figure.sampled_distances(x, 5)
     assert some.shape == (10,)
     every = np.linalg.norm(x[:, None] - x[None], axis=-1)
     assert all(np.isclose(every, value, rtol=1e-9).any() for value in some)
-    assert np.sort(design.sampled_distances(x))[-1] == pytest.approx(every.max())
+    assert np.sort(figure.sampled_distances(x))[-1] == pytest.approx(every.max())
 
 
 @pytest.mark.parametrize("dims", [1, 2, 64, 3072])
 def test_the_drawn_density_is_one(dims):
     r = np.linspace(0, math.sqrt(dims) * 2.5 + 20, 20_001)
-    assert np.trapezoid(design._radial(r, dims, 1.5), r) == pytest.approx(1, abs=1e-3)
+    assert np.trapezoid(figure._radial(r, dims, 1.5), r) == pytest.approx(1, abs=1e-3)
     exact = chi.pdf(r[1:] / 1.5, dims) / 1.5
-    np.testing.assert_allclose(design._radial(r, dims, 1.5)[1:], exact, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(figure._radial(r, dims, 1.5)[1:], exact, rtol=1e-6, atol=1e-12)
 
 
 # The command line
@@ -333,9 +346,9 @@ def test_the_preset_and_the_command_are_the_same(digits):
 def test_the_preset_is_ncsn_at_the_designed_levels(digits):
     folder, out = digits
     experiment = assemble(load(str(folder / "ddpm_digits_designed.py")))
-    found = design.present(experiment.config)
+    found = present(experiment.config)
     assert found is not None and found.steps == 5
-    distance = largest_distance(design.examples(experiment))
+    distance = largest_distance(command.examples(experiment))
     assert distance <= found.sigma_max < distance + 0.01
     assert found.levels == levels(0.02, found.sigma_max, ratio(64, 0.5))
     config = experiment.config
@@ -357,10 +370,10 @@ def test_the_figure_shows_the_design(digits, tmp_path):
     for rows_ in (slice(0, height), slice(height, None)):
         for columns in (slice(0, width), slice(width, None)):
             assert (np.abs(page[rows_, columns] - accent).max(-1) < 0.01).sum() > 50  # the choice, in every panel
-    found = design.design(64, 9.0, 0.01, 5)
+    found = design(64, 9.0, 0.01, 5)
     pages = [
-        imread(design.save_figure(tmp_path / f"{i}.png", np.linspace(1, 9, 100), 64, found, now))
-        for i, now in enumerate((None, design.Levels(0.05, 10.0, 60, None, None)))
+        imread(figure.save_figure(tmp_path / f"{i}.png", np.linspace(1, 9, 100), 64, found, now))
+        for i, now in enumerate((None, Levels(0.05, 10.0, 60, None, None)))
     ]
     for panel in (np.s_[:height, :width], np.s_[height:, :width]):  # where what the configuration has stands beside
         assert (pages[0][panel] != pages[1][panel]).any()
@@ -471,7 +484,7 @@ def test_help(argv):
 
 
 def test_distances_that_were_not_all_compared_are_said_to_be_bounds(tmp_path, monkeypatch):
-    monkeypatch.setattr(design, "BUDGET", 0)
+    monkeypatch.setattr(command, "BUDGET", 0)
     code, out, _ = main(*DIGITS, f"--out={tmp_path}")
     assert code == 0
     assert "not all were compared" in out

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 
 from scoregen.denoiser import TARGETS, denoiser
-from scoregen.losses import DSM, ISM, LOSSES, SSM, VLB, WEIGHTINGS, X0MSE, EpsilonMSE, FlowMatching, Hybrid, Weighted
+from scoregen.losses import (
+    DSM,
+    FDSSM,
+    ISM,
+    LOSSES,
+    SSM,
+    VLB,
+    WEIGHTINGS,
+    X0MSE,
+    EpsilonMSE,
+    FlowMatching,
+    Hybrid,
+    Weighted,
+)
 from scoregen.process import EDM, PROCESSES, VE, VP, CosineVP, Flow, cosine, ddpm, ncsn, perturb
 from scoregen.rules import refusal
 from scoregen.times import TIMES
@@ -91,6 +104,13 @@ OPTIONS = {
         {"learned_variance": True, "times": TIMES["logitnormal"]()},
         ["'hybrid'", "own, logsnr or second_moment"],
         {"learned_variance": True, "times": TIMES["second_moment"]()},
+    ),
+    "half-precision": (FDSSM(), {"dtype": "bfloat16"}, ["'fdssm'", "loss ssm", "dtype=float32"], {"dtype": "float32"}),
+    "and-weighted": (
+        Weighted(FDSSM(), EDM_WEIGHT),
+        {"dtype": "bfloat16"},
+        ["'fdssm'", "bfloat16 rounds away"],
+        {"dtype": "float32"},
     ),
     "variance-of-ssm": (SSM(), {"log_variance": True}, ["may be negative", "eps, x0, flow or dsm"], {}),
     "variance-of-vlb": (VLB(None), {"log_variance": True}, ["may be negative"], {"times": TIMES["logsnr"]()}),

@@ -13,6 +13,7 @@ from scoregen.checkpoint import Checkpoints
 from scoregen.config import load
 from scoregen.experiment import assemble
 from scoregen.metrics import mmd, sliced_wasserstein
+from scoregen.report import pyplot
 from scoregen.run import main
 from scoregen.train import make_sampler, restore_average
 
@@ -68,11 +69,7 @@ def write(rows, pictures):
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, 4, figsize=(15, 4), layout="constrained")
     for panel, (title, points) in zip(axes, pictures, strict=True):
         native = title.split()[2].strip(",") == title.split()[-1]

@@ -24,6 +24,7 @@ from scoregen.losses.matching import PROJECTIONS
 from scoregen.nets import MLP
 from scoregen.oracle import Mixture
 from scoregen.process import VP, Noised, example_keys, perturb
+from scoregen.report import pyplot
 
 HERE = Path(__file__).parent
 PROCESS = VP()
@@ -299,16 +300,13 @@ def table(dims, middle, slices, steps, errors, times, memory, by_step):
 
 def figure(path, dims, middle, slices, steps, errors, times, memory, by_step):
     """Six panels: what an estimator's noise is, and what it costs."""
-    import matplotlib
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import FixedFormatter, NullLocator
-
+    plt = pyplot()
     plotted, panels = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained")
 
     def ticks(axis, values):
-        axis.set_major_locator(matplotlib.ticker.FixedLocator(values))
+        axis.set_major_locator(FixedLocator(values))
         axis.set_major_formatter(FixedFormatter([f"{v:g}" for v in values]))
         axis.set_minor_locator(NullLocator())
 

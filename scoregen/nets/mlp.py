@@ -33,8 +33,9 @@ class MLP(nn.Module):
 
     Call:
         `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, ...] (about unit scale) and c
-        [B] returns float32 of the shape of x, or with `heads` outputs an input, of so many times its last axis.
-        Points of more than one axis are flattened on the way.
+        [B] returns the shape of x, or with `heads` outputs an input, so many times its last axis. It is float32,
+        or float64 if x, c or the parameters are (with `jax.enable_x64`). Points of more than one axis are
+        flattened on the way.
 
     Raises:
         ValueError: if x has no axis beside B, or c is not [B].
