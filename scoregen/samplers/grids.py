@@ -16,8 +16,8 @@ from jax import Array
 
 from scoregen.process import Process
 
-# Where the data are gone, as at the end of flow matching, lam is -inf: grids in lam end here, in sigma / alpha at 150.
-LEAST_LOGSNR = -10.0
+# Where the data are gone, as at the end of flow matching, lam is -inf: grids in lam end here, in sigma / alpha at 400.
+LEAST_LOGSNR = -12.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Spaced(abc.ABC):
         if not process.discrete:
             return times.at[0].set(ends[0]).at[-1].set(ends[1])
         # Strictly falling, and room enough below each: steps back from the left, then up from the right.
-        order = jnp.arange(count)
+        order = jnp.arange(count, dtype=jnp.int32)
         levels = jax.lax.cummin(jnp.round(times).astype(jnp.int32) + order) - order
         return jnp.maximum(levels, count - 1 - order).at[0].set(ends[0])
 

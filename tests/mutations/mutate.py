@@ -328,12 +328,187 @@ MUTATIONS = [
             ("-2 * (self.mean + self.std", "2 * (self.mean + self.std", "noise for signal in the log-normal law"),
             ("jnp.log1p(process.rate(", "jnp.expm1(process.rate(", "SNR for log-SNR in the law of the bound"),
         ],
+        "samplers/predictors.py": [
+            (
+                "kept = (1 - self.eta**2) + self.eta**2 * jnp.exp(lam)",
+                "kept = (1 - self.eta**2) + self.eta * jnp.exp(lam)",
+                "eta for eta^2 in DDIM",
+            ),
+            ("w = -jnp.expm1(lam)\n", "w = -jnp.expm1(0.5 * lam)\n", "sigma ratio for its square in DDIM's noise"),
+            (
+                "sigma = ends[0] * (ends[1] / ends[0]) ** found.between",
+                "sigma = ends[0] * (ends[0] / ends[1]) ** found.between",
+                "the learned variance's ends exchanged",
+            ),
+            (
+                'sigma = ends[self.variance == "large"]',
+                'sigma = ends[self.variance == "small"]',
+                "beta for beta-tilde in the ancestral step",
+            ),
+            ("(1 - self.step) * jnp.exp(0.5 * (", "(1 - self.step) * jnp.exp((", "a square in consistent sampling"),
+            ("fresh = jnp.sqrt(1 - kept**2)", "fresh = 1 - kept", "the variance in consistent sampling"),
+            (
+                "a = process.alpha(t) / process.alpha(s)\n",
+                "a = (process.alpha(t) / process.alpha(s)) ** 2\n",
+                "1 - beta for its root in reverse diffusion",
+            ),
+            ("rows((1 if self.noise else 0.5) * variance, x)", "rows(variance, x)", "the half of the ODE's drift"),
+            (
+                "x = rows(2 - a, x) * x + drift",
+                "x = rows(1 / a, x) * x + drift",
+                "ancestral sampling for reverse diffusion",
+            ),
+            ("x = rows(1 - f * h, x) * x", "x = rows(1 + f * h, x) * x", "the sign of the drift in Euler-Maruyama"),
+            (
+                "rows(g**2 * h, x) * predict(x, t).score",
+                "rows(0.5 * g**2 * h, x) * predict(x, t).score",
+                "the ODE's drift in Euler-Maruyama",
+            ),
+            ("rows(g * jnp.sqrt(h), x) * normal", "rows(g * h, x) * normal", "h for sqrt(h) in Euler-Maruyama"),
+            (
+                "return x + rows(s - t, x) * velocity(process, predict, x, t)",
+                "return x + rows(s - t, x) * velocity(process, predict, x, s)",
+                "Euler's velocity at the wrong time",
+            ),
+            (
+                "velocity(process, predict, x + h * first, s))",
+                "velocity(process, predict, x + h * first, t))",
+                "Heun's second velocity at the wrong time",
+            ),
+            ("return x + 0.5 * h * (first +", "return x + h * (first +", "the mean of Heun's two velocities"),
+            (
+                "min(self.churn / grid.shape[0], math.sqrt(2) - 1)",
+                "min(self.churn / (grid.shape[0] - 1), math.sqrt(2) - 1)",
+                "steps for levels in EDM's churn",
+            ),
+            ("0.5 * (target - q), 0)", "(target - q), 0)", "the half in EDM's correction"),
+            (
+                "turn = predict(end, s).eps - first.eps",
+                "turn = predict(end, t).eps - first.eps",
+                "EDM's second evaluation at the wrong time",
+            ),
+            ("- 2 * jnp.log1p(gamma))", "- jnp.log1p(gamma))", "the noise that churn adds"),
+            ("z = self.noise * normal", "z = normal", "S_noise"),
+        ],
+        "samplers/multistep.py": [
+            (
+                "factor = jnp.where(known, 0.5 * (process.logsnr(s) - lam) / span, 0)",
+                "factor = jnp.where(known, (process.logsnr(s) - lam) / span, 0)",
+                "the end of the step for its middle in DPM-Solver",
+            ),
+            (
+                "x0 = found.x0 + rows(factor, x) * (found.x0 - before.x0)",
+                "x0 = found.x0 - rows(factor, x) * (found.x0 - before.x0)",
+                "the sign of DPM-Solver's slope",
+            ),
+            ("Before(found.x0, lam)", "Before(carried.x0, lam)", "what DPM-Solver remembers"),
+            ("phi = phi / -h - 1 / factorial", "phi = phi / -h + 1 / factorial", "a sign in UniPC's phi"),
+            ("right.append(factorial * phi / base)", "right.append(phi / base)", "the factorial in UniPC's system"),
+            (
+                "x = jnp.where(past.count > 0, self._step(process, past, t, x0), x)",
+                "x = x",
+                "UniPC without its corrector",
+            ),
+            (
+                "jnp.where(k < past.count, 0.5 * (lam[k] - lam[0])",
+                "jnp.where(k < past.count, (lam[k] - lam[0])",
+                "the log-SNR for its half in UniPC's places",
+            ),
+            (
+                "h = 0.5 * (process.logsnr(s) - process.logsnr(past.t))",
+                "h = process.logsnr(s) - process.logsnr(past.t)",
+                "the log-SNR for its half in UniPC's step",
+            ),
+        ],
+        "samplers/correctors.py": [
+            (
+                "return x + h * score + jnp.sqrt(2 * h) * z",
+                "return x + h * score + jnp.sqrt(h) * z",
+                "the 2 in Langevin's noise",
+            ),
+            (
+                "return x + h * score + jnp.sqrt(2 * h) * z",
+                "return x + 0.5 * h * score + jnp.sqrt(2 * h) * z",
+                "a half in Langevin's drift",
+            ),
+            (
+                "return step_size * (process.sigma(t) / process.sigma(process.grid()[-1])) ** 2",
+                "return step_size * (process.sigma(t) / process.sigma(process.grid()[-1]))",
+                "sigma for sigma^2 in Langevin's step",
+            ),
+            (
+                "jnp.minimum(1, 2 * (self.snr * noise) ** 2",
+                "jnp.minimum(1, (self.snr * noise) ** 2",
+                "the 2 of the signal-to-noise step",
+            ),
+            (
+                "jnp.mean(a, keepdims=True) if self.batch_mean",
+                "jnp.max(a, keepdims=True) if self.batch_mean",
+                "the batch's mean norm",
+            ),
+            (
+                "new_density - density + log_q(x, y, new_score) - log_q(y, x, score)",
+                "new_density - density + log_q(y, x, score) - log_q(x, y, new_score)",
+                "MALA's proposals exchanged",
+            ),
+            (
+                "new_density - density + log_q(x, y, new_score) - log_q(y, x, score)",
+                "new_density - density",
+                "MALA as if its proposal were symmetric",
+            ),
+            ("/ (4 * h)", "/ (2 * h)", "the variance of MALA's proposal"),
+        ],
+        "samplers/grids.py": [
+            ("-0.5 / self.rho * jnp.maximum", "-1 / self.rho * jnp.maximum", "the variance for sigma in Karras's grid"),
+            (
+                "jax.lax.cummin(jnp.round(times).astype(jnp.int32) + order) - order",
+                "jnp.round(times).astype(jnp.int32)",
+                "levels taken twice",
+            ),
+            (
+                "ends.astype(fraction.dtype) ** (1 / self.power)",
+                "ends.astype(fraction.dtype) ** self.power",
+                "the power's inverse in the grid",
+            ),
+        ],
+        "samplers/sample.py": [
+            (
+                "s = jnp.full(shape[:1], levels[jnp.minimum(k + 1, last)])",
+                "s = jnp.full(shape[:1], levels[jnp.minimum(k + 2, last)])",
+                "an index in the walk",
+            ),
+            (
+                "k < last,\n            lambda x, memory: move",
+                "k <= last,\n            lambda x, memory: move",
+                "the last step",
+            ),
+            ("split_keys(fold_keys(walk, k), 2)", "split_keys(fold_keys(walk, 0), 2)", "the same noise at every level"),
+        ],
+        "samplers/adaptive.py": [
+            (
+                "diffrax.PIDController(rtol, atol)",
+                "diffrax.PIDController(1e-2, 1e-2)",
+                "the tolerance of the ODE's solver",
+            ),
+        ],
+        "guidance.py": [
+            (
+                "middle + half * jnp.clip(u, -s, s) / s",
+                "middle + half * jnp.clip(u, -s, s)",
+                "the dynamic threshold's scale",
+            ),
+        ],
     }.items()
     for old, new, meaning in changes
 ]
 
 # The tests that guard a file, the quickest first; the first failure ends it.
 TESTS = {
+    "samplers": ["test_predictors.py", "test_samplers.py", "test_orders.py"],
+    "samplers/predictors": ["test_predictors.py", "test_samplers.py"],
+    "samplers/grids": ["test_predictors.py"],
+    "guidance": ["test_predictors.py"],
+    "rules": ["test_rules.py", "test_predictors.py"],
     "process": ["test_process.py", "test_bound.py"],
     "denoiser": ["test_denoiser.py"],
     "losses": ["test_losses.py", "test_bound.py", "test_weightings.py", "test_conformance.py"],
@@ -362,7 +537,7 @@ def killer(mutation: Mutation) -> str | None:
     """The first test that fails, or None if all pass."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("scoregen", "configs", "tests"):
+        for name in ("scoregen", "configs", "tests", "experiments"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "setup.cfg", root)
         apply(mutation, root)

@@ -1,0 +1,161 @@
+"""How fast a sampler converges to what it approximates as it takes more steps: the error of a walk, and its order.
+
+Samplers of the ODE are held to the exact map from the prior to the data, of a mixture in the plane, by a solver of
+SciPy's at a tolerance of 1e-11. Samplers of the SDE are held to the exact variance of Gaussian data: there a walk is
+linear in its noises, so that the variance it ends with is computed, not drawn. Both in double precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from scoregen.denoiser import velocity
+from scoregen.oracle import TWO_MODES, gaussian
+from scoregen.process import EDM, VE, VP, CosineVP, Flow, Process, SubVP, normal
+from scoregen.samplers import (
+    Ancestral,
+    DPMSolver,
+    EDMHeun,
+    Euler,
+    EulerMaruyama,
+    Grid,
+    Heun,
+    Karras,
+    OwnGrid,
+    ReverseDiffusion,
+    UniformLogSNR,
+    UniPC,
+    sample,
+)
+
+STARTS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A sampler with the grid that it is meant for, what it follows, and the order that theory gives it."""
+
+    predictor: Callable
+    grid: Grid
+    follows: str
+    order: int
+    theory: str
+    evaluations: int = 1  # a step
+
+
+OWN, LAM = OwnGrid(), UniformLogSNR()
+CASES = {
+    "DDIM": Case(Ancestral(0.0), OWN, "ODE", 1, "Euler's method in sigma / alpha"),
+    "Euler": Case(Euler(), OWN, "ODE", 1, "Euler's method in t"),
+    "reverse diffusion, no noise": Case(ReverseDiffusion(False), LAM, "ODE", 1, "Euler's method, in the coefficients"),
+    "Heun": Case(Heun(), OWN, "ODE", 2, "Heun's method in t", 2),
+    "EDM": Case(EDMHeun(), Karras(), "ODE", 2, "Heun's method in sigma / alpha", 2),
+    "DPM-Solver++ 2M": Case(DPMSolver(), LAM, "ODE", 2, "Lu et al. 2022, theorem 5.1"),
+    "UniPC-2": Case(UniPC(2), LAM, "ODE", 3, "Zhao et al. 2023, corollary 3.2"),
+    "ancestral": Case(Ancestral(), OWN, "SDE", 1, "exact given x0, which is held over a step"),
+    "ancestral, large variance": Case(Ancestral(variance="large"), OWN, "SDE", 1, "the same to first order"),
+    "reverse diffusion": Case(ReverseDiffusion(), LAM, "SDE", 1, "Euler-Maruyama, in the coefficients"),
+    "Euler-Maruyama": Case(EulerMaruyama(), OWN, "SDE", 1, "of weak order 1"),
+    "EDM, churn 10": Case(EDMHeun(churn=10.0), Karras(), "SDE", 2, "Heun's method, noise added exactly", 2),
+    "SDE-DPM-Solver++ 2M": Case(DPMSolver(1.0), LAM, "SDE", 2, "x0 carried along a line"),
+}
+
+# Not up to alpha = 0, where lam is infinite: a grid in lam ends at -12, and what lies beyond stays one step however
+# many there are.
+PROCESSES = {
+    "vp": VP(t_min=1e-2),
+    "subvp": SubVP(t_min=1e-2),
+    "vp_cosine": CosineVP(t_min=1e-2, t_max=0.99),
+    "ve": VE(0.05, 20.0),
+    "edm": EDM(0.02, 80.0),
+    "flow": Flow(t_min=1e-2, t_max=0.99),
+}
+
+
+def ode_errors(process: Process, case: Case, counts: tuple[int, ...]) -> list[float]:
+    """RMS distance of the walk's end, not denoised, from the exact one, for walks of so many levels."""
+    predict = TWO_MODES.predict(process)
+    start = process.prior(jax.random.key(0), (STARTS, 2))
+    first, last = (float(end) for end in process.grid(2))
+
+    @jax.jit
+    def field(t, x):
+        return velocity(process, predict, x.reshape(STARTS, 2), jnp.full(STARTS, t)).ravel()
+
+    flow = solve_ivp(field, (first, last), np.asarray(start).ravel(), "DOP853", rtol=1e-11, atol=1e-11)
+    errors = []
+    for n in counts:
+        walk = jax.jit(
+            lambda start, n=n: sample(
+                process,
+                predict,
+                jax.random.key(0),
+                start.shape,
+                case.predictor,
+                n=n,
+                grid=case.grid,
+                start=start,
+                denoise=False,
+            )
+        )
+        errors.append(float(np.sqrt(np.mean((np.asarray(walk(start)).ravel() - flow.y[:, -1]) ** 2))))
+    return errors
+
+
+def sde_errors(process: Process, case: Case, counts: tuple[int, ...], std: float = 0.5) -> list[float]:
+    """Relative error of the variance that the walk ends with, on data N(0, std^2)."""
+    return [abs(walked_variance(process, case, n, std) / _variance(process, -1, std) - 1) for n in counts]
+
+
+def _variance(process: Process, end: int, std: float) -> float:
+    t = process.grid(2)[end]
+    return float(process.alpha(t) ** 2 * std**2 + process.sigma(t) ** 2)
+
+
+def walked_variance(process: Process, case: Case, n: int, std: float) -> float:
+    """The variance that a walk of n levels ends with, on data N(0, std^2), from the exact one at the noisiest level."""
+    predictor, predict = case.predictor, gaussian((0.0,), std).predict(process)
+    levels = case.grid(process, n)
+    remembers = hasattr(predictor, "init")
+
+    @jax.jit
+    def walk(levels):
+        # Row 0 carries what the start becomes, row k the noise of step k - 1, each of unit size.
+        x = jnp.zeros((n, 1)).at[0].set(1.0)
+        keys = jax.random.key(0), jax.random.key(1)
+        z, other = (normal(key, x.shape) for key in keys)
+
+        def step(state, k):
+            x, memory = state
+            t, s = (jnp.full(n, levels[i]) for i in (k, k + 1))
+
+            def move(key):
+                if remembers:
+                    return predictor(process, predict, key, x, t, s, memory)
+                return predictor(process, predict, key, x, t, s), memory
+
+            (one, memory), (two, _) = map(move, keys)
+            fresh = (one - two) / (z - other)  # how much of its z a row was given
+            return ((one - fresh * z).at[k + 1].add(fresh[k + 1]), memory), None
+
+        memory = predictor.init(x, levels) if remembers else ()
+        (x, _), _ = jax.lax.scan(step, (x, memory), jnp.arange(n - 1))
+        return x
+
+    x = np.asarray(walk(levels))
+    return float(x[0, 0] ** 2 * _variance(process, 0, std) + np.sum(x[1:] ** 2))
+
+
+def order(process: Process, case: Case, counts: tuple[int, ...]) -> tuple[float, list[float]]:
+    """The order between the last two of the counts, and the errors at all."""
+    with jax.enable_x64(True):
+        errors = (ode_errors if case.follows == "ODE" else sde_errors)(process, case, counts)
+    steps = math.log((counts[-1] - 1) / (counts[-2] - 1))
+    return math.log(errors[-2] / errors[-1]) / steps, errors
