@@ -37,26 +37,31 @@ def pyplot() -> Any:
 
 
 def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
-    """Write uint8 images `[N, H, W, C]` as one PNG of about `side` pixels, in a grid near to square.
+    """Write uint8 images `[N, H, W, C]` as one PNG, a `sheet` of about `side` pixels."""
+    from matplotlib.image import imsave
+
+    imsave(path, sheet(images, side))
+    return path
+
+
+def sheet(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 images `[N, H, W, C]` as one of about `side` pixels, in a grid near to square, uint8 `[h, w, 3]`.
 
     Each pixel becomes a block of whole pixels. Images of fewer than 16 pixels a side are interpolated linearly: the
     eye reads a digit of 8x8 pixels as one sees it from afar, and not as a pattern of blocks.
     """
-    from matplotlib.image import imsave
-
     count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
     scale = max(1, side // (columns * (width + 1)))
     gap = max(1, scale // 2)
     tall, wide = height * scale + gap, width * scale + gap
-    sheet = np.full((lines * tall + gap, columns * wide + gap, 3), 255, np.uint8)
+    whole = np.full((lines * tall + gap, columns * wide + gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         y, x = gap + i // columns * tall, gap + i % columns * wide
         block = _enlarge(image, scale)
-        sheet[y : y + height * scale, x : x + width * scale] = block if channels == 3 else block[..., :1]
-    imsave(path, sheet)
-    return path
+        whole[y : y + height * scale, x : x + width * scale] = block if channels == 3 else block[..., :1]
+    return whole
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:

@@ -41,6 +41,7 @@ MODES = {
     "train": "train, or go on where the last run in the workdir stopped; then sample and judge",
     "sample": "draw --config.sampler.images samples from the workdir's newest checkpoint",
     "eval": "judge --config.eval.samples samples from the workdir's newest checkpoint",
+    "trajectory": "draw as sample does, up to 400 points or 16 images, and show x and x0 on the way, as PNG and GIF",
 }
 # What may differ between the run that trained a workdir and this one: it does not change what was trained.
 FREE = (
@@ -109,7 +110,7 @@ def _help(console: Console) -> None:
 def _run(argv: Sequence[str], console: Console) -> int:
     flags = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flags)
-    absl_flags.DEFINE_string("mode", "train", "train, sample or eval", flag_values=flags)
+    absl_flags.DEFINE_string("mode", "train", ", ".join(MODES), flag_values=flags)
     config, changes = config_lib.parse(argv, flags)
     mode = str(flags["mode"].value)
     config_lib.pick(MODES, mode, "--mode")
@@ -285,6 +286,8 @@ class Run:
         from scoregen.train import levels
 
         config, signals, workdir = self.config, self.signals, self.workdir
+        if self.mode == "trajectory":
+            return self.show_trajectory(step, params)
         judged = self.mode == "eval" or (self.mode == "train" and config.eval.at_end)
         count = max(config.eval.samples, config.sampler.images) if judged else config.sampler.images
         batches = -(-count // config.sampler.batch)
@@ -321,6 +324,40 @@ class Run:
         self.console.print(report.table(f"{config.name}: {self.mode}", what, verdicts, files))
         return 0
 
+    def asked(self) -> str:
+        """How often a sample asks the network: counted, on one example whose denoiser is known."""
+        from scoregen.samplers import Adaptive, evaluations
+
+        it, sampler = self.experiment, self.config.sampler
+        options = {"grid": it.grid, "denoise": sampler.denoise}
+        count = evaluations(it.walk, it.predictor, it.corrector, sampler.n or None, **options)
+        # A solver that chooses its own steps takes others on other data.
+        return f", {'about ' * isinstance(it.predictor, Adaptive)}{count:,} network evaluations each"
+
+    def show_trajectory(self, step: int, params: Any) -> int:
+        """Sample, and show what was on the way. Returns the exit code."""
+        import numpy as np
+
+        from scoregen import report
+        from scoregen.trajectory import save_animation, save_sheet, walk
+
+        count = min(self.config.sampler.images, 16) if self.experiment.dataset.is_image else 400
+        self.say(f"sampling {count}, and keeping what is on the way")
+        seen = self.signals.watch(lambda: walk(self.experiment, params, count))
+        if seen is None:
+            return _ended(self.signals)
+        if not all(np.isfinite(part).all() for part in (seen.x, seen.x0)):
+            raise UsageError("the walk is not finite: the sampler diverged; take smaller steps or train longer")
+        files = [
+            save_sheet(self.workdir / "trajectory.png", self.experiment, seen),
+            save_animation(self.workdir / "trajectory.gif", self.experiment, seen),
+        ]
+        self.console.print()
+        self.console.print(
+            report.table(f"{self.config.name}: {self.mode}", self.summary(step, params, count), [], files)
+        )
+        return 0
+
     def summary(self, step: int, params: Any, count: int) -> list[tuple[str, str]]:
         """What was trained and how it was sampled, as rows of the table."""
         from scoregen.train import levels
@@ -334,7 +371,7 @@ class Run:
             ("trained", f"{config.loss.name} on {config.data.name}, {step:,} steps of {config.train.batch}"),
             ("network", f"{net}, gives {config.target}, knows {config.net.condition}"),
             ("process", f"{config.process.name}, {_extent(self.experiment.process)}"),
-            ("sampled", f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels"),
+            ("sampled", f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels{self.asked()}"),
         ]
 
 
