@@ -1,0 +1,58 @@
+"""The walk that is shown is the walk of the draws, and the pictures hold it."""
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from PIL import Image
+
+from scoregen.config import load
+from scoregen.experiment import assemble
+from scoregen.train import make_sampler
+from scoregen.trajectory import FRAMES, save_animation, save_sheet, walk
+
+
+def experiment(name, **options):
+    config = load(name)
+    config.net.unet.channels, config.net.unet.groups, config.net.unet.attention = 8, 4, ()
+    config.sampler.n, config.sampler.batch = 9, 4
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in options.items()})
+    return assemble(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddpm_toy", {}),
+        ("ddpm_toy", {"sampler__predictor__name": "unipc", "sampler__grid__name": "logsnr"}),
+        ("ncsn_digits", {"sampler__corrector__langevin__steps": 1}),
+    ],
+)
+def test_the_walk_ends_in_the_draws_of_a_run(name, options):
+    it = experiment(name, **options)
+    params = it.init(jax.random.key(0))
+    seen = walk(it, params, 4)
+    np.testing.assert_allclose(seen.x0[-1], make_sampler(it)(params, 4), rtol=1e-4, atol=1e-4)
+    assert seen.x.shape == seen.x0.shape == (9, 4, *it.dataset.shape)
+    levels = it.grid(it.walk, 9)
+    np.testing.assert_allclose(seen.noise, it.walk.sigma(levels) / it.walk.alpha(levels), rtol=1e-4)
+    # Noise of a sigma of 10 or of alpha near 0 is shown with the spread of data, here 1.
+    assert 0.5 < seen.x[0].std() < 1.6
+
+
+def test_long_walks_are_thinned_and_drawn(tmp_path):
+    it = experiment("ddpm_toy", sampler__n=200)
+    seen = walk(it, it.init(jax.random.key(0)), 5)
+    assert len(seen.noise) == FRAMES and (np.diff(seen.noise) < 0).all()
+    assert seen.noise[0] == pytest.approx(float((it.walk.sigma(it.walk.grid(1)) / it.walk.alpha(it.walk.grid(1)))[0]))
+    seen = type(seen)(*(part[:3] for part in seen))
+    with Image.open(save_animation(tmp_path / "walk.gif", it, seen)) as gif:
+        assert gif.n_frames == 3
+        pages = []
+        for k in range(3):
+            gif.seek(k)
+            pages.append(np.asarray(gif.convert("RGB"), np.float64))
+            assert gif.info["duration"] == (2000 if k == 2 else 100)
+    assert abs(pages[0] - pages[2]).mean() > 0.05  # the points move
+    sheet = imread(save_sheet(tmp_path / "walk.png", it, seen))
+    assert sheet[..., :3].std() > 0.05
