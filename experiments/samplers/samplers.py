@@ -94,8 +94,9 @@ def quality(processes, targets):
                 if n < 2:
                     continue
                 move = case.predictor, corrector(process)
-                asked = evaluations(process, *move, n, grid=case.grid)
-                assert target - 2 <= asked <= target, (key, name, target, asked)
+                if target <= 50:  # beyond, it is the same program with another count
+                    asked = evaluations(process, *move, n, grid=case.grid)
+                    assert target - 2 <= asked <= target, (key, name, target, asked)
                 drawn = jax.jit(
                     functools.partial(sample, process, predict, shape=(DRAWS, 2), grid=case.grid, n=n),
                     static_argnames=("predictor", "corrector"),
