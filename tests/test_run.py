@@ -135,7 +135,7 @@ def picture_spread(path: Path) -> float:
 def test_the_best_checkpoint_can_be_sampled(tmp_path, monkeypatch):
     """Here the held-out loss only rises, so the best is the first; unasked, the newest is taken."""
     rising = itertools.count()
-    monkeypatch.setattr(train, "make_eval", lambda _: lambda params: float(next(rising)))
+    monkeypatch.setattr(train, "make_eval", lambda _: lambda *_: float(next(rising)))
     done(*TINY, f"--workdir={tmp_path}")
     assert "6 steps of 8" in done(*TINY, "--mode=sample", f"--workdir={tmp_path}")
     assert "3 steps of 8" in done(*TINY, "--mode=sample", "--config.sampler.best=true", f"--workdir={tmp_path}")
