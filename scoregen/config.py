@@ -220,6 +220,10 @@ def parse(argv: Sequence[str], flags: absl_flags.FlagValues | None = None) -> tu
             known.append(f"--config.{name.partition('.')[2]}")
         raise UsageError(_unknown("flag", f"--{name}", known)) from None
     except (absl_flags.Error, ValueError) as error:
+        if found := re.match(r"flag --(\w+)=(.*): (invalid literal|could not convert)", _line(error)):
+            flag = flags[found[1]]  # a number that is none, which Python says in its own words
+            kind = f"expected {flag.flag_type()}, such as {flag.default}"
+            raise UsageError(f"--{found[1]}={found[2]}: {kind}") from None
         raise UsageError(_line(error)) from error
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}: say --name=value, with quotes around spaces")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-import re
 import shlex
 import signal
 import sys
@@ -26,7 +25,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 
 from scoregen import config as config_lib
-from scoregen.command import answer, say, say_presets
+from scoregen.command import answer, name_of, say, say_presets
 from scoregen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,8 +134,7 @@ def _run_name(preset: str, changes: Sequence[tuple[str, Any, Any]]) -> str:
 
     So two trainings never meet in one folder unless they are told to.
     """
-    changed = (f"{key.removesuffix('.name')}={new}" for key, _, new in changes if not _is_free(key))
-    return re.sub(r"[^\w.=,+-]+", "_", ",".join([preset, *changed]))[:120]
+    return name_of(preset, ((key, new) for key, _, new in changes if not _is_free(key)))
 
 
 def _is_free(key: str) -> bool:
