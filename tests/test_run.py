@@ -224,6 +224,25 @@ def test_eval_judges_the_newest_checkpoint(first, trained):
         assert one["value"] == pytest.approx(other["value"], rel=1e-4)
 
 
+def test_the_table_says_how_many_were_judged_where_not_all_were(first, trained):
+    assert "judged" not in first[1]
+    out = done(*TINY, "--mode=eval", "--config.eval.samples=10", f"--workdir={trained}")
+    assert re.search(r"sampled +20 by", out) and re.search(r"judged +the first 10 of them", out)
+
+
+def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, tmp_path):
+    out = done(
+        *(*TINY, "--config.train.steps=1", f"--workdir={tmp_path}", "--config.energy=true"),
+        *("--config.weighting.name=min_snr", "--config.weighting.min_snr.gamma=3.0", "--config.log_variance=true"),
+        "--config.times.name=logsnr",
+    )
+    how = "eps, weighted as min_snr (gamma=3.0), times by logsnr, scaled by a learned variance on mixture, 1 steps of 8"
+    assert how in " ".join(out.split())
+    assert "gives eps, of an energy, knows" in out
+    assert "not computed, as config.eval.at_end is false" in out and "preset:" not in out
+    assert "eps on mixture, 6 steps of 8" in first[1] and "energy" not in first[1]
+
+
 def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
     ncsn = ("--config=ncsn_toy", *TINY[1:], "--config.train.steps=1", "--config.sampler.corrector.langevin.steps=1")
     done(*ncsn, f"--workdir={tmp_path}")
