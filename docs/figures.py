@@ -48,7 +48,7 @@ from scoregen.samplers import Hold, Langevin, sample
 
 plt = pyplot()
 FOLDER = Path(__file__).parent / "img"
-GREY, SAND = "#8b9aa8", "#d9a36a"
+GREY, SAND, SEA = "#8b9aa8", "#d9a36a", "#3f8f8b"
 INKS = LinearSegmentedColormap.from_list("inks", ["#ffffff", INK])
 EMBERS = LinearSegmentedColormap.from_list("embers", ["#ffffff", "#f0d9c8", ACCENT, "#6b2417"])
 
@@ -105,32 +105,39 @@ def kernels() -> Path:
         "CosineVP; dots: cosine": (CosineVP(), cosine(), ACCENT, "-"),
         "SubVP": (SubVP(), None, GREY, "--"),
         "Flow": (Flow(), None, SAND, "-"),
-        "betas: eight by hand": (None, betas(), GREY, "-"),
+        "betas: eight by hand": (None, betas(), SEA, "-"),
     }
     bottom = {
         "VE; dots: ncsn": (VE(0.01, 50.0), ncsn(0.01, 50.0, 30), INK, "-"),
         "EDM": (EDM(), None, ACCENT, "-"),
-        "sigmas: six by hand": (None, sigmas(), SAND, "-"),
+        "sigmas: six by hand": (None, sigmas(), SEA, "-"),
     }
     figure, axes = plt.subplots(2, 3, figsize=(13.5, 5.8), layout="constrained", sharex=True)
     for line, group in zip(axes, (top, bottom), strict=True):
+        drawn = line if group is top else line[1:]  # below, alpha is one line for all
         for name, (process, chain, color, style) in group.items():
             if process is not None:
                 t = process.grid(301)[::-1]
-                for panel, values in zip(line, (*kernel(process, t), process.logsnr(t)), strict=True):
+                values_of = (*kernel(process, t), process.logsnr(t))
+                for panel, values in zip(drawn, values_of[-len(drawn) :], strict=True):
                     panel.plot(np.linspace(0, 1, 301), values, color=color, ls=style, lw=1.8, label=name)
             if chain is not None:
                 t = chain.grid(min(30, chain.levels))[::-1]
-                for panel, values in zip(line, (*kernel(chain, t), chain.logsnr(t)), strict=True):
+                values_of = (*kernel(chain, t), chain.logsnr(t))
+                for panel, values in zip(drawn, values_of[-len(drawn) :], strict=True):
                     label = name if process is None else None
                     panel.plot(np.linspace(0, 1, len(t)), values, "o", ms=3.5, color=color, mew=0, label=label)
         line[2].set_ylim(-12, 14)
         line[2].axhline(0, color=INK, lw=0.5, alpha=0.4)
-        entries = line[0].get_legend_handles_labels()
+        entries = line[1].get_legend_handles_labels()
         line[2].legend(*entries, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         for panel, what in zip(line, ("alpha: what is left of the data", "sigma: the noise", "log-SNR"), strict=True):
             panel.set_title(what, fontsize=11)
             panel.spines[["top", "right"]].set_visible(False)
+    processes = [made for pair in bottom.values() for made in pair[:2] if made is not None]
+    assert all(np.all(np.asarray(made.alpha(made.grid())) == 1) for made in processes)
+    axes[1, 0].axhline(1, color=INK, lw=1.8)
+    axes[1, 0].text(0.5, 0.94, "1 for every process of this row", ha="center", va="top", color=INK)
     axes[1, 0].set_ylim(0, 1.1)
     axes[1, 1].set_yscale("log")
     for panel in axes[1]:
@@ -235,7 +242,8 @@ def scarce() -> Path:
     axes[2].loglog(noise, size, color=ACCENT, lw=2)
     axes[2].loglog(noise, 0.1 / noise**2, color=INK, lw=1, ls=":")
     axes[2].text(0.42, 0.1, "0.1 / sigma²", color=INK, ha="right")
-    axes[2].set(title="size of the score at a distance of 0.1\nfrom a circle of data", xlabel="sigma", xlim=(0.01, 2))
+    axes[2].set(title="size of the score at a distance of 0.1\nfrom a circle of data", xlabel="sigma", xlim=(0.008, 3))
+    figure.get_layout_engine().set(rect=(0, 0, 0.985, 1))
     axes[2].set_ylim(0.03, 2000)
     axes[2].spines[["top", "right"]].set_visible(False)
     return save(figure, "scarce")
@@ -349,11 +357,16 @@ def bound() -> Path:
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     one, two = axes
-    one.loglog(np.asarray(t), closed, color=INK, lw=1.5, label="L$_{t-1}$ in closed form")
-    one.loglog(some, by_level[0], "o", ms=9, mfc="none", mec=INK, label="KL of the two posteriors, 4,000 draws")
-    one.loglog(some, by_level[1], "x", ms=5, color=ACCENT, label="DSM times its weight, the same draws")
-    one.loglog(np.asarray(t), simple, color=GREY, lw=1.5, ls="--", label="the simple loss, no weight")
-    one.set(title="terms of DDPM's bound, data N(0, 1/4)", xlabel="level t", ylabel="nats")
+    # The text counts as the paper does, from x_1; index 0 is its level.
+    one.loglog(np.asarray(t) + 1, closed, color=INK, lw=1.5, label="L$_{t-1}$ in closed form")
+    one.loglog(some + 1, by_level[0], "o", ms=9, mfc="none", mec=INK, label="KL of the two posteriors, 4,000 draws")
+    one.loglog(some + 1, by_level[1], "x", ms=5, color=ACCENT, label="DSM times its weight, the same draws")
+    one.loglog(np.asarray(t) + 1, simple, color=GREY, lw=1.5, ls="--", label="the simple loss, no weight")
+    one.set(
+        title="terms of DDPM's bound, data N(0, 1/4)",
+        xlabel="t, from 2 to T = 1000 (in the code: index t - 1)",
+        ylabel="nats",
+    )
     one.set_ylim(1e-9, 30)
     two.loglog(counts, small, "o-", color=GREY, lw=1.5, ms=4, label="DDPM's betas times 1000 / N, posterior's variance")
     two.loglog(counts, even, "o-", color=ACCENT, lw=1.5, ms=4, label="even in log-SNR, posterior's variance")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -54,6 +56,16 @@ def answer(
         )
     Console(stderr=True, soft_wrap=True).print(f"scoregen: {message}", markup=False, highlight=False)
     return 2
+
+
+def name_of(preset: str, changed: Iterable[tuple[str, Any]]) -> str:
+    """A name for what is written: the preset's, and what was changed of it, so that two of them do not meet.
+
+    >>> name_of("ddpm_toy", [("data.name", "moons"), ("data.moons.noise", 0.1)])
+    'ddpm_toy,data=moons,data.moons.noise=0.1'
+    """
+    said = (f"{key.removesuffix('.name')}={value}" for key, value in changed)
+    return re.sub(r"[^\w.=,+-]+", "_", ",".join([preset, *said]))[:120]
 
 
 def say(console: Console, line: str) -> None:

@@ -66,7 +66,7 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
 
     >>> pick({"eps": 1, "v": 2}, "x", "config.target")
     Traceback (most recent call last):
-    scoregen.errors.UsageError: no config.target 'x': There are: eps, v
+    scoregen.errors.UsageError: no config.target 'x': there are: eps, v
     """
     if name not in table:
         raise UsageError(_unknown(what, name, table))
@@ -220,6 +220,10 @@ def parse(argv: Sequence[str], flags: absl_flags.FlagValues | None = None) -> tu
             known.append(f"--config.{name.partition('.')[2]}")
         raise UsageError(_unknown("flag", f"--{name}", known)) from None
     except (absl_flags.Error, ValueError) as error:
+        if found := re.match(r"flag --(\w+)=(.*): (invalid literal|could not convert)", _line(error)):
+            flag = flags[found[1]]  # a number that is none, which Python says in its own words
+            kind = f"expected {flag.flag_type()}, such as {flag.default}"
+            raise UsageError(f"--{found[1]}={found[2]}: {kind}") from None
         raise UsageError(_line(error)) from error
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}: say --name=value, with quotes around spaces")
@@ -427,8 +431,8 @@ def _no_config() -> str:
 def _unknown(kind: str, name: Any, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"no {kind} {name!r}: {hint}There are: {', '.join(known) or 'none'}"
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
+    return f"no {kind} {name!r}: {hint} are: {', '.join(known) or 'none'}"
 
 
 def _line(error: BaseException) -> str:

@@ -163,6 +163,7 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         times=experiment.times,
         dims=math.prod(experiment.dataset.shape),
         dtype=config.net[config.net.name].get("dtype", "float32"),
+        name=config.process.name,
     )
     if reason is not None:
         raise UsageError(reason)
@@ -172,7 +173,10 @@ def _refuse_nonsense(experiment: Experiment) -> None:
             "--config.net.condition=sigma"
         )
     if config.net.unit_input and process.data_std == 0:
-        raise UsageError("config.net.unit_input: the variance of x is not known: set the process's data_std")
+        raise UsageError(
+            "config.net.unit_input: the variance of x is not known where that of the data is 0: say what it is, "
+            f"such as --config.process.{config.process.name}.data_std=0.5"
+        )
     step = experiment.predictor
     learned = config.learned_variance and walk is process
     if isinstance(step, Ancestral) and step.variance == "learned" and not learned:

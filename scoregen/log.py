@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +61,38 @@ class Bar:
         self.done = max(done, self.done)
         if figures:
             self.figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.update(self.task, completed=self.done, figures=f"{self.figures}  {self.pace()}")
+        self._show(f"{self.figures}  {self.pace()}", self.line() if self.done < self.total else "")
+
+    @contextlib.contextmanager
+    def aside(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Other work in between, whose time is not that of the steps: to be told how much is done, and of how much."""
+        began = time.monotonic()
+
+        def update(done: int, total: int) -> None:
+            self._show(f"{what} {done}/{total}", f"{self.what} {self.done}/{self.total}  {what} {done}/{total}")
+
+        try:
+            yield update
+        finally:
+            self.began += time.monotonic() - began
+
+    def _show(self, figures: str, line: str) -> None:
+        self.progress.update(self.task, completed=self.done, figures=figures)
         now = time.monotonic()
-        if not self.console.is_terminal and now - self.said >= self.every and self.done < self.total:
+        if line and not self.console.is_terminal and now - self.said >= self.every:
             self.said = now
-            self.console.print(self.line(), highlight=False)
+            self.console.print(line, highlight=False)
+
+    def rate(self) -> float:
+        """Steps a second since the start, what was done aside not counted."""
+        return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
     def pace(self) -> str:
         """Steps a second since the start, and the time that is left at that pace."""
-        spent = time.monotonic() - self.began
-        rate = (self.done - self.first) / max(spent, 1e-9)
+        rate = self.rate()
         if not rate:
             return ""
+        spent = (self.done - self.first) / rate
         speed = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
         left = (self.total - self.done) / rate
         return f"{speed}  {clock(left)} left" if left else f"{speed}  in {clock(spent)}"

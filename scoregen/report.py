@@ -76,7 +76,8 @@ def save_plane(path: Path, experiment: Experiment, params: Any, samples: np.ndar
     """Four panels of a two-dimensional run: data, samples, the learned score field, the samples' density.
 
     The score is drawn at the level whose sigma / alpha is nearest to 0.2, over the exact density at that level where
-    it is known (the density of the data, smoothed by that noise), else over the data's own histogram.
+    it is known (the density of the data, smoothed by that noise), else over the data's own histogram. The lines of the
+    last panel hold half, 80 % and 95 % of the data.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -93,7 +94,7 @@ def save_plane(path: Path, experiment: Experiment, params: Any, samples: np.ndar
         truth = np.exp(np.asarray(dataset.log_density(mesh))).reshape(xx.shape)
         truth_name = "exact"
     else:
-        truth, truth_name = _smooth_histogram(dataset.test, axis), "data"
+        truth, truth_name = _smooth_histogram(dataset.test, axis), "data's"
 
     t = process.grid()
     t = t[jnp.argmin(jnp.abs(jnp.log(process.sigma(t) / process.alpha(t)) - jnp.log(0.2)))]
@@ -114,14 +115,14 @@ def save_plane(path: Path, experiment: Experiment, params: Any, samples: np.ndar
     axes[0].set_title(f"data ({len(held_out):,} held-out points)")
     axes[1].scatter(*samples.T, color=ACCENT, **dots)
     axes[1].set_title(f"samples ({len(samples):,})")
-    axes[2].contourf(
-        axis, axis, gaussian_filter(truth, noise / (axis[1] - axis[0])), levels=12, cmap="Greys", alpha=0.6
-    )
+    there = gaussian_filter(truth, noise / (axis[1] - axis[0]))
+    # A light grey by its scale and not by transparency, which draws every edge of a step twice.
+    axes[2].contourf(axis, axis, there, levels=12, cmap="Greys", vmin=0, vmax=there.max() / 0.6)
     axes[2].quiver(*np.asarray(points).T, *field.T, color=ACCENT, width=0.004, angles="xy")
-    axes[2].set_title(f"learned score, at noise {noise:.2g}")
+    axes[2].set_title(f"arrows: learned score at noise {noise:.2g}\nshade: {truth_name} density there, in 12 steps")
     axes[3].contourf(axis, axis, _smooth_histogram(samples, axis), levels=16, cmap="Oranges")
-    axes[3].contour(axis, axis, truth, levels=6, colors=INK, linewidths=0.6)
-    axes[3].set_title(f"density of the samples; lines: {truth_name}")
+    axes[3].contour(axis, axis, truth, levels=_holding(truth, (0.95, 0.8, 0.5)), colors=INK, linewidths=0.6)
+    axes[3].set_title(f"shade: density of the samples\nlines: {truth_name}, around 50, 80, 95 % of it")
     for panel in axes:
         panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         panel.tick_params(labelsize=8)
@@ -166,8 +167,18 @@ def _smooth_histogram(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
     return np.asarray(gaussian_filter(counts / (len(points) * step**2), 2.0))
 
 
-def save_curve(path: Path, workdir: Path) -> Path:
-    """The loss over the steps, from the run's metrics.jsonl; held-out losses as dots."""
+def _holding(density: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """The levels above which a density on an even grid holds these shares of its mass, from more to less of it."""
+    falling = np.sort(density, axis=None)[::-1]
+    mass = np.cumsum(falling) / falling.sum()
+    # Each is less than the one after, also of a density that has few values.
+    return sorted({float(falling[np.searchsorted(mass, share)]) for share in shares})
+
+
+def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -> Path:
+    """The loss over the steps, from the run's metrics.jsonl; held-out losses as dots. `loss` says what it is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
     plt = pyplot()
 
     rows = MetricsLog.read(workdir)
@@ -176,10 +187,17 @@ def save_curve(path: Path, workdir: Path) -> Path:
         found = [(row["step"], row[key]) for row in rows if key in row]
         if found:
             panel.plot(*np.array(found).T, label=key.replace("_", "-", 1).replace("_", " "), **style)
-    panel.set(xlabel="step", ylabel="loss")
+    panel.set(xlabel="step", ylabel=loss, title=title)
     values = np.array([row["loss"] for row in rows if "loss" in row])
     if len(values) > 5 and (values > 0).all():  # sliced score matching is negative, and stays linear
         panel.set_yscale("log")
+        low, high = panel.get_ylim()
+        if high < 5 * low:
+            panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        elif high < 200 * low:  # the powers of ten alone would say little
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if rows:
         panel.legend(frameon=False)
     panel.spines[["top", "right"]].set_visible(False)

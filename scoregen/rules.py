@@ -25,6 +25,7 @@ def refusal(
     times: TimeLaw | None = None,
     dims: int = 1,
     dtype: str = "float32",
+    name: str = "NAME",
 ) -> str | None:
     """Why a network that gives `target` cannot be trained so, or None if it can.
 
@@ -38,6 +39,7 @@ def refusal(
         times: the time law, if it is not the process's own.
         dims: how many dimensions an example has.
         dtype: of the network's arithmetic; the U-Net alone has the choice.
+        name: what the configuration calls the process.
 
     >>> from scoregen.losses import DSM
     >>> from scoregen.process import Flow, ddpm
@@ -60,7 +62,10 @@ def refusal(
             "say --config.energy=false, or let the process begin a little below (--config.process.flow.t_max=0.999)"
         )
     if process.data_std == 0 and (target == "edm" or isinstance(weighting, WEIGHTINGS["edm"])):
-        return "edm's preconditioning and weighting divide by the data's standard deviation: set the process's data_std"
+        return (
+            "edm's preconditioning and weighting divide by the data's standard deviation, and it is 0 here: say what "
+            f"it is, such as --config.process.{name}.data_std=0.5"
+        )
     top = process.grid(1)
     a, b = row(process, top)
     if float(jnp.abs(process.alpha(top) * b - a * process.sigma(top))[0]) == 0:

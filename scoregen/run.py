@@ -12,7 +12,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-import re
 import shlex
 import signal
 import sys
@@ -26,7 +25,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 
 from scoregen import config as config_lib
-from scoregen.command import answer, say, say_presets
+from scoregen.command import answer, name_of, say, say_presets
 from scoregen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,8 +135,7 @@ def _run_name(preset: str, changes: Sequence[tuple[str, Any, Any]]) -> str:
 
     So two trainings never meet in one folder unless they are told to.
     """
-    changed = (f"{key.removesuffix('.name')}={new}" for key, _, new in changes if not _is_free(key))
-    return re.sub(r"[^\w.=,+-]+", "_", ",".join([preset, *changed]))[:120]
+    return name_of(preset, ((key, new) for key, _, new in changes if not _is_free(key)))
 
 
 def _is_free(key: str) -> bool:
@@ -307,7 +305,8 @@ class Run:
         name = "samples.png" if self.experiment.dataset.is_image else "figure.png"
         files.append(self.picture(workdir / name, params, samples))
         if self.mode == "train":
-            files.append(report.save_curve(workdir / "loss.png", workdir))
+            title = f"{config.name}, trained on {config.data.name}"
+            files.append(report.save_curve(workdir / "loss.png", workdir, title, self.loss()))
             files += [workdir / "metrics.jsonl", workdir / "checkpoints", workdir / "config.json"]
 
         work = lambda: judge(self.experiment, samples[: config.eval.samples], self.say)  # noqa: E731
@@ -318,8 +317,10 @@ class Run:
         if verdicts:
             files.insert(0, report.save_verdicts(workdir / "distances.json", self.experiment, step, verdicts))
         what = self.summary(step, params, count)
+        if judged and config.eval.samples < count:
+            what.append(("judged", f"the first {config.eval.samples:,} of them"))
         if not judged and self.mode == "train":
-            what.append(("distances", f"not computed at the end of this preset: {self.again} --mode=eval"))
+            what.append(("distances", f"not computed, as config.eval.at_end is false: {self.again} --mode=eval"))
         self.console.print()
         self.console.print(report.table(f"{config.name}: {self.mode}", what, verdicts, files))
         return 0
@@ -358,6 +359,11 @@ class Run:
         )
         return 0
 
+    def loss(self) -> str:
+        """The loss's name, and the unit of one that has a unit."""
+        unit = getattr(self.experiment.loss, "unit", "")
+        return f"loss {self.config.loss.name}" + {"bits": ", bits/dim", "nats": ", nats"}.get(unit, "")
+
     def summary(self, step: int, params: Any, count: int) -> list[tuple[str, str]]:
         """What was trained and how it was sampled, as rows of the table."""
         from scoregen.train import levels
@@ -367,9 +373,17 @@ class Run:
         parts = [f"{section.name}{_changed(move)}" for section, move in moves if section.name != "none"]
         other = "" if sampler.process.name == "trained" else f", as {sampler.process.name}"
         net = f"{config.net.name}, {_size(params):,} parameters"
+        trained, weighting = [config.loss.name], getattr(self.experiment.loss, "by", None)
+        if weighting is not None:
+            trained.append(f"weighted as {config.weighting.name}{_changed(weighting)}")
+        if config.times.name != "own":
+            trained.append(f"times by {config.times.name}{_changed(self.experiment.times)}")
+        if config.log_variance:
+            trained.append("scaled by a learned variance")
+        gives = f"{config.target}, of an energy" if config.energy else config.target
         return [
-            ("trained", f"{config.loss.name} on {config.data.name}, {step:,} steps of {config.train.batch}"),
-            ("network", f"{net}, gives {config.target}, knows {config.net.condition}"),
+            ("trained", f"{', '.join(trained)} on {config.data.name}, {step:,} steps of {config.train.batch}"),
+            ("network", f"{net}, gives {gives}, knows {config.net.condition}"),
             ("process", f"{config.process.name}, {_extent(self.experiment.process)}"),
             ("sampled", f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels{self.asked()}"),
         ]

@@ -81,12 +81,20 @@ def mean_loss(
     experiment: Experiment, law: TimeLaw, known: Any, params: Any, raw: Array, keys: Array, dropout: Array | None
 ) -> tuple[Array, tuple[Drawn, Array]]:
     """The mean loss of a raw batch, with one key an example `[B]`, and the times drawn and the losses there, `[B]`."""
+    terms, found = losses_of(experiment, law, known, params, raw, keys, dropout)
+    return terms.mean(), found
+
+
+def losses_of(
+    experiment: Experiment, law: TimeLaw, known: Any, params: Any, raw: Array, keys: Array, dropout: Array | None
+) -> tuple[Array, tuple[Drawn, Array]]:
+    """What `mean_loss` is the mean of, `[B]`, and what else it gives."""
     prepare, time_, noise, key = split_keys(keys, 4)
     x0 = experiment.prepare(raw, prepare)
     drawn = law(experiment.process, known, time_, x0.shape[0])
     noised = perturb(experiment.process, noise, x0, drawn.t)
     losses = experiment.loss(experiment.process, experiment.predict(params, dropout), noised, key)
-    return (drawn.weight * experiment.settled(params, losses, drawn.t)).mean(), (drawn, losses)
+    return drawn.weight * experiment.settled(params, losses, drawn.t), (drawn, losses)
 
 
 def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
@@ -132,23 +140,39 @@ def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[Train
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval(experiment: Experiment) -> Callable[[Any], float]:
-    """params -> the loss of held-out data, at fixed times of the process's own law and with fixed noise.
+def make_eval(experiment: Experiment) -> Callable[..., float | None]:
+    """(params, stopped=..., progress=None) -> the loss of held-out data, at fixed times of the process's own law.
 
-    So its changes are the network's, and it compares between time laws.
+    The noise is fixed too, so its changes are the network's, and it compares between time laws. Noise and times are
+    keyed by example: the figure does not depend on the batch, which is no larger than training's at a time, since
+    what fits there fits here. `stopped` is asked before every batch, and the answer is then None; `progress` is called
+    with the batches that are done and how many there are.
     """
     config, dataset = experiment.config, experiment.dataset
-    size = min(64, len(dataset.test))  # and not the training's, so that figures compare whatever that is
-    batches = min(512, len(dataset.test)) // size
+    count = min(512, len(dataset.test))
+    size = min(64, config.train.microbatch or config.train.batch, count)
+    batches = -(-count // size)
 
     @jax.jit
-    def step(params: Any, raw: Array, key: Array) -> Array:
-        return mean_loss(experiment, Own(), (), params, raw, example_keys(key, size), None)[0]
+    def step(params: Any, raw: Array, keys: Array, counts: Array) -> Array:
+        terms = losses_of(experiment, Own(), (), params, raw, keys, None)[0]
+        return jnp.sum(jnp.where(counts, terms, 0.0))
 
-    def evaluate(params: Any) -> float:
-        keys = jax.random.split(jax.random.key(config.seed + 1), batches)
-        losses = [step(params, dataset.test[i * size : (i + 1) * size], keys[i]) for i in range(batches)]
-        return float(np.mean([wait(loss) for loss in losses]))
+    def evaluate(
+        params: Any,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> float | None:
+        keys, total = example_keys(jax.random.key(config.seed + 1), batches * size), 0.0
+        for i in range(batches):
+            progress(i, batches)
+            if stopped():
+                return None
+            # The last batch is filled up with the last example, which then does not count: one program serves all.
+            at = np.arange(i * size, (i + 1) * size)
+            raw = dataset.test[np.minimum(at, count - 1)]
+            total += wait(step(params, raw, keys[at], at < count))
+        return total / count
 
     return evaluate
 
@@ -224,10 +248,11 @@ def fit(
     Args:
         experiment: the parts.
         state: a fresh or a restored state; it is donated.
-        checkpoints: where states go; the metric of the best is the held-out loss of the averaged parameters.
+        checkpoints: where states go; the metric of the best is the held-out loss of the averaged parameters, which
+            is left out, also when half done, once `stopped()`.
         log: where metrics go.
         bar: told of every step.
-        stopped: asked before every step.
+        stopped: asked before every step, and every batch of the held-out loss.
         picture: called with (step, averaged parameters) every `config.train.sample_every` steps.
 
     Raises:
@@ -236,7 +261,6 @@ def fit(
     train = experiment.config.train
     step_fn, held_out = make_step(experiment), make_eval(experiment)
     begin = step = saved = int(state.step)
-    began = time.monotonic()
 
     def finite(value: float, what: str, at: int) -> float:
         if not math.isfinite(value):
@@ -253,13 +277,15 @@ def fit(
         loss = finite(wait(metrics["loss"]), "loss", at)
         bar.update(at, loss=loss)
         if write:
-            rate = (at - begin) / (time.monotonic() - began)
-            log.write(at, loss=loss, grad_norm=float(metrics["grad_norm"]), steps_per_second=rate)
+            log.write(at, loss=loss, grad_norm=float(metrics["grad_norm"]), steps_per_second=bar.rate())
 
     def save() -> int:
-        loss = finite(held_out(state.ema), "held-out loss", step)
+        wait(state.step)  # the step that is under way is not the evaluation's time
+        with bar.aside("held-out loss, batch") as progress:
+            loss = held_out(state.ema, stopped, progress)
         finite(wait(optax.tree.norm(state.params)), "norm of the parameters", step)
-        log.write(step, held_out_loss=loss)
+        if loss is not None:  # else it was stopped, and what is saved is no candidate for the best
+            log.write(step, held_out_loss=finite(loss, "held-out loss", step))
         checkpoints.save(step, state, metric=loss)
         return step
 

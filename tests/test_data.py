@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusal import refused
 
-from scoregen.data import SCALINGS, SOURCES, Centered, Dataset, Identity, Unit, hold_out, random_flip
+from scoregen.data import SCALINGS, SOURCES, Centered, Dataset, Identity, Unit, hold_out, random_flip, read_array
 from scoregen.data import checkerboard as make_checkerboard
 from scoregen.data import cifar10 as load_cifar10
 from scoregen.data import digits as load_digits
@@ -114,6 +115,27 @@ def test_a_bad_array_is_refused(train, message):
 def test_bad_labels_are_refused(labels):
     with pytest.raises(UsageError, match="pass int32 of shape"):
         numbered(4, train_labels=labels)
+
+
+def test_hold_out_names_the_row_as_it_was_before_the_shuffle():
+    x = np.zeros((50, 2), np.float32)
+    x[31, 1], x[47] = np.nan, -np.inf
+    with pytest.raises(UsageError, match=r"^mine has 2 of 50 rows .* at index 31: "):
+        hold_out("mine", x, 0.3, seed=1)
+
+
+def test_an_array_is_read_or_its_file_is_named(tmp_path):
+    x, path = np.arange(200.0).reshape(100, 2), tmp_path / "points.npy"
+    np.save(path, x)
+    assert np.array_equal(read_array(str(path)), x)
+    whole = path.read_bytes()
+    np.save(tmp_path / "objects.npy", np.array([{}], object))
+    for junk in (b"", b"x,y\n1,2\n", whole[:9], whole[:200], (tmp_path / "objects.npy").read_bytes()):
+        path.write_bytes(junk)
+        assert "pickle" not in refused(lambda: read_array(str(path)), path, "no whole .npy file", "np.save")
+    refused(lambda: read_array(""), "--config.data.dir=")
+    with pytest.raises(FileNotFoundError):
+        read_array(str(tmp_path / "none.npy"))
 
 
 def test_hold_out_loses_and_repeats_nothing():

@@ -320,6 +320,9 @@ def test_the_drawn_density_is_one(dims):
 # The command line
 
 
+UNIT = "ddpm_digits,scaling=unit,sigma_min=0.02_designed"  # what was asked for is in the name
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """Where it wrote to, and what it said, of digits in [0, 1]."""
@@ -336,7 +339,7 @@ def command_in(out: str) -> list[str]:
 
 def test_the_preset_and_the_command_are_the_same(digits):
     folder, out = digits
-    path = folder / "ddpm_digits_designed.py"
+    path = folder / f"{UNIT}.py"
     preset, (flagged, _) = load(str(path)), parse(command_in(out))
     assert [key for key, _, _ in changes(preset, flagged)] == ["name"]
     assert preset.scaling.name == "unit" and preset.net.unet.channels == 32  # what was asked for, and the base's
@@ -345,7 +348,7 @@ def test_the_preset_and_the_command_are_the_same(digits):
 
 def test_the_preset_is_ncsn_at_the_designed_levels(digits):
     folder, out = digits
-    experiment = assemble(load(str(folder / "ddpm_digits_designed.py")))
+    experiment = assemble(load(str(folder / f"{UNIT}.py")))
     found = present(experiment.config)
     assert found is not None and found.steps == 5
     distance = largest_distance(command.examples(experiment))
@@ -363,7 +366,7 @@ def test_the_preset_is_ncsn_at_the_designed_levels(digits):
 
 def test_the_figure_shows_the_design(digits, tmp_path):
     folder, _ = digits
-    page = imread(folder / "ddpm_digits_designed.png")[..., :3]
+    page = imread(folder / f"{UNIT}.png")[..., :3]
     assert page.std() > 0.05
     accent = np.array([0xC8, 0x55, 0x3D]) / 255
     height, width = page.shape[0] // 2, page.shape[1] // 2
@@ -395,7 +398,10 @@ def test_in_the_plane_the_ratio_is_limited(tmp_path):
     code, out, err = main("--config=ncsn_toy", "--config.data.mixture.size=4000", f"--out={tmp_path}")
     assert (code, err) == (0, "")
     assert "in 2 dimensions any ratio leaves an overlap; 1.6681 was NCSN v1's, and is the limit" in out
-    assert assemble(load(str(tmp_path / "ncsn_toy_designed.py"))).dataset.train.shape == (4000, 2)
+    assert assemble(load(str(tmp_path / "ncsn_toy,data.mixture.size=4000_designed.py"))).dataset.train.shape == (
+        4000,
+        2,
+    )
 
 
 def test_a_file_of_ones_own_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -405,7 +411,7 @@ def test_a_file_of_ones_own_is_found_from_anywhere(tmp_path, monkeypatch):
     code, out, err = main("--config=./my points.py", "--out=out", "--config.net.mlp.width=8")
     assert (code, err) == (0, "")
     monkeypatch.chdir("/")
-    preset = assemble(load(str(tmp_path / "out" / "my points_designed.py")))
+    preset = assemble(load(str(tmp_path / "out" / "my_points,net.mlp.width=8_designed.py")))
     assert preset.dataset.shape == (6,) and preset.config.net.mlp.width == 8
     assert [key for key, _, _ in changes(preset.config, parse(command_in(out))[0])] == ["name"]
 
@@ -442,6 +448,8 @@ def get_config():
         (["--sigma_min=1e300"], ["--sigma_min=1e+300", "9.62"]),
         (["--sigma_min=1e-300"], ["--sigma_min=1e-300", "float32"]),
         (["--steps=0"], ["--steps=0", "1 to"]),
+        (["--steps=2.5"], ["--steps=2.5: expected int, such as 5"]),
+        (["--overlap=half"], ["--overlap=half: expected float, such as 0.5"]),
         (["--steps=99999999999999999999"], ["--steps=", "1 to"]),
         (["--overlap=0"], ["--overlap=0.0", "between 0 and 1 is"]),
         (["--overlap=1"], ["--overlap=1.0", "between 0 and 1 is"]),
@@ -464,9 +472,28 @@ def test_without_a_configuration_there_is_no_design():
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(*DIGITS, f"--out={tmp_path / 'file'}", parts=["cannot write", "another --out"])
-    (tmp_path / "out" / "ncsn_digits_designed.py").mkdir(parents=True)
-    refused(*DIGITS, f"--out={tmp_path / 'out'}", parts=["cannot write", "another --out"])
+    refused(*DIGITS, f"--out={tmp_path / 'file'}", parts=[f"--out={tmp_path / 'file'} is a file, a folder is needed"])
+    refused(*DIGITS, f"--out={tmp_path / 'file' / 'below'}", parts=["cannot write", "another --out"])
+    (tmp_path / "out" / "ncsn_digits,net=mlp_designed.py").mkdir(parents=True)
+    code, out, err = main(*DIGITS, f"--out={tmp_path / 'out'}")
+    assert code == 2 and "cannot write" in err and "another --out" in err and err.count("\n") == 1
+    assert "sigma_max" in out and any(flag.startswith("--config.process.ncsn.levels=") for flag in command_in(out))
+
+
+def test_designs_of_other_data_or_options_lie_beside_each_other(tmp_path):
+    """Also where the run would be refused because so many samples cannot be judged, which is no business of this."""
+    few = ("--config=ncsn_toy", "--config.data.mixture.size=300", "--config.data.moons.size=300", f"--out={tmp_path}")
+    for more in ((), ("--config.data.name=moons",), ("--steps=6",)):
+        code, _, err = main(*few, *more)
+        assert (code, err) == (0, "")
+    presets = sorted(tmp_path.glob("*.py"))
+    assert len(presets) == 3 == len(list(tmp_path.glob("*.png")))
+    assert all(sum(part in path.name for path in presets) == 1 for part in (",data=moons_", ",steps=6_"))
+    assert {load(str(path)).data.name for path in presets} == {"mixture", "moons"}
+
+
+def test_the_table_says_why_the_ratio_is_not_the_one_asked_for(digits):
+    assert "rounded up, which makes the ratio a little less" in digits[1]
 
 
 def test_equal_examples_have_no_levels(tmp_path):

@@ -524,6 +524,24 @@ def test_covers_to_one_percent():
     assert covers(EDM(sigma_min=0.01, sigma_max=1.0), jnp.asarray(-2 * np.log(sigma), jnp.float32)).tolist() == want
 
 
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("name", "option", "before"),
+    [
+        *((name, "sigma_max", ()) for name in ("ncsn", "ve", "edm")),
+        *(("edm", option, ()) for option in ("mean", "std", "rho")),
+        *((name, "beta_max", ()) for name in ("vp", "subvp")),
+        *((name, "data_std", ()) for name in ("sigmas", "flow", "edm")),
+        ("vp_cosine", "offset", ()),
+        ("sigmas", "values", (0.01, 0.1)),
+        ("betas", "values", (0.01, 0.1)),
+    ],
+)
+def test_levels_that_are_not_finite_are_refused(name, option, before, bad):
+    with pytest.raises(ValueError, match=rf"=.*{bad}.*: finite numbers are needed$"):
+        PROCESSES[name](**{option: (*before, bad) if before else bad})
+
+
 @pytest.mark.parametrize(
     "make",
     [

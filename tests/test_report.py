@@ -9,12 +9,13 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from scoregen import report
 from scoregen.config import load
 from scoregen.data import Dataset, points
 from scoregen.experiment import assemble
 from scoregen.judge import Verdict, judge
 from scoregen.log import MetricsLog
-from scoregen.report import save_curve, save_grid, save_marginals, save_verdicts, table
+from scoregen.report import _holding, save_curve, save_grid, save_marginals, save_verdicts, table
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(16, 20, 1), (16, 20, 3), (4, 6, 1)])
@@ -46,6 +47,32 @@ def test_a_curve_is_drawn_of_any_losses(tmp_path, losses):
             log.write(len(losses), held_out_loss=losses[-1])
     page = imread(save_curve(tmp_path / "loss.png", tmp_path))
     assert page[..., :3].std() > (0.05 if losses else 0)
+
+
+def test_lines_are_drawn_around_their_share_of_the_mass():
+    """Of a Gaussian in the plane, 1 - c of the mass lies above c times the highest density."""
+    axis = np.linspace(-6, 6, 401)
+    density = np.exp(-0.5 * (axis**2 + axis[:, None] ** 2))
+    assert _holding(density, (0.95, 0.8, 0.5)) == pytest.approx([0.05, 0.2, 0.5], rel=0.01)
+    flat = np.where(np.abs(axis) < 3, 1.0, 0.0) * np.where(np.abs(axis[:, None]) < 3, 1.0, 0.0)
+    assert _holding(flat, (0.95, 0.8, 0.5)) == [1.0]  # and no line twice, which matplotlib refuses
+
+
+def test_a_curve_says_its_loss_in_plain_numbers(tmp_path, monkeypatch):
+    """Of losses within a decade, of several, and of many: at least three figures, none of them a power of ten."""
+    kept = []
+    monkeypatch.setattr(report.pyplot(), "close", kept.append)
+    for low in (0.8, 0.09, 1e-4):
+        with MetricsLog(tmp_path, 0) as log:
+            for step, loss in enumerate(np.geomspace(1, low, 20), 1):
+                log.write(step, loss=float(loss))
+        save_curve(tmp_path / "loss.png", tmp_path, "ddpm_toy, trained on mixture", "loss vlb, bits/dim")
+        panel = kept[-1].axes[0]
+        assert (panel.get_ylabel(), panel.get_title()) == ("loss vlb, bits/dim", "ddpm_toy, trained on mixture")
+        kept[-1].canvas.draw()
+        said = [label.get_text() for label in panel.get_yticklabels(which="both") if label.get_text()]
+        inside = [float(text) for text in said if panel.get_ylim()[0] <= float(text) <= panel.get_ylim()[1]]
+        assert len(inside) >= 3 and "$" not in "".join(said)
 
 
 def test_marginals_show_samples_that_are_off(tmp_path):

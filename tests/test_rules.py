@@ -42,11 +42,11 @@ REFUSED = {
         ["'flow'", "vp_cosine for cosine"],
         (CosineVP(), "v", Weighted(FlowMatching(), WEIGHTINGS["p2"]())),
     ),
-    "edm-target": ((EDM(data_std=0.0), "edm", X0MSE()), {}, ["set the process's data_std"], (EDM(), "edm", X0MSE())),
+    "edm-target": ((EDM(data_std=0.0), "edm", X0MSE()), {}, ["process.NAME.data_std="], (EDM(), "edm", X0MSE())),
     "edm-weight": (
         (VE(data_std=0.0), "x0", Weighted(X0MSE(), EDM_WEIGHT)),
         {},
-        ["set the process's data_std"],
+        ["--config.process.NAME.data_std="],
         (VE(), "x0", Weighted(X0MSE(), EDM_WEIGHT)),
     ),
     "eps-at-the-end-of-flow": ((Flow(), "eps", DSM()), {}, ["alpha = 0", "the noise", "v, edm"], (Flow(), "v", DSM())),

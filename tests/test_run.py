@@ -135,7 +135,7 @@ def picture_spread(path: Path) -> float:
 def test_the_best_checkpoint_can_be_sampled(tmp_path, monkeypatch):
     """Here the held-out loss only rises, so the best is the first; unasked, the newest is taken."""
     rising = itertools.count()
-    monkeypatch.setattr(train, "make_eval", lambda _: lambda params: float(next(rising)))
+    monkeypatch.setattr(train, "make_eval", lambda _: lambda *_: float(next(rising)))
     done(*TINY, f"--workdir={tmp_path}")
     assert "6 steps of 8" in done(*TINY, "--mode=sample", f"--workdir={tmp_path}")
     assert "3 steps of 8" in done(*TINY, "--mode=sample", "--config.sampler.best=true", f"--workdir={tmp_path}")
@@ -222,6 +222,25 @@ def test_eval_judges_the_newest_checkpoint(first, trained):
     files = [json.loads((workdir / "distances.json").read_text()) for workdir in (first[0], trained)]
     for one, other in zip(*(file["distances"] for file in files), strict=True):
         assert one["value"] == pytest.approx(other["value"], rel=1e-4)
+
+
+def test_the_table_says_how_many_were_judged_where_not_all_were(first, trained):
+    assert "judged" not in first[1]
+    out = done(*TINY, "--mode=eval", "--config.eval.samples=10", f"--workdir={trained}")
+    assert re.search(r"sampled +20 by", out) and re.search(r"judged +the first 10 of them", out)
+
+
+def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, tmp_path):
+    out = done(
+        *(*TINY, "--config.train.steps=1", f"--workdir={tmp_path}", "--config.energy=true"),
+        *("--config.weighting.name=min_snr", "--config.weighting.min_snr.gamma=3.0", "--config.log_variance=true"),
+        "--config.times.name=logsnr",
+    )
+    how = "eps, weighted as min_snr (gamma=3.0), times by logsnr, scaled by a learned variance on mixture, 1 steps of 8"
+    assert how in " ".join(out.split())
+    assert "gives eps, of an energy, knows" in out
+    assert "not computed, as config.eval.at_end is false" in out and "preset:" not in out
+    assert "eps on mixture, 6 steps of 8" in first[1] and "energy" not in first[1]
 
 
 def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):

@@ -282,6 +282,58 @@ def test_a_step_draws_by_its_law_and_the_held_out_loss_by_the_processes_own():
     assert int(seen.sum()) == 8 and int((losses > 0).sum()) == 8
 
 
+@pytest.mark.parametrize(("batch", "microbatch", "most"), [(8, 0, 8), (6, 3, 3), (500, 0, 64)])
+def test_the_held_out_loss_is_that_of_all_at_once_in_batches_that_fit(batch, microbatch, most):
+    """512 examples, of which 3 is no divisor: none is lost, none counted twice, and none is too many at a time."""
+    sizes = set()
+
+    def loss(process, predict, noised, key):
+        sizes.add(len(noised.x))
+        return experiment.loss(process, predict, noised, key)
+
+    experiment = assemble(toy(train__batch=batch, train__microbatch=microbatch, seed=4))
+    params = train.init_state(experiment).params
+    found = train.make_eval(dataclasses.replace(experiment, loss=loss))(params)
+    assert sizes == {most}
+    keys = train.example_keys(jax.random.key(5), 512)
+    whole = train.mean_loss(experiment, Own(), (), params, experiment.dataset.test[:512], keys, None)[0]
+    assert found == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_a_held_out_loss_is_left_out_once_it_is_asked_to_stop(tmp_path):
+    """Between two batches; what is saved then has no loss, and is not the best."""
+    experiment, heard = assemble(toy(train__steps=3)), []
+    evaluate = train.make_eval(experiment)
+    params = train.init_state(experiment).params
+    told = lambda done, total: heard.append((done, total))  # noqa: E731
+    assert evaluate(params, lambda: len(heard) == 3, told) is None
+    assert heard == [(0, 64), (1, 64), (2, 64)]  # of 8 examples each
+    fit(toy(), tmp_path, stop_at=2)
+    (row,) = [row for row in MetricsLog.read(tmp_path) if row["step"] == 2 and "loss" in row]
+    assert row["steps_per_second"] > 0
+    assert not any("held_out_loss" in row for row in MetricsLog.read(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints").best_step() is None
+
+
+def test_the_bar_tells_of_work_aside_and_does_not_count_it(monkeypatch):
+    now, page = [100.0], io.StringIO()
+    monkeypatch.setattr("scoregen.log.time.monotonic", lambda: now[0])
+    bar = Bar(Console(file=page), "training", 10)
+    with bar:
+        now[0] += 4.0
+        bar.update(2)
+        with bar.aside("held-out loss, batch") as progress:
+            for i in range(3):
+                progress(i, 8)
+                now[0] += 30.0
+        assert bar.rate() == 0.5 and "0:16 left" in bar.line()
+    assert page.getvalue().splitlines() == [
+        "training 2/10  held-out loss, batch 1/8",
+        "training 2/10  held-out loss, batch 2/8",
+        "training 2/10  2 s each  0:16 left",
+    ]
+
+
 @pytest.mark.parametrize("ramp", [True, False])
 def test_the_average_has_its_closed_form(ramp):
     """ema_k = d_k ema_{k-1} + (1 - d_k) params_k with d_k = min(0.5, (1 + k) / (10 + k)), k = 0, 1, ..."""

@@ -1,7 +1,7 @@
 """Data: one module a source, one stateless `batch` over all of them, and the scalings for the network."""
 
 from scoregen.data.cifar10 import cifar10
-from scoregen.data.dataset import Dataset, hold_out
+from scoregen.data.dataset import Dataset, hold_out, read_array
 from scoregen.data.digits import digits
 from scoregen.data.points import checkerboard, mixture, moons, swissroll, two_modes
 from scoregen.data.scaling import SCALINGS, Centered, Identity, Unit, random_flip
@@ -30,6 +30,7 @@ __all__ = [
     "mixture",
     "moons",
     "random_flip",
+    "read_array",
     "swissroll",
     "two_modes",
 ]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -93,10 +94,26 @@ class Dataset:
         return self.train[self.indices(seed, step, size)]
 
 
+def read_array(path: str) -> np.ndarray:
+    """The array in a .npy file.
+
+    Raises UsageError if none is named, or what is there is no such file or is cut short, and OSError if it is not
+    there.
+    """
+    if not path:
+        raise UsageError("no file is named to read the data from: say --config.data.dir=FILE.npy")
+    with Path(path).expanduser().open("rb") as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError:
+            raise UsageError(f"{path} is no whole .npy file of numbers: write it anew, with np.save") from None
+
+
 def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels: np.ndarray | None = None) -> Dataset:
     """Split `examples` `[N, ...]` by a seeded permutation: round(fraction * N) of them become `test`.
 
-    Raises UsageError where one of the two sides would be empty, and as Dataset does.
+    Raises UsageError where one of the two sides would be empty, and as Dataset does, but for rows that are not finite,
+    whose index is that in `examples`.
 
     >>> data = hold_out("line", np.arange(10, dtype=np.float32)[:, None], fraction=0.2, seed=0)
     >>> len(data.train), len(data.test)
@@ -113,6 +130,8 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
         raise UsageError(f"{name}: seed={seed} must not be negative")
     if labels is not None and len(labels) != n:
         raise UsageError(f"{name}: {len(labels)} labels for {n} examples: each example needs one")
+    if isinstance(examples, np.ndarray):
+        _check_finite(name, examples)  # before they are shuffled: the index is that in the person's own data
     order = np.random.default_rng(seed).permutation(n)
     test, train = order[:cut], order[cut:]
     pick = (lambda index: None) if labels is None else (lambda index: labels[index].astype(np.int32))
@@ -124,6 +143,16 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
+def _check_finite(what: str, x: np.ndarray) -> None:
+    if x.dtype == np.float32 and x.ndim == 2:
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if bad.size:
+            raise UsageError(
+                f"{what} has {bad.size} of {len(x)} rows with NaN or infinite values, the first at "
+                f"index {bad[0]}: drop or mend them"
+            )
+
+
 def _check(what: str, x: np.ndarray, labels: np.ndarray | None) -> None:
     if not isinstance(x, np.ndarray):
         raise UsageError(f"{what} is a {type(x).__name__}, not a numpy array: pass np.asarray(...)")
@@ -133,13 +162,7 @@ def _check(what: str, x: np.ndarray, labels: np.ndarray | None) -> None:
         )
     if x.size == 0:
         raise UsageError(f"{what} is empty (shape {x.shape}): pass at least one example")
-    if x.dtype == np.float32:
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        if bad.size:
-            raise UsageError(
-                f"{what} has {bad.size} of {len(x)} rows with NaN or infinite values, the first at "
-                f"index {bad[0]}: drop or mend them"
-            )
+    _check_finite(what, x)
     if labels is not None:
         kind = getattr(labels, "dtype", type(labels).__name__)
         if kind != np.dtype(np.int32) or labels.shape != (len(x),):

@@ -19,32 +19,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import flags as absl_flags
 from ml_collections import config_flags
 from rich.console import Console
 
 from scoregen import config as config_lib
-from scoregen.command import answer, say, say_presets
+from scoregen.command import answer, name_of, say, say_presets
 from scoregen.config import Config
-from scoregen.design.figure import sampled_distances, save_figure
-from scoregen.design.preset import present, preset_text, settings, with_settings
-from scoregen.design.techniques import (
-    BLOCK,
-    COARSEST,
-    Levels,
-    coverage,
-    design,
-    distance_bounds,
-    ratio,
-    settled,
-    step_size,
-)
 from scoregen.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.table import Table
 
+    from scoregen.design.techniques import Levels
     from scoregen.experiment import Experiment
 
 # Products that the search for the largest distance may take: two minutes on two CPU cores that others use too.
@@ -63,7 +51,7 @@ def _help(console: Console) -> None:
     say(console, "--sigma_min=0.01  the least noise, in the units of the scaled data ([0, 1] or [-1, 1] for images)")
     say(console, "--steps=5         Langevin steps at each level")
     say(console, "--overlap=0.5     how much of one level lies where the next does: more means more levels")
-    say(console, "--out=DIR         where the preset and the figure go (runs/design)")
+    say(console, "--out=DIR         where the preset and the figure go (runs/design), named after what was changed")
 
 
 def _design(argv: Sequence[str], console: Console) -> int:
@@ -82,12 +70,19 @@ def _design(argv: Sequence[str], console: Console) -> int:
     if not 0 < overlap < 1:
         raise UsageError(f"--overlap={overlap}: a number between 0 and 1 is needed")
     folder = Path(folder).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out={folder} is a file, a folder is needed")
 
     # Here and not above: a wrong flag is answered before JAX is loaded.
+    from scoregen.design.figure import sampled_distances, save_figure
+    from scoregen.design.preset import present, preset_text, settings, with_settings
+    from scoregen.design.techniques import Levels, design, distance_bounds
     from scoregen.experiment import assemble
 
-    # What a run would refuse is refused here. It depends on no number of the levels, which are not known yet.
-    experiment = assemble(with_settings(config, settings(Levels(1.0, 2.0, 2, 1.0, steps))))
+    # What a run would refuse is refused here. It depends on no number of the levels, which are not known yet; and how
+    # samples are judged is no business of a design.
+    unjudged = {"eval.samples": 2, "eval.at_end": False}
+    experiment = assemble(with_settings(config, settings(Levels(1.0, 2.0, 2, 1.0, steps)) | unjudged))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,19 +110,21 @@ def _design(argv: Sequence[str], console: Console) -> int:
     original = config_lib.load(base)
     differ = config_lib.changes(original, with_settings(config, settings(found)))
     command = ["python", "-m", "scoregen.run", f"--config={base}", *(_flag(key, value) for key, _, value in differ)]
-    preset, figure = folder / f"{config.name}_designed.py", folder / f"{config.name}_designed.png"
     own = {key: value for key, _, value in config_lib.changes(original, config) if key not in settings(found)}
     now = present(config)
+    say(console, "")
+    console.print(_table(config, what, dims, found, now, (low, high), overlap), soft_wrap=False)
+    say(console, "\nTo train with it:\n")
+    say(console, shlex.join(command))
+
+    changed = [(name, asked[name]) for name in ("sigma_min", "steps", "overlap") if asked[name] != flags[name].default]
+    name = name_of(config.name, [*own.items(), *changed])
+    preset, figure = folder / f"{name}_designed.py", folder / f"{name}_designed.png"
     try:
         preset.write_text(preset_text(base, preset, what, found, own), encoding="utf-8")
         save_figure(figure, sampled_distances(x), dims, found, now)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
-
-    say(console, "")
-    console.print(_table(config, what, dims, found, now, (low, high), overlap), soft_wrap=False)
-    say(console, "\nTo train with it:\n")
-    say(console, shlex.join(command))
     say(console, f"\nor, which is the same: python -m scoregen.run --config={shlex.quote(str(preset))}")
     say(console, f"The figure: {figure}")
     return 0
@@ -139,7 +136,9 @@ def examples(experiment: Experiment) -> np.ndarray:
     What the scaling adds of noise is that of the configuration's seed, the same whatever the machine.
     """
     import jax
+    import numpy as np
 
+    from scoregen.design.techniques import BLOCK
     from scoregen.process import example_keys, fold_keys
 
     raw = experiment.dataset.train
@@ -172,6 +171,8 @@ def _table(
     """What was found, what the configuration has, and why, a line each."""
     from rich.table import Table
 
+    from scoregen.design.techniques import COARSEST, coverage, ratio, settled, step_size
+
     low, high = distance
     far = f"no two examples are farther apart than {low:.4g}"
     if high > low:
@@ -199,7 +200,11 @@ def _table(
             lambda it: coverage(dims, it.gamma),
             "so much of a level's noise lies where the next noisier level's does",
         ),
-        ("levels", lambda it: it.levels, "the fewest from sigma_max to sigma_min at that ratio"),
+        (
+            "levels",
+            lambda it: it.levels,
+            "the fewest at that ratio: rounded up, which makes the ratio a little less",
+        ),
         ("steps", lambda it: it.steps, "as asked for, at each level; as many as time allows"),
         (
             "step_size",

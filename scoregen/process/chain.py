@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from scoregen.process.kernel import Process, check_data_std, covers, draw
+from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas, covers, draw
 
 
 @jax.tree_util.register_dataclass
@@ -182,13 +182,12 @@ def ncsn(
     N(0, sigma_max^2 + data_std^2).
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max, levels >= 2, data_std >= 0 and start is one of the two.
+        ValueError: unless 0 < sigma_min < sigma_max < inf, levels >= 2, data_std >= 0 and start is one of the two.
 
     >>> ncsn(0.01, 1.0, 3).sigmas.tolist()
     [0.009999999776482582, 0.10000000149011612, 1.0]
     """
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")
+    check_sigmas(sigma_min, sigma_max)
     if start not in ("normal", "uniform"):
         raise ValueError(f"start={start!r}: 'normal' or 'uniform' is needed")
     _check_levels(levels, "levels")
@@ -208,6 +207,7 @@ def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9
     """
     table = np.asarray(values, np.float64)
     _check_levels(table.size, "the number of betas")
+    check_finite(betas=values)
     if not ((table > 0) & (table < 1)).all():
         raise ValueError(f"betas {values}: numbers between 0 and 1 are needed")
     return _variance_preserving(table)
@@ -217,13 +217,14 @@ def sigmas(values: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), data_st
     """A variance-exploding chain with these sigmas, in rising order: x_t = x_0 + sigma_t eps.
 
     Raises:
-        ValueError: unless there are two or more, positive and rising, and data_std >= 0.
+        ValueError: unless there are two or more, positive, finite and rising, and data_std >= 0.
 
     >>> sigmas((0.1, 2.0)).sigmas.tolist()
     [0.1, 2.0]
     """
     table = np.asarray(values, np.float64)
     _check_levels(table.size, "the number of sigmas")
+    check_finite(sigmas=values)
     check_data_std(data_std)
     if table[0] <= 0 or (np.diff(table) <= 0).any():
         raise ValueError(f"sigmas {values}: positive numbers in rising order are needed")

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import ndtr, ndtri
 
-from scoregen.process.kernel import Process, check_data_std, covers
+from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas, covers
 
 T = TypeVar("T", bound=type)
 
@@ -106,6 +106,7 @@ class _LinearBeta(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_finite(beta_min=self.beta_min, beta_max=self.beta_max)
         if not 0 < self.beta_min <= self.beta_max:
             raise ValueError(f"beta_min={self.beta_min}, beta_max={self.beta_max}: 0 < beta_min <= beta_max is needed")
 
@@ -197,6 +198,7 @@ class CosineVP(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_finite(offset=self.offset)
         if not self.offset >= 0:
             raise ValueError(f"offset={self.offset}: 0 or more is needed")
 
@@ -235,7 +237,7 @@ class VE(Continuous):
     As in the paper's code the kernel has the variance sigma(t)^2, not sigma(t)^2 - sigma_min^2.
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max, 0 < t_min < t_max <= 1 and data_std >= 0.
+        ValueError: unless 0 < sigma_min < sigma_max < inf, 0 < t_min < t_max <= 1 and data_std >= 0.
 
     >>> VE(0.01, 50.0).sigma(jnp.array([0.0, 1.0])).tolist()
     [0.01, 50.0]
@@ -249,7 +251,7 @@ class VE(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sigmas(self.sigma_min, self.sigma_max)
+        check_sigmas(self.sigma_min, self.sigma_max)
 
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)
@@ -270,7 +272,7 @@ class EDM(Continuous):
     theirs too (eq. 5): evenly spaced in sigma^(1/rho).
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max, std > 0, rho > 0 and data_std >= 0.
+        ValueError: unless 0 < sigma_min < sigma_max < inf, std > 0, rho > 0 and data_std >= 0.
 
     >>> EDM().grid(3).tolist()
     [80.0, 2.515, 0.002]
@@ -284,8 +286,9 @@ class EDM(Continuous):
     data_std: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_sigmas(self.sigma_min, self.sigma_max)
+        check_sigmas(self.sigma_min, self.sigma_max)
         check_data_std(self.data_std)
+        check_finite(mean=self.mean, std=self.std, rho=self.rho)
         for name in ("std", "rho"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: a positive number is needed")
@@ -366,8 +369,3 @@ class Flow(Continuous):
 
     def time(self, logsnr: Array) -> Array:
         return jnp.clip(jax.nn.sigmoid(-0.5 * logsnr), self.t_min, self.t_max)
-
-
-def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")

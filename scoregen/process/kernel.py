@@ -143,10 +143,25 @@ class Process(abc.ABC):
         return self.spread(draw(jax.random.uniform, key, shape))
 
 
+def check_finite(**values: float | tuple[float, ...]) -> None:
+    """Raises ValueError, naming it, if one is infinite or NaN: of such levels the figures are, too."""
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name}={value}: finite numbers are needed")
+
+
 def check_data_std(data_std: float) -> None:
-    """Raises ValueError if it is negative."""
+    """Raises ValueError if it is negative, or no number."""
+    check_finite(data_std=data_std)
     if not data_std >= 0:
         raise ValueError(f"data_std={data_std}: 0 or more is needed")
+
+
+def check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    """Raises ValueError unless 0 < sigma_min < sigma_max, and both are finite."""
+    check_finite(sigma_min=sigma_min, sigma_max=sigma_max)
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")
 
 
 def covers(process: Process, logsnr: Array) -> np.ndarray:

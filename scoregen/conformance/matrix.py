@@ -1,9 +1,5 @@
 """The conformance matrix: every process x target x objective against closed forms, as one table.
 
-    python -m scoregen.conformance                     the whole matrix, in some minutes
-    python -m scoregen.conformance --small             one target for each process and objective
-    python -m scoregen.conformance --out=matrix.md     and write it down
-
 What a cell means. On data whose exact denoiser is known, the network is that denoiser plus an error with parameters
 theta, and gives what the target asks for, spelled out anew from the papers (`OUTPUTS`), not taken from the rows under
 test. The exact denoiser is the conditional mean, so whatever the objective is, at every noise level
@@ -22,24 +18,16 @@ true one. Beside it stands a letter for what is refused, with the reason below t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from rich.console import Console
 
-from scoregen.command import answer, say
 from scoregen.denoiser import TARGETS, Predict, denoiser
-from scoregen.errors import UsageError
-from scoregen.log import Bar
 from scoregen.losses import DSM, FDSSM, ISM, SSM, VLB, X0MSE, EpsilonMSE, FlowMatching, Hybrid, Loss
 from scoregen.oracle import Mixture, gaussian
 from scoregen.process import PROCESSES, Noised, Process, example_keys, rows
@@ -297,56 +285,21 @@ def table(cells: Sequence[Cell]) -> str:
     for cell in cells:
         text = reasons[cell.refused] if cell.refused else f"{'' if cell.passed else 'FAILED '}{cell.error:.0e}"
         by_row.setdefault((cell.process, cell.target), {})[cell.objective] = text
-    lines = [
+    matrix = [
         f"| process | target | {' | '.join(OBJECTIVES)} |",
         f"|---|---|{'---|' * len(OBJECTIVES)}",
         *(f"| {p} | {t} | {' | '.join(row.get(o, '') for o in OBJECTIVES)} |" for (p, t), row in sorted_rows(by_row)),
-        "",
-        *(f"{letter}. {reason}" for reason, letter in reasons.items()),
     ]
-    return "\n".join(lines) + "\n"
+    refused = [f"{letter}. {reason}" for reason, letter in reasons.items()]
+    notes = [
+        "`ssm-vr` is the loss `ssm` as it is by default; `ssm` is that with --config.loss.ssm.variance_reduced=false."
+    ]
+    if any(len(row) < len(OBJECTIVES) for row in by_row.values()):
+        notes.append("A blank was not tried: --small takes one target for each process and objective.")
+    return "\n\n".join("\n".join(part) for part in (matrix, refused, notes) if part) + "\n"
 
 
 def sorted_rows(by_row: dict[tuple[str, str], dict[str, str]]) -> list[tuple[tuple[str, str], dict[str, str]]]:
     """In the order of the tables, whatever order the cells came in."""
     order = list(itertools.product(PROCESSES, TARGETS))
     return sorted(by_row.items(), key=lambda item: order.index(item[0]))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see python -m scoregen.conformance --help")
-
-
-def _run(argv: list[str], console: Console) -> int:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
-    if options.out is not None:
-        options.out.touch()  # what cannot be written is said now, and not after minutes
-    chosen, cells = combinations(options.small), []
-    with Bar(console, "checking, cell", len(chosen)) as bar:
-        for i, combination in enumerate(chosen):
-            cells.append(check(*combination))
-            if not cells[-1].passed:
-                found = f"{cells[-1].error:.2e}, where {cells[-1].allowed:.0e} is allowed"
-                say(console, f"FAILED {' x '.join(combination)}: {found}")
-            bar.update(i + 1)
-    text = table(cells)
-    say(console, text)
-    if options.out is not None:
-        options.out.write_text(text)
-    ran = [cell for cell in cells if cell.refused is None]
-    failed = sum(not cell.passed for cell in ran)
-    say(console, f"{len(cells)} cells: {len(ran) - failed} passed, {failed} failed, {len(cells) - len(ran)} refused")
-    return int(failed > 0)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the matrix; 1 if a cell failed."""
-    return answer(argv, _run, lambda console: say(console, __doc__ or ""), bare=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
