@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from scoregen.config import Config, choice
 from scoregen.data import SCALINGS, SOURCES
 from scoregen.guidance import X0S
+from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES
@@ -70,4 +71,7 @@ def get_config() -> Config:
     config.eval = ConfigDict()
     config.eval.samples = 1000  # that the distances are computed from
     config.eval.at_end = True  # compute them at the end of training, not only by --mode=eval
+    config.eval.likelihood = choice(LIKELIHOODS, "both")  # what --mode=likelihood computes: both, ode, bound
+    config.eval.likelihood.examples = 64  # held-out ones, or all that there are
+    config.eval.likelihood.batch = 64  # examples at a time
     return config

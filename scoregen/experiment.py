@@ -230,6 +230,9 @@ def _refuse_nonsense(experiment: Experiment) -> None:
     for name in ("batch", "images"):
         if config.sampler[name] < 1:
             raise UsageError(f"config.sampler.{name}={config.sampler[name]}: at least 1 is needed")
+    for name, least in (("examples", 2), ("batch", 1)):
+        if (given := config.eval.likelihood[name]) < least:
+            raise UsageError(f"config.eval.likelihood.{name}={given}: at least {least} is needed")
     if not 2 <= config.eval.samples <= len(experiment.dataset.train):
         raise UsageError(
             f"config.eval.samples={config.eval.samples}: 2 to {len(experiment.dataset.train)} are needed, the size of "

@@ -17,7 +17,7 @@ import numpy as np
 
 from scoregen.data import Dataset
 from scoregen.experiment import Experiment
-from scoregen.judge import Verdict
+from scoregen.judge import Measured, Verdict
 from scoregen.log import MetricsLog
 
 if TYPE_CHECKING:
@@ -252,4 +252,32 @@ def save_verdicts(path: Path, experiment: Experiment, step: int, verdicts: Seque
     }
     rows = [{k: v for k, v in vars(verdict).items() if v not in (None, "")} for verdict in verdicts]
     path.write_text(json.dumps(how | {"distances": rows}, indent=2) + "\n")
+    return path
+
+
+def tell(measured: Measured) -> str:
+    """A likelihood in words.
+
+    >>> tell(Measured("ode", 3.0, 0.1, 0.02, "bits/dim", 60.0))
+    '3.0000 +- 0.1000 bits/dim; +- 0.0200 by its own draws; 60 steps an example'
+    """
+    text = f"{measured.value:.4f} +- {measured.error:.4f} {measured.unit}"
+    text += f"; +- {measured.own:.4f} by its own draws" if measured.own else ""
+    return text + (f"; {measured.steps:.0f} steps an example" if measured.steps else "")
+
+
+def save_likelihoods(path: Path, experiment: Experiment, step: int, found: Sequence[Measured], count: int) -> Path:
+    """The likelihoods as JSON, with how they were come by: step, seed, number of examples, options, scaling."""
+    config = experiment.config
+    how = {
+        "config": config.name,
+        "step": step,
+        "seed": config.seed,
+        "examples": count,
+        "options": config.eval.likelihood.to_dict(),
+        "process": config.sampler.process.name,
+        "x0": config.sampler.x0.name,
+        "scaling": config.scaling.name,
+    }
+    path.write_text(json.dumps(how | {"likelihoods": [vars(measured) for measured in found]}, indent=2) + "\n")
     return path

@@ -127,6 +127,24 @@ def unsuited(process: Process, predictor: Predictor, corrector: Corrector, *, de
     return None
 
 
+def unlikely(process: Process) -> str | None:
+    """Why nothing sampled under `process` has a likelihood, by the ODE or by the bound, or None if it has.
+
+    >>> from scoregen.process import ncsn
+    >>> unlikely(ncsn())
+    >>> print(unlikely(ncsn(start="uniform")))
+    sampling starts from a uniform law, outside of which nothing has a likelihood, and x at the noisiest level ...
+    """
+    if getattr(process, "start", "normal") == "uniform":
+        return (
+            "sampling starts from a uniform law, outside of which nothing has a likelihood, and x at the noisiest "
+            "level is nearly always outside: evaluate it from a normal start, without training again, by "
+            "--config.sampler.process.name=ncsn with the options of config.process.ncsn below "
+            "--config.sampler.process.ncsn, but start=normal"
+        )
+    return None
+
+
 def _of_the_bound(
     process: Process, loss: Loss, weighted: bool, learned_variance: bool, log_variance: bool, times: TimeLaw | None
 ) -> str | None:

@@ -41,6 +41,7 @@ MODES = {
     "sample": "draw --config.sampler.images samples from the workdir's newest checkpoint",
     "eval": "judge --config.eval.samples samples from the workdir's newest checkpoint",
     "trajectory": "draw as sample does, up to 400 points or 16 images, and show x and x0 on the way, as PNG and GIF",
+    "likelihood": "how likely --config.eval.likelihood.examples held-out examples are under the newest checkpoint",
 }
 # What may differ between the run that trained a workdir and this one: it does not change what was trained.
 FREE = (
@@ -124,7 +125,9 @@ def _run(argv: Sequence[str], console: Console) -> int:
         run = Run(experiment, workdir, mode, console, signals, again=f"python -m scoregen.run {shlex.join(argv)}")
         try:
             step, params = run.train() if mode == "train" else run.restore()
-            return _ended(signals) if signals() else run.show(step, params)
+            if signals():
+                return _ended(signals)
+            return run.weigh(step, params) if mode == "likelihood" else run.show(step, params)
         except OSError as error:
             error.filename = error.filename or str(workdir)  # a write to an open file that fails does not say where
             raise
@@ -364,14 +367,44 @@ class Run:
         unit = getattr(self.experiment.loss, "unit", "")
         return f"loss {self.config.loss.name}" + {"bits": ", bits/dim", "nats": ", nats"}.get(unit, "")
 
+    def weigh(self, step: int, params: Any) -> int:
+        """Compute the likelihood of held-out data, and close with the table. Returns the exit code."""
+        from scoregen import report
+        from scoregen.judge import likelihoods
+        from scoregen.log import Bar
+
+        config, options = self.config, self.config.eval.likelihood
+        count = min(options.examples, len(self.experiment.dataset.test))
+        kinds = 2 if options.name == "both" else 1
+        with Bar(self.console, f"likelihood of {count}, {options.name}", kinds * count) as bar:
+            work = lambda: likelihoods(self.experiment, params, bar.update)  # noqa: E731
+            found = self.signals.watch(work)
+        if found is None:
+            self.say(f"stopped; the training is saved. To begin again: {self.again}")
+            return _ended(self.signals)
+        path = report.save_likelihoods(self.workdir / "likelihood.json", self.experiment, step, *found)
+        other = "" if config.sampler.process.name == "trained" else f", as {config.sampler.process.name}"
+        held = "" if config.sampler.x0.name == "free" else f", x0 held by {config.sampler.x0.name}"
+        what = [*self.trained(step, params), ("evaluated", f"{found[1]:,} held-out examples{other}{held}")]
+        what += [(measured.name, report.tell(measured)) for measured in found[0]]
+        self.console.print()
+        self.console.print(report.table(f"{config.name}: {self.mode}", what, [], [path]))
+        return 0
+
     def summary(self, step: int, params: Any, count: int) -> list[tuple[str, str]]:
         """What was trained and how it was sampled, as rows of the table."""
         from scoregen.train import levels
 
-        config, sampler = self.config, self.config.sampler
+        sampler = self.config.sampler
         moves = (sampler.predictor, self.experiment.predictor), (sampler.corrector, self.experiment.corrector)
         parts = [f"{section.name}{_changed(move)}" for section, move in moves if section.name != "none"]
         other = "" if sampler.process.name == "trained" else f", as {sampler.process.name}"
+        sampled = f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels{self.asked()}"
+        return [*self.trained(step, params), ("sampled", sampled)]
+
+    def trained(self, step: int, params: Any) -> list[tuple[str, str]]:
+        """What was trained, as rows of the table."""
+        config = self.config
         net = f"{config.net.name}, {_size(params):,} parameters"
         trained, weighting = [config.loss.name], getattr(self.experiment.loss, "by", None)
         if weighting is not None:
@@ -385,7 +418,6 @@ class Run:
             ("trained", f"{', '.join(trained)} on {config.data.name}, {step:,} steps of {config.train.batch}"),
             ("network", f"{net}, gives {gives}, knows {config.net.condition}"),
             ("process", f"{config.process.name}, {_extent(self.experiment.process)}"),
-            ("sampled", f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels{self.asked()}"),
         ]
 
 

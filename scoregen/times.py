@@ -133,8 +133,12 @@ class _Importance(TimeLaw):
         """P_j, `[M]`, all positive."""
 
     def __call__(self, process: Process, known: Any, key: Array, count: int) -> Drawn:
-        histogram = self.histogram(process, known)
         which, where = (draw(jax.random.uniform, k, (count,)) for k in split_keys(example_keys(key, count), 2))
+        return self.at(process, known, which, where)
+
+    def at(self, process: Process, known: Any, which: Array, where: Array) -> Drawn:
+        """What two numbers of [0, 1) draw: `which` `[B]` is the quantile over the bins, `where` `[B]` within one."""
+        histogram = self.histogram(process, known)
         total = jnp.cumsum(histogram)
         index = jnp.minimum(jnp.searchsorted(total, which * total[-1], side="right"), histogram.size - 1)
         # Of a chain's bin the middle, which no rounding takes to the next.

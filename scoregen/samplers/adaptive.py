@@ -15,9 +15,10 @@ from scoregen.process import Process
 
 
 def solve(field: Callable[[Array, Any], Any], state: Any, begin: Array, end: Array, rtol: float, atol: float) -> Any:
-    """The state at time `end` of d state / dt = field(t, state), one example's, from that at `begin`.
+    """The state at time `end` of d state / dt = field(t, state), one example's, from that at `begin`, and the steps.
 
-    By Tsitouras's 5(4) Runge-Kutta method with a step that keeps the local error below atol + rtol |state|.
+    By Tsitouras's 5(4) Runge-Kutta method with a step that keeps the local error below atol + rtol |state|. Where no
+    step is short enough, the state is nan.
     """
     import diffrax  # takes a second to import
 
@@ -32,8 +33,11 @@ def solve(field: Callable[[Array, Any], Any], state: Any, begin: Array, end: Arr
         saveat=diffrax.SaveAt(t1=True),
         max_steps=100_000,
         adjoint=diffrax.ForwardMode(),
+        throw=False,
     )
-    return jax.tree.map(lambda leaf: leaf[0], solution.ys)
+    reached = solution.result == diffrax.RESULTS.successful
+    state = jax.tree.map(lambda leaf: jnp.where(reached, leaf[0], jnp.nan), solution.ys)
+    return state, solution.stats["num_steps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,4 +67,4 @@ class Adaptive:
             return velocity(process, predict, x[None], t[None])[0]
 
         t, s = (time.astype(x.dtype) for time in (t, s))
-        return jax.vmap(lambda x, t, s: solve(field, x, t, s, self.rtol, self.atol))(x, t, s)
+        return jax.vmap(lambda x, t, s: solve(field, x, t, s, self.rtol, self.atol)[0])(x, t, s)

@@ -497,6 +497,40 @@ MUTATIONS = [
                 "middle + half * jnp.clip(u, -s, s)",
                 "the dynamic threshold's scale",
             ),
+        "likelihood.py": [
+            ("return -nats / (dims * math.log(2))", "return -nats / dims", "nats for bits"),
+            ("-0.5 * jnp.sum(z**2, 1) - z.shape[1]", "-0.5 * jnp.sum(z**2, 1) + z.shape[1]", "the prior's constant"),
+            ("* (draw(jax.random.uniform, spread", "* 0 * (draw(jax.random.uniform, spread", "bytes not spread out"),
+            (
+                "self.at_the_end(process, predict, directions, alpha * x0, top)",
+                "self.at_the_end(process, predict, directions, x0, top)",
+                "the datum not where its mean is",
+            ),
+            ("* (jnp.log(alpha) + math.log", "* (-jnp.log(alpha) + math.log", "the sign of D log alpha"),
+            ("+ math.log(self.width)))", "- math.log(self.width)))", "the sign of a byte's width by the ODE"),
+            ("(cos * found.eps - sin * found.x0)", "(cos * found.eps + sin * found.x0)", "the sign of x0 in the ODE"),
+            ("rows(size, y[None]) * y[None]", "y[None]", "the network shown normalised x"),
+            ("return v, jnp.sum(w * along)", "return v, jnp.sum(along)", "the directions not multiplied again"),
+            ("2 * (jnp.log(cos) - jnp.log(sin))", "jnp.log(cos) - jnp.log(sin)", "SNR's root in the ODE's time"),
+            (
+                "+ dims * jnp.log(most / least)",
+                "- dims * jnp.log(most / least)",
+                "the sign of D log of the size",
+            ),
+            ("start + integrals.mean(1), error", "start - integrals.mean(1), error", "the sign of the divergence"),
+            ("/ math.sqrt(self.probes)", "/ self.probes", "the error over directions without its root"),
+            ("len(x), self.probes, *x.shape[1:]", "1, self.probes, *x.shape[1:]", "one draw of directions for all"),
+            ("u = (stratum.astype(x0.dtype) +", "u = (0.5 * stratum.astype(x0.dtype) +", "half of the strata"),
+            ("losses = drawn.weight.astype(x0.dtype) * loss(", "losses = loss(", "the weights of the times left out"),
+            ("0.25 * (first - second) ** 2", "0.5 * (first - second) ** 2", "a factor 2 in the bound's variance"),
+            ("LogLikelihood(-total / strata", "LogLikelihood(total / strata", "the sign of the bound"),
+            ("jnp.sqrt(square) / strata", "jnp.sqrt(square / strata)", "the bound's error not that of the mean"),
+            (
+                'VLB(self.bins, "nats", self.variance, self.width)',
+                'VLB(self.bins, "nats")',
+                "options not handed on",
+            ),
+            ("split_keys(fold_keys(keys, stratum), 2)", "split_keys(keys, 2)", "the same noise in every stratum"),
         ],
     }.items()
     for old, new, meaning in changes
@@ -515,6 +549,7 @@ TESTS = {
     "losses/bound": ["test_bound.py", "test_conformance.py"],
     "losses/weightings": ["test_weightings.py"],
     "times": ["test_times.py"],
+    "likelihood": ["test_likelihood.py"],
 }
 
 
