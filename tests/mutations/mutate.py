@@ -497,6 +497,7 @@ MUTATIONS = [
                 "middle + half * jnp.clip(u, -s, s)",
                 "the dynamic threshold's scale",
             ),
+        ],
         "likelihood.py": [
             ("return -nats / (dims * math.log(2))", "return -nats / dims", "nats for bits"),
             ("-0.5 * jnp.sum(z**2, 1) - z.shape[1]", "-0.5 * jnp.sum(z**2, 1) + z.shape[1]", "the prior's constant"),
