@@ -36,8 +36,8 @@ def pyplot() -> Any:
     return pyplot
 
 
-def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
-    """Write uint8 images `[N, H, W, C]` as one PNG of about `side` pixels, in a grid near to square.
+def save_grid(path: Path, images: np.ndarray, side: int = 640, columns: int | None = None) -> Path:
+    """Write uint8 images `[N, H, W, C]` as one PNG of about `side` pixels, in a grid near to square, or of `columns`.
 
     Each pixel becomes a block of whole pixels. Images of fewer than 16 pixels a side are interpolated linearly: the
     eye reads a digit of 8x8 pixels as one sees it from afar, and not as a pattern of blocks.
@@ -45,7 +45,7 @@ def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
     from matplotlib.image import imsave
 
     count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
     scale = max(1, side // (columns * (width + 1)))
     gap = max(1, scale // 2)
@@ -57,6 +57,16 @@ def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
         sheet[y : y + height * scale, x : x + width * scale] = block if channels == 3 else block[..., :1]
     imsave(path, sheet)
     return path
+
+
+def save_completed(path: Path, experiment: Experiment, samples: np.ndarray, most: int = 12) -> Path:
+    """Three rows: the first held-out images, what was measured of them, and how the samples complete that."""
+    count, scaling, control = min(most, len(samples)), experiment.scaling, experiment.control
+    assert control is not None
+    clean = experiment.held_out(np.arange(count))
+    seen = control.seen(clean, 0.5 * (scaling.low + scaling.high))
+    lines = [np.asarray(line) for line in (clean, seen, samples[:count])]
+    return save_grid(path, scaling.to_bytes(np.concatenate(lines)), columns=count)
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:

@@ -78,19 +78,30 @@ def restore_average(experiment: Experiment, checkpoints: Checkpoints, best: bool
 
 
 def mean_loss(
-    experiment: Experiment, law: TimeLaw, known: Any, params: Any, raw: Array, keys: Array, dropout: Array | None
+    experiment: Experiment,
+    law: TimeLaw,
+    known: Any,
+    params: Any,
+    raw: Array,
+    keys: Array,
+    dropout: Array | None,
+    labels: Array | None = None,
 ) -> tuple[Array, tuple[Drawn, Array]]:
     """The mean loss of a raw batch, with one key an example `[B]`, and the times drawn and the losses there, `[B]`."""
-    prepare, time_, noise, key = split_keys(keys, 4)
+    prepare, time_, noise, key, label = split_keys(keys, 5)
     x0 = experiment.prepare(raw, prepare)
     drawn = law(experiment.process, known, time_, x0.shape[0])
     noised = perturb(experiment.process, noise, x0, drawn.t)
-    losses = experiment.loss(experiment.process, experiment.predict(params, dropout), noised, key)
+    if labels is not None:
+        labels = experiment.forget(labels, label)
+    losses = experiment.loss(experiment.process, experiment.predict(params, dropout, labels), noised, key)
     return (drawn.weight * experiment.settled(params, losses, drawn.t)).mean(), (drawn, losses)
 
 
-def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """One jitted step (state, raw batch `[B, ...]`) -> (state, metrics); the old state is donated.
+def make_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """One jitted step (state, raw batch `[B, ...]`, its labels `[B]`) -> (state, metrics); the old state is donated.
+
+    Without labels the network is told none.
 
     With `config.train.microbatch` the gradient is added up over parts of the batch: the same step in less memory,
     but for the draws of dropout.
@@ -99,7 +110,7 @@ def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[Train
     optimizer = make_optimizer(train)
     parts = train.batch // (train.microbatch or train.batch)
 
-    def step(state: TrainState, raw: Array) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, raw: Array, labels: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
         noise, dropout = jax.random.split(jax.random.fold_in(jax.random.key(experiment.config.seed), state.step))
         keys = example_keys(noise, train.batch)
 
@@ -112,7 +123,11 @@ def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[Train
             params, total = jax.lax.optimization_barrier((state.params, total))
             loss = functools.partial(mean_loss, experiment, experiment.times, state.times)
             found, grads = jax.value_and_grad(loss, has_aux=True)(
-                params, raw[part], keys[part], jax.random.fold_in(dropout, i)
+                params,
+                raw[part],
+                keys[part],
+                jax.random.fold_in(dropout, i),
+                None if labels is None else labels[part],
             )
             times = experiment.times.update(times, *jax.lax.stop_gradient(found[1]))
             total = jax.tree.map(jnp.add, total, (found[0], grads))
@@ -141,13 +156,17 @@ def make_eval(experiment: Experiment) -> Callable[[Any], float]:
     size = min(64, len(dataset.test))  # and not the training's, so that figures compare whatever that is
     batches = min(512, len(dataset.test)) // size
 
+    labels = dataset.test_labels if experiment.classes else None
+
     @jax.jit
-    def step(params: Any, raw: Array, key: Array) -> Array:
-        return mean_loss(experiment, Own(), (), params, raw, example_keys(key, size), None)[0]
+    def step(params: Any, raw: Array, labels: Array | None, key: Array) -> Array:
+        return mean_loss(experiment, Own(), (), params, raw, example_keys(key, size), None, labels)[0]
 
     def evaluate(params: Any) -> float:
         keys = jax.random.split(jax.random.key(config.seed + 1), batches)
-        losses = [step(params, dataset.test[i * size : (i + 1) * size], keys[i]) for i in range(batches)]
+        parts = [slice(i * size, (i + 1) * size) for i in range(batches)]
+        told = [None if labels is None else labels[part] for part in parts]
+        losses = [step(params, dataset.test[part], *rest) for part, *rest in zip(parts, told, keys, strict=True)]
         return float(np.mean([wait(loss) for loss in losses]))
 
     return evaluate
@@ -156,7 +175,8 @@ def make_eval(experiment: Experiment) -> Callable[[Any], float]:
 def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
     """(params, count, progress=None) -> samples `[count, ...]`, drawn a batch of `config.sampler.batch` at a time.
 
-    Sample i depends on the seed and on i, not on the size of the batches. `progress` is called with the number of
+    Sample i depends on the seed and on i, not on the size of the batches; so does its class, and the held-out example
+    that it completes if `config.sampler.control` says so. `progress` is called with the number of
     levels that are done of `levels * batches`.
     """
     config = experiment.config.sampler
@@ -167,10 +187,10 @@ def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
             listener(int(level))
 
     @jax.jit
-    def draw(params: Any, keys: Array) -> Array:
+    def draw(params: Any, keys: Array, labels: Array | None, clean: Array | None) -> Array:
         return sample(
             experiment.walk,
-            experiment.predict_to_sample(params),
+            experiment.predict_to_sample(params, labels, clean),
             keys,
             (keys.shape[0], *experiment.dataset.shape),
             experiment.predictor,
@@ -189,7 +209,9 @@ def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
         for i in range(batches):
             done = i * levels(experiment)
             told[:] = [lambda level, done=done: progress(done + level)] if progress else []
-            drawn.append(np.asarray(draw(params, keys[i * config.batch : (i + 1) * config.batch])))
+            index = np.arange(i * config.batch, (i + 1) * config.batch)
+            clean = None if experiment.control is None else experiment.held_out(index)
+            drawn.append(np.asarray(draw(params, keys[index], experiment.labels_to_sample(index), clean)))
             jax.effects_barrier()
         return np.concatenate(drawn)[:count]
 
@@ -265,7 +287,7 @@ def fit(
 
     in_flight = None
     while step < train.steps and not stopped():
-        state, metrics = step_fn(state, experiment.dataset.batch(experiment.config.seed, step, train.batch))
+        state, metrics = step_fn(state, *experiment.batch(step))
         step += 1
         # One step runs while the next is prepared, and no more: what the bar shows has happened.
         if in_flight is not None:
