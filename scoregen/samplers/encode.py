@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -76,7 +77,7 @@ def interpolate(
     For priors that are Gaussian about 0, as all but NCSN's uniform one are. At the fractions 0 and 1 it is a and b.
     """
     codes = slerp(encode(process, predict, a, solver), encode(process, predict, b, solver), fraction)
-    return jnp.stack([decode(process, predict, code, solver) for code in codes])
+    return jax.lax.map(lambda code: decode(process, predict, code, solver), codes)
 
 
 def _ends(process: Process, x: Array) -> tuple[Array, Array]:
