@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from scoregen.config import Config, choice
 from scoregen.data import SCALINGS, SOURCES
-from scoregen.guidance import X0S
+from scoregen.guidance import CONTROLS, X0S
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.nets import NETS
@@ -36,6 +36,8 @@ def get_config() -> Config:
     config.weighting = choice(WEIGHTINGS, "own")  # how much each noise level counts; own: as the loss has it
     config.log_variance = False  # scale the loss of each noise level by a variance that is learned
 
+    config.labels = False  # tell the network the class of each example
+    config.label_dropout = 0.1  # how often it is not told, so that it also learns what any example looks like
     config.net = choice(NETS, "unet")
     config.net.condition = "index"  # what tells it the noise level: index, sigma, logsnr
     config.net.centered = True  # show it data of [0, 1] as 2x - 1
@@ -60,6 +62,10 @@ def get_config() -> Config:
     config.sampler.corrector = choice(CORRECTORS, "none")
     config.sampler.grid = choice(GRIDS, "own")  # how the levels to walk are spaced
     config.sampler.x0 = choice(X0S, "free")  # whether the estimates of x0 are held in the range of the data
+    config.sampler.label = -1  # the class to draw; -1: each as often as in the data
+    # eps = eps of any class + guidance (eps of the class - eps of any): 1 is the conditional model, 0 is no class.
+    config.sampler.guidance = 1.0
+    config.sampler.control = choice(CONTROLS, "none")  # of --mode=sample: complete held-out images
     # Sample under another process than the network was trained for (scoregen.denoiser.as_process).
     config.sampler.process = choice({"trained": lambda: None, **PROCESSES}, "trained")
     config.sampler.n = 0  # levels to walk; 0: all of the chain's

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from scoregen.config import Config, build, pick
 from scoregen.data import SCALINGS, SOURCES, Dataset, random_flip
 from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_process, denoiser, input_scale
 from scoregen.errors import UsageError
-from scoregen.guidance import X0S
+from scoregen.guidance import CONTROLS, X0S, ClassifierFree, Control
 from scoregen.losses import LOSSES, WEIGHTINGS, Loss, Weighted
 from scoregen.nets import NETS, LogVariance
 from scoregen.process import PROCESSES, Process, rows, split_keys
@@ -23,6 +24,7 @@ from scoregen.rules import refusal, unsuited
 from scoregen.samplers import (
     CORRECTORS,
     GRIDS,
+    MALA,
     PREDICTORS,
     Ancestral,
     Corrector,
@@ -59,10 +61,12 @@ class Experiment:
     corrector: Corrector
     grid: Grid
     hold_x0: Callable[[Process, Predict], Predict]
+    control: Control | None = None
 
     def init(self, key: Array) -> Any:
         """Fresh parameters: of the network, and of the loss's variance if it is learned."""
-        params = {"net": self.net.init(key, jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1), heads=self.heads)}
+        x, c = jnp.zeros((1, *self.dataset.shape)), jnp.zeros(1)
+        params = {"net": self.net.init(key, x, c, heads=self.heads, **self._told(None, 1))}
         if self.config.log_variance:
             params["log_variance"] = LogVariance().init(jax.random.fold_in(key, 1), jnp.zeros(1))
         return params
@@ -72,14 +76,56 @@ class Experiment:
         """How many outputs the network has for each input."""
         return 2 if self.config.learned_variance else 1
 
+    @property
+    def classes(self) -> int:
+        """How many classes the network is told of; 0: it knows no labels."""
+        labels = self.dataset.train_labels
+        return int(labels.max()) + 1 if self.config.labels and labels is not None else 0
+
+    def _told(self, labels: Array | None, count: int) -> dict[str, Any]:
+        """What the network is told of the classes of so many examples: without labels, that there is none."""
+        if not self.classes:
+            return {}
+        return {"labels": jnp.full(count, self.classes) if labels is None else labels, "classes": self.classes}
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The raw examples `[B, ...]` of a training step, and their labels `[B]` if the network is told of them."""
+        which = self.config.seed, step, self.config.train.batch
+        labels = self.dataset.train_labels if self.classes else None
+        return self.dataset.batch(*which), None if labels is None else labels[self.dataset.indices(*which)]
+
+    def forget(self, labels: Array, keys: Array) -> Array:
+        """Labels `[B]`, of which each is dropped with the probability `config.label_dropout` (Ho & Salimans 2022)."""
+        gone = jax.vmap(lambda key: jax.random.bernoulli(key, self.config.label_dropout))(keys)
+        return jnp.where(gone, self.classes, labels)
+
+    def labels_to_sample(self, index: np.ndarray) -> np.ndarray | None:
+        """The classes of these samples, `[B]`: the one asked for, or that of the example with the same number.
+
+        So they are as frequent as in the data. Of images that are completed it is their own class.
+        """
+        known = self.dataset.train_labels if self.control is None else self.dataset.test_labels
+        if not self.classes or known is None:
+            return None
+        asked = self.config.sampler.label
+        return known[index % len(known)] if asked < 0 else np.full(len(index), asked, np.int32)
+
+    def held_out(self, index: np.ndarray) -> Array:
+        """Held-out examples as the network sees data, `[B, ...]`, from the first again after the last."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.config.seed + 1), index)
+        return self.scaling(self.dataset.test[index % len(self.dataset.test)], keys)
+
     def prepare(self, raw: Array, keys: Array) -> Array:
         """A batch of data as the network is trained on it, `[B, ...]`: scaled, and flipped if asked for."""
         scale, flip = split_keys(keys, 2)
         x0 = self.scaling(raw, scale)
         return random_flip(flip, x0) if self.config.data.flip else x0
 
-    def predict(self, params: Any, dropout: Array | None = None) -> Predict:
-        """The denoiser under `process`; with a key for dropout it is the one in training."""
+    def predict(self, params: Any, dropout: Array | None = None, labels: Array | None = None) -> Predict:
+        """The denoiser under `process`, of the classes `labels` `[B]` or of any.
+
+        With a key for dropout it is the one in training.
+        """
 
         def apply(x: Array, t: Array) -> Array:
             scale = input_scale(self.process, t) if self.config.net.unit_input else None
@@ -90,8 +136,8 @@ class Experiment:
                 x = rows(scale, x) * x
             c = self.condition(self.process, t)
             rngs = {} if dropout is None else {"dropout": dropout}
-            train = dropout is not None
-            return self.net.apply(params["net"], x, c, train=train, heads=self.heads, rngs=rngs)  # pyright: ignore[reportReturnType]
+            told = {"train": dropout is not None, "heads": self.heads} | self._told(labels, len(x))
+            return self.net.apply(params["net"], x, c, rngs=rngs, **told)  # pyright: ignore[reportReturnType]
 
         predict = denoiser(self.process, self.target, apply, self.config.learned_variance)
         return as_energy(self.process, predict) if self.config.energy else predict
@@ -103,12 +149,16 @@ class Experiment:
         u: Any = LogVariance().apply(params["log_variance"], CONDITIONS["logsnr"](self.process, t))
         return losses * jnp.exp(-u) + u
 
-    def predict_to_sample(self, params: Any) -> Predict:
-        """The denoiser under `walk`."""
-        predict = self.predict(params)
+    def predict_to_sample(self, params: Any, labels: Array | None = None, clean: Array | None = None) -> Predict:
+        """The denoiser under `walk`: of the classes `labels` `[B]`, and of what is measured of `clean` `[B, ...]`."""
+        predict = self.predict(params, labels=labels)
+        if labels is not None:
+            predict = ClassifierFree(self.predict(params), self.config.sampler.guidance)(self.process, predict)
         if self.walk is not self.process:
             predict = as_process(predict, self.process, self.walk)
-        return self.hold_x0(self.walk, predict)
+        predict = self.hold_x0(self.walk, predict)
+        # The last, so that what is known stays as it is.
+        return predict if self.control is None or clean is None else self.control(clean)(self.walk, predict)
 
 
 def assemble(config: Config) -> Experiment:
@@ -143,6 +193,7 @@ def assemble(config: Config) -> Experiment:
         corrector=build(CORRECTORS, config.sampler.corrector),
         grid=build(GRIDS, config.sampler.grid),
         hold_x0=build(X0S, config.sampler.x0, low=scaling.low, high=scaling.high),
+        control=build(CONTROLS, config.sampler.control),
         scaling=scaling,
         # Last, since it may read files, or download them.
         dataset=build(SOURCES, config.data, dir=config.data.dir),
@@ -187,6 +238,8 @@ def _refuse_nonsense(experiment: Experiment) -> None:
     reason = unsuited(walk, step, experiment.corrector, density=config.energy)
     if reason is not None:
         raise UsageError(reason)
+    _refuse_labels(experiment)
+    _refuse_control(experiment)
     if isinstance(experiment.corrector, Langevin):
         least = float(walk.sigma(walk.grid()[-1]))
         if experiment.corrector.step_size >= 2 * least**2:
@@ -249,3 +302,69 @@ def _refuse_nonsense(experiment: Experiment) -> None:
     except (ValueError, TypeError, ArithmeticError) as error:
         reason = str(error).strip().partition("\n")[0]  # JAX's own go on for lines
         raise UsageError(f"the network '{config.net.name}' and the data '{config.data.name}': {reason}") from None
+
+
+def _refuse_labels(experiment: Experiment) -> None:
+    config, dataset, sampler = experiment.config, experiment.dataset, experiment.config.sampler
+    if not math.isfinite(sampler.guidance):
+        raise UsageError(f"config.sampler.guidance={sampler.guidance}: a number is needed, 1 for the conditional model")
+    if not config.labels:
+        for name, default in (("guidance", 1.0), ("label", -1)):
+            if sampler[name] != default:
+                raise UsageError(
+                    f"config.sampler.{name}={sampler[name]}: this network knows no classes: train one that does, with "
+                    "--config.labels=true"
+                )
+        return
+    if dataset.train_labels is None or dataset.test_labels is None:
+        raise UsageError(f"config.labels: the data '{config.data.name}' have no labels: say --config.labels=false")
+    (least, most), (least_held, most_held) = (
+        (int(labels.min()), int(labels.max())) for labels in (dataset.train_labels, dataset.test_labels)
+    )
+    if min(least, least_held) < 0 or most_held > most:
+        raise UsageError(
+            f"config.labels: classes count from 0, and each needs an example to train on; '{config.data.name}' has "
+            f"training labels from {least} to {most}, and held-out ones from {least_held} to {most_held}"
+        )
+    if not 0 <= config.label_dropout < 1:
+        raise UsageError(f"config.label_dropout={config.label_dropout}: 0 up to, but not, 1 is needed")
+    if sampler.guidance != 1 and config.label_dropout == 0:
+        raise UsageError(
+            f"config.sampler.guidance={sampler.guidance}: without config.label_dropout nothing was learned of examples "
+            "without a label: train with --config.label_dropout=0.1"
+        )
+    if not -1 <= sampler.label < experiment.classes:
+        raise UsageError(
+            f"config.sampler.label={sampler.label}: the classes are 0 to {experiment.classes - 1}, or -1 for all as in "
+            "the data"
+        )
+
+
+def _refuse_control(experiment: Experiment) -> None:
+    config, walk, control, shape = experiment.config, experiment.walk, experiment.control, experiment.dataset.shape
+    held = config.sampler.x0.name != "free" or control is not None
+    if isinstance(experiment.corrector, MALA) and held:
+        raise UsageError(
+            "the corrector 'mala' needs a density, and estimates of x0 that are clipped or controlled have none: say "
+            "--config.sampler.x0.name=free and --config.sampler.control.name=none, or take the corrector langevin"
+        )
+    if control is None:
+        return
+    name = config.sampler.control.name
+    if not experiment.dataset.is_image:
+        raise UsageError(f"config.sampler.control={name}: it is for images, and '{config.data.name}' are points")
+    try:
+        seen = control.count(shape)
+    except ValueError as error:
+        raise UsageError(f"config.sampler.control={name}: {error}") from None
+    if control.method != "replace" and float(walk.alpha(walk.grid(1))[0]) == 0:
+        raise UsageError(
+            "at its noisiest level this process has alpha = 0, where x says nothing of what was measured: let it begin "
+            f"a little below (--config.process.flow.t_max=0.999), or say --config.sampler.control.{name}.method=replace"
+        )
+    if control.method == "moments" and seen > control.max_measured:
+        raise UsageError(
+            f"config.sampler.control.{name}.method=moments takes one derivative for each of the {seen} measured "
+            "numbers, so a step would cost about as many times as much: take pigdm, or a larger "
+            f"--config.sampler.control.{name}.max_measured"
+        )

@@ -36,22 +36,22 @@ def pyplot() -> Any:
     return pyplot
 
 
-def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
+def save_grid(path: Path, images: np.ndarray, side: int = 640, columns: int | None = None) -> Path:
     """Write uint8 images `[N, H, W, C]` as one PNG, a `sheet` of about `side` pixels."""
     from matplotlib.image import imsave
 
-    imsave(path, sheet(images, side))
+    imsave(path, sheet(images, side, columns))
     return path
 
 
-def sheet(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 images `[N, H, W, C]` as one of about `side` pixels, in a grid near to square, uint8 `[h, w, 3]`.
+def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarray:
+    """uint8 images as one of about `side` pixels, in a grid near to square, or of `columns`, uint8 `[h, w, 3]`.
 
     Each pixel becomes a block of whole pixels. Images of fewer than 16 pixels a side are interpolated linearly: the
     eye reads a digit of 8x8 pixels as one sees it from afar, and not as a pattern of blocks.
     """
     count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
     scale = max(1, side // (columns * (width + 1)))
     gap = max(1, scale // 2)
@@ -62,6 +62,16 @@ def sheet(images: np.ndarray, side: int) -> np.ndarray:
         block = _enlarge(image, scale)
         whole[y : y + height * scale, x : x + width * scale] = block if channels == 3 else block[..., :1]
     return whole
+
+
+def save_completed(path: Path, experiment: Experiment, samples: np.ndarray, most: int = 12) -> Path:
+    """Three rows: the first held-out images, what was measured of them, and how the samples complete that."""
+    count, scaling, control = min(most, len(samples)), experiment.scaling, experiment.control
+    assert control is not None
+    clean = experiment.held_out(np.arange(count))
+    seen = control.seen(clean, 0.5 * (scaling.low + scaling.high))
+    lines = [np.asarray(line) for line in (clean, seen, samples[:count])]
+    return save_grid(path, scaling.to_bytes(np.concatenate(lines)), columns=count)
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:

@@ -114,6 +114,11 @@ def _run(argv: Sequence[str], console: Console) -> int:
     config, changes = config_lib.parse(argv, flags)
     mode = str(flags["mode"].value)
     config_lib.pick(MODES, mode, "--mode")
+    if mode != "sample" and config.sampler.control.name != "none":
+        raise UsageError(
+            f"config.sampler.control={config.sampler.control.name} is for --mode=sample: what is trained or judged are "
+            "draws from nothing"
+        )
     workdir = Path(flags["workdir"].value or Path("runs", _run_name(config.name, changes))).expanduser()
 
     # Here and not above: a wrong flag is answered before JAX is loaded.
@@ -270,6 +275,8 @@ class Run:
         from scoregen import report
 
         shape = self.experiment.dataset.shape
+        if self.experiment.control is not None:
+            return report.save_completed(path, self.experiment, samples)
         if self.experiment.dataset.is_image:
             images = self.experiment.scaling.to_bytes(samples[: self.config.sampler.images])
             return report.save_grid(path, images)

@@ -78,27 +78,45 @@ def restore_average(experiment: Experiment, checkpoints: Checkpoints, best: bool
 
 
 def mean_loss(
-    experiment: Experiment, law: TimeLaw, known: Any, params: Any, raw: Array, keys: Array, dropout: Array | None
+    experiment: Experiment,
+    law: TimeLaw,
+    known: Any,
+    params: Any,
+    raw: Array,
+    keys: Array,
+    dropout: Array | None,
+    labels: Array | None = None,
 ) -> tuple[Array, tuple[Drawn, Array]]:
     """The mean loss of a raw batch, with one key an example `[B]`, and the times drawn and the losses there, `[B]`."""
-    terms, found = losses_of(experiment, law, known, params, raw, keys, dropout)
+    terms, found = losses_of(experiment, law, known, params, raw, keys, dropout, labels)
     return terms.mean(), found
 
 
 def losses_of(
-    experiment: Experiment, law: TimeLaw, known: Any, params: Any, raw: Array, keys: Array, dropout: Array | None
+    experiment: Experiment,
+    law: TimeLaw,
+    known: Any,
+    params: Any,
+    raw: Array,
+    keys: Array,
+    dropout: Array | None,
+    labels: Array | None = None,
 ) -> tuple[Array, tuple[Drawn, Array]]:
     """What `mean_loss` is the mean of, `[B]`, and what else it gives."""
-    prepare, time_, noise, key = split_keys(keys, 4)
+    prepare, time_, noise, key, label = split_keys(keys, 5)
     x0 = experiment.prepare(raw, prepare)
     drawn = law(experiment.process, known, time_, x0.shape[0])
     noised = perturb(experiment.process, noise, x0, drawn.t)
-    losses = experiment.loss(experiment.process, experiment.predict(params, dropout), noised, key)
+    if labels is not None:
+        labels = experiment.forget(labels, label)
+    losses = experiment.loss(experiment.process, experiment.predict(params, dropout, labels), noised, key)
     return drawn.weight * experiment.settled(params, losses, drawn.t), (drawn, losses)
 
 
-def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """One jitted step (state, raw batch `[B, ...]`) -> (state, metrics); the old state is donated.
+def make_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """One jitted step (state, raw batch `[B, ...]`, its labels `[B]`) -> (state, metrics); the old state is donated.
+
+    Without labels the network is told none.
 
     With `config.train.microbatch` the gradient is added up over parts of the batch: the same step in less memory,
     but for the draws of dropout.
@@ -107,7 +125,7 @@ def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[Train
     optimizer = make_optimizer(train)
     parts = train.batch // (train.microbatch or train.batch)
 
-    def step(state: TrainState, raw: Array) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, raw: Array, labels: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
         noise, dropout = jax.random.split(jax.random.fold_in(jax.random.key(experiment.config.seed), state.step))
         keys = example_keys(noise, train.batch)
 
@@ -120,7 +138,11 @@ def make_step(experiment: Experiment) -> Callable[[TrainState, Any], tuple[Train
             params, total = jax.lax.optimization_barrier((state.params, total))
             loss = functools.partial(mean_loss, experiment, experiment.times, state.times)
             found, grads = jax.value_and_grad(loss, has_aux=True)(
-                params, raw[part], keys[part], jax.random.fold_in(dropout, i)
+                params,
+                raw[part],
+                keys[part],
+                jax.random.fold_in(dropout, i),
+                None if labels is None else labels[part],
             )
             times = experiment.times.update(times, *jax.lax.stop_gradient(found[1]))
             total = jax.tree.map(jnp.add, total, (found[0], grads))
@@ -153,9 +175,11 @@ def make_eval(experiment: Experiment) -> Callable[..., float | None]:
     size = min(64, config.train.microbatch or config.train.batch, count)
     batches = -(-count // size)
 
+    labels = dataset.test_labels if experiment.classes else None
+
     @jax.jit
-    def step(params: Any, raw: Array, keys: Array, counts: Array) -> Array:
-        terms = losses_of(experiment, Own(), (), params, raw, keys, None)[0]
+    def step(params: Any, raw: Array, labels: Array | None, keys: Array, counts: Array) -> Array:
+        terms = losses_of(experiment, Own(), (), params, raw, keys, None, labels)[0]
         return jnp.sum(jnp.where(counts, terms, 0.0))
 
     def evaluate(
@@ -170,8 +194,9 @@ def make_eval(experiment: Experiment) -> Callable[..., float | None]:
                 return None
             # The last batch is filled up with the last example, which then does not count: one program serves all.
             at = np.arange(i * size, (i + 1) * size)
-            raw = dataset.test[np.minimum(at, count - 1)]
-            total += wait(step(params, raw, keys[at], at < count))
+            held = np.minimum(at, count - 1)
+            told = None if labels is None else labels[held]
+            total += wait(step(params, dataset.test[held], told, keys[at], at < count))
         return total / count
 
     return evaluate
@@ -180,7 +205,8 @@ def make_eval(experiment: Experiment) -> Callable[..., float | None]:
 def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
     """(params, count, progress=None) -> samples `[count, ...]`, drawn a batch of `config.sampler.batch` at a time.
 
-    Sample i depends on the seed and on i, not on the size of the batches. `progress` is called with the number of
+    Sample i depends on the seed and on i, not on the size of the batches; so does its class, and the held-out example
+    that it completes if `config.sampler.control` says so. `progress` is called with the number of
     levels that are done of `levels * batches`.
     """
     config = experiment.config.sampler
@@ -191,10 +217,10 @@ def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
             listener(int(level))
 
     @jax.jit
-    def draw(params: Any, keys: Array) -> Array:
+    def draw(params: Any, keys: Array, labels: Array | None, clean: Array | None) -> Array:
         return sample(
             experiment.walk,
-            experiment.predict_to_sample(params),
+            experiment.predict_to_sample(params, labels, clean),
             keys,
             (keys.shape[0], *experiment.dataset.shape),
             experiment.predictor,
@@ -213,7 +239,9 @@ def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
         for i in range(batches):
             done = i * levels(experiment)
             told[:] = [lambda level, done=done: progress(done + level)] if progress else []
-            drawn.append(np.asarray(draw(params, keys[i * config.batch : (i + 1) * config.batch])))
+            index = np.arange(i * config.batch, (i + 1) * config.batch)
+            clean = None if experiment.control is None else experiment.held_out(index)
+            drawn.append(np.asarray(draw(params, keys[index], experiment.labels_to_sample(index), clean)))
             jax.effects_barrier()
         return np.concatenate(drawn)[:count]
 
@@ -291,7 +319,7 @@ def fit(
 
     in_flight = None
     while step < train.steps and not stopped():
-        state, metrics = step_fn(state, experiment.dataset.batch(experiment.config.seed, step, train.batch))
+        state, metrics = step_fn(state, *experiment.batch(step))
         step += 1
         # One step runs while the next is prepared, and no more: what the bar shows has happened.
         if in_flight is not None:

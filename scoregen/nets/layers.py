@@ -70,6 +70,15 @@ def dense(features: int, *, scale: float = 1.0, dtype: jnp.dtype | None = None, 
     return nn.Dense(features, kernel_init=fan_average(scale), dtype=dtype, name=name)
 
 
+def label_embedding(labels: jax.Array, classes: int, features: int, dtype: jnp.dtype | None = None) -> jax.Array:
+    """A learned vector for each class and one, the last row, for no label: `[B]` of 0 .. classes -> `[B, features]`.
+
+    Rows start as N(0, I). Called inside a compact module, whose parameter it is.
+    """
+    table = nn.Embed(classes + 1, features, embedding_init=nn.initializers.normal(1.0), dtype=dtype, name="label")
+    return table(labels)
+
+
 def conv(
     features: int, *, stride: int = 1, scale: float = 1.0, dtype: jnp.dtype | None = None, name: str | None = None
 ) -> nn.Conv:

@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoregen.nets.layers import dense, sinusoidal
+from scoregen.nets.layers import dense, label_embedding, sinusoidal
 
 
 class MLP(nn.Module):
     """Residual perceptron conditioned on one number an example.
 
-        e    = swish(dense(sinusoidal(c)))
+        e    = swish(dense(sinusoidal(c)) + embedding(label))         without the label if none are given
         h    = dense(x)
         a, b = dense(e)
         h   += dense(dropout(swish((1 + a) h + b)))        this line and the one before `depth` times
@@ -35,7 +35,8 @@ class MLP(nn.Module):
         `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, ...] (about unit scale) and c
         [B] returns the shape of x, or with `heads` outputs an input, so many times its last axis. It is float32,
         or float64 if x, c or the parameters are (with `jax.enable_x64`). Points of more than one axis are
-        flattened on the way.
+        flattened on the way. With `labels`, integers [B], and the number of `classes`, the network is told the
+        class too; the label `classes` is none.
 
     Raises:
         ValueError: if x has no axis beside B, or c is not [B].
@@ -52,7 +53,15 @@ class MLP(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, train: bool = False, heads: int = 1) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        c: jax.Array,
+        train: bool = False,
+        heads: int = 1,
+        labels: jax.Array | None = None,
+        classes: int = 0,
+    ) -> jax.Array:
         if x.ndim < 2:
             raise ValueError(f"the mlp takes points [B, ...] with at least one axis beside B, not {x.shape}")
         if c.shape != x.shape[:1]:
@@ -60,7 +69,10 @@ class MLP(nn.Module):
         inner = nn.initializers.lecun_normal()
         points = x.reshape(x.shape[0], -1)
         # Half as many units as features: e is mapped to every layer, and would else cost as much as the layers.
-        e = nn.swish(nn.Dense(self.embedding // 2, kernel_init=inner, name="time")(sinusoidal(c, self.embedding)))
+        e = nn.Dense(self.embedding // 2, kernel_init=inner, name="time")(sinusoidal(c, self.embedding))
+        if labels is not None:
+            e = e + label_embedding(labels, classes, self.embedding // 2)
+        e = nn.swish(e)
         h = nn.Dense(self.width, kernel_init=inner, name="in")(points)
         for i in range(self.depth):
             a, b = jnp.split(nn.Dense(2 * self.width, kernel_init=inner, name=f"film{i}")(e), 2, axis=-1)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoregen.nets.layers import GroupNorm, conv, dense, full_precision, sinusoidal, upsample
+from scoregen.nets.layers import GroupNorm, conv, dense, full_precision, label_embedding, sinusoidal, upsample
 
 
 class ResBlock(nn.Module):
@@ -65,9 +65,9 @@ class AttentionBlock(nn.Module):
 class UNet(nn.Module):
     """The network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
 
-    The conditioning value c becomes e = dense(swish(dense(sinusoidal(c)))), of 4 `channels` numbers, which
-    every residual block receives. Level i of the U works at 1 / 2^i of the image's size with
-    `channels * multipliers[i]` channels:
+    The conditioning value c becomes e = dense(swish(dense(sinusoidal(c)))), of 4 `channels` numbers, which every
+    residual block receives; a label adds a vector of its own. Level i of the U works at 1 / 2^i of the image's size
+    with `channels * multipliers[i]` channels:
 
         down    `blocks` residual blocks a level, then (but for the last level) a convolution of stride 2;
                 every output is kept
@@ -92,7 +92,8 @@ class UNet(nn.Module):
     Call:
         `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, H, W, C] and c [B] returns
         [B, H, W, C], or [B, H, W, heads C] if `heads` is given. What c means (index, log sigma, log-SNR) is
-        the caller's affair.
+        the caller's affair. With `labels`, integers [B], and the number of `classes`, the class's vector is added
+        to the time embedding; the label `classes` is none.
 
     Raises:
         ValueError: if x is no image, if its sides cannot be halved `len(multipliers) - 1` times, if
@@ -114,7 +115,15 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, train: bool = False, heads: int = 1) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        c: jax.Array,
+        train: bool = False,
+        heads: int = 1,
+        labels: jax.Array | None = None,
+        classes: int = 0,
+    ) -> jax.Array:
         self._check(x.shape)
         dtype, levels = jnp.dtype(self.dtype), len(self.multipliers)
         full = full_precision(dtype)
@@ -127,6 +136,8 @@ class UNet(nn.Module):
 
         e = dense(4 * self.channels, dtype=dtype, name="time1")(sinusoidal(c.astype(full), self.channels))
         e = dense(4 * self.channels, dtype=dtype, name="time2")(nn.swish(e))
+        if labels is not None:
+            e = e + label_embedding(labels, classes, 4 * self.channels, dtype)
 
         h = conv(self.channels, dtype=dtype, name="conv_in")(x)
         kept = [h]

@@ -2,6 +2,7 @@
 
 from scoregen.samplers.adaptive import Adaptive
 from scoregen.samplers.correctors import CORRECTORS, MALA, Corrector, Langevin, NoCorrector, SNRLangevin
+from scoregen.samplers.encode import decode, encode, interpolate, slerp
 from scoregen.samplers.grids import GRIDS, Grid, Karras, Listed, OwnGrid, Power, UniformLogSNR, UniformTime
 from scoregen.samplers.multistep import DPMSolver, UniPC
 from scoregen.samplers.predictors import (
@@ -59,7 +60,11 @@ __all__ = [
     "UniPC",
     "UniformLogSNR",
     "UniformTime",
+    "decode",
+    "encode",
     "evaluations",
+    "interpolate",
     "sample",
+    "slerp",
     "trajectory",
 ]

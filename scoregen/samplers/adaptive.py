@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import eval_jaxpr
 
 from scoregen.denoiser import Predict, velocity
 from scoregen.process import Process
@@ -63,8 +64,32 @@ class Adaptive:
                 raise ValueError(f"{name}={getattr(self, name)}: a positive number is needed")
 
     def __call__(self, process: Process, predict: Predict, key: Array, x: Array, t: Array, s: Array) -> Array:
-        def field(t: Array, x: Array) -> Array:
-            return velocity(process, predict, x[None], t[None])[0]
+        return transport(process, predict, x, t, s, self.rtol, self.atol)
 
-        t, s = (time.astype(x.dtype) for time in (t, s))
-        return jax.vmap(lambda x, t, s: solve(field, x, t, s, self.rtol, self.atol)[0])(x, t, s)
+
+def transport(process: Process, predict: Predict, x: Array, t: Array, s: Array, rtol: float, atol: float) -> Array:
+    """Along the probability-flow ODE from x `[B, ...]` at the times t `[B]` to the times s `[B]`, up or down."""
+    field, (t, s) = together(process, predict, x), (time.astype(x.dtype) for time in (t, s))
+    return jax.vmap(lambda x, t, s: solve(field, x, t, s, rtol, atol)[0])(x, t, s)
+
+
+def together(process: Process, predict: Predict, batch: Array) -> Callable[[Array, Array], Array]:
+    """The velocity of one example, `(t, x) -> dx/dt`, to be used inside a `vmap` over all of a batch `[B, ...]`.
+
+    `predict` is asked for the whole batch at once, since it may know something of each of its examples: a label, or
+    what has been measured of it.
+    """
+    times = jnp.zeros(batch.shape[:1], batch.dtype)
+    whole = jax.make_jaxpr(lambda t, x: velocity(process, predict, x, t))(times, batch)
+
+    # What the closure holds goes in by the front door: a rule for `vmap` may not close over what is being traced.
+    @jax.custom_batching.custom_vmap
+    def field(consts: list[Array], t: Array, x: Array) -> Array:
+        return jnp.zeros_like(x)  # of one example alone, only the shape is asked
+
+    @field.def_vmap
+    def _(size: int, batched: Any, consts: list[Array], t: Array, x: Array) -> tuple[Array, bool]:
+        t = jnp.broadcast_to(t, (size,))
+        return eval_jaxpr(whole.jaxpr, consts, t, x)[0], True
+
+    return lambda t, x: field(whole.consts, t, x)

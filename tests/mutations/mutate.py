@@ -491,13 +491,6 @@ MUTATIONS = [
                 "the tolerance of the ODE's solver",
             ),
         ],
-        "guidance.py": [
-            (
-                "middle + half * jnp.clip(u, -s, s) / s",
-                "middle + half * jnp.clip(u, -s, s)",
-                "the dynamic threshold's scale",
-            ),
-        ],
         "likelihood.py": [
             ("return -nats / (dims * math.log(2))", "return -nats / dims", "nats for bits"),
             ("-0.5 * jnp.sum(z**2, 1) - z.shape[1]", "-0.5 * jnp.sum(z**2, 1) + z.shape[1]", "the prior's constant"),
@@ -533,6 +526,51 @@ MUTATIONS = [
             ),
             ("split_keys(fold_keys(keys, stratum), 2)", "split_keys(keys, 2)", "the same noise in every stratum"),
         ],
+        "guidance.py": [
+            (
+                "middle + half * jnp.clip(u, -s, s) / s",
+                "middle + half * jnp.clip(u, -s, s)",
+                "the dynamic threshold's scale",
+            ),
+            ("jnp.clip(found.x0, self.low, self.high)", "jnp.maximum(found.x0, self.low)", "a clip on one side only"),
+            ("rows(jnp.maximum(size, 1), u)", "rows(size, u)", "a dynamic threshold that stretches too"),
+            (
+                "other + self.scale * (ours - other)",
+                "ours + self.scale * (ours - other)",
+                "the paper's w for the scale of guidance",
+            ),
+            (
+                "return predict if self.scale == 1 else self.unconditional",
+                "return self.unconditional if self.scale == 1 else predict",
+                "the ends of the scale exchanged",
+            ),
+            ("transpose(self.solve(y - seen, 0.0, 1.0))", "transpose(y - seen)", "A^T for its pseudo-inverse"),
+            (".at[:, self.index].set(y)", ".at[:, self.index].add(y)", "pixels added up, not replaced"),
+            ("noise + signal / self.channels", "noise + signal", "the grey of one channel for that of all"),
+            ("_column(signal, y) * values", "_column(signal, y) * values**2", "singular values for their squares"),
+            ("found.x0 + rows(self.scale", "found.x0 - rows(self.scale", "the sign of the likelihood's gradient"),
+            (
+                "ratio = process.sigma(t) ** 2 / process.alpha(t)\n            (step,)",
+                "ratio = process.sigma(t) ** 2\n            (step,)",
+                "alpha left out of Tweedie's formula",
+            ),
+            ("self.measure, self.std**2, off", "self.measure, self.std, off", "the deviation for the variance of y"),
+            ("return off / noise", "return 2 * off / noise", "the paper's rho for the likelihood's factor"),
+            (
+                "lost * process.data_std**2 / (data + lost)",
+                "lost / (data + lost)",
+                "the data's variance in the isotropic spread",
+            ),
+            ("rows(0.5 * ratio, table)", "rows(ratio, table)", "a factor 2 in the covariance of second order"),
+            ("(table + jnp.swapaxes(table, 1, 2))", "(2 * table)", "a covariance that is not symmetric"),
+            ("noise + jnp.maximum(values, 0)", "noise + values", "variances below zero"),
+            ('"left": np.s_[:, : width // 2]', '"left": np.s_[:, width // 2 :]', "left and right"),
+        ],
+        "samplers/encode.py": [
+            ("bottom, top, solver.rtol", "top, bottom, solver.rtol", "the ODE run down for up"),
+            ("x / rows(process.alpha(bottom), x)", "x", "alpha at the end of decoding"),
+            ("jnp.sin(f[:, None] * angle[None])", "jnp.sin(angle[None]) * f[:, None]", "the chord for the arc"),
+        ],
     }.items()
     for old, new, meaning in changes
 ]
@@ -542,7 +580,6 @@ TESTS = {
     "samplers": ["test_predictors.py", "test_samplers.py", "test_orders.py"],
     "samplers/predictors": ["test_predictors.py", "test_samplers.py"],
     "samplers/grids": ["test_predictors.py"],
-    "guidance": ["test_predictors.py"],
     "rules": ["test_rules.py", "test_predictors.py"],
     "process": ["test_process.py", "test_bound.py"],
     "denoiser": ["test_denoiser.py"],
@@ -551,6 +588,8 @@ TESTS = {
     "losses/weightings": ["test_weightings.py"],
     "times": ["test_times.py"],
     "likelihood": ["test_likelihood.py"],
+    "guidance": ["test_guidance.py", "test_predictors.py"],
+    "samplers/encode": ["test_guidance.py"],
 }
 
 
