@@ -235,7 +235,7 @@ def _refuse_nonsense(experiment: Experiment) -> None:
             "config.sampler.predictor.ancestral.variance=learned: the network has learned none for the steps of this "
             "process: take small or large"
         )
-    reason = unsuited(walk, step, experiment.corrector, density=config.energy)
+    reason = unsuited(walk, step, experiment.corrector, density=config.energy and walk is process)
     if reason is not None:
         raise UsageError(reason)
     _refuse_labels(experiment)

@@ -41,8 +41,8 @@ def walk(experiment: Experiment, params: Any, count: int) -> Walk:
     middle, half = (0.5 * (low + high), 0.5 * (high - low)) if bounded else (0.0, 1.0)
 
     @jax.jit
-    def draw(params: Any, keys: jax.Array) -> tuple[jax.Array, ...]:
-        predict = experiment.predict_to_sample(params)
+    def draw(params: Any, keys: jax.Array, *known: Any) -> tuple[jax.Array, ...]:
+        predict = experiment.predict_to_sample(params, *known)
         levels = experiment.grid(process, config.sampler.n)
         drawn, xs = trajectory(
             process,
@@ -62,7 +62,9 @@ def walk(experiment: Experiment, params: Any, count: int) -> Walk:
         shown = middle + (xs - alpha * middle) / jnp.sqrt(alpha**2 + (sigma / half) ** 2)
         return jnp.exp(-0.5 * process.logsnr(times)), shown, x0.at[-1].set(drawn)
 
-    return Walk(*map(np.asarray, draw(params, keys)))
+    index = np.arange(count)
+    clean = None if experiment.control is None else experiment.held_out(index)
+    return Walk(*map(np.asarray, draw(params, keys, experiment.labels_to_sample(index), clean)))
 
 
 def save_sheet(path: Path, experiment: Experiment, seen: Walk) -> Path:
