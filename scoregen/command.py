@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -10,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from scoregen import config
 from scoregen.errors import UsageError
 
 
@@ -58,6 +58,20 @@ def answer(
     return 2
 
 
+def leave_at_once() -> None:
+    """From now on Ctrl-C ends the process, where there is nothing to save.
+
+    A KeyboardInterrupt is raised wherever Python happens to be: in a callback of XLA's it is lost, and while JAX is
+    loaded it becomes an ImportError.
+    """
+
+    def leave(number: int, _: object) -> None:
+        Console().show_cursor()  # which a bar hides
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, leave)
+
+
 def name_of(preset: str, changed: Iterable[tuple[str, Any]]) -> str:
     """A name for what is written: the preset's, and what was changed of it, so that two of them do not meet.
 
@@ -75,6 +89,8 @@ def say(console: Console, line: str) -> None:
 
 def say_presets(console: Console) -> None:
     """The part of a help text that lists what --config may be."""
+    from scoregen import config
+
     say(console, "--config=NAME or the path of a .py file. The presets:")
     for name, line in config.presets().items():
         if name != "default":

@@ -154,3 +154,12 @@ def test_what_is_heavy_is_loaded_where_an_interrupt_is_heard(program):
     code += "print([name for name in ('jax', 'scipy', 'matplotlib', 'flax') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert found.stdout.strip() == "[]"
+
+
+def test_an_interrupt_is_heard_also_where_an_exception_would_be_lost():
+    code = "import os, signal, scoregen.command as c; {}\ntry:\n os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "except KeyboardInterrupt:\n pass\nprint('lost')"
+    for before, want in (("c.leave_at_once()", (130, "", "")), ("pass", (0, "lost\n", ""))):
+        argv = [sys.executable, "-c", code.format(before)]
+        found = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
+        assert (found.returncode, found.stdout, found.stderr) == want

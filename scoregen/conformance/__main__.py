@@ -2,7 +2,10 @@
 
 import sys
 
-from scoregen.conformance.command import main
+from scoregen.command import leave_at_once
 
 if __name__ == "__main__":
+    leave_at_once()
+    from scoregen.conformance.command import main
+
     sys.exit(main())
