@@ -199,10 +199,10 @@ class Bound:
         ValueError: if strata < 0, or as `VLB` does; when it is called, if strata = 0 in continuous time.
 
     >>> from scoregen.oracle import gaussian
-    >>> from scoregen.process import VP
-    >>> x0, data = jnp.zeros((1, 2)), gaussian((0.0, 0.0), 0.5)
-    >>> found = Bound(None)(VP(), data.predict(VP()), jax.random.key(0), x0)
-    >>> bool(found.nats[0] < data.log_prob(x0)[0])
+    >>> from scoregen.process import ddpm
+    >>> process, data, x0 = ddpm(), gaussian((0.0, 0.0), 0.5), jnp.zeros((200, 2))
+    >>> found = Bound(None)(process, data.predict(process), jax.random.key(0), x0)
+    >>> bool(found.nats.mean() < data.log_prob(x0)[0])
     True
     """
 
