@@ -66,8 +66,8 @@ class UNet(nn.Module):
     """The network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
 
     The conditioning value c becomes e = dense(swish(dense(sinusoidal(c)))), of 4 `channels` numbers, which every
-    residual block receives; a label adds a vector of its own. Level i of the U works at 1 / 2^i of the image's size with
-    `channels * multipliers[i]` channels:
+    residual block receives; a label adds a vector of its own. Level i of the U works at 1 / 2^i of the image's size
+    with `channels * multipliers[i]` channels:
 
         down    `blocks` residual blocks a level, then (but for the last level) a convolution of stride 2;
                 every output is kept
