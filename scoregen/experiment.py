@@ -156,9 +156,13 @@ class Experiment:
             predict = ClassifierFree(self.predict(params), self.config.sampler.guidance)(self.process, predict)
         if self.walk is not self.process:
             predict = as_process(predict, self.process, self.walk)
-        predict = self.hold_x0(self.walk, predict)
-        # The last, so that what is known stays as it is.
-        return predict if self.control is None or clean is None else self.control(clean)(self.walk, predict)
+        wrappers = [self.hold_x0]
+        if self.control is not None and clean is not None:
+            # What replaces x0 comes last, so that it stays as it is; a gradient would see nothing through a clip.
+            wrappers.insert(self.control.method == "replace", self.control(clean))
+        for wrapper in wrappers:
+            predict = wrapper(self.walk, predict)
+        return predict
 
 
 def assemble(config: Config) -> Experiment:

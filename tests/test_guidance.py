@@ -10,8 +10,9 @@ import pytest
 from refusal import refused
 from scipy.integrate import solve_ivp
 
-from scoregen import run, train
+from scoregen import report, run, train
 from scoregen.config import load
+from scoregen.data import SOURCES, Dataset
 from scoregen.denoiser import of_x0
 from scoregen.experiment import assemble
 from scoregen.guidance import (
@@ -739,6 +740,44 @@ def test_each_sample_completes_the_held_out_image_of_its_number():
     labelled = assemble(tiny(labels=True))
     index = np.arange(5)
     np.testing.assert_array_equal(labelled.labels_to_sample(index), labelled.dataset.test_labels[:5])
+
+
+@pytest.mark.parametrize("method", ["replace", "dps"])
+def test_a_clip_and_a_control(method):
+    """What is measured passes a dynamic threshold untouched where it is put; a gradient is taken before a clip."""
+    x0 = {"replace": "dynamic", "dps": "clip"}[method]
+    experiment = assemble(tiny(sampler__x0__name=x0, sampler__control__inpaint__method=method))
+    process, params = experiment.walk, alive(experiment)
+    clean = experiment.held_out(np.arange(3))
+    x, t = 2 * jax.random.normal(jax.random.key(0), clean.shape), jnp.array([300, 500, 700])
+    found = experiment.predict_to_sample(params, None, clean)(x, t).x0
+    inner, outer = experiment.hold_x0, experiment.control(clean)
+    if method == "dps":
+        inner, outer = outer, inner
+    np.testing.assert_allclose(found, outer(process, inner(process, experiment.predict(params)))(x, t).x0, rtol=1e-5)
+    assert np.abs(np.asarray(experiment.predict(params)(x, t).x0)).max() > 1.5  # the range counts
+    if method == "replace":
+        np.testing.assert_array_equal(found[:, :, :4], clean[:, :, :4])
+    else:
+        assert np.abs(np.asarray(found)).max() <= 1
+
+
+def test_colours_are_completed_and_drawn(tmp_path, monkeypatch):
+    """Three rows: the images, their grey, and samples of the same grey."""
+    images = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
+    monkeypatch.setitem(SOURCES, "digits", lambda: Dataset("colours", images[:12], images[12:]))
+    config = tiny(sampler__control__name="colorize", eval__samples=8, eval__at_end=False, sampler__x0__name="free")
+    experiment = assemble(config)
+    samples = train.make_sampler(experiment)(alive(experiment), 5)
+    clean = images[12:17].astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(samples.mean(-1), clean.mean(-1), atol=1e-2)
+    seen = {}
+    monkeypatch.setattr(report, "save_grid", lambda path, images, columns: seen.update(images=images, columns=columns))
+    report.save_completed(tmp_path / "picture.png", experiment, samples)
+    assert seen["columns"] == 5
+    np.testing.assert_array_equal(seen["images"][:5], images[12:17])
+    np.testing.assert_allclose(seen["images"][5:10], np.repeat(images[12:17].mean(-1, keepdims=True), 3, -1), atol=0.51)
+    np.testing.assert_array_equal(seen["images"][10:], experiment.scaling.to_bytes(samples))
 
 
 @pytest.mark.slow
