@@ -149,11 +149,16 @@ class Experiment:
         u: Any = LogVariance().apply(params["log_variance"], CONDITIONS["logsnr"](self.process, t))
         return losses * jnp.exp(-u) + u
 
+    def guided(self, unconditional: Predict, predict: Predict | None = None) -> Predict:
+        """Guidance away from a denoiser, towards `predict` (itself, if only the evaluations count)."""
+        scale = self.config.sampler.guidance
+        return ClassifierFree(unconditional, scale)(self.process, predict or unconditional)
+
     def predict_to_sample(self, params: Any, labels: Array | None = None, clean: Array | None = None) -> Predict:
         """The denoiser under `walk`: of the classes `labels` `[B]`, and of what is measured of `clean` `[B, ...]`."""
         predict = self.predict(params, labels=labels)
         if labels is not None:
-            predict = ClassifierFree(self.predict(params), self.config.sampler.guidance)(self.process, predict)
+            predict = self.guided(self.predict(params), predict)
         if self.walk is not self.process:
             predict = as_process(predict, self.process, self.walk)
         wrappers = [self.hold_x0]

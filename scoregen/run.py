@@ -340,7 +340,7 @@ class Run:
         from scoregen.samplers import Adaptive, evaluations
 
         it, sampler = self.experiment, self.config.sampler
-        options = {"grid": it.grid, "denoise": sampler.denoise}
+        options = {"grid": it.grid, "denoise": sampler.denoise, "wrap": it.guided}
         count = evaluations(it.walk, it.predictor, it.corrector, sampler.n or None, **options)
         # A solver that chooses its own steps takes others on other data.
         return f", {'about ' * isinstance(it.predictor, Adaptive)}{count:,} network evaluations each"

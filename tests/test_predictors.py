@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scoregen.denoiser import as_energy, as_process, of_energy, of_x0
-from scoregen.guidance import Clip, DynamicThreshold
+from scoregen.guidance import ClassifierFree, Clip, DynamicThreshold
 from scoregen.oracle import TWO_MODES, gaussian
 from scoregen.process import EDM, PROCESSES, VE, VP, Flow, SubVP, ddpm, ncsn, normal, posterior, rows
 from scoregen.rules import unsuited
@@ -464,6 +464,13 @@ np.save(sys.argv[1], np.asarray(x))
 def test_evaluations_are_counted(process, predictor, corrector, n, asked):
     with jax.enable_x64(False):
         assert evaluations(process, predictor, corrector, n) == asked
+
+
+def test_guidance_asks_twice():
+    with jax.enable_x64(False):
+        for scale, times in ((2.5, 2), (1.0, 1), (0.0, 1)):
+            guided = lambda predict, scale=scale: ClassifierFree(predict, scale)(EDM(), predict)  # noqa: E731
+            assert evaluations(EDM(), EDMHeun(), n=18, wrap=guided) == times * 35
 
 
 @pytest.mark.parametrize("predictor", [Ancestral(), UniPC()])

@@ -151,11 +151,14 @@ def evaluations(
     predictor: Predictor,
     corrector: Corrector = NoCorrector(),
     n: int | None = None,
+    *,
+    wrap: Callable[[Predict], Predict] = lambda predict: predict,
     **options: Any,
 ) -> int:
     """How often such a walk asks the network: counted where it happens, on one example whose denoiser is known.
 
-    For a predictor that chooses its own steps it is a measure, since they depend on the data.
+    `wrap` is what lies between the network and the walk, such as guidance, which asks twice. For a predictor that
+    chooses its own steps the count is a measure, since they depend on the data.
 
     >>> from scoregen.process import EDM
     >>> from scoregen.samplers import EDMHeun
@@ -176,6 +179,7 @@ def evaluations(
         eps = 4 * sigma / q * x
         return Prediction(alpha / q * x, eps, -eps / sigma, jnp.zeros_like(x), -2 * jnp.sum(x**2 / q, 1))
 
-    jax.block_until_ready(sample(process, predict, jax.random.key(0), (1, 1), predictor, corrector, n, **options))
+    walk = sample(process, wrap(predict), jax.random.key(0), (1, 1), predictor, corrector, n, **options)
+    jax.block_until_ready(walk)
     jax.effects_barrier()
     return count
