@@ -273,7 +273,8 @@ def tell(measured: Measured) -> str:
     """
     text = f"{measured.value:.4f} +- {measured.error:.4f} {measured.unit}"
     text += f"; +- {measured.own:.4f} by its own draws" if measured.own else ""
-    return text + (f"; {measured.steps:.0f} steps an example" if measured.steps else "")
+    what = "evaluations" if measured.name == "bound" else "steps"
+    return text + (f"; {measured.steps:.0f} {what} an example" if measured.steps else "")
 
 
 def save_likelihoods(path: Path, experiment: Experiment, step: int, found: Sequence[Measured], count: int) -> Path:

@@ -513,7 +513,11 @@ MUTATIONS = [
             ),
             ("start + integrals.mean(1), error", "start - integrals.mean(1), error", "the sign of the divergence"),
             ("/ math.sqrt(self.probes)", "/ self.probes", "the error over directions without its root"),
-            ("len(x), self.probes, *x.shape[1:]", "1, self.probes, *x.shape[1:]", "one draw of directions for all"),
+            (
+                "draw(jax.random.rademacher, key,",
+                "draw(jax.random.rademacher, jax.random.key(0),",
+                "directions that know nothing of the key",
+            ),
             ("u = (stratum.astype(x0.dtype) +", "u = (0.5 * stratum.astype(x0.dtype) +", "half of the strata"),
             ("losses = drawn.weight.astype(x0.dtype) * loss(", "losses = loss(", "the weights of the times left out"),
             ("0.25 * (first - second) ** 2", "0.5 * (first - second) ** 2", "a factor 2 in the bound's variance"),
