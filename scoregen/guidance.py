@@ -326,7 +326,7 @@ def _jacobian(process: Process, t: Array, measure: Linear, noise: float, off: Ar
     table = jax.vmap(lambda unit: measure(pull(jnp.broadcast_to(unit, off.shape))[0]), out_axes=1)(units)
     ratio = process.sigma(t) ** 2 / process.alpha(t)
     # Of a network it is a covariance only nearly: symmetric, and without negative variances, once made so.
-    values, vectors = jnp.linalg.eigh(rows(0.5 * ratio, table) * (table + jnp.swapaxes(table, 1, 2)))
+    values, vectors = jnp.linalg.eigh(rows(ratio, table) * table, symmetrize_input=True)
     along = jnp.einsum("bmk,bm->bk", vectors, off) / (noise + jnp.maximum(values, 0))
     return jnp.einsum("bmk,bk->bm", vectors, along)
 

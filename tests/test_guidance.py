@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from refusal import refused
 from scipy.integrate import solve_ivp
+from test_train import fit, same
 
 from scoregen import report, run, train
 from scoregen.config import load
@@ -619,6 +620,15 @@ def test_a_step_tells_the_network_the_labels_but_for_those_dropped(microbatch):
     assert set(want[want != labels]) == {8} and (want == labels).any()
     size = microbatch or 8
     assert sorted(map(tuple, told)) == sorted(tuple(want[i : i + size]) for i in range(0, 8, size))
+
+
+@pytest.mark.slow
+def test_a_run_with_labels_is_resumed_bit_for_bit(tmp_path):
+    """And a label more or less dropped is another run."""
+    whole = fit(toy(), tmp_path / "whole")
+    fit(toy(), tmp_path / "cut", stop_at=2)
+    assert same(fit(toy(), tmp_path / "cut"), whole)
+    assert not same(fit(toy(label_dropout=0.9), tmp_path / "other"), whole)
 
 
 def test_labels_change_nothing_else_of_a_step():
