@@ -262,10 +262,6 @@ def _refuse_nonsense(experiment: Experiment) -> None:
             f"config.sampler.n={config.sampler.n}: there are only {walk.levels} noise levels to walk: say "
             f"--config.sampler.n=0 for all of them, or 1 to {walk.levels}"
         )
-    try:
-        experiment.grid(walk, config.sampler.n)
-    except ValueError as error:
-        raise UsageError(f"config.sampler.grid.{config.sampler.grid.name}: {error}") from None
     train = config.train
     for name in ("steps", "batch", "log_every", "checkpoint_every", "keep"):
         if train[name] < 1:
@@ -283,6 +279,10 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         section, name = key.split(".")
         if config[section][name] < 0:
             raise UsageError(f"config.{key}={config[section][name]} is negative: 0 or more is needed")
+    try:
+        experiment.grid(walk, config.sampler.n)
+    except ValueError as error:
+        raise UsageError(f"config.sampler.grid.{config.sampler.grid.name}: {error}") from None
     if train.microbatch and train.batch % train.microbatch:
         raise UsageError(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
     if not 0 <= train.ema < 1:
