@@ -26,6 +26,7 @@ from scoregen.samplers import (
     GRIDS,
     MALA,
     PREDICTORS,
+    Adaptive,
     Ancestral,
     Corrector,
     Grid,
@@ -247,6 +248,11 @@ def _refuse_nonsense(experiment: Experiment) -> None:
     reason = unsuited(walk, step, experiment.corrector, density=config.energy and walk is process)
     if reason is not None:
         raise UsageError(reason)
+    if config.sampler.x0.name != "free" and not experiment.dataset.is_image:
+        raise UsageError(
+            f"config.sampler.x0.name={config.sampler.x0.name}: points have no range that x0 could be held in: say "
+            "--config.sampler.x0.name=free"
+        )
     _refuse_labels(experiment)
     _refuse_control(experiment)
     if isinstance(experiment.corrector, Langevin):
@@ -283,6 +289,11 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         experiment.grid(walk, config.sampler.n)
     except ValueError as error:
         raise UsageError(f"config.sampler.grid.{config.sampler.grid.name}: {error}") from None
+    if isinstance(step, Adaptive) and (count := experiment.grid(walk, config.sampler.n).shape[0]) > 100:
+        raise UsageError(
+            f"the predictor 'ode' takes steps of its own, and would begin anew at each of {count} levels: say "
+            "--config.sampler.n=2, or as many as there are to be pictures of the way"
+        )
     if train.microbatch and train.batch % train.microbatch:
         raise UsageError(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
     if not 0 <= train.ema < 1:

@@ -164,6 +164,8 @@ class ProbabilityFlow:
 
                 def flow(y: Array) -> Array:
                     found = predict(rows(size, y[None]) * y[None], t)
+                    if found.x0.shape != (1, *y.shape):
+                        raise ValueError("the denoiser knows something of each example of a batch; it is asked for one")
                     return (cos * found.eps - sin * found.x0)[0]
 
                 def derivative(w: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from scoregen.denoiser import TARGETS, velocity_row
 from scoregen.losses import FDSSM, ISM, VLB, WEIGHTINGS, FlowMatching, Hybrid, Loss, Weighted
 from scoregen.process import Process
-from scoregen.samplers import MALA, Corrector, Euler, EulerMaruyama, Heun, Hold, NoCorrector, Predictor
+from scoregen.samplers import MALA, Corrector, Euler, EulerMaruyama, Heun, Hold, NoCorrector, Predictor, UniPC
 from scoregen.times import TimeLaw
 
 
@@ -118,6 +118,11 @@ def unsuited(process: Process, predictor: Predictor, corrector: Corrector, *, de
         return (
             "the predictor 'hold' moves nothing by itself: add --config.sampler.corrector.name=langevin, or take "
             "--config.sampler.predictor.name=ancestral"
+        )
+    if isinstance(predictor, UniPC) and not isinstance(corrector, NoCorrector):
+        return (
+            "the predictor 'unipc' goes back to where it was before it corrects itself, and what another corrector did "
+            "would be lost: say --config.sampler.corrector.name=none, or take the predictor dpm"
         )
     if isinstance(corrector, MALA) and not density:
         return (

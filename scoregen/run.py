@@ -125,6 +125,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     from scoregen.experiment import assemble
 
     experiment = assemble(config)
+    _refuse_classes(config, mode)
     _agree(config, workdir, mode)
     with Signals(console) as signals:
         run = Run(experiment, workdir, mode, console, signals, again=f"python -m scoregen.run {shlex.join(argv)}")
@@ -136,6 +137,21 @@ def _run(argv: Sequence[str], console: Console) -> int:
         except OSError as error:
             error.filename = error.filename or str(workdir)  # a write to an open file that fails does not say where
             raise
+
+
+def _refuse_classes(config: Any, mode: str) -> None:
+    """What compares with all of the held-out data cannot be of one class."""
+    judged = mode == "eval" or (mode == "train" and config.eval.at_end)
+    if judged and config.sampler.label >= 0:
+        raise UsageError(
+            f"config.sampler.label={config.sampler.label}: samples are judged beside held-out data of all classes: say "
+            "--config.sampler.label=-1, or --mode=sample"
+        )
+    if mode == "likelihood" and config.labels and (config.label_dropout == 0 or config.sampler.label >= 0):
+        raise UsageError(
+            "the likelihood is that of the network told no class, which is learned from examples without a label: "
+            "train with --config.label_dropout=0.1, and say --config.sampler.label=-1"
+        )
 
 
 def _run_name(preset: str, changes: Sequence[tuple[str, Any, Any]]) -> str:

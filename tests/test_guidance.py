@@ -488,6 +488,7 @@ def test_codes_of_gaussian_data_are_known(process):
     np.testing.assert_allclose(back, x0, rtol=5e-3 if process.discrete else 1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_round_trip_of_a_mixture():
     """x0 -> code -> x0 to the solver's tolerance, and better where that is smaller."""
     process = VP()
@@ -524,7 +525,7 @@ def test_between_two_gaussian_examples():
 # --- labels in the networks, in training and in sampling
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
 def test_a_label_is_added_to_the_embedding_of_the_noise(name):
     """Adding a class's row to the bias of the layer that makes that embedding does the same; no label is a row too."""
     net = MLP(width=8, depth=1, embedding=8) if name == "mlp" else NETS[name](4, (1,), 1, (), 0.0, 2)

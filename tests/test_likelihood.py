@@ -423,3 +423,11 @@ def test_data_that_are_all_one_point(exact):
     np.testing.assert_allclose(found.nats, -2 * (0.5 * math.log(2 * math.pi) + math.log(0.002)), atol=2e-3)
     bound = jax.jit(lambda x0: Bound(None)(process, point, jax.random.key(0), x0))(x0)
     assert np.isfinite(bound.nats).all() and rows(bound.error, x0).shape == (3, 1)
+
+
+def test_a_denoiser_that_knows_its_examples_is_refused():
+    """One that is told of three examples cannot be asked for one at a time: the answer would be of the first."""
+    means = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    predict = lambda x, t: of_x0(VP(), x, t, means)  # noqa: E731
+    with pytest.raises(ValueError, match="each example of a batch"):
+        ProbabilityFlow(None)(VP(), predict, jax.random.key(0), means)

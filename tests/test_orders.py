@@ -16,7 +16,7 @@ COUNTS = {"ODE": (129, 257), "SDE": (513, 1025)}
 
 @pytest.mark.parametrize("name", orders.CASES)
 @pytest.mark.parametrize(
-    "key", [key if key == "edm" else pytest.param(key, marks=pytest.mark.slow) for key in orders.PROCESSES]
+    "key", [key if key == "vp" else pytest.param(key, marks=pytest.mark.slow) for key in orders.PROCESSES]
 )
 def test_the_order_is_that_of_theory(name, key):
     case = orders.CASES[name]

@@ -393,11 +393,41 @@ def test_a_chains_levels_are_taken_once():
         ((1.0, 0.5), VP(), 3, "2 are given"),
         ((2.0, 0.5), VP(), 0, "between 1e-05 and 1|between 1 and"),
         ((3.5, 1.0), ddpm(), 0, "whole numbers"),
+        ((5.0, "a"), ddpm(), 0, "numbers are needed"),
     ],
 )
 def test_a_list_that_is_none_is_refused(times, process, n, said):
     with pytest.raises(ValueError, match=said):
         Listed(times)(process, n)
+
+
+def test_a_walk_may_begin_below_the_noisiest_level():
+    """With the law of x there, not with that of the top, which for EDM is of a deviation of 80."""
+    levels = Listed(tuple(np.geomspace(5.0, 0.0021, 60).tolist()))
+    drawn, walk = trajectory(EDM(), TWO_MODES.predict(EDM()), KEY, (4000, 2), Ancestral(0.0), grid=levels)
+    assert float(walk[0].std()) == pytest.approx(math.hypot(5.0, 0.5), rel=0.03)
+    first = np.asarray(drawn)[:, 0] < 0
+    assert abs(first.mean() - 0.3) < 0.04  # 5 is not so far above the modes' distance that the prior is exact
+    assert np.asarray(drawn)[first].std(0) == pytest.approx(0.35, rel=0.1)
+
+
+def test_the_weights_of_unipc_keep_their_digits_in_short_steps():
+    """In float32 the recursion for phi loses all of them; the series does not."""
+    for order in (2, 3):
+        for h in (1e-3, 4e-3, 0.02, 0.29, 0.31, 2.0):
+            found = {}
+            for exact in (False, True):
+                with jax.enable_x64(exact):
+                    places = [jnp.full(1, -k, float) for k in range(1, order)] + [jnp.ones(1)]
+                    found[exact] = np.asarray(UniPC(order)._weights(jnp.full(1, h), places, order, True))
+            np.testing.assert_allclose(found[False], found[True], rtol=2e-4)
+            if h < 0.01:  # the weights of Adams and Moulton, at equal steps
+                np.testing.assert_allclose(found[True][-1], {2: 5 / 12, 3: 3 / 8}[order], rtol=1e-2)
+
+
+def test_all_noise_may_be_fresh_also_where_alpha_is_0():
+    x = sample(Flow(), TWO_MODES.predict(Flow()), KEY, (50, 2), Consistent(1.0), n=5)
+    assert np.isfinite(x).all()
 
 
 def test_a_list_is_walked_as_it_stands():
@@ -514,6 +544,7 @@ def test_a_bridge_and_a_grid_go_together():
         (Flow(), EulerMaruyama(), NoCorrector(), "t_max=0.999"),
         (VP(), Hold(), NoCorrector(), "moves nothing"),
         (VP(), Hold(), MALA(), "energy=true"),
+        (VP(), UniPC(), Langevin(), "take the predictor dpm"),
     ],
 )
 def test_what_does_not_go_together_is_refused(process, predictor, corrector, said):
@@ -523,7 +554,8 @@ def test_what_does_not_go_together_is_refused(process, predictor, corrector, sai
 def test_what_goes_together_is_not_refused():
     for process in (VP(), EDM(), Flow(t_max=0.999)):
         for predictor in PREDICTORS.values():
-            assert unsuited(process, predictor(), Langevin()) is None
+            if predictor is not UniPC:
+                assert unsuited(process, predictor(), Langevin()) is None
     assert unsuited(ddpm(), Hold(), MALA(), density=True) is None
 
 
@@ -542,6 +574,7 @@ def test_what_goes_together_is_not_refused():
         lambda: MALA(0.0),
         lambda: Karras(0.0),
         lambda: Power(-1.0),
+        lambda: Karras(math.inf),
         lambda: Clip(1.0, 1.0),
         lambda: DynamicThreshold(0.0, 1.0, 0.0),
     ],

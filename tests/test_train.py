@@ -141,7 +141,7 @@ def test_a_whole_run_traces_step_eval_and_sample_once(tmp_path):
     assert not np.array_equal(pictures[0][1], pictures[1][1])
 
 
-@pytest.mark.parametrize("make", [toy, digits, learned])
+@pytest.mark.parametrize("make", [toy, digits, pytest.param(learned, marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_ends_in_the_same_bits(tmp_path, make):
     straight = fit(make(), tmp_path / "straight")
     first = fit(make(), tmp_path / "cut", stop_at=4)

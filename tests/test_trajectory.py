@@ -25,7 +25,7 @@ def experiment(name, **options):
     [
         ("ddpm_toy", {}),
         ("ddpm_toy", {"sampler__predictor__name": "unipc", "sampler__grid__name": "logsnr"}),
-        ("ncsn_digits", {"sampler__corrector__langevin__steps": 1}),
+        pytest.param("ncsn_digits", {"sampler__corrector__langevin__steps": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_the_walk_ends_in_the_draws_of_a_run(name, options):

@@ -89,7 +89,7 @@ class SNRLangevin(_Steps):
 
         x <- x + h s(x, t) + sqrt(2 h) z,        h = 2 (snr ||z|| / ||s||)^2,      at most sigma_t^2
 
-    so that the step along the score is snr sqrt(2) of the noise's length or so. The norms are those of each example,
+    so that the step along the score is snr times as long as the noise that is added. The norms are each example's,
     so an example does not depend on its batch; the paper's code takes their means over the batch. In few dimensions
     the norm of a score may be near 0, where no step would be short enough: hence sigma_t^2, beyond which the
     noise of the level would be overshot. The paper's code has another factor alpha_t = 1 - beta_t on

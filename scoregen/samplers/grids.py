@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -49,6 +50,11 @@ class _Spaced(abc.ABC):
         return jnp.maximum(levels, count - 1 - order).at[0].set(ends[0])
 
 
+def _logsnr(process: Process, ends: Array) -> Array:
+    lam = process.logsnr(ends)
+    return jnp.where(process.alpha(ends) < 0.01, jnp.maximum(lam, LEAST_LOGSNR), lam)
+
+
 def _between(first: Array, last: Array, fraction: Array) -> Array:
     return first + (last - first) * fraction.astype(first.dtype)
 
@@ -67,7 +73,7 @@ class UniformLogSNR(_Spaced):
     """Even in the log-SNR (Lu et al. 2022, section 3.3)."""
 
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
-        first, last = jnp.maximum(process.logsnr(ends), LEAST_LOGSNR)
+        first, last = _logsnr(process, ends)
         return process.time(_between(first, last, fraction))
 
 
@@ -85,7 +91,7 @@ class Karras(_Spaced):
         _check_positive("rho", self.rho)
 
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
-        first, last = jnp.exp(-0.5 / self.rho * jnp.maximum(process.logsnr(ends), LEAST_LOGSNR))
+        first, last = jnp.exp(-0.5 / self.rho * _logsnr(process, ends))
         return process.time(-2 * self.rho * jnp.log(_between(first, last, fraction)))
 
 
@@ -119,6 +125,8 @@ class Listed:
     times: tuple[float, ...] = ()
 
     def __post_init__(self):
+        if not all(isinstance(time, int | float) for time in self.times):
+            raise ValueError(f"times={self.times}: numbers are needed")
         if any(not a > b for a, b in zip(self.times, self.times[1:], strict=False)):
             raise ValueError(f"times={self.times}: they must fall, from the noisiest down")
 
@@ -126,7 +134,7 @@ class Listed:
         if not self.times:
             raise ValueError("times=(): at least one is needed")
         if n not in (0, len(self.times)):
-            raise ValueError(f"times: {len(self.times)} are given, and n={n} are wanted")
+            raise ValueError(f"times: {len(self.times)} are given, and n={n} are wanted: say --config.sampler.n=0")
         with jax.ensure_compile_time_eval():
             first, last = (float(end) for end in process.grid(2))
         if self.times[0] > first or self.times[-1] < last:
@@ -139,7 +147,7 @@ class Listed:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"{name}={value}: a positive number is needed")
 
 

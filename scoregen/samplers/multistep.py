@@ -10,6 +10,7 @@ Both work in the log-SNR. With h = (lam_s - lam_t) / 2 the probability-flow ODE 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -156,11 +157,12 @@ class UniPC:
         else:
             # b_i = i! z phi_{i + 1}(z) / (z phi_1(z)) at z = -h, with z phi_{i + 1} = phi_i - 1 / i! (eqs. 5 and 10).
             base = phi = jnp.expm1(-h)
-            factorial, right = 1.0, []
+            right = []
             for i in range(1, len(taken) + 1):
-                factorial *= i
-                phi = phi / -h - 1 / factorial
-                right.append(factorial * phi / base)
+                phi = phi / -h - 1 / math.factorial(i)
+                # For short steps that loses all digits, and a few terms of the series are exact.
+                series = sum((-h) ** j / float(math.factorial(j + i)) for j in range(1, 11))
+                right.append(math.factorial(i) * jnp.where(h < 0.3, series, phi) / base)
             powers = jnp.stack([jnp.stack([r**i for r in taken]) for i in range(len(taken))])
             solved = jnp.linalg.solve(jnp.moveaxis(powers, -1, 0), jnp.stack(right, -1)[..., None])[..., 0].T
         rho = rho.at[: order - 1].set(solved[: order - 1])

@@ -73,7 +73,7 @@ class Ancestral:
 
 @dataclasses.dataclass(frozen=True)
 class Consistent:
-    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, algorithm 1), between any two levels.
+    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021), between any two levels.
 
     Annealed Langevin dynamics with one step a level, whose fresh noise is what brings x to the next level's noise
     exactly, and not beyond. In the coordinates x / alpha, where the noise is q = sigma / alpha,
@@ -100,7 +100,8 @@ class Consistent:
     def __call__(self, process: Process, predict: Predict, key: Array, x: Array, t: Array, s: Array) -> Array:
         found = predict(x, t)
         # The share of the noise of level s that is kept from x: sqrt(1 - b^2), held at 1.
-        kept = jnp.minimum((1 - self.step) * jnp.exp(0.5 * (process.logsnr(s) - process.logsnr(t))), 1)
+        more = jnp.exp(0.5 * (process.logsnr(s) - process.logsnr(t)))
+        kept = jnp.minimum((1 - self.step) * more, 1) if self.step < 1 else jnp.zeros_like(more)
         fresh = jnp.sqrt(1 - kept**2)
         noise = rows(kept, x) * found.eps + rows(fresh, x) * normal(key, x.shape).astype(x.dtype)
         return rows(process.alpha(s), x) * found.x0 + rows(process.sigma(s), x) * noise
@@ -132,7 +133,7 @@ class ReverseDiffusion:
 
 @dataclasses.dataclass(frozen=True)
 class EulerMaruyama:
-    """Euler-Maruyama for the reverse SDE, from t to s = t - h (Song et al. 2021, eq. 6 and appendix D).
+    """Euler-Maruyama for the reverse SDE, from t to s = t - h (Song et al. 2021, eq. 6 and section 4.1).
 
         x_s = x - (f x - g^2 score) h + g sqrt(h) z
 
@@ -183,7 +184,8 @@ class EDMHeun:
         y_s = y^ + (q_s - q^) (eps(y^) + eps(y')) / 2
 
     with gamma = min(churn / n, sqrt(2) - 1) in a walk of n levels, where low <= q_t <= high, and 0 elsewhere. Two
-    evaluations a step and one for the last: 35 for n = 18. Where alpha = 0 the step is DDIM's.
+    evaluations a step and one for the last: 35 for n = 18. Where alpha = 0 the step is DDIM's. The last level ends
+    with the denoised mean, their step to 0, and is not churned first, as theirs is if low is below it.
 
     Attributes:
         churn: S_churn of the paper; 0 is the deterministic sampler.

@@ -110,7 +110,12 @@ def _walk(
     levels = grid(process, n or 0)
     last = levels.shape[0] - 1
     begin, walk = split_keys(example_keys(key, shape[0]), 2)
-    x = process.prior(begin, shape) if start is None else start
+    if start is None:
+        # A walk may begin below the process's noisiest level: then with so much less noise.
+        top = jnp.hypot(process.sigma(levels[0]), process.alpha(levels[0]) * process.data_std)
+        x = process.prior(begin, shape) * (top / process.prior_std())
+    else:
+        x = start
     remembers = hasattr(predictor, "init")
     memory = predictor.init(x, levels) if remembers else ()
 

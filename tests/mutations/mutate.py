@@ -345,7 +345,7 @@ MUTATIONS = [
                 'sigma = ends[self.variance == "small"]',
                 "beta for beta-tilde in the ancestral step",
             ),
-            ("(1 - self.step) * jnp.exp(0.5 * (", "(1 - self.step) * jnp.exp((", "a square in consistent sampling"),
+            ("more = jnp.exp(0.5 * (", "more = jnp.exp((", "a square in consistent sampling"),
             ("fresh = jnp.sqrt(1 - kept**2)", "fresh = 1 - kept", "the variance in consistent sampling"),
             (
                 "a = process.alpha(t) / process.alpha(s)\n",
@@ -402,8 +402,9 @@ MUTATIONS = [
                 "the sign of DPM-Solver's slope",
             ),
             ("Before(found.x0, lam)", "Before(carried.x0, lam)", "what DPM-Solver remembers"),
-            ("phi = phi / -h - 1 / factorial", "phi = phi / -h + 1 / factorial", "a sign in UniPC's phi"),
-            ("right.append(factorial * phi / base)", "right.append(phi / base)", "the factorial in UniPC's system"),
+            ("(-h) ** j / float", "h**j / float", "a sign in UniPC's phi"),
+            ("phi = phi / -h - 1 / math", "phi = phi / -h + 1 / math", "a sign in UniPC's phi, for long steps"),
+            ("right.append(math.factorial(i) * jnp", "right.append(jnp", "the factorial in UniPC's system"),
             (
                 "x = jnp.where(past.count > 0, self._step(process, past, t, x0), x)",
                 "x = x",
@@ -459,7 +460,7 @@ MUTATIONS = [
             ("/ (4 * h)", "/ (2 * h)", "the variance of MALA's proposal"),
         ],
         "samplers/grids.py": [
-            ("-0.5 / self.rho * jnp.maximum", "-1 / self.rho * jnp.maximum", "the variance for sigma in Karras's grid"),
+            ("-0.5 / self.rho * _logsnr", "-1 / self.rho * _logsnr", "the variance for sigma in Karras's grid"),
             (
                 "jax.lax.cummin(jnp.round(times).astype(jnp.int32) + order) - order",
                 "jnp.round(times).astype(jnp.int32)",
