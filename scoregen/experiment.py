@@ -248,13 +248,13 @@ def _refuse_nonsense(experiment: Experiment) -> None:
     reason = unsuited(walk, step, experiment.corrector, density=config.energy and walk is process)
     if reason is not None:
         raise UsageError(reason)
+    _refuse_labels(experiment)
+    _refuse_control(experiment)
     if config.sampler.x0.name != "free" and not experiment.dataset.is_image:
         raise UsageError(
             f"config.sampler.x0.name={config.sampler.x0.name}: points have no range that x0 could be held in: say "
             "--config.sampler.x0.name=free"
         )
-    _refuse_labels(experiment)
-    _refuse_control(experiment)
     if isinstance(experiment.corrector, Langevin):
         least = float(walk.sigma(walk.grid()[-1]))
         if experiment.corrector.step_size >= 2 * least**2:

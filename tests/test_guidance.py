@@ -697,6 +697,7 @@ def test_scale_1_is_the_conditional_model_bit_for_bit():
         ({"label_dropout": 0.0, "sampler__guidance": 2.0}, ["guidance=2.0", "--config.label_dropout=0.1"]),
         ({"sampler__guidance": math.inf}, ["config.sampler.guidance=inf"]),
         ({"sampler__control__name": "inpaint"}, ["control=inpaint", "'mixture' are points"]),
+        ({"sampler__x0__name": "clip"}, ["points have no range", "x0.name=free"]),
         ({"sampler__corrector__name": "mala", "energy": True, "sampler__x0__name": "clip"}, ["'mala'", "x0.name=free"]),
         ({"sampler__corrector__name": "mala", "energy": True, "sampler__control__name": "inpaint"}, ["'mala'", "none"]),
     ],
