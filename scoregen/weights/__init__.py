@@ -1,0 +1,1 @@
+"""Weights in and out: the networks of other libraries, array by array."""
