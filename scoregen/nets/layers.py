@@ -131,3 +131,38 @@ class GroupNorm(nn.Module):
         row = (1,) * (x.ndim - 1) + (channels,)
         scale, bias = (a.astype(y.dtype).reshape(row) for a in (scale, bias))
         return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels, plus the identity.
+
+        y = x + proj(softmax(q k' / sqrt(C / heads)) v),    (q, k, v) = dense(norm(x))
+
+    with the softmax taken by each of `heads` groups of C / heads neighbouring channels on its own (Vaswani et al. 2017,
+    section 3.2.2). The projection starts at zero. Written as two products and a softmax, not as a fused kernel, so that
+    forward mode works.  [B, H, W, C] -> [B, H, W, C].
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
+    """
+
+    groups: int = 32
+    heads: int = 1
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, channels = x.shape
+        if channels % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide {channels} channels")
+        size = channels // self.heads
+        y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, channels)
+        q, k, v = (
+            dense(channels, dtype=self.dtype, name=name)(y).reshape(b, h * w, self.heads, size)
+            for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) * size**-0.5
+        # The softmax is never taken in half precision, where a row over 1,024 pixels would not sum to one.
+        weights = nn.softmax(logits.astype(full_precision(logits.dtype))).astype(v.dtype)
+        y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(b, h * w, channels)
+        return x + dense(channels, scale=0.0, dtype=self.dtype, name="proj")(y).reshape(x.shape)

@@ -6,7 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoregen.nets.layers import GroupNorm, conv, dense, full_precision, label_embedding, sinusoidal, upsample
+from scoregen.nets.layers import (
+    AttentionBlock,
+    GroupNorm,
+    conv,
+    dense,
+    full_precision,
+    label_embedding,
+    sinusoidal,
+    upsample,
+)
 
 
 class ResBlock(nn.Module):
@@ -36,30 +45,6 @@ class ResBlock(nn.Module):
         if x.shape[-1] != self.channels:
             x = dense(self.channels, dtype=self.dtype, name="shortcut")(x)
         return x + h
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention of one head over the pixels, plus the identity.
-
-        y = x + proj(softmax(q k' / sqrt(C)) v),    (q, k, v) = dense(norm(x))
-
-    The projection starts at zero. Written as two products and a softmax, not as a fused kernel, so that
-    forward mode works (see `scoregen.nets.layers`).  [B, H, W, C] -> [B, H, W, C].
-    """
-
-    groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, channels = x.shape
-        y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, channels)
-        q, k, v = (dense(channels, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
-        logits = jnp.einsum("bqc,bkc->bqk", q, k) * channels**-0.5
-        # The softmax is never taken in half precision, where a row over 1,024 pixels would not sum to one.
-        weights = nn.softmax(logits.astype(full_precision(self.dtype))).astype(self.dtype)
-        y = jnp.einsum("bqk,bkc->bqc", weights, v)
-        return x + dense(channels, scale=0.0, dtype=self.dtype, name="proj")(y).reshape(x.shape)
 
 
 class UNet(nn.Module):
@@ -132,7 +117,9 @@ class UNet(nn.Module):
 
         def level(h: jax.Array, i: int, name: str) -> jax.Array:
             h = ResBlock(self.channels * self.multipliers[i], self.dropout, groups, dtype, name=name)(h, e, train)
-            return AttentionBlock(groups, dtype, name=f"{name}_attention")(h) if h.shape[1] in self.attention else h
+            return (
+                AttentionBlock(groups, dtype=dtype, name=f"{name}_attention")(h) if h.shape[1] in self.attention else h
+            )
 
         e = dense(4 * self.channels, dtype=dtype, name="time1")(sinusoidal(c.astype(full), self.channels))
         e = dense(4 * self.channels, dtype=dtype, name="time2")(nn.swish(e))
@@ -151,7 +138,7 @@ class UNet(nn.Module):
 
         width = h.shape[-1]
         h = ResBlock(width, self.dropout, groups, dtype, name="middle0")(h, e, train)
-        h = AttentionBlock(groups, dtype, name="middle_attention")(h)
+        h = AttentionBlock(groups, dtype=dtype, name="middle_attention")(h)
         h = ResBlock(width, self.dropout, groups, dtype, name="middle1")(h, e, train)
 
         for i in reversed(range(levels)):
