@@ -632,7 +632,7 @@ def killer(mutation: Mutation) -> str | None:
         )
         if result.returncode == 0:
             return None
-        found = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.MULTILINE)
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", result.stdout, re.MULTILINE)
         if found is None or result.returncode != 1:
             raise RuntimeError(
                 f"{mutation.meaning}: the tests did not run\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
