@@ -32,7 +32,7 @@ def get_config() -> Config:
     config.target = "eps"  # what the network gives: eps, x0, score, v, velocity, edm
     config.energy = False  # take the network's noise for that of an energy, whose gradient is then the score
     config.learned_variance = False  # and the variance of a step beside it, for the losses hybrid and vlb
-    config.loss = choice(LOSSES, "eps")
+    config.loss = choice(LOSSES, "eps", without=("width",))  # of a byte, which the scaling knows
     config.weighting = choice(WEIGHTINGS, "own")  # how much each noise level counts; own: as the loss has it
     config.log_variance = False  # scale the loss of each noise level by a variance that is learned
 
@@ -77,7 +77,8 @@ def get_config() -> Config:
     config.eval = ConfigDict()
     config.eval.samples = 1000  # that the distances are computed from
     config.eval.at_end = True  # compute them at the end of training, not only by --mode=eval
-    config.eval.likelihood = choice(LIKELIHOODS, "both")  # what --mode=likelihood computes: both, ode, bound
+    # What --mode=likelihood computes: both, ode, bound.
+    config.eval.likelihood = choice(LIKELIHOODS, "both", without=("width",))
     config.eval.likelihood.examples = 64  # held-out ones, or all that there are
     config.eval.likelihood.batch = 64  # examples at a time
     return config

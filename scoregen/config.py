@@ -39,13 +39,14 @@ FOLDER = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "
 _PLAIN = (bool, int, float, str)
 
 
-def choice(table: Mapping[str, Callable], name: str) -> Config:
+def choice(table: Mapping[str, Callable], name: str, without: tuple[str, ...] = ()) -> Config:
     """The section of a configuration that chooses from `table`: the name, and every entry's defaults.
 
     The options of an entry are the parameters of its constructor (a function, a dataclass, a linen
     module) whose default is an int, a float, a str, a bool or a tuple of these, or is None where the
     annotation says which of these it may be. Others are left out: what has no default is for `build` to
-    supply, and a callable or a dtype cannot be said on a command line.
+    supply, and a callable or a dtype cannot be said on a command line. So are those named in `without`, which `build`
+    is told by the run although they have a default.
 
     Raises UsageError if `name` is not in the table.
 
@@ -56,7 +57,7 @@ def choice(table: Mapping[str, Callable], name: str) -> Config:
     """
     if name not in table:
         raise UsageError(_unknown("choice", name, table))
-    return ConfigDict({"name": name} | {key: _options(make) for key, make in table.items()})
+    return ConfigDict({"name": name} | {key: _options(make, without) for key, make in table.items()})
 
 
 def pick(table: Mapping[str, T], name: str, what: str) -> T:
@@ -334,12 +335,12 @@ class _Preset(absl_flags.ArgumentParser):
             raise UsageError(f"{flag}={value}: expected {kind.__name__}{example}") from None
 
 
-def _options(make: Callable) -> ConfigDict:
+def _options(make: Callable, without: tuple[str, ...] = ()) -> ConfigDict:
     parameters = inspect.signature(make).parameters
     linen = {"parent", "name"} if "parent" in parameters else set()  # fields that linen adds to every module
     options = {}
     for key, parameter in parameters.items():
-        if key in linen or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if key in linen or key in without or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if _is_plain(parameter.default):
             options[key] = parameter.default

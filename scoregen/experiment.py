@@ -105,7 +105,13 @@ class Experiment:
 
         So they are as frequent as in the data. Of images that are completed it is their own class.
         """
-        known = self.dataset.train_labels if self.control is None else self.dataset.test_labels
+        return self._labels(self.dataset.train_labels if self.control is None else self.dataset.test_labels, index)
+
+    def labels_held_out(self, index: np.ndarray) -> np.ndarray | None:
+        """The classes of these held-out examples, `[B]`, or the one asked for in their place."""
+        return self._labels(self.dataset.test_labels, index)
+
+    def _labels(self, known: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
         if not self.classes or known is None:
             return None
         asked = self.config.sampler.label
@@ -213,7 +219,15 @@ def assemble(config: Config) -> Experiment:
 
 
 def _refuse_nonsense(experiment: Experiment) -> None:
-    config, process, walk = experiment.config, experiment.process, experiment.walk
+    for refuse in (
+        *(_refuse_objective, _refuse_sampler, _refuse_labels, _refuse_control, _refuse_walk),
+        *(_refuse_training, _refuse_evaluation, _refuse_misfit),
+    ):
+        refuse(experiment)
+
+
+def _refuse_objective(experiment: Experiment) -> None:
+    config, process = experiment.config, experiment.process
     reason = refusal(
         process,
         config.target,
@@ -238,18 +252,19 @@ def _refuse_nonsense(experiment: Experiment) -> None:
             "config.net.unit_input: the variance of x is not known where that of the data is 0: say what it is, "
             f"such as --config.process.{config.process.name}.data_std=0.5"
         )
-    step = experiment.predictor
-    learned = config.learned_variance and walk is process
-    if isinstance(step, Ancestral) and step.variance == "learned" and not learned:
+
+
+def _refuse_sampler(experiment: Experiment) -> None:
+    config, walk, step = experiment.config, experiment.walk, experiment.predictor
+    own = walk is experiment.process
+    if isinstance(step, Ancestral) and step.variance == "learned" and not (config.learned_variance and own):
         raise UsageError(
             "config.sampler.predictor.ancestral.variance=learned: the network has learned none for the steps of this "
             "process: take small or large"
         )
-    reason = unsuited(walk, step, experiment.corrector, density=config.energy and walk is process)
+    reason = unsuited(walk, step, experiment.corrector, density=config.energy and own)
     if reason is not None:
         raise UsageError(reason)
-    _refuse_labels(experiment)
-    _refuse_control(experiment)
     if config.sampler.x0.name != "free" and not experiment.dataset.is_image:
         raise UsageError(
             f"config.sampler.x0.name={config.sampler.x0.name}: points have no range that x0 could be held in: say "
@@ -263,65 +278,79 @@ def _refuse_nonsense(experiment: Experiment) -> None:
                 f"steps from 2 sigma^2 on diverge, at the least noisy level {2 * least**2:.3g}: take a tenth of that, "
                 f"--config.sampler.corrector.langevin.step_size={0.2 * least**2:.3g}"
             )
-    if walk.discrete and config.sampler.n > walk.levels:
+
+
+def _refuse_walk(experiment: Experiment) -> None:
+    config, walk = experiment.config.sampler, experiment.walk
+    if walk.discrete and config.n > walk.levels:
         raise UsageError(
-            f"config.sampler.n={config.sampler.n}: there are only {walk.levels} noise levels to walk: say "
+            f"config.sampler.n={config.n}: there are only {walk.levels} noise levels to walk: say "
             f"--config.sampler.n=0 for all of them, or 1 to {walk.levels}"
         )
-    train = config.train
-    for name in ("steps", "batch", "log_every", "checkpoint_every", "keep"):
-        if train[name] < 1:
-            raise UsageError(f"config.train.{name}={train[name]}: at least 1 is needed")
-    if config.seed < 0:
-        raise UsageError(f"config.seed={config.seed} is negative: 0 or more is needed")
-    if not 0 <= config.net[config.net.name].get("dropout", 0.0) < 1:
-        raise UsageError(f"config.net.{config.net.name}.dropout: 0 up to, but not, 1 is needed")
-    if experiment.dataset.is_image and experiment.dataset.train_labels is None and config.eval.at_end:
-        raise UsageError(
-            "images without labels cannot be judged, since the distance is in the features of a classifier: "
-            "say --config.eval.at_end=false"
-        )
-    for key in ("train.microbatch", "train.warmup", "train.clip", "train.sample_every", "sampler.n"):
-        section, name = key.split(".")
-        if config[section][name] < 0:
-            raise UsageError(f"config.{key}={config[section][name]} is negative: 0 or more is needed")
+    for name, least in (("n", 0), ("batch", 1), ("images", 1)):
+        _at_least(f"config.sampler.{name}", config[name], least)
     try:
-        experiment.grid(walk, config.sampler.n)
+        count = experiment.grid(walk, config.n).shape[0]
     except ValueError as error:
-        raise UsageError(f"config.sampler.grid.{config.sampler.grid.name}: {error}") from None
-    if isinstance(step, Adaptive) and (count := experiment.grid(walk, config.sampler.n).shape[0]) > 100:
+        raise UsageError(f"config.sampler.grid.{config.grid.name}: {error}") from None
+    if isinstance(experiment.predictor, Adaptive) and count > 100:
         raise UsageError(
             f"the predictor 'ode' takes steps of its own, and would begin anew at each of {count} levels: say "
             "--config.sampler.n=2, or as many as there are to be pictures of the way"
         )
+
+
+def _refuse_training(experiment: Experiment) -> None:
+    config, train = experiment.config, experiment.config.train
+    for name in ("steps", "batch", "log_every", "checkpoint_every", "keep"):
+        _at_least(f"config.train.{name}", train[name], 1)
+    for name in ("microbatch", "warmup", "clip", "sample_every"):
+        _at_least(f"config.train.{name}", train[name], 0)
+    _at_least("config.seed", config.seed, 0)
+    if not 0 <= config.net[config.net.name].get("dropout", 0.0) < 1:
+        raise UsageError(f"config.net.{config.net.name}.dropout: 0 up to, but not, 1 is needed")
     if train.microbatch and train.batch % train.microbatch:
         raise UsageError(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
     if not 0 <= train.ema < 1:
         raise UsageError(f"config.train.ema={train.ema}: 0 (none) up to, but not, 1 is needed")
     if not 0 < train.learning_rate < math.inf:
         raise UsageError(f"config.train.learning_rate={train.learning_rate}: a positive number is needed")
-    for name in ("batch", "images"):
-        if config.sampler[name] < 1:
-            raise UsageError(f"config.sampler.{name}={config.sampler[name]}: at least 1 is needed")
-    for name, least in (("examples", 2), ("batch", 1)):
-        if (given := config.eval.likelihood[name]) < least:
-            raise UsageError(f"config.eval.likelihood.{name}={given}: at least {least} is needed")
-    if not 2 <= config.eval.samples <= len(experiment.dataset.train):
+
+
+def _refuse_evaluation(experiment: Experiment) -> None:
+    config, dataset = experiment.config.eval, experiment.dataset
+    if dataset.is_image and dataset.train_labels is None and config.at_end:
         raise UsageError(
-            f"config.eval.samples={config.eval.samples}: 2 to {len(experiment.dataset.train)} are needed, the size of "
+            "images without labels cannot be judged, since the distance is in the features of a classifier: "
+            "say --config.eval.at_end=false"
+        )
+    for name, least in (("examples", 2), ("batch", 1)):
+        _at_least(f"config.eval.likelihood.{name}", config.likelihood[name], least)
+    if not 2 <= config.samples <= len(dataset.train):
+        raise UsageError(
+            f"config.eval.samples={config.samples}: 2 to {len(dataset.train)} are needed, the size of "
             "the training set, from which as many are drawn for comparison"
         )
-    # Shapes and types are found out without computing: a network that does not fit its data is refused here.
-    raw = jax.ShapeDtypeStruct((2, *experiment.dataset.shape), experiment.dataset.train.dtype)
+
+
+def _refuse_misfit(experiment: Experiment) -> None:
+    """Shapes and types are found out without computing: a network that does not fit its data is refused here."""
+    config, dataset = experiment.config, experiment.dataset
+    raw = jax.ShapeDtypeStruct((2, *dataset.shape), dataset.train.dtype)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     try:
         x0 = jax.eval_shape(experiment.prepare, raw, keys)
         params = jax.eval_shape(experiment.init, jax.random.key(0))
-        t = jax.eval_shape(lambda k: process.sample_time(k, (2,)), jax.random.key(0))
+        t = jax.eval_shape(lambda k: experiment.process.sample_time(k, (2,)), jax.random.key(0))
         jax.eval_shape(lambda p, x, t: experiment.predict(p)(x, t), params, x0, t)
     except (ValueError, TypeError, ArithmeticError) as error:
         reason = str(error).strip().partition("\n")[0]  # JAX's own go on for lines
         raise UsageError(f"the network '{config.net.name}' and the data '{config.data.name}': {reason}") from None
+
+
+def _at_least(what: str, given: float, least: int) -> None:
+    if not given >= least:
+        raise UsageError(f"{what}={given}: at least {least} is needed")
 
 
 def _refuse_labels(experiment: Experiment) -> None:

@@ -289,7 +289,8 @@ class Likelihood:
 
     def __call__(self, process: Process, predict: Predict) -> Predict:
         with jax.ensure_compile_time_eval():
-            if float(process.alpha(process.grid(1))[0]) == 0:
+            # No chain has such a level, and the tables of one that is an argument of jit have no values here.
+            if not process.discrete and float(process.alpha(process.grid(1))[0]) == 0:
                 raise ValueError("alpha = 0 at the noisiest level, where x says nothing of the data: begin below it")
         if self.y.shape[-1] == 0:
             return predict  # nothing is known
@@ -357,6 +358,10 @@ class Control(abc.ABC):
     def count(self, shape: tuple[int, ...]) -> int:
         """M, how many numbers are measured of an image of this shape."""
         return jax.eval_shape(self.measure(shape), jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1]
+
+    def derivatives(self, shape: tuple[int, ...]) -> int:
+        """How many derivatives of the network each evaluation of it brings along, for images of this shape."""
+        return {"replace": 0, "moments": self.count(shape) + 1}.get(self.method, 1)
 
     def __call__(self, clean: Array) -> Callable[[Process, Predict], Predict]:
         """The wrapper that knows of each image `[B, H, W, C]` what is measured of it, and no more."""

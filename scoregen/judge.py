@@ -113,6 +113,7 @@ def likelihoods(
 ) -> tuple[list[Measured], int]:
     """The likelihood of held-out data as they are sampled: under `experiment.walk`, with its denoiser.
 
+    A network that knows classes is told each example's own, or `config.sampler.label`: it is -log p(x | class) then.
     By what `config.eval.likelihood.name` says, the bound and the ODE; the paired difference of the two; and of points
     whose density is known, its own. `progress` is told of every batch that is done.
 
@@ -177,15 +178,16 @@ def _in_batches(
     size = min(experiment.config.eval.likelihood.batch, count)
 
     @jax.jit
-    def step(params: Any, raw: Array, keys: Array) -> LogLikelihood:
+    def step(params: Any, raw: Array, keys: Array, labels: Array | None) -> LogLikelihood:
         x0 = experiment.scaling(raw, fold_keys(keys, 0))
-        return estimate(experiment.walk, experiment.predict_to_sample(params), fold_keys(keys, 1), x0)
+        return estimate(experiment.walk, experiment.predict_to_sample(params, labels), fold_keys(keys, 1), x0)
 
     keys, parts = example_keys(jax.random.key(experiment.config.seed + 3), count), []
     for begin in range(0, count, size):
         index = np.arange(begin, begin + size) % count
         try:
-            parts.append(jax.tree.map(np.asarray, step(params, jax.numpy.asarray(raw[index]), keys[index])))
+            found = step(params, jax.numpy.asarray(raw[index]), keys[index], experiment.labels_held_out(index))
+            parts.append(jax.tree.map(np.asarray, found))
         except ValueError as error:
             raise UsageError(f"config.eval.likelihood: {error}") from error
         progress(min(begin + size, count))

@@ -194,7 +194,7 @@ class Bound:
     over the process's own. Half the difference of the two draws of a stratum tells its error, without bias.
 
     Attributes:
-        bins, variance, width: see `VLB`; the run knows all three.
+        bins, variance, width: see `VLB`; the run knows the first and the last, and a variance that was learned.
         strata: how many; the network is asked twice in each. 0: one for each level of a chain.
 
     Raises:
@@ -226,20 +226,23 @@ class Bound:
         if not self.strata and not process.discrete:
             raise ValueError("strata=0 is one for each level of a chain, and in continuous time there are none")
         keys, strata = example_keys(key, len(x0)), self.strata or process.levels
-        twice, loss = jnp.concatenate([x0, x0]), self._loss()
+        loss = self._loss()
 
-        def add(sums: tuple[Array, Array], stratum: Array) -> tuple[tuple[Array, Array], None]:
-            pairs = jnp.concatenate(split_keys(fold_keys(keys, stratum), 2))
-            along, within, noise, inner = split_keys(pairs, 4)
+        def once(stratum: Array, keys: Array) -> Array:
+            along, within, noise, inner = split_keys(keys, 4)
             if self.strata:
                 u = (stratum.astype(x0.dtype) + self._uniform(along, x0)) / strata
                 drawn = UniformLogSNR().at(process, (), u, self._uniform(within, x0))
             else:
-                t = jnp.full(len(pairs), stratum)
-                drawn = Drawn(t, jnp.ones(len(pairs)), t)
-            noised = perturb(process, noise, twice, drawn.t)
-            losses = drawn.weight.astype(x0.dtype) * loss(process, predict, noised, inner)
-            first, second = jnp.split(losses, 2)
+                t = jnp.full(len(keys), stratum)
+                drawn = Drawn(t, jnp.ones(len(keys)), t)
+            noised = perturb(process, noise, x0, drawn.t)
+            return drawn.weight.astype(x0.dtype) * loss(process, predict, noised, inner)
+
+        def add(sums: tuple[Array, Array], stratum: Array) -> tuple[tuple[Array, Array], None]:
+            # Both at once, but as two batches: a denoiser may know of each example of a batch what class it has.
+            pair = jnp.stack(split_keys(fold_keys(keys, stratum), 2))
+            first, second = jax.vmap(once, (None, 0))(stratum, pair)
             return (sums[0] + 0.5 * (first + second), sums[1] + 0.25 * (first - second) ** 2), None
 
         zero = jnp.zeros(len(x0), x0.dtype)

@@ -359,7 +359,11 @@ class Run:
         options = {"grid": it.grid, "denoise": sampler.denoise, "wrap": it.guided}
         count = evaluations(it.walk, it.predictor, it.corrector, sampler.n or None, **options)
         # A solver that chooses its own steps takes others on other data.
-        return f", {'about ' * isinstance(it.predictor, Adaptive)}{count:,} network evaluations each"
+        text = f", {'about ' * isinstance(it.predictor, Adaptive)}{count:,} network evaluations each"
+        if it.control is not None:
+            along = it.control.derivatives(it.dataset.shape)
+            text += {0: "", 1: ", with a derivative"}.get(along, f", with {along:,} derivatives")
+        return text + ", of an energy and its gradient" * bool(self.config.energy)
 
     def show_trajectory(self, step: int, params: Any) -> int:
         """Sample, and show what was on the way. Returns the exit code."""
@@ -408,7 +412,9 @@ class Run:
         path = report.save_likelihoods(self.workdir / "likelihood.json", self.experiment, step, *found)
         other = "" if config.sampler.process.name == "trained" else f", as {config.sampler.process.name}"
         held = "" if config.sampler.x0.name == "free" else f", x0 held by {config.sampler.x0.name}"
-        what = [*self.trained(step, params), ("evaluated", f"{found[1]:,} held-out examples{other}{held}")]
+        classes = ", each told its class" if config.sampler.label < 0 else f", told the class {config.sampler.label}"
+        told = classes if self.experiment.classes else ""
+        what = [*self.trained(step, params), ("evaluated", f"{found[1]:,} held-out examples{told}{other}{held}")]
         what += [(measured.name, report.tell(measured)) for measured in found[0]]
         self.console.print()
         self.console.print(report.table(f"{config.name}: {self.mode}", what, [], [path]))
@@ -422,8 +428,24 @@ class Run:
         moves = (sampler.predictor, self.experiment.predictor), (sampler.corrector, self.experiment.corrector)
         parts = [f"{section.name}{_changed(move)}" for section, move in moves if section.name != "none"]
         other = "" if sampler.process.name == "trained" else f", as {sampler.process.name}"
-        sampled = f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels{self.asked()}"
-        return [*self.trained(step, params), ("sampled", sampled)]
+        grid = "" if sampler.grid.name == "own" else f" spaced by {sampler.grid.name}{_changed(self.experiment.grid)}"
+        sampled = f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels{grid}{self.asked()}"
+        return [*self.trained(step, params), ("sampled", sampled), *self.steered()]
+
+    def steered(self) -> list[tuple[str, str]]:
+        """What the samples were told beside the noise, as a row of the table, or as none."""
+        it, sampler = self.experiment, self.config.sampler
+        told = []
+        if it.classes:
+            own = "each its own class" if it.control is not None else "classes as in the data"
+            told.append(own if sampler.label < 0 else f"class {sampler.label}")
+        if sampler.guidance != 1:
+            told.append(f"guidance {sampler.guidance:g}")
+        if sampler.x0.name != "free":
+            told.append(f"x0 by {sampler.x0.name}")
+        if it.control is not None:
+            told.append(f"{sampler.control.name}{_changed(it.control)}")
+        return [("steered", ", ".join(told))] if told else []
 
     def trained(self, step: int, params: Any) -> list[tuple[str, str]]:
         """What was trained, as rows of the table."""

@@ -101,6 +101,7 @@ def test_choice_and_build_agree_with_the_constructors():
 
 def test_build_passes_options_and_extra():
     section = C.choice(TABLE, "net")
+    assert "groups" in section.net and "groups" not in C.choice(TABLE, "net", without=("groups",)).net
     section.net.widths, section.net.groups = (8, [16, 32]), 4
     net = C.build(TABLE, section, channels=5, attention=True)
     assert net == Net(channels=5, widths=(8, (16, 32)), groups=4, attention=True)

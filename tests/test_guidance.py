@@ -30,6 +30,7 @@ from scoregen.guidance import (
     Pixels,
     Replace,
 )
+from scoregen.judge import likelihoods
 from scoregen.nets import MLP, NETS
 from scoregen.oracle import TWO_MODES, Mixture, gaussian
 from scoregen.process import EDM, PROCESSES, VE, VP, Flow, ddpm, example_keys, rows
@@ -38,9 +39,9 @@ from scoregen.samplers import (
     Ancestral,
     DPMSolver,
     EDMHeun,
+    EvenLogSNR,
     Heun,
     Karras,
-    UniformLogSNR,
     UniPC,
     decode,
     encode,
@@ -192,7 +193,7 @@ def test_at_scale_1_the_draws_are_those_of_the_class(predictor):
     labels = np.arange(2400) % 8
     guided = ClassifierFree(EIGHT.predict(process), 1.0)(process, of_class(process, labels))
     draw = lambda key: sample(  # noqa: E731
-        process, guided, key, (2400, 2), predictor, n=n, grid=UniformLogSNR(), denoise=False
+        process, guided, key, (2400, 2), predictor, n=n, grid=EvenLogSNR(), denoise=False
     )
     draws = np.asarray(jax.jit(draw)(jax.random.key(1)))
     agrees(draws - np.array(EIGHT.means)[labels], np.zeros(2), 0.15**2 * np.eye(2), extra=0.03)
@@ -325,7 +326,7 @@ def test_draws_given_a_measurement_are_the_posteriors(name):
     """Mean and covariance of the closed form, on Gaussian data with the moments of x0 given x_t."""
     process, predictor, n, extra = SAMPLERS[name]
     predict = Likelihood(Matrix(A), jnp.asarray(Y, jnp.float32), STD)(process, correlated(process))
-    grid = UniformLogSNR() if name != "vp adaptive" else Karras()
+    grid = EvenLogSNR() if name != "vp adaptive" else Karras()
     draw = jax.jit(lambda key: sample(process, predict, key, (4000, 3), predictor, n=n, grid=grid, denoise=False))
     mean, cov = conditioned(MEAN, COV, A, Y[0], STD)
     agrees(draw(jax.random.key(0)), mean, cov, extra)
@@ -356,7 +357,7 @@ def test_the_bias_of_posterior_sampling_without_a_covariance():
         process, gaussian((0.0,), 1.0).predict(process)
     )
     draws = sample(
-        process, predict, jax.random.key(0), (6000, 1), Ancestral(), n=2000, grid=UniformLogSNR(), denoise=False
+        process, predict, jax.random.key(0), (6000, 1), Ancestral(), n=2000, grid=EvenLogSNR(), denoise=False
     )
     mean, variance = y * -math.expm1(-1 / std**2), 0.5 * std**2 * -math.expm1(-2 / std**2)
     draws = np.asarray(draws[:, 0])
@@ -376,7 +377,7 @@ def test_the_bias_of_replacement():
         process, correlated(process, np.zeros(2), np.array([[1, r], [r, 1]]))
     )
     draws = sample(
-        process, predict, jax.random.key(0), (6000, 2), Ancestral(), n=1000, grid=UniformLogSNR(), denoise=False
+        process, predict, jax.random.key(0), (6000, 2), Ancestral(), n=1000, grid=EvenLogSNR(), denoise=False
     )
     ours = np.asarray(draws)[:, 1]
     v = 1 + np.logspace(-6, 6, 200_001)
@@ -399,7 +400,7 @@ def test_known_pixels_stay_to_the_last_bit(predictor):
     hold = Clip(-0.5, 0.5)(process, lambda x, t: of_x0(process, x, t, jnp.tanh(x)))
     ours = np.asarray(
         sample(
-            process, inpaint(clean)(process, hold), jax.random.key(0), clean.shape, predictor, n=8, grid=UniformLogSNR()
+            process, inpaint(clean)(process, hold), jax.random.key(0), clean.shape, predictor, n=8, grid=EvenLogSNR()
         )
     )
     np.testing.assert_array_equal(ours[:, :, 2:], np.asarray(clean)[:, :, 2:])
@@ -515,6 +516,7 @@ def test_the_great_arc():
     angles = np.arccos(arc[:, 0] @ [0.5, 0, 0])
     np.testing.assert_allclose(angles, np.array(f) * np.pi / 2, atol=1e-3)
     np.testing.assert_allclose(arc[:, 1, 0], 1 + 2 * np.array(f), rtol=1e-5)
+    np.testing.assert_allclose(slerp(a, -a, f)[:, 0], (1 - 2 * f)[:, None] * a[:1], atol=1e-6)  # no arc is the shortest
 
 
 def test_between_two_gaussian_examples():
@@ -793,6 +795,46 @@ def test_colours_are_completed_and_drawn(tmp_path, monkeypatch):
     np.testing.assert_array_equal(seen["images"][:5], images[12:17])
     np.testing.assert_allclose(seen["images"][5:10], np.repeat(images[12:17].mean(-1, keepdims=True), 3, -1), atol=0.51)
     np.testing.assert_array_equal(seen["images"][10:], experiment.scaling.to_bytes(samples))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_derivatives_are_counted(method):
+    """As many as are taken where the network is differentiated, for each of its evaluations."""
+    control, taken = Inpaint(method), []
+
+    @jax.custom_vjp
+    def network(x):
+        return x
+
+    def backward(_, g):
+        jax.debug.callback(lambda g: taken.append(g), g)
+        return (g,)
+
+    network.defvjp(lambda x: (x, None), backward)
+    process, clean = VP(), jnp.ones((1, 2, 4, 1))
+    steered = control(clean)(process, lambda x, t: of_x0(process, x, t, network(x)))
+    steered(clean + 1, jnp.array([0.5]))
+    jax.effects_barrier()
+    assert len(taken) == control.derivatives((2, 4, 1))
+
+
+def test_a_chain_may_be_an_argument_of_jit():
+    """Its tables are traced then, and the likelihood's factor is what it is without."""
+    wrap = Likelihood(Pixels(np.array([True, False])), jnp.ones((1, 1)), 0.3)
+    x, t = jnp.array([[0.3, -0.2]]), jnp.array([40])
+    found = lambda process: wrap(process, gaussian((0.0, 0.0), 1.0).predict(process))(x, t).x0  # noqa: E731
+    np.testing.assert_allclose(jax.jit(found)(ddpm(steps=100)), found(ddpm(steps=100)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("asked", "want"), [(-1, None), (3, [3, 3, 3])])
+def test_a_likelihood_is_of_the_class_that_an_example_has_or_of_the_one_asked_for(asked, want):
+    experiment, told = told_labels(assemble(toy(sampler__label=asked, eval__likelihood__name="bound")))
+    experiment.config.eval.likelihood.update(examples=3, batch=3)
+    found, count = likelihoods(experiment, alive(experiment))
+    jax.effects_barrier()
+    assert count == 3 and found[0].name == "bound"
+    # Each stratum's two draws are two batches, of the same classes.
+    assert told and all((labels == (want or experiment.dataset.test_labels[:3])).all() for labels in told)
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ from scoregen.samplers import (
     EDMHeun,
     Euler,
     EulerMaruyama,
+    EvenLogSNR,
+    EvenTime,
     Heun,
     Hold,
     Karras,
@@ -37,8 +39,6 @@ from scoregen.samplers import (
     Power,
     ReverseDiffusion,
     SNRLangevin,
-    UniformLogSNR,
-    UniformTime,
     UniPC,
     evaluations,
     sample,
@@ -236,7 +236,7 @@ def test_the_ode_is_solved_exactly_where_x0_does_not_change(predictor):
     process = VP()
     predict = lambda x, t: of_x0(process, x, t, jnp.full_like(x, 1.7))  # noqa: E731
     start = normal(KEY, (3, 2))
-    x = sample(process, predict, KEY, (3, 2), predictor, n=7, grid=UniformTime(), start=start, denoise=False)
+    x = sample(process, predict, KEY, (3, 2), predictor, n=7, grid=EvenTime(), start=start, denoise=False)
     (first, last), mean = process.grid(2), 1.7
     shrink = process.sigma(last) / process.sigma(first)
     close(x, process.alpha(last) * mean + shrink * (start - process.alpha(first) * mean), rtol=1e-6)
@@ -364,8 +364,8 @@ def test_grids_fall_from_end_to_end(name, grid):
 def test_grids_are_even_in_what_they_say():
     even = lambda a: close(np.diff(a), np.full(len(a) - 1, a[1] - a[0]), rtol=1e-5)  # noqa: E731
     process = VP()
-    even(np.asarray(UniformTime()(process, 9)))
-    even(np.asarray(process.logsnr(UniformLogSNR()(process, 9))))
+    even(np.asarray(EvenTime()(process, 9)))
+    even(np.asarray(process.logsnr(EvenLogSNR()(process, 9))))
     ratio = lambda t: np.asarray(process.sigma(t) / process.alpha(t))  # noqa: E731
     even(ratio(Karras(5.0)(process, 9)) ** 0.2)
     even(np.sqrt(np.asarray(Power(2.0)(process, 9))))
@@ -377,7 +377,7 @@ def test_grids_are_even_in_what_they_say():
 
 def test_a_chains_levels_are_taken_once():
     """Near the data DDPM's levels are far apart in lam, and an even grid would take the last ones many times."""
-    levels = np.asarray(UniformLogSNR()(ddpm(), 100))
+    levels = np.asarray(EvenLogSNR()(ddpm(), 100))
     lam = np.asarray(ddpm().logsnr(jnp.asarray(levels)))
     assert (np.diff(levels) < 0).all()
     free = levels > 60  # where there is room, it is the nearest level to the even lam
@@ -529,7 +529,7 @@ def test_a_bridge_and_a_grid_go_together():
         source = ncsn(0.005, 200.0, 500)
         process = ddpm()
         predict = as_process(TWO_MODES.predict(source), source, process)
-        x = np.asarray(sample(process, predict, KEY, (4000, 2), DPMSolver(), n=30, grid=UniformLogSNR()))
+        x = np.asarray(sample(process, predict, KEY, (4000, 2), DPMSolver(), n=30, grid=EvenLogSNR()))
         first = x[:, 0] < 0
         assert abs(first.mean() - 0.3) < 4 * math.sqrt(0.21 / 4000)
         assert x[first].std(0) == pytest.approx(0.35, rel=0.08)

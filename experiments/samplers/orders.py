@@ -25,12 +25,12 @@ from scoregen.samplers import (
     EDMHeun,
     Euler,
     EulerMaruyama,
+    EvenLogSNR,
     Grid,
     Heun,
     Karras,
     OwnGrid,
     ReverseDiffusion,
-    UniformLogSNR,
     UniPC,
     sample,
 )
@@ -50,7 +50,7 @@ class Case:
     evaluations: int = 1  # a step
 
 
-OWN, LAM = OwnGrid(), UniformLogSNR()
+OWN, LAM = OwnGrid(), EvenLogSNR()
 CASES = {
     "DDIM": Case(Ancestral(0.0), OWN, "ODE", 1, "Euler's method in sigma / alpha"),
     "Euler": Case(Euler(), OWN, "ODE", 1, "Euler's method in t"),

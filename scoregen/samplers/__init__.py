@@ -3,7 +3,7 @@
 from scoregen.samplers.adaptive import Adaptive
 from scoregen.samplers.correctors import CORRECTORS, MALA, Corrector, Langevin, NoCorrector, SNRLangevin
 from scoregen.samplers.encode import decode, encode, interpolate, slerp
-from scoregen.samplers.grids import GRIDS, Grid, Karras, Listed, OwnGrid, Power, UniformLogSNR, UniformTime
+from scoregen.samplers.grids import GRIDS, EvenLogSNR, EvenTime, Grid, Karras, Listed, OwnGrid, Power
 from scoregen.samplers.multistep import DPMSolver, UniPC
 from scoregen.samplers.predictors import (
     Ancestral,
@@ -45,6 +45,8 @@ __all__ = [
     "EDMHeun",
     "Euler",
     "EulerMaruyama",
+    "EvenLogSNR",
+    "EvenTime",
     "Grid",
     "Heun",
     "Hold",
@@ -58,8 +60,6 @@ __all__ = [
     "ReverseDiffusion",
     "SNRLangevin",
     "UniPC",
-    "UniformLogSNR",
-    "UniformTime",
     "decode",
     "encode",
     "evaluations",

@@ -50,7 +50,8 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
         sin((1 - f) angle) / sin(angle) a + sin(f angle) / sin(angle) b,     cos(angle) = a.b / (|a| |b|)
 
     Draws of a Gaussian prior in many dimensions lie on a sphere, nearly, and so do the points between them; on the
-    straight line they would not. Where a and b point the same way it is that line.
+    straight line they would not. Where a and b point the same way it is that line; so it is where they point opposite
+    ways, since then no arc is the shortest.
 
     >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([0.0, 0.5]))[:, 0].tolist()
     [[1.0, 0.0], [0.7071..., 0.7071...]]

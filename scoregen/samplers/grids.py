@@ -60,7 +60,7 @@ def _between(first: Array, last: Array, fraction: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformTime(_Spaced):
+class EvenTime(_Spaced):
     """Even in the time, of a chain in the index."""
 
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
@@ -69,7 +69,7 @@ class UniformTime(_Spaced):
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformLogSNR(_Spaced):
+class EvenLogSNR(_Spaced):
     """Even in the log-SNR (Lu et al. 2022, section 3.3)."""
 
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
@@ -155,8 +155,8 @@ Grid = Callable[[Process, int], Array]
 
 GRIDS = {
     "own": OwnGrid,
-    "time": UniformTime,
-    "logsnr": UniformLogSNR,
+    "time": EvenTime,
+    "logsnr": EvenLogSNR,
     "karras": Karras,
     "power": Power,
     "list": Listed,
