@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from scoregen.cache import keep_compiled
 from scoregen.errors import UsageError
 
 
@@ -31,6 +32,7 @@ def answer(
         usage: prints the help, if it is asked for or arguments are missing.
         bare: whether there is work to do without arguments.
     """
+    keep_compiled()
     console = Console(soft_wrap=True)
     if not console.is_terminal:
         console = Console(soft_wrap=True, width=120)  # a file has no width of its own

@@ -147,11 +147,6 @@ def _refuse_classes(config: Any, mode: str) -> None:
             f"config.sampler.label={config.sampler.label}: samples are judged beside held-out data of all classes: say "
             "--config.sampler.label=-1, or --mode=sample"
         )
-    if mode == "likelihood" and config.labels and (config.label_dropout == 0 or config.sampler.label >= 0):
-        raise UsageError(
-            "the likelihood is that of the network told no class, which is learned from examples without a label: "
-            "train with --config.label_dropout=0.1, and say --config.sampler.label=-1"
-        )
 
 
 def _run_name(preset: str, changes: Sequence[tuple[str, Any, Any]]) -> str:

@@ -240,8 +240,9 @@ def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, t
     how = "eps, weighted as min_snr (gamma=3.0), times by logsnr, scaled by a learned variance on mixture, 1 steps of 8"
     assert how in " ".join(out.split())
     assert "gives eps, of an energy, knows" in out
-    assert "5 levels spaced by karras (rho=5.0), 10 network evaluations each, of an energy and its gradient" in " ".join(
-        out.split()
+    assert (
+        "5 levels spaced by karras (rho=5.0), 10 network evaluations each, of an energy and its gradient"
+        in " ".join(out.split())
     )
     assert re.search(r"steered +class 3, guidance 1.5", out) and "steered" not in first[1]
     assert "not computed, as config.eval.at_end is false" in out and "preset:" not in out
@@ -583,3 +584,26 @@ def test_a_network_serves_the_other_process_as_well_as_its_own(toys, name, sampl
     assert bridged["name"] == "sliced Wasserstein"
     assert bridged["value"] <= 1.5 * bridged["floor"]
     assert bridged["value"] <= native["value"] + 4 * bridged["floor_std"]
+
+
+@pytest.mark.slow
+def test_what_was_compiled_is_kept_for_the_next_time(tmp_path):
+    """In a folder that may be damaged, or not be there to be written, without a word."""
+    kept = tmp_path / "cache" / "compiled"
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMP", "JAX_PERS"))}
+    env |= {"SCOREGEN_CACHE": str(tmp_path / "cache"), "JAX_EXPLAIN_CACHE_MISSES": "true"}
+
+    def go(name):
+        command = [sys.executable, "-m", "scoregen.run", *TINY, f"--workdir={tmp_path / name}"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "jit_step" in go("first") and any(path.name.startswith("jit_step") for path in kept.iterdir())
+    assert "jit_step" not in go("second")  # no miss of that one
+    for path in kept.glob("jit_step*-cache"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert "Warning" not in go("third")
+    shutil.rmtree(kept)
+    kept.write_text("a file in its place")
+    assert "Warning" not in go("fourth")

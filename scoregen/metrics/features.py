@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from scoregen import cache
 from scoregen.errors import UsageError
 
 _VERSION = 2  # part of the cache key: raise it whenever the training or the architecture below changes
@@ -108,7 +109,7 @@ def classifier_features(
         return net.apply(params, (images.astype(jnp.float32) - mean) / std)
 
     key = _key(net, seed, steps, train, test, train_labels, test_labels)
-    folder = Path(cache_dir or os.environ.get("SCOREGEN_CACHE") or Path.home() / ".cache" / "scoregen")
+    folder = Path(cache_dir) if cache_dir else cache.folder()
     file = folder / f"classifier-{key}.npz"
     like = jax.eval_shape(net.init, jax.random.key(seed), jnp.zeros((1, *shape)))
     kept = _load(file, like, warn)

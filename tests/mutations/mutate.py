@@ -23,6 +23,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent.parent
 
 
+# Most programs are the same whatever was broken: what one copy compiled, the others need not.
+KEPT = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled")}
+
+
 class Mutation(NamedTuple):
     """In `file` of scoregen, the one place that reads `old` is made to read `new`."""
 
@@ -625,7 +629,7 @@ def killer(mutation: Mutation) -> str | None:
         result = subprocess.run(
             [sys.executable, *command, *guards(mutation)],
             cwd=root,
-            env=os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"} | KEPT,
             capture_output=True,
             text=True,
             check=False,
