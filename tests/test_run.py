@@ -240,10 +240,8 @@ def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, t
     how = "eps, weighted as min_snr (gamma=3.0), times by logsnr, scaled by a learned variance on mixture, 1 steps of 8"
     assert how in " ".join(out.split())
     assert "gives eps, of an energy, knows" in out
-    assert (
-        "5 levels spaced by karras (rho=5.0), 10 network evaluations each, of an energy and its gradient"
-        in " ".join(out.split())
-    )
+    walk = "5 levels spaced by karras (rho=5.0), 10 network evaluations each, of an energy and its gradient"
+    assert walk in " ".join(out.split())
     assert re.search(r"steered +class 3, guidance 1.5", out) and "steered" not in first[1]
     assert "not computed, as config.eval.at_end is false" in out and "preset:" not in out
     assert "eps on mixture, 6 steps of 8" in first[1] and "energy" not in first[1]

@@ -524,7 +524,7 @@ MUTATIONS = [
                 "directions that know nothing of the key",
             ),
             ("u = (stratum.astype(x0.dtype) +", "u = (0.5 * stratum.astype(x0.dtype) +", "half of the strata"),
-            ("losses = drawn.weight.astype(x0.dtype) * loss(", "losses = loss(", "the weights of the times left out"),
+            ("return drawn.weight.astype(x0.dtype) * loss(", "return loss(", "the weights of the times left out"),
             ("0.25 * (first - second) ** 2", "0.5 * (first - second) ** 2", "a factor 2 in the bound's variance"),
             ("LogLikelihood(-total / strata", "LogLikelihood(total / strata", "the sign of the bound"),
             ("jnp.sqrt(square) / strata", "jnp.sqrt(square / strata)", "the bound's error not that of the mean"),
