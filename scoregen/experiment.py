@@ -231,8 +231,8 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         raise UsageError(reason)
     if config.net.condition in ("index", "rescaled") and config.process.name == "edm":
         raise UsageError(
-            f"config.net.condition={config.net.condition}: the time of the process '{config.process.name}' is sigma, and no index: say "
-            "--config.net.condition=sigma"
+            f"config.net.condition={config.net.condition}: the time of the process '{config.process.name}' is sigma, "
+            "and no index: say --config.net.condition=sigma"
         )
     if config.net.unit_input and process.data_std == 0:
         raise UsageError(

@@ -145,7 +145,7 @@ def test_a_learned_variance_is_the_second_half(target):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_conditions_say_how_noisy(name):
-    """The index is DDPM's, or as of 1000 levels, and 1000 t in continuous time; log sigma; and lam, finite also where alpha is 0."""
+    """The index is DDPM's, or as of 1000 levels, and 1000 t in continuous time; log sigma; lam, finite at alpha = 0."""
     process = MADE[name]
     t = process.grid(5)
     alpha, sigma = (np.asarray(a, np.float64) for a in (process.alpha(t), process.sigma(t)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 
 def operations(function: Callable, *args: Any) -> int:
@@ -73,20 +73,9 @@ def _equation(equation: Any) -> int:
         # Each number of the output is a sum over a window and, of the input's channels, those of its group.
         kernel, where = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         return 2 * equation.outvars[0].aval.size * math.prod(kernel) // kernel[where[0]]
-    inner = [_count(jaxpr) for jaxpr in _inside(params.values())]
+    inner = [_count(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if name == "while" and any(inner):
         raise NotImplementedError("a loop that ends when it will has no cost that could be told beforehand")
     if name == "cond":
         return max(inner)
     return sum(inner) * params.get("length", 1) if name == "scan" else sum(inner)
-
-
-def _inside(values: Any) -> Iterator[Jaxpr]:
-    """The programs that an operation holds, as `jit`, `remat` and `scan` do."""
-    for value in values:
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _inside(value)
