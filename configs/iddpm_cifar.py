@@ -1,4 +1,4 @@
-"""Improved DDPM on CIFAR-10, L_hybrid of Nichol & Dhariwal 2021 (their figures: FID 3.19, 3.17 bits/dim, 500,000 steps).
+"""Improved DDPM on CIFAR-10, L_hybrid of Nichol & Dhariwal 2021 (their figures: FID 3.19, 3.17 bits/dim).
 
     python -m scoregen.run --config=iddpm_cifar --config.data.dir=DIR
     python -m scoregen.run --config=iddpm_cifar --config.data.dir=DIR --config.loss.name=vlb \
@@ -13,11 +13,11 @@ the variance of a step (--config.learned_variance=false --config.loss.name=eps
 --config.sampler.predictor.ancestral.variance=small); 4 heads, scale and shift by the time, and details as in their
 code (--config.net.unet.attention_heads=1, --config.net.unet.scale_shift=false, --config.net.unet.form=ddpm); the index
 is told as though there were 1000 (--config.net.condition=index); dropout 0.3 (--config.net.unet.dropout=0.1); x0 is
-clipped in sampling (--config.sampler.x0.name=free); no warm-up, no clip of the gradient, no flip, no dequantization; the
-average of the parameters starts without a ramp (--config.train.ema_ramp=true). Their AdamW has no decay of the weights,
-and so is Adam. With fewer steps, as theirs: --config.sampler.n=100. Not the paper's: the initial values, which there
-are PyTorch's; the gradient is added up over parts of 64 images (--config.train.microbatch=0 for all 128 at once), and
-distances are computed by --mode=eval only, in the features of a small classifier.
+clipped in sampling (--config.sampler.x0.name=free); 500,000 steps, no warm-up, no clip of the gradient, no flip, no
+dequantization; the average of the parameters starts without a ramp (--config.train.ema_ramp=true). Their AdamW has no
+decay of the weights, and so is Adam. With fewer steps, as theirs: --config.sampler.n=100. Not the paper's: the initial
+values, which there are PyTorch's; the gradient is added up over parts of 64 images (--config.train.microbatch=0 for all
+128 at once), and distances are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load
