@@ -2,7 +2,8 @@
 
     python -m scoregen.run --config=ddpm_cifar --config.data.dir=DIR
 
-DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator; on a laptop it shows that all
+DIR holds cifar-10-batches-bin or its archive, or gets it. The network has 35,746,307 parameters and takes 12.4 GFLOP
+an image forward (a multiplication and an addition are two). This is for an accelerator; on a laptop it shows that all
 is well with --config.train.steps=20 --config.sampler.n=50. What is the paper's, and the switch that turns it off:
 the loss is a mean over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in sampling and the variance is beta,
 "fixedlarge" (--config.sampler.x0.name=free, --config.sampler.predictor.ancestral.variance=small); the average of the

@@ -105,10 +105,11 @@ TARGETS: dict[str, Row] = {
 }
 
 # What tells a network how noisy its input is, `[B]`. The index is DDPM's, and in continuous time 1000 t, as in
-# score_sde's code; log sigma and the log-SNR mean the same under chains of any length, and are smooth between
-# levels (see `as_process`).
+# score_sde's code; rescaled, it is as if a chain had 1000 levels, as in improved DDPM's code; log sigma and the
+# log-SNR mean the same under chains of any length, and are smooth between levels (see `as_process`).
 CONDITIONS: dict[str, Callable[[Process, Array], Array]] = {
     "index": lambda process, t: t.astype(jnp.float32) * (1.0 if process.discrete else 1000.0),
+    "rescaled": lambda process, t: t.astype(jnp.float32) * (1000 / (process.levels if process.discrete else 1)),
     "sigma": lambda process, t: jnp.log(process.sigma(t)),
     # Where alpha is 0, as at the end of flow matching, lam is -inf, and no network could read that.
     "logsnr": lambda process, t: jnp.clip(process.logsnr(t), -25.0, 25.0),

@@ -239,13 +239,14 @@ def _refuse_objective(experiment: Experiment) -> None:
         dims=math.prod(experiment.dataset.shape),
         dtype=config.net[config.net.name].get("dtype", "float32"),
         name=config.process.name,
+        net=config.net.name,
     )
     if reason is not None:
         raise UsageError(reason)
-    if config.net.condition == "index" and config.process.name == "edm":
+    if config.net.condition in ("index", "rescaled") and config.process.name == "edm":
         raise UsageError(
-            f"config.net.condition=index: the time of the process '{config.process.name}' is sigma, and no index: say "
-            "--config.net.condition=sigma"
+            f"config.net.condition={config.net.condition}: the time of the process '{config.process.name}' is sigma, "
+            "and no index: say --config.net.condition=sigma"
         )
     if config.net.unit_input and process.data_std == 0:
         raise UsageError(

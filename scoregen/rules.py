@@ -26,6 +26,7 @@ def refusal(
     dims: int = 1,
     dtype: str = "float32",
     name: str = "NAME",
+    net: str = "NAME",
 ) -> str | None:
     """Why a network that gives `target` cannot be trained so, or None if it can.
 
@@ -38,8 +39,8 @@ def refusal(
         energy: whether the score is the gradient of an energy that the network gives.
         times: the time law, if it is not the process's own.
         dims: how many dimensions an example has.
-        dtype: of the network's arithmetic; the U-Net alone has the choice.
-        name: what the configuration calls the process.
+        dtype: of the network's arithmetic.
+        name, net: what the configuration calls the process and the network.
 
     >>> from scoregen.losses import DSM
     >>> from scoregen.process import Flow, ddpm
@@ -86,7 +87,7 @@ def refusal(
     if isinstance(bare, FDSSM) and dtype == "bfloat16":
         return (
             "the loss 'fdssm' takes the difference of two outputs that are nearly equal, which bfloat16 rounds away: "
-            "take the loss ssm, or --config.net.unet.dtype=float32"
+            f"take the loss ssm, or --config.net.{net}.dtype=float32"
         )
     return _of_the_bound(process, bare, weighting is not None, learned_variance, log_variance, times)
 

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
-from scoregen.nets import MLP, NETS, Classifier, UNet
-from scoregen.nets.layers import GroupNorm, conv, dense, sinusoidal, upsample
+from scoregen.nets import MLP, NETS, Classifier, DiT, UNet
+from scoregen.nets.layers import GroupNorm, conv, dense, downsample, sinusoidal, upsample
+from scoregen.nets.unet import ResBlock
 
 # One block a level on the way up, none on the way down: every kind of layer, and little to compile.
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 0, "attention": (4,), "groups": 4}
+TINY_DIT = {"patch": 4, "width": 8, "depth": 1, "attention_heads": 2}
 
 
 def _alive(params, seed=7):
@@ -27,12 +30,13 @@ def _alive(params, seed=7):
 
 
 class Case:
-    """A small network with dropout and live parameters; every jitted function is compiled once."""
+    """A small network with dropout, if it can have it, and live parameters; every jitted function is compiled once."""
 
     def __init__(self, name):
         self.net, shape = {
             "mlp": (MLP(width=16, depth=2, embedding=8, dropout=0.3), (3, 2)),
             "unet": (UNet(**TINY, dropout=0.3), (3, 8, 8, 1)),
+            "dit": (DiT(**TINY_DIT), (3, 8, 8, 1)),
         }[name]
         self.x = jax.random.normal(jax.random.key(1), shape)
         self.c = jnp.array([-1.0, 0.5, 2.0])
@@ -61,7 +65,7 @@ class Case:
         return [jax.jit(jax.value_and_grad(f), compiler_options=quick)(self.params) for f in (forward, reverse)]
 
 
-@pytest.fixture(scope="module", params=["mlp", "unet"])
+@pytest.fixture(scope="module", params=["mlp", "unet", "dit"])
 def case(request):
     return Case(request.param)
 
@@ -86,6 +90,12 @@ def test_sinusoidal_by_hand():
     np.testing.assert_allclose(got, want, atol=2e-5)
     assert sinusoidal(jnp.ones(1), 7).shape == (1, 7) and sinusoidal(jnp.ones(1), 7)[0, 6] == 0
     assert sinusoidal(jnp.array([3]), 8).dtype == jnp.float32  # an integer index will do
+    # In ADM's form the cosines come first, and the frequencies are 1, 1e4^(-1/3), 1e4^(-2/3).
+    np.testing.assert_allclose(
+        sinusoidal(jnp.array([2.0]), 6, "adm")[0],
+        [-0.4161468, 0.9956942, 0.9999907, 0.9092974, 0.0926985, 0.0043089],
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(("c", "dim"), [(jnp.zeros(()), 8), (jnp.zeros((2, 1)), 8), (jnp.zeros(2), 3)])
@@ -97,6 +107,24 @@ def test_sinusoidal_refuses(c, dim):
 def test_upsample_repeats_pixels():
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
     np.testing.assert_array_equal(upsample(jnp.asarray(x)), x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_downsample_averages_pixels():
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 3)).astype(np.float32)
+    want = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    np.testing.assert_allclose(downsample(jnp.asarray(x)), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(("padding", "first"), [("SAME", 0), (1, -1)])
+def test_where_a_convolution_of_stride_two_looks(padding, first):
+    """With "SAME" the window of output i begins at pixel 2 i, with a pixel of padding on either side at 2 i - 1."""
+    layer = conv(1, stride=2, padding=padding)
+    params = {"params": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros(1)}}
+    x = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
+    got = layer.apply(params, jnp.asarray(x)[None, :, :, None])[0, :, :, 0]
+    padded = np.pad(x, 1)
+    rows = [slice(2 * i + first + 1, 2 * i + first + 4) for i in range(3)]
+    np.testing.assert_allclose(got, [[padded[r, c].sum() for c in rows] for r in rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 12), (3, 12)])
@@ -140,7 +168,7 @@ def test_fan_average_uniform(layer, shape, fan_avg):
 
 
 def test_table():
-    assert {name: NETS[name] for name in ("mlp", "unet")} == {"mlp": MLP, "unet": UNet}
+    assert {name: NETS[name] for name in ("mlp", "unet", "dit")} == {"mlp": MLP, "unet": UNet, "dit": DiT}
 
 
 def test_unet_is_the_ddpm_cifar_network():
@@ -171,6 +199,12 @@ def test_unet_other_sizes():
         ({"multipliers": (1, 2, 2)}, (1, 2, 2, 1), "2x2 cannot be halved 2 times"),
         ({"multipliers": (1, 2)}, (1, 8, 8, 1), r"attention at \[16\].*\[8, 4\]"),
         ({"groups": 24}, (1, 32, 32, 3), "groups=24 does not divide channels=128"),
+        ({"attention_heads": 3}, (1, 32, 32, 3), "3 heads do not divide 256 channels"),
+        ({"attention_heads": 0}, (1, 32, 32, 3), "0 heads do not divide 256 channels"),
+        ({"head_channels": 96}, (1, 32, 32, 3), "head_channels=96 does not divide the 256 channels"),
+        ({"head_channels": 64, "attention_heads": 4}, (1, 32, 32, 3), "leave head_channels=0, or attention_heads=1"),
+        ({"resample": "pool"}, (1, 32, 32, 3), "resample='pool': 'conv' or 'block' is needed"),
+        ({"form": "edm"}, (1, 32, 32, 3), "form='edm': 'ddpm' or 'adm' is needed"),
         ({}, (4, 2), "takes images"),
     ],
 )
@@ -185,9 +219,40 @@ def test_mlp_refuses(x, c, message):
         jax.eval_shape(MLP().init, jax.random.key(0), jnp.zeros(x), jnp.zeros(c))
 
 
-@pytest.mark.parametrize("last", ["conv_out", "out"])
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_where_the_embedding_enters_a_block(scale_shift):
+    """It is added before the second norm, or gives scale and shift after it: (1 + a) norm(h) + b."""
+    block = ResBlock(4, 0.0, 2, jnp.dtype("float32"), scale_shift)
+    x, e = _normal(1, (2, 6, 6, 4)), _normal(2, (2, 5))
+    params = _alive(jax.eval_shape(lambda key: block.init(key, x, e, False), jax.random.key(0)))
+    at = params["params"]
+
+    def norm(name, h):
+        return np.asarray(GroupNorm(2).apply({"params": at[name]}, h))
+
+    def convolved(name, h):
+        return np.asarray(conv(4).apply({"params": at[name]}, jnp.asarray(h)))
+
+    def swish(h):
+        return h / (1 + np.exp(-h))
+
+    h = convolved("conv1", swish(norm("norm1", x)))
+    told = (swish(np.asarray(e)) @ np.asarray(at["time"]["kernel"]) + np.asarray(at["time"]["bias"]))[:, None, None]
+    if scale_shift:
+        h = (1 + told[..., :4]) * norm("norm2", jnp.asarray(h)) + told[..., 4:]
+    else:
+        h = norm("norm2", jnp.asarray(h + told))
+    np.testing.assert_allclose(block.apply(params, x, e, False), x + convolved("conv2", swish(h)), atol=1e-5)
+
+
+@pytest.mark.parametrize("last", ["conv_out", "out", "dit"])
 def test_starts_at_zero(last):
-    net, shape = {"conv_out": (UNet(**TINY), (1, 8, 8, 1)), "out": (MLP(), (1, 2))}[last]
+    net, shape = {
+        "conv_out": (UNet(**TINY), (1, 8, 8, 1)),
+        "out": (MLP(), (1, 2)),
+        "dit": (DiT(**TINY_DIT), (1, 8, 8, 1)),
+    }[last]
+    last = "out" if last == "dit" else last
     # The last layer's output is its kernel times activations of unit order; XLA drops the drawing of the
     # others.
     init = jax.jit(lambda: net.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1))["params"][last])
@@ -218,6 +283,9 @@ def test_dropout_only_in_training(case):
     still = case.apply(case.params, case.x, case.c)
     np.testing.assert_array_equal(case.apply(case.params, case.x, case.c, rngs={"dropout": one}), still)
     noisy = case.noisy(case.x, one)
+    if isinstance(case.net, DiT):  # which has none
+        np.testing.assert_allclose(noisy, still, atol=1e-6)
+        return
     assert np.abs(noisy - still).max() > 1e-2
     assert np.abs(noisy - case.noisy(case.x, two)).max() > 1e-2
     np.testing.assert_array_equal(noisy, case.noisy(case.x, one))
@@ -239,13 +307,14 @@ def test_every_parameter_is_used(case):
         assert np.abs(g).max() > (-1 if "'key']['bias" in name else 1e-6), name
 
 
-@pytest.mark.parametrize("name", ["mlp", "points-of-two-axes", "unet"])
+@pytest.mark.parametrize("name", ["mlp", "points-of-two-axes", "unet", "dit"])
 def test_two_heads_are_two_networks_with_one_trunk(name):
     """Half of the last axis is what a network with half of the last layer gives; and derivatives reach it all."""
     net, shape, last = {
         "mlp": (MLP(width=8, depth=1, embedding=8), (3, 2), "out"),
         "points-of-two-axes": (MLP(width=8, depth=1, embedding=8), (3, 4, 2), "out"),
         "unet": (UNet(**TINY), (2, 8, 8, 3), "conv_out"),
+        "dit": (DiT(**TINY_DIT), (2, 8, 8, 3), "out"),
     }[name]
     x, v, c = _normal(1, shape), _normal(2, shape), jnp.linspace(-1.0, 2.0, shape[0])
     params = _alive(jax.eval_shape(functools.partial(net.init, heads=2), jax.random.key(0), x, c))
@@ -305,15 +374,54 @@ def test_mlp_flattens():
     np.testing.assert_array_equal(net.apply(params, x, c).reshape(2, 12), net.apply(params, x.reshape(2, 12), c))
 
 
-def test_unet_bfloat16():
+@pytest.mark.parametrize("make", [functools.partial(UNet, **TINY), functools.partial(DiT, **TINY_DIT)])
+def test_bfloat16(make):
     x, c = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([0.0, 30.0])
-    nets = [UNet(**TINY, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    nets = [make(dtype=dtype) for dtype in ("float32", "bfloat16")]
     params = _alive(jax.eval_shape(nets[1].init, jax.random.key(0), x, c))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     full, half = (jax.jit(net.apply)(params, x, c) for net in nets)
     assert half.dtype == jnp.float32
     error = np.abs(full - half).max() / np.abs(full).max()
     assert 1e-5 < error < 0.1  # less than 1e-5 would mean that nothing ran in half precision
+
+
+def _inside(jaxpr):
+    """All operations of a program, those of the programs in it too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _inside(inner)
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_remat_computes_the_same_twice(name):
+    """Same parameters by name, same dropout, same gradients; and every block is a program to be run again."""
+    net, blocks = {
+        # Two residual blocks in the middle and one a level on the way up; attention in the middle and at 4 pixels.
+        "unet": (UNet(**TINY, dropout=0.3), 2 + 2 + 2),
+        "dit": (DiT(**TINY_DIT), 1),
+    }[name]
+    x, c = _normal(1, (2, 8, 8, 1)), jnp.array([0.0, 30.0])
+    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, c))
+    again = jax.eval_shape(net.clone(remat=True).init, jax.random.key(0), x, c)
+    assert jax.tree.structure(params) == jax.tree.structure(again)
+
+    def loss(params, remat):
+        out = net.clone(remat=remat).apply(params, x, c, train=True, rngs={"dropout": jax.random.key(5)})
+        return jnp.sum(jnp.sin(3 * out))
+
+    programs = [jax.make_jaxpr(functools.partial(loss, remat=remat))(params).jaxpr for remat in (False, True)]
+    assert [sum("remat" in e.primitive.name for e in _inside(program)) for program in programs] == [0, blocks]
+    quick = {"xla_backend_optimization_level": 0}
+    (one, kept), (two, twice) = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, remat=remat)), compiler_options=quick)(params)
+        for remat in (False, True)
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(kept))
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(twice), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
 def test_classifier():

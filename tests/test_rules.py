@@ -105,7 +105,12 @@ OPTIONS = {
         ["'hybrid'", "own, logsnr or second_moment"],
         {"learned_variance": True, "times": TIMES["second_moment"]()},
     ),
-    "half-precision": (FDSSM(), {"dtype": "bfloat16"}, ["'fdssm'", "loss ssm", "dtype=float32"], {"dtype": "float32"}),
+    "half-precision": (
+        FDSSM(),
+        {"dtype": "bfloat16", "net": "dit"},
+        ["'fdssm'", "loss ssm", "--config.net.dit.dtype=float32"],
+        {"dtype": "float32"},
+    ),
     "and-weighted": (
         Weighted(FDSSM(), EDM_WEIGHT),
         {"dtype": "bfloat16"},

@@ -1,10 +1,12 @@
 """Networks: `net.apply(params, x, c, train=False, heads=1)`, x [B, ...] and one conditioning value c [B] an example."""
 
 from scoregen.nets.classifier import Classifier
+from scoregen.nets.cost import flops, operations, parameters
+from scoregen.nets.dit import DiT
 from scoregen.nets.log_variance import LogVariance
 from scoregen.nets.mlp import MLP
 from scoregen.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet}
+NETS = {"mlp": MLP, "unet": UNet, "dit": DiT}
 
-__all__ = ["MLP", "NETS", "Classifier", "LogVariance", "UNet"]
+__all__ = ["MLP", "NETS", "Classifier", "DiT", "LogVariance", "UNet", "flops", "operations", "parameters"]

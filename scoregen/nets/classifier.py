@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from scoregen.nets.layers import GroupNorm, conv, dense
+from scoregen.nets.layers import GroupNorm, conv, dense, downsample
 
 
 class Classifier(nn.Module):
@@ -55,7 +55,6 @@ class Classifier(nn.Module):
                 stride = 1
             if last:
                 break
-            b, h, w, c = x.shape
-            x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+            x = downsample(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
         features = x.mean((1, 2))
         return dense(self.classes, name="logits")(features), features

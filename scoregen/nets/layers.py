@@ -25,18 +25,21 @@ def full_precision(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
 
 
-def sinusoidal(c: jax.Array, dim: int) -> jax.Array:
-    """Sinusoidal features of a scalar, in the order [sin, cos] (Ho et al. 2020, appendix B).
+def sinusoidal(c: jax.Array, dim: int, form: str = "ddpm") -> jax.Array:
+    """Sinusoidal features of a scalar (Ho et al. 2020, appendix B), in the form of one of two codes.
 
-        half = dim // 2,   f_i = exp(-log(1e4) i / (half - 1)),   i = 0 .. half - 1
-        features(c) = [sin(c f_0), ..., sin(c f_{half-1}), cos(c f_0), ..., cos(c f_{half-1})]
+        half = dim // 2,   i = 0 .. half - 1
+        ddpm    [sin(c f_0), ..., sin(c f_{half-1}), cos(c f_0), ...],   f_i = exp(-log(1e4) i / (half - 1))
+        adm     [cos(c f_0), ..., cos(c f_{half-1}), sin(c f_0), ...],   f_i = exp(-log(1e4) i / half)
 
-    The frequencies reach from 1 down to 1e-4 radians a unit of `c`, so both an index up to 1000 and a log-SNR
+    The first is that of Ho et al., the second that of Nichol & Dhariwal 2021, which ADM and DiT have kept. The
+    frequencies reach from 1 down to (about) 1e-4 radians a unit of `c`, so both an index up to 1000 and a log-SNR
     of a few units vary visibly. An odd `dim` ends in one zero.
 
     Args:
         c: conditioning value, [B]; cast to float32 unless it is float64.
         dim: number of features, at least 4.
+        form: "ddpm" or "adm".
 
     Returns:
         [B, dim], float32 or float64 as c is.
@@ -54,10 +57,10 @@ def sinusoidal(c: jax.Array, dim: int) -> jax.Array:
     half = dim // 2
     dtype = full_precision(jnp.asarray(c).dtype)
     # The table is made in float64 and cast once: float32 powers would be off by several units of the last place.
-    frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half - 1)).astype(dtype)
+    frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half if form == "adm" else half - 1)).astype(dtype)
     angle = jnp.asarray(c, dtype)[:, None] * frequencies[None, :]
-    features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
-    return jnp.pad(features, ((0, 0), (0, dim % 2)))
+    parts = (jnp.cos(angle), jnp.sin(angle)) if form == "adm" else (jnp.sin(angle), jnp.cos(angle))
+    return jnp.pad(jnp.concatenate(parts, axis=1), ((0, 0), (0, dim % 2)))
 
 
 def fan_average(scale: float = 1.0) -> jax.nn.initializers.Initializer:
@@ -70,21 +73,33 @@ def dense(features: int, *, scale: float = 1.0, dtype: jnp.dtype | None = None, 
     return nn.Dense(features, kernel_init=fan_average(scale), dtype=dtype, name=name)
 
 
-def label_embedding(labels: jax.Array, classes: int, features: int, dtype: jnp.dtype | None = None) -> jax.Array:
+def label_embedding(
+    labels: jax.Array, classes: int, features: int, dtype: jnp.dtype | None = None, std: float = 1.0
+) -> jax.Array:
     """A learned vector for each class and one, the last row, for no label: `[B]` of 0 .. classes -> `[B, features]`.
 
-    Rows start as N(0, I). Called inside a compact module, whose parameter it is.
+    Rows start as N(0, std^2 I). Called inside a compact module, whose parameter it is.
     """
-    table = nn.Embed(classes + 1, features, embedding_init=nn.initializers.normal(1.0), dtype=dtype, name="label")
+    table = nn.Embed(classes + 1, features, embedding_init=nn.initializers.normal(std), dtype=dtype, name="label")
     return table(labels)
 
 
 def conv(
-    features: int, *, stride: int = 1, scale: float = 1.0, dtype: jnp.dtype | None = None, name: str | None = None
+    features: int,
+    *,
+    stride: int = 1,
+    scale: float = 1.0,
+    padding: str | int = "SAME",
+    dtype: jnp.dtype | None = None,
+    name: str | None = None,
 ) -> nn.Conv:
-    """3x3 convolution with 'same' padding, [B, H, W, C] -> [B, H / stride, W / stride, features]."""
+    """3x3 convolution, [B, H, W, C] -> [B, H / stride, W / stride, features].
+
+    With stride 2 and an even side, "SAME" pads one pixel after the last (TensorFlow's way), and `padding=1` one on
+    either side (PyTorch's), so that its windows lie one pixel earlier.
+    """
     return nn.Conv(
-        features, (3, 3), strides=stride, padding="SAME", kernel_init=fan_average(scale), dtype=dtype, name=name
+        features, (3, 3), strides=stride, padding=padding, kernel_init=fan_average(scale), dtype=dtype, name=name
     )
 
 
@@ -97,6 +112,16 @@ def upsample(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     # Broadcast + reshape: jax.image.resize does the same with a gather, some forty times slower on a CPU.
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def downsample(x: jax.Array) -> jax.Array:
+    """Every 2x2 square becomes a pixel, its mean, [B, 2 H, 2 W, C] -> [B, H, W, C].
+
+    >>> downsample(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
+    [[[[1.5]]]]
+    """
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
 class GroupNorm(nn.Module):
@@ -133,14 +158,36 @@ class GroupNorm(nn.Module):
         return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
+def self_attention(y: jax.Array, heads: int, *, scale: float = 1.0, dtype: jnp.dtype | None = None) -> jax.Array:
+    """Self-attention over tokens (Vaswani et al. 2017, section 3.2.2), [B, N, C] -> [B, N, C].
+
+        proj(softmax(q k' / sqrt(C / heads)) v),    (q, k, v) = dense(y)
+
+    with the softmax taken by each of `heads` groups of C / heads neighbouring channels on its own, and `scale` that of
+    the projection's initial variance. Called inside a compact module, whose parameters these are. Written as two
+    products and a softmax, not as a fused kernel, so that forward mode works.
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
+    """
+    b, n, channels = y.shape
+    if heads < 1 or channels % heads:
+        raise ValueError(f"{heads} heads do not divide {channels} channels")
+    q, k, v = (
+        dense(channels, dtype=dtype, name=name)(y).reshape(b, n, heads, channels // heads)
+        for name in ("query", "key", "value")
+    )
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) * (channels // heads) ** -0.5
+    # The softmax is never taken in half precision, where a row over 1,024 pixels would not sum to one.
+    weights = nn.softmax(logits.astype(full_precision(logits.dtype))).astype(v.dtype)
+    y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(b, n, channels)
+    return dense(channels, scale=scale, dtype=dtype, name="proj")(y)
+
+
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels, plus the identity.
+    """Self-attention over the pixels, plus the identity: y = x + self_attention(norm(x)).
 
-        y = x + proj(softmax(q k' / sqrt(C / heads)) v),    (q, k, v) = dense(norm(x))
-
-    with the softmax taken by each of `heads` groups of C / heads neighbouring channels on its own (Vaswani et al. 2017,
-    section 3.2.2). The projection starts at zero. Written as two products and a softmax, not as a fused kernel, so that
-    forward mode works.  [B, H, W, C] -> [B, H, W, C].
+    Its projection starts at zero.  [B, H, W, C] -> [B, H, W, C].
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -149,20 +196,9 @@ class AttentionBlock(nn.Module):
     groups: int = 32
     heads: int = 1
     dtype: jnp.dtype | None = None
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, channels = x.shape
-        if channels % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide {channels} channels")
-        size = channels // self.heads
-        y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, channels)
-        q, k, v = (
-            dense(channels, dtype=self.dtype, name=name)(y).reshape(b, h * w, self.heads, size)
-            for name in ("query", "key", "value")
-        )
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) * size**-0.5
-        # The softmax is never taken in half precision, where a row over 1,024 pixels would not sum to one.
-        weights = nn.softmax(logits.astype(full_precision(logits.dtype))).astype(v.dtype)
-        y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(b, h * w, channels)
-        return x + dense(channels, scale=0.0, dtype=self.dtype, name="proj")(y).reshape(x.shape)
+        y = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
+        return x + self_attention(y, self.heads, scale=0.0, dtype=self.dtype).reshape(x.shape)

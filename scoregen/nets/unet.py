@@ -1,6 +1,9 @@
-"""The U-Net of Ho et al. 2020, sized by its fields."""
+"""The U-Net of Ho et al. 2020 and what it became in Nichol & Dhariwal 2021 and ADM, by its fields."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -11,6 +14,7 @@ from scoregen.nets.layers import (
     GroupNorm,
     conv,
     dense,
+    downsample,
     full_precision,
     label_embedding,
     sinusoidal,
@@ -24,23 +28,39 @@ class ResBlock(nn.Module):
         h = conv(swish(norm(x))) + dense(swish(e))
         y = shortcut(x) + conv(dropout(swish(norm(h))))
 
+    With `scale_shift` the embedding comes after the second norm instead (Nichol & Dhariwal 2021, "adaptive group
+    normalization" of Dhariwal & Nichol 2021, section 3):
+
+        (a, b) = dense(swish(e)),    y = shortcut(x) + conv(dropout(swish((1 + a) norm(conv(swish(norm(x)))) + b)))
+
     The shortcut is the identity, or a 1x1 convolution where the number of channels changes. The second
-    convolution starts at zero, so a new block is its shortcut.
-    x [B, H, W, C], e [B, E] -> [B, H, W, F] with F = `channels`.
+    convolution starts at zero, so a new block is its shortcut. With `move` it also resamples: x, and what enters the
+    first convolution, go through it (Dhariwal & Nichol 2021, as Brock et al. 2019 do).
+    x [B, H, W, C], e [B, E] -> [B, H', W', F] with F = `channels`.
     """
 
     channels: int
     dropout: float
     groups: int
     dtype: jnp.dtype
+    scale_shift: bool = False
+    eps: float = 1e-6
+    move: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
     def __call__(self, x: jax.Array, e: jax.Array, train: bool) -> jax.Array:
-        h = nn.swish(GroupNorm(self.groups, name="norm1")(x))
+        h = self.move(nn.swish(GroupNorm(self.groups, self.eps, name="norm1")(x)))
+        x = self.move(x)
         h = conv(self.channels, dtype=self.dtype, name="conv1")(h)
-        h = h + dense(self.channels, dtype=self.dtype, name="time")(nn.swish(e))[:, None, None, :]
-        h = nn.swish(GroupNorm(self.groups, name="norm2")(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        features = (1 + self.scale_shift) * self.channels
+        e = dense(features, dtype=self.dtype, name="time")(nn.swish(e))[:, None, None, :]
+        norm = GroupNorm(self.groups, self.eps, name="norm2")
+        if self.scale_shift:
+            scale, shift = jnp.split(e, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + e)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
         h = conv(self.channels, scale=0.0, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = dense(self.channels, dtype=self.dtype, name="shortcut")(x)
@@ -48,31 +68,46 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
+    """The network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B, and its descendants.
 
     The conditioning value c becomes e = dense(swish(dense(sinusoidal(c)))), of 4 `channels` numbers, which every
     residual block receives; a label adds a vector of its own. Level i of the U works at 1 / 2^i of the image's size
     with `channels * multipliers[i]` channels:
 
-        down    `blocks` residual blocks a level, then (but for the last level) a convolution of stride 2;
+        down    `blocks` residual blocks a level, then (but for the last level) the size is halved;
                 every output is kept
         middle  residual block, attention, residual block
         up      `blocks + 1` residual blocks a level, each of which sees one kept output beside its input;
-                then (but for the first level) nearest-neighbour upsampling and a convolution
+                then (but for the first level) the size is doubled
 
     Where the image's height at a level is one of `attention`, every residual block of that level, down and
     up, is followed by self-attention. The output layer starts at (nearly) zero. For 32x32x3 the default has
     35,746,307 parameters: the CIFAR-10 model of the paper (arXiv:2006.11239).
+
+    With `blocks=3, attention=(16, 8), attention_heads=4, scale_shift=True, form="adm"` and `heads=2` it is the
+    CIFAR-10 model of Nichol & Dhariwal 2021 (arXiv:2102.09672), of 52,546,438 parameters, but for the initial values:
+    theirs are PyTorch's. With `head_channels=64, resample="block"` beside `scale_shift` it is the family of Dhariwal &
+    Nichol 2021, "ADM" (arXiv:2105.05233, section 3).
 
     Fields:
         channels: channels of the first level.
         multipliers: one number a level.
         blocks: residual blocks a level on the way down.
         attention: heights, in pixels, at which there is attention; () for the middle alone.
+        attention_heads: parts of the channels that each attend by themselves, as many at every level.
+        head_channels: channels of one such part, in place of how many there are; 0: `attention_heads` says it.
+        scale_shift: whether e scales and shifts what the second norm of a block gives, or is added before it.
+        resample: "conv", the size is halved by a convolution of stride 2 and doubled by nearest neighbours and a
+            convolution; "block", by a residual block, by averages over 2x2 pixels and by nearest neighbours.
         dropout: rate inside the residual blocks, with `train=True` only.
         groups: groups of the group norm, at most `channels`, of which it must be a divisor.
+        form: in what the papers do not say, the code that is followed: "ddpm" or "adm". The second is that of Nichol
+            & Dhariwal 2021 and has other features of c (see `sinusoidal`), convolutions of stride 2 with a pixel of
+            padding on either side (see `conv`), and 1e-5 in place of 1e-6 beside the variance in a norm.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32. With
             "float64", under `jax.enable_x64`, statistics and output are float64 too.
+        remat: compute the inside of every residual block and attention a second time for the gradient, instead of
+            keeping it in memory (Chen et al. 2016, arXiv:1604.06174).
 
     Call:
         `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, H, W, C] and c [B] returns
@@ -82,7 +117,8 @@ class UNet(nn.Module):
 
     Raises:
         ValueError: if x is no image, if its sides cannot be halved `len(multipliers) - 1` times, if
-            `attention` names a height that no level has, or if `groups` does not divide `channels`.
+            `attention` names a height that no level has, if `groups` does not divide `channels`, if heads of attention
+            do not divide a level's channels or are given in two ways, or if `resample` or `form` is none of the two.
 
     >>> net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
     >>> x, c = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
@@ -95,9 +131,15 @@ class UNet(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     blocks: int = 2
     attention: tuple[int, ...] = (16,)
+    attention_heads: int = 1
+    head_channels: int = 0
+    scale_shift: bool = False
+    resample: str = "conv"
     dropout: float = 0.1
     groups: int = 32
+    form: str = "ddpm"
     dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -110,18 +152,39 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> jax.Array:
         self._check(x.shape)
-        dtype, levels = jnp.dtype(self.dtype), len(self.multipliers)
-        full = full_precision(dtype)
+        dtype, levels, adm = jnp.dtype(self.dtype), len(self.multipliers), self.form == "adm"
+        full, eps = full_precision(dtype), 1e-5 if adm else 1e-6
         # Every width of the net is a multiple of `channels`, so one number of groups divides them all.
         groups = min(self.groups, self.channels)
+        # Argument 3 is `train`, self being 0.
+        residual, attention = (
+            (nn.remat(ResBlock, static_argnums=(3,)), nn.remat(AttentionBlock))
+            if self.remat
+            else (ResBlock, AttentionBlock)
+        )
+        residual = functools.partial(
+            residual, dropout=self.dropout, groups=groups, dtype=dtype, scale_shift=self.scale_shift, eps=eps
+        )
+
+        def attend(h: jax.Array, name: str) -> jax.Array:
+            return attention(groups, self.heads_of(h.shape[-1]), dtype, eps, name=name)(h)
 
         def level(h: jax.Array, i: int, name: str) -> jax.Array:
-            h = ResBlock(self.channels * self.multipliers[i], self.dropout, groups, dtype, name=name)(h, e, train)
-            return (
-                AttentionBlock(groups, dtype=dtype, name=f"{name}_attention")(h) if h.shape[1] in self.attention else h
-            )
+            h = residual(self.channels * self.multipliers[i], name=name)(h, e, train)
+            return attend(h, f"{name}_attention") if h.shape[1] in self.attention else h
 
-        e = dense(4 * self.channels, dtype=dtype, name="time1")(sinusoidal(c.astype(full), self.channels))
+        def halve(h: jax.Array, name: str) -> jax.Array:
+            if self.resample == "block":
+                return residual(h.shape[-1], move=downsample, name=name)(h, e, train)
+            return conv(h.shape[-1], stride=2, padding=1 if adm else "SAME", dtype=dtype, name=name)(h)
+
+        def double(h: jax.Array, name: str) -> jax.Array:
+            if self.resample == "block":
+                return residual(h.shape[-1], move=upsample, name=name)(h, e, train)
+            return conv(h.shape[-1], dtype=dtype, name=name)(upsample(h))
+
+        features = sinusoidal(c.astype(full), self.channels, self.form)
+        e = dense(4 * self.channels, dtype=dtype, name="time1")(features)
         e = dense(4 * self.channels, dtype=dtype, name="time2")(nn.swish(e))
         if labels is not None:
             e = e + label_embedding(labels, classes, 4 * self.channels, dtype)
@@ -133,22 +196,27 @@ class UNet(nn.Module):
                 h = level(h, i, f"down{i}_{j}")
                 kept.append(h)
             if i < levels - 1:
-                h = conv(h.shape[-1], stride=2, dtype=dtype, name=f"down{i}_halve")(h)
+                h = halve(h, f"down{i}_halve")
                 kept.append(h)
 
-        width = h.shape[-1]
-        h = ResBlock(width, self.dropout, groups, dtype, name="middle0")(h, e, train)
-        h = AttentionBlock(groups, dtype=dtype, name="middle_attention")(h)
-        h = ResBlock(width, self.dropout, groups, dtype, name="middle1")(h, e, train)
+        h = residual(h.shape[-1], name="middle0")(h, e, train)
+        h = attend(h, "middle_attention")
+        h = residual(h.shape[-1], name="middle1")(h, e, train)
 
         for i in reversed(range(levels)):
             for j in range(self.blocks + 1):
                 h = level(jnp.concatenate([h, kept.pop()], axis=-1), i, f"up{i}_{j}")
             if i > 0:
-                h = conv(h.shape[-1], dtype=dtype, name=f"up{i}_double")(upsample(h))
+                h = double(h, f"up{i}_double")
 
-        h = nn.swish(GroupNorm(groups, name="norm_out")(h))
+        h = nn.swish(GroupNorm(groups, eps, name="norm_out")(h))
         return conv(heads * x.shape[-1], scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
+
+    def heads_of(self, width: int) -> int:
+        """How many heads attention over so many channels has."""
+        if self.head_channels and width % self.head_channels:
+            raise ValueError(f"head_channels={self.head_channels} does not divide the {width} channels of a level")
+        return width // self.head_channels if self.head_channels else self.attention_heads
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse what would fail later, or silently be another network."""
@@ -167,3 +235,11 @@ class UNet(nn.Module):
             raise ValueError(f"attention at {absent}: no level has that height, the heights here are {heights}")
         if self.channels % min(self.groups, self.channels):
             raise ValueError(f"groups={self.groups} does not divide channels={self.channels}")
+        for name, options in (("resample", ("conv", "block")), ("form", ("ddpm", "adm"))):
+            if (given := getattr(self, name)) not in options:
+                raise ValueError(f"{name}={given!r}: '{options[0]}' or '{options[1]}' is needed")
+        if self.head_channels and self.attention_heads != 1:
+            raise ValueError(
+                f"attention_heads={self.attention_heads} and head_channels={self.head_channels}: one follows from the "
+                "other: leave head_channels=0, or attention_heads=1"
+            )

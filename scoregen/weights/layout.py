@@ -25,6 +25,8 @@ KINDS: dict[str, tuple[Turn, Turn]] = {
     "negated_conv": (lambda a: -a.transpose(2, 3, 1, 0), lambda a: -a.transpose(3, 2, 0, 1)),
     # a convolution by one pixel, which is a matrix here: [out, in, 1, 1] <-> [in, out]
     "pointwise": (lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None]),
+    # the same over a sequence: [out, in, 1] <-> [in, out]
+    "pointwise1d": (lambda a: a[:, :, 0].T, lambda a: a.T[:, :, None]),
 }
 
 
