@@ -3,8 +3,9 @@
 from scoregen.nets.classifier import Classifier
 from scoregen.nets.log_variance import LogVariance
 from scoregen.nets.mlp import MLP
+from scoregen.nets.refinenet import RefineNet, RefineNetV2
 from scoregen.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet}
+NETS = {"mlp": MLP, "unet": UNet, "refinenet": RefineNet, "refinenet_v2": RefineNetV2}
 
-__all__ = ["MLP", "NETS", "Classifier", "LogVariance", "UNet"]
+__all__ = ["MLP", "NETS", "Classifier", "LogVariance", "RefineNet", "RefineNetV2", "UNet"]
