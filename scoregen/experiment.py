@@ -18,7 +18,7 @@ from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_p
 from scoregen.errors import UsageError
 from scoregen.guidance import CONTROLS, X0S, ClassifierFree, Control
 from scoregen.losses import LOSSES, WEIGHTINGS, Loss, Weighted
-from scoregen.nets import NETS, LogVariance
+from scoregen.nets import NETS, LogVariance, RefineNet
 from scoregen.process import PROCESSES, Process, rows, split_keys
 from scoregen.rules import refusal, unsuited
 from scoregen.samplers import (
@@ -203,7 +203,7 @@ def assemble(config: Config) -> Experiment:
         condition=pick(CONDITIONS, config.net.condition, "config.net.condition"),
         times=build(TIMES, config.times),
         loss=loss if by is None else Weighted(loss, by),
-        net=build(NETS, config.net),
+        net=build(NETS, config.net, levels=process.levels),
         walk=walk,
         predictor=build(PREDICTORS, config.sampler.predictor),
         corrector=build(CORRECTORS, config.sampler.corrector),
@@ -247,6 +247,17 @@ def _refuse_objective(experiment: Experiment) -> None:
         raise UsageError(
             f"config.net.condition={config.net.condition}: the time of the process '{config.process.name}' is sigma, "
             "and no index: say --config.net.condition=sigma"
+        )
+    if isinstance(experiment.net, RefineNet) and not process.discrete:
+        raise UsageError(
+            f"the network '{config.net.name}' has constants of its own for each level of a chain, and the process "
+            f"'{config.process.name}' has no levels: say --config.net.name=unet"
+        )
+    told = getattr(experiment.net, "condition", config.net.condition)
+    if config.net.condition != told:
+        raise UsageError(
+            f"config.net.condition={config.net.condition}: the network '{config.net.name}' can be told the noise in "
+            f"one way only: say --config.net.condition={told}"
         )
     if config.net.unit_input and process.data_std == 0:
         raise UsageError(

@@ -45,6 +45,8 @@ def preset(name: str, **overrides):
     config.net.unet.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2)
     config.net.unet.update(attention_heads=1, head_channels=0)
     config.net.mlp.update(width=16, depth=1, embedding=8)
+    config.net.refinenet.update(channels=2)
+    config.net.refinenet_v2.update(channels=2)
     config.train.update(batch=4, microbatch=0)
     config.eval.samples = 8
     for key, value in overrides.items():
@@ -217,6 +219,10 @@ def test_the_loss_of_a_level_is_settled_by_its_variance():
         ("ddpm_toy", {"eval__samples": 20_001}, ["config.eval.samples=20001", "20000"]),
         ("edm_toy", {"net__condition": "index"}, ["config.net.condition=index", "--config.net.condition=sigma"]),
         ("edm_toy", {"net__condition": "rescaled"}, ["config.net.condition=rescaled", "--config.net.condition=sigma"]),
+        ("ncsn_cifar", {"net__condition": "sigma"}, ["condition=sigma", "'refinenet'", "--config.net.condition=index"]),
+        ("ncsnv2_cifar", {"net__condition": "index"}, ["'refinenet_v2'", "--config.net.condition=sigma"]),
+        ("ncsn_cifar", {"process__name": "ve"}, ["'refinenet'", "'ve' has no levels", "--config.net.name=unet"]),
+        ("ncsn_cifar", {"labels": True}, ["'refinenet'", "knows no classes"]),
         ("ncsn_toy", {"net__unit_input": True, "process__ncsn__data_std": 0.0}, ["unit_input", "ncsn.data_std="]),
         ("edm_toy", {"weighting__name": "edm", "process__edm__data_std": 0.0}, ["--config.process.edm.data_std=0.5"]),
         ("ddpm_digits", {"loss__name": "fdssm", "net__unet__dtype": "bfloat16"}, ["bfloat16", "dtype=float32", "ssm"]),
@@ -254,7 +260,7 @@ def test_a_reason_of_many_lines_is_cut_to_its_first(monkeypatch):
 def test_the_network_sees_centred_data_and_is_told_the_noise():
     """Pixels of [0, 1] reach it as 2x - 1 unless `centered` is off; c is what `condition` says of the process."""
     for centered in (True, False):
-        config = preset("ncsn_cifar", net__centered=centered, net__condition="sigma")
+        config = preset("ncsn_cifar", net__centered=centered, net__name="unet", net__condition="sigma")
         experiment = experiment_lib.assemble(config)
         seen = []
         spy = dataclasses.replace(experiment, net=Spy(seen))

@@ -5,8 +5,21 @@ from scoregen.nets.cost import flops, operations, parameters
 from scoregen.nets.dit import DiT
 from scoregen.nets.log_variance import LogVariance
 from scoregen.nets.mlp import MLP
+from scoregen.nets.refinenet import RefineNet, RefineNetV2
 from scoregen.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet, "dit": DiT}
+NETS = {"mlp": MLP, "unet": UNet, "dit": DiT, "refinenet": RefineNet, "refinenet_v2": RefineNetV2}
 
-__all__ = ["MLP", "NETS", "Classifier", "DiT", "LogVariance", "UNet", "flops", "operations", "parameters"]
+__all__ = [
+    "MLP",
+    "NETS",
+    "Classifier",
+    "DiT",
+    "LogVariance",
+    "RefineNet",
+    "RefineNetV2",
+    "UNet",
+    "flops",
+    "operations",
+    "parameters",
+]

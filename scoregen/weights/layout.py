@@ -18,6 +18,8 @@ Turn = Callable[[np.ndarray], np.ndarray]
 KINDS: dict[str, tuple[Turn, Turn]] = {
     "same": (lambda a: a, lambda a: a),
     "negated": (lambda a: -a, lambda a: -a),
+    # one row a noise level: from the noisiest <-> from the least noisy
+    "reversed": (lambda a: a[::-1], lambda a: a[::-1]),
     # weights of a matrix: [out, in] <-> [in, out]
     "dense": (lambda a: a.T, lambda a: a.T),
     # a convolution: [out, in, height, width] <-> [height, width, in, out]
