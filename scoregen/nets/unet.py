@@ -69,6 +69,8 @@ class UNet(nn.Module):
         multipliers: one number a level.
         blocks: residual blocks a level on the way down.
         attention: heights, in pixels, at which there is attention; () for the middle alone.
+        attention_last: on the way up, after the last block of such a level alone, as Song et al. 2021 have it in their
+            code (score_sde's `ddpm`), where Ho et al. have it after every block.
         dropout: rate inside the residual blocks, with `train=True` only.
         groups: groups of the group norm, at most `channels`, of which it must be a divisor.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32. With
@@ -95,6 +97,7 @@ class UNet(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     blocks: int = 2
     attention: tuple[int, ...] = (16,)
+    attention_last: bool = False
     dropout: float = 0.1
     groups: int = 32
     dtype: str = "float32"
@@ -115,11 +118,10 @@ class UNet(nn.Module):
         # Every width of the net is a multiple of `channels`, so one number of groups divides them all.
         groups = min(self.groups, self.channels)
 
-        def level(h: jax.Array, i: int, name: str) -> jax.Array:
+        def level(h: jax.Array, i: int, name: str, attend: bool = True) -> jax.Array:
             h = ResBlock(self.channels * self.multipliers[i], self.dropout, groups, dtype, name=name)(h, e, train)
-            return (
-                AttentionBlock(groups, dtype=dtype, name=f"{name}_attention")(h) if h.shape[1] in self.attention else h
-            )
+            attend = attend and h.shape[1] in self.attention
+            return AttentionBlock(groups, dtype=dtype, name=f"{name}_attention")(h) if attend else h
 
         e = dense(4 * self.channels, dtype=dtype, name="time1")(sinusoidal(c.astype(full), self.channels))
         e = dense(4 * self.channels, dtype=dtype, name="time2")(nn.swish(e))
@@ -143,7 +145,8 @@ class UNet(nn.Module):
 
         for i in reversed(range(levels)):
             for j in range(self.blocks + 1):
-                h = level(jnp.concatenate([h, kept.pop()], axis=-1), i, f"up{i}_{j}")
+                attend = not self.attention_last or j == self.blocks
+                h = level(jnp.concatenate([h, kept.pop()], axis=-1), i, f"up{i}_{j}", attend)
             if i > 0:
                 h = conv(h.shape[-1], dtype=dtype, name=f"up{i}_double")(upsample(h))
 
