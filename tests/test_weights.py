@@ -658,9 +658,11 @@ def test_ddim_ends_in_the_same_image(tmp_path):
             x = scheduler.step(pipe.unet(x, t).sample, t, x, eta=0.0).prev_sample
 
     process = ddpm()
-    predict = denoiser(
-        process, TARGETS["eps"], lambda x, t: net.apply({"params": params}, x, CONDITIONS["index"](process, t))
-    )
+
+    def apply(x, t) -> Any:
+        return net.apply({"params": params}, x, CONDITIONS["index"](process, t))
+
+    predict = denoiser(process, TARGETS["eps"], apply)
     options = {"grid": Listed(tuple(int(t) for t in scheduler.timesteps)), "start": jnp.asarray(start)}
     final, _ = jax.jit(
         lambda: trajectory(process, predict, jax.random.key(0), start.shape, Ancestral(0.0), **options)
