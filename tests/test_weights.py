@@ -499,6 +499,7 @@ def test_the_crafted_pickles_are_sound_but_for_what_is_wrong(tmp_path):
         (state(b"ctorch\nFloatStorage\n)R"), "calls FloatStorage"),
         (state(tensor() + b"}" + text("__class__") + b"K\x01sb"), "sets attributes"),
         (state(b"]}" + text("_metadata") + b"}sb"), "sets attributes"),
+        (state(b"ccollections\nOrderedDict\n)R}" + text("__class__") + b"K\x01sb"), "sets attributes"),
         (state(b"ccollections\nOrderedDict\n)\x81"), "NEWOBJ"),
         (state(b"(ios\nsystem\n"), "INST"),
         (state(b"\x82\x01"), "EXT1"),
