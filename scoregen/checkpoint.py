@@ -160,6 +160,16 @@ class Checkpoints:
                     rated.append((metric, -step))
         return -min(rated)[1] if rated else None
 
+    def leaves(self, step: int) -> dict[str, str]:
+        """What a checkpoint holds: the dotted path of every array, and its type and shape, as "float32 128x3".
+
+        Raises UsageError if it is damaged.
+        """
+        try:
+            return _contents(self.directory / str(step))["leaves"]
+        except _Damaged as error:
+            raise UsageError(f"checkpoint {self.directory / str(step)} is damaged: {error}") from None
+
     def restore(self, template: Any, step: int | None = None, best: bool = False) -> tuple[Any, int] | None:
         """Reads a whole state: the newest, that of `step`, or with `best` the one of the smallest metric.
 

@@ -125,14 +125,15 @@ def is_bare(name: str) -> bool:
     >>> is_bare("ncsn_cifar"), is_bare("mine.py")
     (True, False)
     """
-    return not (name.endswith(".py") or "/" in name or "\\" in name)
+    return not (name.endswith((".py", ".json")) or "/" in name or "\\" in name)
 
 
 def load(name: str) -> Config:
     """The configuration of a preset: of a bare name such as "ncsn_cifar", or of the path of a .py file.
 
     Runs the file and returns what its `get_config()` returns, locked, so that a misspelt key is an error,
-    and with `config.name` set to the stem of the file. A bare name works from any directory.
+    and with `config.name` set to the stem of the file. A bare name works from any directory. The path of a
+    .json file is that of a configuration that a run has saved.
 
     Raises UsageError if there is no such preset, if the file is not Python, has no `get_config`, or
     fails (the file and line are named), or if it chooses a name that is not there to be chosen.
@@ -149,6 +150,8 @@ def load(name: str) -> Config:
         if bare:
             raise UsageError(_unknown("preset", name, _names())) from None
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
+    if path.suffix == ".json":
+        return _saved(source.decode(errors="replace"), path)
     module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(source, str(path), "exec"), module)
@@ -171,6 +174,17 @@ def load(name: str) -> Config:
     return config.lock()
 
 
+def _saved(text: str, path: Path) -> Config:
+    """A saved configuration over the defaults, which know the types of its values."""
+    saved, config = from_json(text, str(path)), load("default")
+    try:
+        config.update(saved)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} does not fit this version of scoregen: {_line(error)}") from None
+    check_choices(config)
+    return config
+
+
 def check_choices(config: ConfigDict) -> None:
     """Refuses a choice that cannot be made: a section's `name` must be that of a section beside it.
 
@@ -188,10 +202,12 @@ def check_choices(config: ConfigDict) -> None:
             raise UsageError(_unknown(f"config.{key}.name", section.name, names))
 
 
-def parse(argv: Sequence[str], flags: absl_flags.FlagValues | None = None) -> tuple[Config, list[tuple[str, Any, Any]]]:
+def parse(
+    argv: Sequence[str], flags: absl_flags.FlagValues | None = None, needed: bool = True
+) -> tuple[Config, list[tuple[str, Any, Any]]]:
     """The configuration that a command line asks for, and its `changes` from the preset.
 
-    `argv` is without the program's name.
+    `argv` is without the program's name. The configuration is None if none is named and none is `needed`.
 
     `--config=NAME` loads a preset or a file and `--config.a.b=value` overrides one of its values, with
     the type it has there; `--config.a.b value`, `--config.flag` and `--noconfig.flag` are read too.
@@ -230,7 +246,9 @@ def parse(argv: Sequence[str], flags: absl_flags.FlagValues | None = None) -> tu
         raise UsageError(f"unexpected argument {rest[0]!r}: say --name=value, with quotes around spaces")
     config = flags["config"].value
     if config is None:
-        raise UsageError(_no_config())
+        if needed:
+            raise UsageError(_no_config())
+        return None, []
     for key, old in parser.overridden.items():
         _check_elements(key, old, _at(config, key))
     check_choices(config)

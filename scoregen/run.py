@@ -12,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import sys
@@ -101,7 +102,11 @@ def _help(console: Console) -> None:
     say(console, __doc__ or "")
     say_presets(console)
     say(console, "--config.SECTION.OPTION=VALUE changes one option; see configs/default.py for all")
-    say(console, "--workdir=DIR  where everything goes (runs/NAME, and what was changed of it)")
+    say(
+        console,
+        "--workdir=DIR  where everything goes (runs/NAME, and what was changed of it); that of a run that is there",
+    )
+    say(console, "               has its configuration, which --config need not name")
     say(console, "--mode=MODE")
     for mode, line in MODES.items():
         say(console, f"  {mode:<14} {line}")
@@ -111,7 +116,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     flags = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flags)
     absl_flags.DEFINE_string("mode", "train", ", ".join(MODES), flag_values=flags)
-    config, changes = config_lib.parse(argv, flags)
+    config, changes = config_lib.parse(_with_config(argv), flags)
     mode = str(flags["mode"].value)
     config_lib.pick(MODES, mode, "--mode")
     if mode != "sample" and config.sampler.control.name != "none":
@@ -137,6 +142,15 @@ def _run(argv: Sequence[str], console: Console) -> int:
         except OSError as error:
             error.filename = error.filename or str(workdir)  # a write to an open file that fails does not say where
             raise
+
+
+def _with_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the configuration of the run in the workdir where none is named."""
+    found = re.search(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
+    saved = Path(found[1], "config.json").expanduser() if found else None
+    if saved is None or not saved.is_file() or any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        return [*argv]
+    return [f"--config={saved}", *argv]
 
 
 def _refuse_classes(config: Any, mode: str) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/parity/schedulers.py
 
 Writes schedulers.md beside this script and prints it; fails if a row is not what its verdict says. It needs the extra
-`parity` (torch, diffusers), and about five minutes on two CPU cores.
+`interop` (torch, diffusers), and about five minutes on two CPU cores.
 """
 
 from __future__ import annotations

@@ -94,6 +94,8 @@ class UNet(nn.Module):
         multipliers: one number a level.
         blocks: residual blocks a level on the way down.
         attention: heights, in pixels, at which there is attention; () for the middle alone.
+        attention_last: on the way up, after the last block of such a level alone, as Song et al. 2021 have it in their
+            code (score_sde's `ddpm`), where Ho et al. have it after every block.
         attention_heads: parts of the channels that each attend by themselves, as many at every level.
         head_channels: channels of one such part, in place of how many there are; 0: `attention_heads` says it.
         scale_shift: whether e scales and shifts what the second norm of a block gives, or is added before it.
@@ -131,6 +133,7 @@ class UNet(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     blocks: int = 2
     attention: tuple[int, ...] = (16,)
+    attention_last: bool = False
     attention_heads: int = 1
     head_channels: int = 0
     scale_shift: bool = False
@@ -169,9 +172,10 @@ class UNet(nn.Module):
         def attend(h: jax.Array, name: str) -> jax.Array:
             return attention(groups, self.heads_of(h.shape[-1]), dtype, eps, name=name)(h)
 
-        def level(h: jax.Array, i: int, name: str) -> jax.Array:
+        def level(h: jax.Array, i: int, name: str, last: bool = True) -> jax.Array:
             h = residual(self.channels * self.multipliers[i], name=name)(h, e, train)
-            return attend(h, f"{name}_attention") if h.shape[1] in self.attention else h
+            attends = h.shape[1] in self.attention and (last or not self.attention_last)
+            return attend(h, f"{name}_attention") if attends else h
 
         def halve(h: jax.Array, name: str) -> jax.Array:
             if self.resample == "block":
@@ -205,7 +209,7 @@ class UNet(nn.Module):
 
         for i in reversed(range(levels)):
             for j in range(self.blocks + 1):
-                h = level(jnp.concatenate([h, kept.pop()], axis=-1), i, f"up{i}_{j}")
+                h = level(jnp.concatenate([h, kept.pop()], axis=-1), i, f"up{i}_{j}", last=j == self.blocks)
             if i > 0:
                 h = double(h, f"up{i}_double")
 

@@ -1,0 +1,95 @@
+"""Makes tests/data: a tiny network of diffusers with what it gives, and a file of PyTorch, for tests without either.
+
+    python benchmarks/parity/weights.py
+
+It needs the extra `interop` (torch, diffusers). The weights are drawn anew, all of them of unit order, since at
+initialisation the layers that start at zero hide everything before.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+DATA = Path(__file__).parents[2] / "tests" / "data"
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (4, 8),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 2,
+    # What makes it the network of Ho et al. 2020, as in google/ddpm-cifar10-32.
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+
+
+def alive(model: UNet2DModel, seed: int = 0) -> UNet2DModel:
+    """The module with parameters all of unit order."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+            if "norm" in name.lower() and name.endswith("weight"):
+                parameter.add_(1.0)
+    model.eval()
+    return model
+
+
+def unet2d() -> None:
+    """A pipeline in half precision, and what its network gives in float32."""
+    model = alive(UNet2DModel(**TINY)).half()
+    DDPMPipeline(model, DDPMScheduler(variance_type="fixed_large")).save_pretrained(DATA / "unet2d")
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(3, 1, 8, 8, generator=generator), torch.tensor([0, 250, 999])
+    with torch.no_grad():
+        y = model.float()(x, t).sample
+    np.savez(DATA / "unet2d.npz", x=x.numpy(), t=t.numpy(), y=y.numpy())
+
+
+def pth() -> None:
+    """A checkpoint with all that PyTorch knows to write of tensors, and the same as plain arrays."""
+    torch.manual_seed(0)
+    whole = torch.randn(4, 6)
+    tensors = {
+        "a": torch.randn(3, 2),
+        "turned": whole.T[1:4],  # strides and an offset
+        "scalar": torch.tensor(2.5),
+        "f16": torch.randn(5).half(),
+        "bf16": torch.randn(5).bfloat16(),
+        "f64": torch.randn(2).double(),
+        "empty": torch.randn(0, 3),
+    }
+    model = torch.nn.Module()
+    model.register_buffer("sigmas", torch.linspace(50, 0.01, 5))
+    model.all_modules = torch.nn.ParameterDict(tensors)
+    parallel = torch.nn.DataParallel(model)
+    optimizer = torch.optim.Adam(parallel.parameters(), lr=1e-3)
+    torch.stack([p.double().sum() for p in parallel.parameters()]).sum().backward()
+    optimizer.step()
+    shadow = [p.clone().detach() + 1 for p in parallel.parameters()]
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "model": parallel.state_dict(),
+        "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": shadow},
+        "step": 7,
+    }
+    torch.save(state, DATA / "tiny.pth")
+    named = [name for name, _ in model.named_parameters()]
+    held = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+    held |= {f"ema.{name}": a.double().numpy() for name, a in zip(named, shadow, strict=True)}
+    np.savez(DATA / "tiny.npz", allow_pickle=False, **held)
+
+
+if __name__ == "__main__":
+    DATA.mkdir(exist_ok=True)
+    unet2d()
+    pth()

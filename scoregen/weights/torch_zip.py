@@ -1,0 +1,309 @@
+"""Reads the files of `torch.save` without PyTorch, and without ever running what is in them.
+
+Such a file is a zip archive of a pickle (`data.pkl`), which says how tensors lie in storages, and the storages' bytes.
+A pickle is a program: it names functions and calls them. Even an Unpickler that allows few names makes the calls that
+it allows, sets attributes and builds objects. So no pickle machinery runs here. `pickletools.genops` takes the pickle
+apart into opcodes, without an effect, and a small machine of our own interprets the thirty or so that PyTorch writes.
+Its values are numbers, strings, lists, tuples, dictionaries and descriptions of tensors; a "call" of one of three
+known names makes such a description, and any other name or opcode is refused where it stands.
+
+Sizes, strides and offsets are checked against the storage as they are read, storages against the archive, and nothing
+is allocated that the file does not hold in full: compressed members are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from scoregen.errors import UsageError
+
+# Far beyond what a table of some thousand tensors takes.
+LARGEST_PICKLE = 1 << 24
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6: a pickle of a magic number
+
+STORAGES = {
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+class _Malformed(Exception):
+    """Not what torch.save writes of weights; the message goes on after the name of the file."""
+
+
+class Storage(NamedTuple):
+    """So many numbers in one member of the archive."""
+
+    dtype: np.dtype
+    key: str
+    count: int
+
+
+class Tensor(NamedTuple):
+    """How a tensor lies in a storage, in numbers, not bytes."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.storage.dtype
+
+
+class _Name(NamedTuple):
+    """A name that the pickle may use. It stands for itself: nothing is imported."""
+
+    module: str
+    name: str
+
+
+class TorchFile:
+    """An archive of `torch.save`, open: its `value`, in which tensors are `Tensor`, and `read` of one of them.
+
+    Raises:
+        UsageError: if it is none, is cut short, holds what weights need not, or is in the format before PyTorch 1.6.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = self.path.open("rb")
+        try:
+            head = self._file.read(len(LEGACY))
+            if head == LEGACY:
+                raise UsageError(
+                    f"{path} is in the format before PyTorch 1.6, a bare pickle, which is not read; to convert it: "
+                    "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW)"
+                )
+            if head[:1] == b"\x80":
+                raise UsageError(f"{path} is a bare pickle, which is a program, and is not read: save it by torch.save")
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        size = self._file.seek(0, io.SEEK_END)
+        self._zip = self._guarded(lambda: zipfile.ZipFile(self._file))
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._zip.infolist():
+            if info.filename in self._members:
+                raise UsageError(f"{self.path} is no file of weights: it has two members {info.filename[:80]!r}")
+            self._members[info.filename] = info
+        pickles = [name for name in self._members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            raise UsageError(f"{self.path} is no file of torch.save: of data.pkl it has {len(pickles)}, not one")
+        self._folder = pickles[0].removesuffix("data.pkl")
+        self._size = size
+        order = f"{self._folder}byteorder"
+        if order in self._members and self._member(order, 16) != b"little":
+            raise UsageError(f"{self.path} was written on a big-endian machine: save it anew on another")
+        try:
+            self.value = interpret(self._member(pickles[0], LARGEST_PICKLE))
+        except _Malformed as error:
+            raise UsageError(f"{self.path} {error}; nothing of it was run") from None
+
+    def __enter__(self) -> TorchFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """The numbers of a tensor, a copy in C order."""
+        dtype, key, count = tensor.storage
+        raw = self._member(f"{self._folder}data/{key}", count * dtype.itemsize, exact=True)
+        flat = np.frombuffer(raw, dtype)[tensor.offset :]
+        strides = [stride * dtype.itemsize for stride in tensor.strides]
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, dtype)
+        return np.array(np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False), order="C")
+
+    def _member(self, name: str, most: int, exact: bool = False) -> bytes:
+        info = self._members.get(name)
+        if info is None:
+            raise UsageError(f"{self.path} is not whole: it has no member {name}")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise UsageError(f"{self.path} is no file of torch.save: its member {name} is compressed or encrypted")
+        if info.file_size > min(most, self._size) or (exact and info.file_size != most):
+            raise UsageError(f"{self.path}: its member {name} has {info.file_size:,} bytes, and not {most:,}")
+        raw = self._guarded(lambda: self._zip.read(info))
+        if len(raw) != info.file_size:
+            raise UsageError(f"{self.path} is cut short, in its member {name}: get it again")
+        return raw
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """What zipfile does, whatever it makes of a hostile archive."""
+        try:
+            return work()
+        except (
+            zipfile.BadZipFile,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+            ValueError,
+            OSError,
+            struct.error,
+        ) as e:
+            reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+            raise UsageError(f"{self.path} is no file of torch.save, or not whole ({reason}): get it again") from None
+
+
+def interpret(pickle: bytes) -> Any:
+    """What a pickle of `torch.save` says, in which tensors are `Tensor`; nothing is run.
+
+    >>> interpret(b"\\x80\\x02}X\\x04\\x00\\x00\\x00stepK\\x03s.")
+    {'step': 3}
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(pickle):
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            machine.obey(opcode.name, argument)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise _Malformed(f"holds a damaged pickle ({reason})") from None
+    raise _Malformed("holds a pickle without an end")
+
+
+class _Machine:
+    """The values of a pickle: the stack above the last mark, what is below each mark, and the memo."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def above_mark(self) -> list[Any]:
+        above, self.stack = self.stack, self.below.pop()
+        return above
+
+    def obey(self, name: str, argument: Any) -> None:
+        """One opcode: PyTorch's protocol 2, and what the same values need in protocol 4."""
+        stack = self.stack
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
+            case "MARK":
+                self.below.append(stack)
+                self.stack = []
+            case "TUPLE":
+                above = self.above_mark()
+                self.stack.append(tuple(above))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(name[-1])
+                if len(stack) < count:
+                    raise IndexError("too few values")
+                stack[-count:] = [tuple(stack[-count:])]
+            case "APPEND" | "APPENDS":
+                values = [stack.pop()] if name == "APPEND" else self.above_mark()
+                _as(list, self.stack[-1]).extend(values)
+            case "SETITEM" | "SETITEMS":
+                values = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.above_mark()
+                target = _as(dict, self.stack[-1])
+                for key, value in zip(values[::2], values[1::2], strict=True):
+                    if type(key) not in (str, int):  # a hash of tuples within tuples could take for ever
+                        raise _Malformed(f"has a key of type {type(key).__name__}, where weights have names")
+                    target[key] = value
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "GLOBAL":
+                stack.append(_allowed(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                module, named = stack.pop(-2), stack.pop()
+                stack.append(_allowed(_as(str, module), _as(str, named)))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE":
+                arguments, function = _as(tuple, stack.pop()), _as(_Name, stack.pop())
+                stack.append(_call(function, arguments))
+            case "BUILD":
+                # What PyTorch sets on a state dict are version numbers of modules.
+                if set(_as(dict, stack.pop())) - {"_metadata"} or type(stack[-1]) is not dict:
+                    raise _Malformed("sets attributes of an object, which weights do not need")
+            case _:
+                raise _Malformed(f"uses the pickle opcode {name}, which weights do not need")
+
+
+def _as(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} is needed")
+    return value
+
+
+CALLS = {
+    _Name("collections", "OrderedDict"),
+    _Name("torch._utils", "_rebuild_tensor_v2"),
+    _Name("torch._utils", "_rebuild_parameter"),
+}
+
+
+def _allowed(module: str, name: str) -> _Name:
+    asked = _Name(module, name)
+    if asked in CALLS or (module == "torch" and name in STORAGES):
+        return asked
+    raise _Malformed(f"asks for {module}.{name}"[:100] + ", which weights do not need")
+
+
+def _storage(value: Any) -> Storage:
+    what, kind, key, _, count = _as(tuple, value)
+    if what != "storage" or type(kind) is not _Name or kind.module != "torch" or kind.name not in STORAGES:
+        raise _Malformed("refers to something else than a storage of numbers")
+    if type(key) is not str or not re.fullmatch(r"[0-9]{1,9}", key):
+        raise _Malformed("has a storage whose name is no number")
+    return Storage(STORAGES[kind.name], key, _whole(count))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 48:
+        raise _Malformed("has a size, stride or offset out of range")
+    return value
+
+
+def _call(function: _Name, arguments: tuple) -> Any:
+    if function.name == "OrderedDict" and not arguments:
+        return {}
+    if function.name == "_rebuild_parameter" and arguments and type(arguments[0]) is Tensor:
+        return arguments[0]
+    if function.name != "_rebuild_tensor_v2" or len(arguments) not in (6, 7):
+        raise _Malformed(f"calls {function.name} in a way that weights do not need")
+    storage, offset = _as(Storage, arguments[0]), _whole(arguments[1])
+    shape, strides = (tuple(map(_whole, _as(tuple, part))) for part in arguments[2:4])
+    if len(shape) != len(strides) or len(shape) > 8:
+        raise _Malformed("has a tensor of more axes than weights have, or not as many strides")
+    # No number is used twice, so that a tensor takes no more memory than its storage in the file.
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and (last >= storage.count or math.prod(shape) > storage.count):
+        raise _Malformed("has a tensor that reaches out of its storage")
+    return Tensor(storage, offset, shape, strides)

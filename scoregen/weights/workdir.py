@@ -1,0 +1,118 @@
+"""Weights as a run of `scoregen.run`: a workdir written from foreign ones, and the parameters of one read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scoregen import config as config_lib
+from scoregen.checkpoint import Checkpoints
+from scoregen.config import Config, build
+from scoregen.data import SOURCES
+from scoregen.errors import UsageError
+from scoregen.nets import NETS
+from scoregen.process import PROCESSES
+from scoregen.times import TIMES
+from scoregen.train import TrainState, make_optimizer
+from scoregen.weights.source import read_json
+
+RECORD = "weights.json"  # where imported weights came from
+
+
+@contextlib.contextmanager
+def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
+    """A folder to fill beside the target, which takes its place when all is well and vanishes else.
+
+    Raises:
+        UsageError: if the target is there and not empty, or cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there already, and not empty: choose another {flag}")
+    target = target.absolute()
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        beside.replace(target)
+    except OSError as error:
+        raise UsageError(f"cannot write to {target}: {error.strerror or error}; choose another {flag}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def shapes_of(config: Config, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The parameters of the configured network for examples of this shape, nested, without the outer "params".
+
+    Raises:
+        UsageError: if the network does not fit the shape.
+    """
+    net = build(NETS, config.net)
+    heads = 2 if config.learned_variance else 1
+    x, c = jnp.zeros((1, *shape)), jnp.zeros(1)
+    try:
+        return jax.eval_shape(lambda: net.init(jax.random.key(0), x, c, heads=heads))["params"]
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UsageError(f"the network '{config.net.name}': {str(error).strip().partition(chr(10))[0]}") from None
+
+
+def write(
+    folder: Path,
+    config: Config,
+    ours: Mapping[str, Any],
+    averaged: Mapping[str, Any],
+    step: int,
+    record: dict[str, Any],
+) -> None:
+    """Fill a workdir as training leaves it: the state has a fresh optimizer."""
+    for key in ("log_variance", "labels"):
+        if config[key]:
+            raise UsageError(f"config.{key}=True: foreign weights have nothing for it: say --config.{key}=false")
+    params, ema = ({"net": {"params": jax.tree.map(jnp.asarray, part)}} for part in (ours, averaged))
+    times = build(TIMES, config.times).init(build(PROCESSES, config.process))
+    state = TrainState(jnp.asarray(step, jnp.int32), params, ema, make_optimizer(config.train).init(params), times)
+    (folder / "config.json").write_text(config_lib.to_json(config))
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    with Checkpoints(folder / "checkpoints", keep=config.train.keep) as checkpoints:
+        checkpoints.save(step, state)
+
+
+def configuration(workdir: Path) -> Config:
+    """The configuration of the run in a workdir."""
+    if not (workdir / "config.json").is_file():
+        raise UsageError(f"{workdir} is no workdir of a run: there is no config.json in it")
+    return config_lib.load(str(workdir / "config.json"))
+
+
+def shape_of(workdir: Path, config: Config) -> tuple[int, ...]:
+    """The shape of an example: as the imported weights have it, or as the data."""
+    record = record_of(workdir)
+    return tuple(record["shape"]) if record else build(SOURCES, config.data, dir=config.data.dir).shape
+
+
+def record_of(workdir: Path) -> dict[str, Any]:
+    """Where imported weights came from; empty for a run that was trained here."""
+    return read_json(workdir / RECORD) if (workdir / RECORD).is_file() else {}
+
+
+def read(
+    workdir: Path, shapes: Mapping[str, Any], averaged: bool = True, best: bool = False, step: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """The network's parameters of a checkpoint, nested, and its step.
+
+    Raises:
+        UsageError: if there is no checkpoint, or if it is of another network.
+    """
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        part = f"{'ema' if averaged else 'params'}.net.params"
+        found = checkpoints.restore_part(part, shapes, step=step, best=best)
+    if found is None:
+        raise UsageError(f"no checkpoint in {workdir}: train first")
+    return found

@@ -1,0 +1,832 @@
+"""Weights in and out: nothing changes by a bit, nothing of a file is run, and the networks give what theirs give."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusal import refused
+from safetensors.numpy import load_file, save_file
+
+from scoregen import run
+from scoregen.config import load
+from scoregen.denoiser import CONDITIONS, TARGETS, denoiser
+from scoregen.nets import UNet
+from scoregen.process import ddpm
+from scoregen.samplers import Ancestral, Listed, trajectory
+from scoregen.weights import command, pipeline, source, torch_zip, unet, workdir
+from scoregen.weights.layout import to_ours, to_theirs
+
+DATA = Path(__file__).parent / "data"
+UNET2D = DATA / "unet2d"
+FILE = Path("unet", source.WEIGHTS)
+
+
+def main(*argv) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command line, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command.main([str(arg) for arg in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def done(*argv) -> str:
+    """The output of a call that ends well."""
+    code, out, err = main(*argv)
+    assert (code, err) == (0, "")
+    return out
+
+
+def answered(*argv, parts=()) -> str:
+    """The one line of a call that cannot be."""
+    code, out, err = main(*argv)
+    assert code == 2
+    assert err.startswith("scoregen: ") and err.count("\n") == 1
+    assert "Traceback" not in out + err
+    for part in parts:
+        assert str(part) in err
+    return err
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The tiny pipeline as a run."""
+    target = tmp_path_factory.mktemp("runs") / "tiny"
+    done("import", UNET2D, f"--workdir={target}")
+    return target
+
+
+# --- diffusers
+
+
+def test_what_diffusers_gives(imported):
+    """In float32 to 1e-4, at three times; the weights are of unit order, so a layer amiss would show."""
+    config = workdir.configuration(imported)
+    shape = workdir.shape_of(imported, config)
+    params, _ = workdir.read(imported, workdir.shapes_of(config, shape))
+    net, held = UNet(**config.net.unet.to_dict()), np.load(DATA / "unet2d.npz")
+    x, t = held["x"].transpose(0, 2, 3, 1), held["t"].astype(np.float32)
+    got = jax.jit(net.apply, compiler_options={"xla_backend_optimization_level": 0})({"params": params}, x, t)
+    assert held["y"].std() > 0.1
+    np.testing.assert_allclose(np.asarray(got).transpose(0, 3, 1, 2), held["y"], atol=1e-4, rtol=1e-4)
+
+
+def test_in_and_out_again_changes_no_bit(imported, tmp_path):
+    done("export", imported, f"--out={tmp_path / 'out'}")
+    before, after = (load_file(folder / FILE) for folder in (UNET2D, tmp_path / "out"))
+    assert before.keys() == after.keys() and {a.dtype for a in after.values()} == {np.dtype("float16")}
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert all(before[name].shape == after[name].shape for name in before)
+    for part in ("unet/config.json", "scheduler/scheduler_config.json", "model_index.json"):
+        before, after = (json.loads((folder / part).read_text()) for folder in (UNET2D, tmp_path / "out"))
+        said = {key: value for key, value in before.items() if key in after}
+        assert said == after
+        # What it leaves out is either a remark, or not looked at by what it says.
+        assert set(before) - set(after) <= {"_diffusers_version", "dynamic_thresholding_ratio", "sample_max_value"}
+
+
+def test_the_types_are_kept(tmp_path):
+    """Array by array, where they differ."""
+    theirs, kinds = shutil.copytree(UNET2D, tmp_path / "theirs"), ("bfloat16", "float64", "float32", "float16")
+    halves = sorted(load_file(theirs / FILE).items())
+    before = {name: a.astype(np.float32).astype(kinds[i % 4]) for i, (name, a) in enumerate(halves)}
+    save_file(before, theirs / FILE)
+    done("import", theirs, f"--workdir={tmp_path / 'run'}")
+    done("export", tmp_path / "run", f"--out={tmp_path / 'out'}")
+    after = load_file(tmp_path / "out" / FILE)
+    assert all(after[name].dtype == a.dtype and after[name].tobytes() == a.tobytes() for name, a in before.items())
+
+
+def test_names_of_older_files(tmp_path):
+    """The first checkpoints on the hub call attention's layers otherwise."""
+    theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    arrays = load_file(theirs / FILE)
+    for new, name in old.items():
+        arrays = {key.replace(new, name): a for key, a in arrays.items()}
+    assert sum("query" in key for key in arrays) == 8
+    save_file(arrays, theirs / FILE)
+    done("import", theirs, f"--workdir={tmp_path / 'run'}")
+    done("export", tmp_path / "run", f"--out={tmp_path / 'out'}")
+    before, after = (load_file(folder / FILE) for folder in (UNET2D, tmp_path / "out"))
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+@pytest.mark.slow
+def test_the_run_samples_and_trains_on(imported, tmp_path):
+    """The workdir alone says what to do."""
+    there = shutil.copytree(imported, tmp_path / "run")
+    few = (
+        "--config.sampler.n=2",
+        "--config.sampler.images=2",
+        "--config.sampler.batch=2",
+        "--config.eval.at_end=false",
+    )
+    steps = ("--config.train.steps=2",)
+    before = workdir.read(there, shapes_there(there), False)[0]
+    for argv in ((*few, "--mode=sample"), (*few, *steps)):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert run.main([f"--workdir={there}", *argv]) == 0
+        assert err.getvalue() == ""
+        assert np.load(there / "samples.npz")["samples"].shape == (2, 8, 8, 1)
+    after, step = workdir.read(there, shapes_there(there), False)
+    assert step == 2 and "going on to step 2" in out.getvalue()
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)]
+    assert 0 < max(moved) < 1e-2  # Adam's first steps from what was imported
+
+
+def shapes_there(there):
+    return workdir.shapes_of(workdir.configuration(there), (8, 8, 1))
+
+
+def test_the_run_is_what_was_imported(imported):
+    """Average and parameters are the same, and the configuration is that of the pipeline's files."""
+    there = imported
+    assert run._with_config([f"--workdir={there}", "--mode=sample"])[0] == f"--config={there / 'config.json'}"
+    assert run._with_config(["-workdir", str(there)])[0] == f"--config={there / 'config.json'}"
+    assert run._with_config([f"--workdir={there}", "--config=mine"]) == [f"--workdir={there}", "--config=mine"]
+    assert run._with_config(["--workdir=nowhere"]) == ["--workdir=nowhere"]
+    config = load(str(there / "config.json"))
+    assert (config.name, config.process.name, config.sampler.x0.name) == ("ddpm_digits", "ddpm", "clip")
+    assert config.sampler.predictor.ancestral.variance == "large"
+    (ema, at), (params, _) = (workdir.read(there, shapes_there(there), averaged) for averaged in (True, False))
+    assert at == 0
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ema), jax.tree.leaves(params), strict=True))
+
+
+def test_the_card_says_where_figures_are_from(imported, tmp_path):
+    there = shutil.copytree(imported, tmp_path / "run")
+    (there / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n{"step": 5, "held_out_loss": 0.25}\n')
+    row = {"name": "Frechet distance", "value": 3.5, "floor": 1.5, "note": "features of a classifier, key abc"}
+    how = {"config": "mine", "step": 0, "seed": 4, "samples": 1000, "sampler": {}, "scaling": "centered"}
+    (there / "distances.json").write_text(json.dumps(how | {"distances": [row]}))
+    done("export", there, f"--out={tmp_path / 'out'}")
+    card = json.loads((tmp_path / "out" / "model_card.json").read_text())
+    assert card["metrics"] == [
+        {"name": "held-out loss", "value": 0.25, "step": 5, "from": "metrics.jsonl"},
+        row | {"step": 0, "seed": 4, "samples": 1000, "scaling": "centered", "from": "distances.json"},
+    ]
+    count = sum(a.size for a in load_file(UNET2D / FILE).values())
+    assert card["weights"]["parameters"] == count
+    assert card["weights"]["sha256"] == source.checksum(tmp_path / "out" / FILE)
+    assert card["imported_from"]["sha256"] == source.checksum(UNET2D / FILE)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| held-out loss | 0.25 | 5 (another than the weights) |" in text and f"{count:,} parameters" in text
+    assert "1000 samples, floor 1.5, features of a classifier, key abc | distances.json |" in text
+
+
+def test_the_cifar_network_has_the_layout_of_google_s():
+    """As many parameters as google/ddpm-cifar10-32, and its attention where the blocks' types say."""
+    theirs = pipeline.unet_config(UNet(), (32, 32, 3))
+    assert theirs["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
+    assert theirs["up_block_types"] == ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
+    net, shape = pipeline.unet_of(theirs | {"dropout": 0.1})
+    assert (net, shape) == (UNet(), (32, 32, 3))
+    entries, ours = unet.diffusers(net, shape), workdir.shapes_of(load("ddpm_cifar"), shape)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(ours)
+    }
+    assert names == {entry.ours for entry in entries} and len(entries) == len({entry.theirs for entry in entries})
+    assert sum(leaf.size for leaf in jax.tree.leaves(ours)) == 35_746_307
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts"),
+    [
+        ({"flip_sin_to_cos": True}, ["flip_sin_to_cos=True", "False"]),
+        ({"freq_shift": 0}, ["freq_shift=0", "1"]),
+        ({"downsample_padding": 1}, ["downsample_padding=1"]),
+        ({"norm_eps": 1e-5}, ["norm_eps=1e-05"]),
+        ({"resnet_time_scale_shift": "scale_shift"}, ["resnet_time_scale_shift=scale_shift"]),
+        ({"attention_head_dim": 4}, ["attention_head_dim=4", "one head"]),
+        ({"out_channels": 2}, ["out_channels=2", "in_channels=1"]),
+        ({"block_out_channels": [4, 6]}, ["block_out_channels=[4, 6]"]),
+        ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, ["SkipDownBlock2D"]),
+        ({"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]}, ["up_block_types", "attention"]),
+        ({"num_class_embeds": 10}, ["num_class_embeds=10"]),
+        ({"sample_size": None}, ["sample_size=None"]),
+        ({"sample_size": 10**30}, ["sample_size=1000"]),
+        ({"layers_per_block": 65}, ["layers_per_block=65"]),
+        ({"norm_num_groups": 3}, ["norm_num_groups=3"]),
+        ({"brand_new": "on"}, ["brand_new=on"]),
+        ({"_class_name": "UNet2DConditionModel"}, ["UNet2DConditionModel"]),
+        ({"block_out_channels": ["4", None]}, ["block_out_channels=4"]),
+    ],
+)
+def test_a_network_that_is_none_of_ours_is_refused_by_its_option(changed, parts):
+    theirs = json.loads((UNET2D / "unet" / "config.json").read_text())
+    pipeline.unet_of(theirs)
+    refused(lambda: pipeline.unet_of(theirs | changed), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts"),
+    [
+        ({"beta_schedule": "sigmoid"}, ["beta_schedule=sigmoid"]),
+        ({"rescale_betas_zero_snr": True}, ["rescale_betas_zero_snr=True"]),
+        ({"thresholding": True}, ["thresholding=True"]),
+        ({"prediction_type": "flow"}, ["prediction_type=flow"]),
+        ({"variance_type": "learned_range"}, ["variance_type=learned_range"]),
+        ({"clip_sample_range": 2.0}, ["clip_sample_range=2.0"]),
+        ({"trained_betas": [0.1, 1.5]}, ["trained_betas"]),
+        ({"beta_end": "0.02"}, ["beta_end"]),
+        ({"_class_name": "PNDMScheduler"}, ["PNDMScheduler", "--config"]),
+    ],
+)
+def test_a_scheduler_that_is_none_of_ours_is_refused_by_its_option(changed, parts):
+    theirs = json.loads((UNET2D / "scheduler" / "scheduler_config.json").read_text())
+    refused(lambda: pipeline.set_scheduler(load("ddpm_digits"), theirs | changed), *parts)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"beta_end": 0.01, "num_train_timesteps": 50},
+        {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 40, "prediction_type": "v_prediction"},
+        {"trained_betas": [0.1, 0.2, 0.35], "num_train_timesteps": 3, "clip_sample": False},
+        {"prediction_type": "sample", "variance_type": "fixed_small"},
+    ],
+)
+def test_a_scheduler_in_and_out_again(changed):
+    theirs = json.loads((UNET2D / "scheduler" / "scheduler_config.json").read_text()) | changed
+    config = load("ddpm_digits")
+    pipeline.set_scheduler(config, theirs)
+    ours = pipeline.scheduler_config(config)
+    assert {key: theirs[key] for key in ours} == ours
+
+
+def test_scaled_linear_is_its_betas():
+    config = load("ddpm_digits")
+    pipeline.set_scheduler(
+        config, {"beta_schedule": "scaled_linear", "beta_start": 0.01, "beta_end": 0.04, "num_train_timesteps": 3}
+    )
+    np.testing.assert_allclose(config.process.betas["values"], [0.01, 0.15**2, 0.04], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"process.name": "ncsn"}, ["config.process.name=ncsn", "ddpm, cosine or betas"]),
+        ({"target": "edm"}, ["config.target=edm"]),
+        ({"net.condition": "logsnr"}, ["config.net.condition=logsnr"]),
+        ({"labels": True}, ["config.labels=True"]),
+        ({"learned_variance": True}, ["config.learned_variance=True"]),
+        ({"energy": True}, ["config.energy=True"]),
+        ({"scaling.name": "unit"}, ["config.scaling.name=unit", "[-1, 1]"]),
+    ],
+)
+def test_what_a_pipeline_cannot_be_is_not_exported(changes, parts):
+    config = load("ddpm_digits")
+    pipeline.scheduler_config(config)
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value})
+    refused(lambda: pipeline.scheduler_config(config), *parts)
+
+
+def test_what_breaks_is_said_in_one_line_and_leaves_nothing(tmp_path):
+    theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
+    target = tmp_path / "new" / "run"
+    raw, arrays = (UNET2D / FILE).read_bytes(), load_file(UNET2D / FILE)
+
+    def cannot(*parts, path=theirs, flags=()):
+        answered("import", path, f"--workdir={target}", *flags, parts=parts)
+        assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))
+
+    cannot("there is no", path=tmp_path / "nothing")
+    cannot("no diffusers folder", path=tmp_path)
+    cannot(
+        "config.net.name=mlp",
+        flags=("--config=ddpm_digits", "--config.net.name=mlp"),
+    )
+    cannot("config.net.unet.channels=", "config.json says 4", flags=("--config=ddpm_digits",))
+    cannot("ddpm_digitz", flags=("--config=ddpm_digitz",))
+    for cut in (raw[:-1], raw[:100], raw[:7], b""):
+        (theirs / FILE).write_bytes(cut)
+        cannot(source.WEIGHTS, "safetensors", "get it again")
+    name = "mid_block.resnets.1.conv2.bias"
+    for other, parts in (
+        (arrays | {name: np.full_like(arrays[name], np.nan)}, ["not finite", name, "1 arrays"]),
+        (arrays | {name: np.zeros(5, np.float32)}, [name, "is 5", "is 8"]),
+        (arrays | {name: np.zeros(8, np.int32)}, [name, "int32"]),
+        (arrays | {"another": np.zeros(3)}, ["another", "has not"]),
+        ({key: a for key, a in arrays.items() if key != name}, [f"no {name}", "1 of"]),
+        (arrays | {name: np.full(8, 0.1)}, [name, "float64", "float32"]),
+    ):
+        save_file(other, theirs / FILE)
+        cannot(*parts)
+    (theirs / FILE).rename(theirs / "unet" / "diffusion_pytorch_model.bin")
+    cannot(".bin", "pickle")
+    (theirs / "unet" / "config.json").write_text("[" * 100_000)
+    cannot("config.json", "damaged")
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(imported, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    answered("import", UNET2D, f"--workdir={tmp_path}", parts=["not empty", "--workdir"])
+    answered("export", imported, f"--out={tmp_path}", parts=["not empty", "--out"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "empty").mkdir()
+    done("export", imported, f"--out={tmp_path / 'empty'}")
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == [
+        *("README.md", "model_card.json", "model_index.json", "scheduler", "unet")
+    ]
+
+
+def test_a_full_disk_leaves_nothing(imported, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(command, "_write_safetensors", full)
+    answered("export", imported, f"--out={tmp_path / 'out'}", parts=["No space left", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["imprt", "x"], ["'imprt'", "did you mean 'import'"]),
+        (["import"], ["import what?", "--help"]),
+        (["import", "x"], ["--workdir=DIR"]),
+        (["export", "x"], ["--out=DIR"]),
+        (["export", "x", "--out=y"], ["x", "config.json"]),
+        (["export", "x", "--out=y", "--stpe=3"], ["--stpe", "--step"]),
+        (["export", "x", "--out=y", "--config=ddpm_digits"], ["leave it out"]),
+        (["import", "x", "--workdir=y", "--config.seed=1"], ["--config.seed", "--config"]),
+        (["inspect", "x"], ["there is no x"]),
+    ],
+)
+def test_the_command_line_says_no(argv, parts):
+    answered(*argv, parts=parts)
+
+
+def test_inspect_says_what_it_would_be(imported, tmp_path):
+    assert "import PATH" in done("-h") and done() == done("--help")
+    out = done("inspect", UNET2D)
+    assert re.search(r"mid_block.attentions.0.to_q.weight +float16 +8x8\n", out)
+    assert "here it would be the net unet (" in out and "multipliers=(1, 2)" in out and "not finite" not in out
+    out = done("inspect", UNET2D / FILE)
+    assert "here it would be nothing" in out and "config.json" in out
+    out = done("inspect", imported)
+    assert "ema.net.params.conv_in.kernel" in out and "a run of scoregen, step 0" in out
+    count = sum(a.size for a in load_file(UNET2D / FILE).values())
+    assert f"{count:,} parameters" in out
+    arrays = load_file(UNET2D / FILE)
+    arrays["conv_out.bias"] = np.full(1, np.inf, np.float32)
+    save_file(arrays, tmp_path / "bad.safetensors")
+    assert "1 arrays hold weights that are not finite" in done("inspect", tmp_path / "bad.safetensors")
+    out = done("inspect", DATA / "tiny.pth")
+    assert "torch, 8 arrays" in out and "an average of 7 of them, of step 7" in out
+
+
+# --- files of PyTorch
+
+
+def test_a_file_of_pytorch_without_pytorch():
+    """Every type, strides and an offset, DataParallel's prefix, the buffer that has no average: number for number."""
+    held = np.load(DATA / "tiny.npz")
+    with source.opened(DATA / "tiny.pth") as found:
+        assert found.step == 7 and "sigmas" in found.arrays and "sigmas" not in found.averaged
+        assert {f"ema.{name}" for name in found.averaged} | found.averaged == set(held)
+        for name in found.averaged:
+            for averaged in (False, True):
+                array = found.read(name, averaged)
+                want = held["ema." * averaged + name]
+                assert array.shape == want.shape == found.arrays[name].shape
+                np.testing.assert_array_equal(array.astype(np.float64), want)
+        kinds = {name.split(".")[1]: found.arrays[name].dtype for name in found.averaged}
+    halves = {"f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+    assert kinds == dict.fromkeys(("a", "turned", "scalar", "empty"), "float32") | halves
+
+
+def archive(path: Path, pickled: bytes, **more: bytes) -> Path:
+    """A file as torch.save writes it."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in {"data.pkl": pickled, "byteorder": b"little", "data/0": b"\0" * 16, **more}.items():
+            file.writestr(f"archive/{name}", data)
+    return path
+
+
+class Calls:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: Calls(os.system, f"touch {path}"),
+        lambda path: Calls(eval, f"__import__('os').mkdir({str(path)!r})"),
+        lambda path: Calls(exec, f"import os; os.mkdir({str(path)!r})"),
+        lambda path: Calls(os.mkdir, str(path)),
+        lambda path: Calls(getattr, Calls(__import__, "os"), "system"),
+    ],
+)
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, call, protocol):
+    made = tmp_path / "made"
+    pickled = pickle.dumps({"model": {"a": call(made)}, "step": 1}, protocol)
+    if call(made).call[0] is not getattr:  # a real one, that does what it says
+        pickle.loads(pickled)
+        assert made.exists()
+        made.rmdir() if made.is_dir() else made.unlink()
+    hostile = archive(tmp_path / "hostile.pth", pickled)
+    for argv in (("import", hostile, f"--workdir={tmp_path / 'run'}"), ("inspect", hostile)):
+        answered(*argv, parts=["hostile.pth", "weights do not need", "nothing of it was run"])
+    (tmp_path / "bare.pth").write_bytes(pickled)
+    answered("inspect", tmp_path / "bare.pth", parts=["bare.pth"])
+    assert not made.exists() and not (tmp_path / "run").exists()
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def storage(kind=b"ctorch\nFloatStorage\n", key="0", count=b"K\x04") -> bytes:
+    return b"(" + text("storage") + kind + text(key) + text("cpu") + count + b"tQ"
+
+
+def tensor(of=None, offset=b"K\x00", shape=b"K\x04\x85", strides=b"K\x01\x85") -> bytes:
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + (of or storage()) + offset + shape + strides + b"\x89" + hooks + b"tR"
+    )
+
+
+def state(value: bytes, before: bytes = b"") -> bytes:
+    return b"\x80\x02" + before + b"}" + text("model") + b"}" + text("a") + value + b"ss."
+
+
+def test_the_crafted_pickles_are_sound_but_for_what_is_wrong(tmp_path):
+    good = archive(tmp_path / "good.pth", state(tensor()), **{"data/0": np.arange(4, dtype="<f4").tobytes()})
+    with source.opened(good) as found:
+        np.testing.assert_array_equal(found.read("a", False), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("pickled", "part"),
+    [
+        (state(tensor(offset=b"K\x01")), "reaches out of its storage"),
+        (state(tensor(shape=b"K\x05\x85")), "reaches out of its storage"),
+        (state(tensor(strides=b"K\x02\x85")), "reaches out of its storage"),
+        (state(tensor(shape=b"J\xff\xff\xff\x7f\x85", strides=b"K\x00\x85")), "reaches out of its storage"),  # a bomb
+        (state(tensor(shape=b"K\x04K\x04\x86", strides=b"K\x00K\x01\x86")), "reaches out of its storage"),
+        (state(tensor(offset=b"J\xff\xff\xff\xff")), "out of range"),
+        (state(tensor(strides=b"J\xff\xff\xff\xff\x85")), "out of range"),
+        (state(tensor(shape=b"\x8a\x09" + b"\xff" * 8 + b"\x00\x85")), "out of range"),
+        (state(tensor(shape=b"\x88\x85")), "out of range"),  # True is a 1 to Python
+        (state(tensor(strides=b")")), "not as many strides"),
+        (state(tensor(of=storage(key="../../etc/passwd"))), "no number"),
+        (state(tensor(of=storage(kind=b"ctorch\nload\n"))), "asks for torch.load"),
+        (state(tensor(of=storage(kind=b"ccollections\nOrderedDict\n"))), "something else than a storage"),
+        (state(b"ctorch._utils\n_rebuild_tensor_v2\n)R"), "calls _rebuild_tensor_v2"),
+        (state(b"ccollections\nOrderedDict\nK\x01\x85R"), "calls OrderedDict"),
+        (state(b"ctorch\nFloatStorage\n)R"), "calls FloatStorage"),
+        (state(tensor() + b"}" + text("__class__") + b"K\x01sb"), "sets attributes"),
+        (state(b"]}" + text("_metadata") + b"}sb"), "sets attributes"),
+        (state(b"ccollections\nOrderedDict\n)R}" + text("__class__") + b"K\x01sb"), "sets attributes"),
+        (state(b"ccollections\nOrderedDict\n)\x81"), "NEWOBJ"),
+        (state(b"(ios\nsystem\n"), "INST"),
+        (state(b"\x82\x01"), "EXT1"),
+        (b"\x80\x02}((K\x01ttK\x01s.", "key of type tuple"),
+        (b"\x80\x02}", "damaged pickle"),
+        (b"\x80\x02.", "damaged pickle"),
+        (b"\x80\x02q\x00.", "damaged pickle"),
+        (b"\x80\x02h\x07.", "damaged pickle"),
+        (b"\x80\x02\x87.", "damaged pickle"),
+        (b"\xff\xff", "damaged pickle"),
+        (b"", "damaged pickle"),
+        (b"\x80\x02X\xff\xff\xff\x7fa.", "damaged pickle"),
+    ],
+)
+def test_a_pickle_that_is_amiss_is_refused(tmp_path, pickled, part):
+    refused(lambda: torch_zip.TorchFile(archive(tmp_path / "a.pth", pickled)), "a.pth", part)
+
+
+def test_an_archive_that_is_amiss_is_refused(tmp_path):
+    def read(path):
+        with torch_zip.TorchFile(path) as file:
+            return file.read(file.value["model"]["a"])
+
+    path = tmp_path / "a.pth"
+    raw = archive(path, state(tensor())).read_bytes()
+    np.testing.assert_array_equal(read(path), np.zeros(4))
+    for cut in (1, 30, len(raw) // 2, len(raw) - 40):
+        path.write_bytes(raw[: len(raw) - cut])
+        refused(lambda: read(path), "a.pth", "not whole")
+    path.write_bytes(raw.replace(b"\0" * 16, b"\0" * 15 + b"\1", 1))
+    refused(lambda: read(path), "CRC")
+    refused(lambda: read(archive(path, state(tensor(of=storage(key="7"))))), "no member archive/data/7")
+    refused(lambda: read(archive(path, state(tensor()), **{"data/0": b"\0" * 12})), "12 bytes", "16")
+    refused(lambda: read(archive(path, state(tensor()), byteorder=b"big")), "big-endian")
+    refused(lambda: read(archive(path, b"\0" * (torch_zip.LARGEST_PICKLE + 1))), "data.pkl", "bytes")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:  # a bomb: a gigabyte in a megabyte
+        file.writestr("archive/data.pkl", state(tensor()))
+    refused(lambda: read(path), "compressed")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model.txt", b"")
+    refused(lambda: read(path), "data.pkl")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", state(tensor()))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            file.writestr("archive/data.pkl", state(tensor()))
+    refused(lambda: read(path), "two members")
+    path.write_bytes(torch_zip.LEGACY + b"rest")
+    refused(lambda: read(path), "before PyTorch 1.6", "torch.save(torch.load(")
+
+
+def test_averages_that_are_not_the_model_s_are_refused(tmp_path):
+    shadow = b"}" + text("shadow_params") + b"]" + tensor() + b"a" + tensor() + b"as"
+    whole = state(tensor())[:-1] + text("ema") + shadow + b"s."
+    with (
+        pytest.raises(source.UsageError, match="2 averages are not those of the 1 arrays"),
+        source.opened(archive(tmp_path / "a.pth", whole)),
+    ):
+        pass
+
+
+# --- score_sde's ddpm
+
+
+def test_score_sde_s_ddpm_lies_in_ours_array_by_array():
+    """All of ours, each once; there and back it is the same; it attends once a level on the way up."""
+    net = UNet(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), attention_last=True)
+    config = load("ddpm_digits")
+    pipeline.set_unet(config, net)
+    ours = workdir.shapes_of(config, (8, 8, 1))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), ours)
+    entries = unet.score_sde(net, (8, 8, 1))
+    theirs = to_theirs(entries, params)
+    back = to_ours(entries, theirs)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True))
+    assert {key for key in params if key.endswith("attention")} == {
+        *("down1_0_attention", "middle_attention", "up1_1_attention")
+    }
+    # Their numbers: 0, 1 time; 2 in; 3 block; 4 halve; 5, 6 block, attention; 7 8 9 middle; 10, 11, 12; 13 double; ...
+    assert {"all_modules.6.NIN_3.W", "all_modules.12.NIN_0.W", "all_modules.13.Conv_0.weight"} <= set(theirs)
+    assert theirs["all_modules.17.weight"].shape == (1, 32, 3, 3)
+
+
+# --- beside the libraries themselves
+
+
+def shown(x: np.ndarray) -> np.ndarray:
+    """Theirs, [B, C, H, W], as ours, [B, H, W, C]."""
+    return np.asarray(x).transpose(0, 2, 3, 1)
+
+
+def theirs_alive(options: dict, folder: Path, **scheduler) -> Any:
+    """A pipeline of diffusers whose parameters are all of unit order, and saved."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    model, generator = diffusers.UNet2DModel(**options), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
+    pipe = diffusers.DDPMPipeline(model.eval(), diffusers.DDPMScheduler(**scheduler))
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def ours_of(folder: Path) -> tuple[UNet, Any, tuple[int, ...]]:
+    config = workdir.configuration(folder)
+    shape = workdir.shape_of(folder, config)
+    return UNet(**config.net.unet.to_dict()), workdir.read(folder, workdir.shapes_of(config, shape))[0], shape
+
+
+SMALL = json.loads((UNET2D / "unet" / "config.json").read_text()) | {
+    "block_out_channels": [16, 32],
+    "norm_num_groups": 8,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["small", "whole"])
+def test_diffusers_itself(tmp_path, size):
+    """Forward, back and forth; the whole one is google/ddpm-cifar10-32's, with its 35.7 million parameters."""
+    torch = pytest.importorskip("torch")
+    options = pipeline.unet_config(UNet(), (32, 32, 3)) if size == "whole" else SMALL
+    pipe = theirs_alive({key: value for key, value in options.items() if key[0] != "_"}, tmp_path / "theirs")
+    done("import", tmp_path / "theirs", f"--workdir={tmp_path / 'run'}")
+    net, params, shape = ours_of(tmp_path / "run")
+    count = sum(p.numel() for p in pipe.unet.parameters())
+    assert sum(a.size for a in jax.tree.leaves(params)) == count and (size == "small" or count == 35_746_307)
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((3, *shape), np.float32), np.array([0, 321, 999])
+    got = jax.jit(net.apply)({"params": params}, x, t.astype(np.float32))
+    with torch.no_grad():
+        want = shown(pipe.unet(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).sample.numpy())
+    assert want.std() > 0.1
+    np.testing.assert_allclose(got, want, atol=1e-4 * want.std(), rtol=1e-4)
+    done("export", tmp_path / "run", f"--out={tmp_path / 'out'}")
+    assert (tmp_path / "out" / FILE).read_bytes() == (tmp_path / "theirs" / FILE).read_bytes()
+
+
+@pytest.mark.slow
+def test_ddim_ends_in_the_same_image(tmp_path):
+    """50 steps of diffusers' DDIMScheduler with the export, and of ours, from the same noise."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    theirs_alive({key: value for key, value in SMALL.items() if key[0] != "_"}, tmp_path / "theirs", clip_sample=False)
+    done("import", tmp_path / "theirs", f"--workdir={tmp_path / 'run'}")
+    done("export", tmp_path / "run", f"--out={tmp_path / 'out'}")
+    pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
+    scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(50)
+    net, params, shape = ours_of(tmp_path / "run")
+    start = np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32)
+    x = torch.tensor(start.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipe.unet(x, t).sample, t, x, eta=0.0).prev_sample
+
+    process = ddpm()
+
+    def apply(x, t) -> Any:
+        return net.apply({"params": params}, x, CONDITIONS["index"](process, t))
+
+    predict = denoiser(process, TARGETS["eps"], apply)
+    options = {"grid": Listed(tuple(int(t) for t in scheduler.timesteps)), "start": jnp.asarray(start)}
+    final, _ = jax.jit(
+        lambda: trajectory(process, predict, jax.random.key(0), start.shape, Ancestral(0.0), **options)
+    )()
+    # In units of the image: no clip hides a difference, and what is not trained ends far from [-1, 1].
+    np.testing.assert_allclose(final / np.std(final), shown(x.numpy()) / np.std(final), atol=1e-3)
+    assert np.std(final) > 1
+
+
+@pytest.mark.slow
+def test_diffusers_samples_the_export(imported, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    done("export", imported, f"--out={tmp_path / 'out'}")
+    pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(batch_size=2, num_inference_steps=10, output_type="np").images
+    assert images.shape == (2, 8, 8, 1) and 0 <= images.min() < images.max() <= 1
+    assert pipe.scheduler.config.variance_type == "fixed_large"
+
+
+def song_s_ddpm(torch: Any, nf: int, mult: tuple[int, ...], blocks: int, attention: tuple[int, ...], size: int) -> Any:
+    """score_sde's `ddpm` as its state dict and its formulas have it: modules numbered as they are applied."""
+    nn, f = torch.nn, torch.nn.functional
+
+    class Pointwise(nn.Module):
+        def __init__(self, into, out):
+            super().__init__()
+            self.W, self.b = nn.Parameter(torch.zeros(into, out)), nn.Parameter(torch.zeros(out))
+
+        def forward(self, x):
+            return torch.einsum("bihw,io->bohw", x, self.W) + self.b[:, None, None]
+
+    def norm(width):
+        return nn.GroupNorm(32, width, eps=1e-6)
+
+    class Block(nn.Module):
+        def __init__(self, into, out):
+            super().__init__()
+            self.GroupNorm_0, self.GroupNorm_1 = norm(into), norm(out)
+            self.Conv_0, self.Conv_1 = nn.Conv2d(into, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)
+            self.Dense_0 = nn.Linear(4 * nf, out)
+            if into != out:
+                self.NIN_0 = Pointwise(into, out)
+
+        def forward(self, x, e):
+            h = self.Conv_0(f.silu(self.GroupNorm_0(x))) + self.Dense_0(f.silu(e))[:, :, None, None]
+            h = self.Conv_1(f.silu(self.GroupNorm_1(h)))
+            return h + (self.NIN_0(x) if hasattr(self, "NIN_0") else x)
+
+    class Attention(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.GroupNorm_0 = norm(width)
+            for i in range(4):
+                setattr(self, f"NIN_{i}", Pointwise(width, width))
+
+        def forward(self, x):
+            q, k, v = (getattr(self, f"NIN_{i}")(self.GroupNorm_0(x)).flatten(2) for i in range(3))
+            weights = torch.softmax(q.transpose(1, 2) @ k / q.shape[1] ** 0.5, -1)
+            return x + self.NIN_3((v @ weights.transpose(1, 2)).reshape(x.shape))
+
+    class Resample(nn.Module):
+        def __init__(self, width, halve):
+            super().__init__()
+            self.halve = halve
+            self.Conv_0 = nn.Conv2d(width, width, 3, stride=2 if halve else 1, padding=0 if halve else 1)
+
+        def forward(self, x):
+            return self.Conv_0(f.pad(x, (0, 1, 0, 1)) if self.halve else f.interpolate(x, scale_factor=2.0))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("sigmas", torch.linspace(50, 0.01, 7))
+            self.all_modules = nn.ModuleList(
+                [nn.Linear(nf, 4 * nf), nn.Linear(4 * nf, 4 * nf), nn.Conv2d(1, nf, 3, padding=1)]
+            )
+            self.plan = []
+            width, kept, last = nf, [nf], len(mult) - 1
+
+            def add(module, take=False, keep=False):
+                self.all_modules.append(module)
+                self.plan.append((take, keep))
+
+            for i, m in enumerate(mult):
+                attends = size >> i in attention
+                for _ in range(blocks):
+                    add(Block(width, m * nf), keep=not attends)
+                    width = m * nf
+                    if attends:
+                        add(Attention(width), keep=True)
+                    kept.append(width)
+                if i < last:
+                    add(Resample(width, True), keep=True)
+                    kept.append(width)
+            add(Block(width, width))
+            add(Attention(width))
+            add(Block(width, width))
+            for i in reversed(range(len(mult))):
+                for _ in range(blocks + 1):
+                    add(Block(width + kept.pop(), mult[i] * nf), take=True)
+                    width = mult[i] * nf
+                if size >> i in attention:
+                    add(Attention(width))
+                if i:
+                    add(Resample(width, False))
+            self.all_modules.extend([norm(width), nn.Conv2d(width, 1, 3, padding=1)])
+
+        def forward(self, x, t):
+            modules = list(self.all_modules)
+            angle = t[:, None] * torch.exp(-np.log(1e4) * torch.arange(nf // 2) / (nf // 2 - 1))
+            e = modules[1](f.silu(modules[0](torch.cat([angle.sin(), angle.cos()], 1))))
+            h = modules[2](x)
+            kept = [h]
+            for module, (take, keep) in zip(modules[3:-2], self.plan, strict=True):
+                h = torch.cat([h, kept.pop()], 1) if take else h
+                h = module(h, e) if isinstance(module, Block) else module(h)
+                if keep:
+                    kept.append(h)
+            return modules[-1](f.silu(modules[-2](h)))
+
+    torch.manual_seed(0)
+    net = nn.DataParallel(Net())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(
+                torch.randn(parameter.shape) * (0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
+            )
+    return net.eval()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_score_sde_s_ddpm(tmp_path):
+    """Written by PyTorch, with DataParallel, sigmas and optimizer: parameters and average each give the same."""
+    torch = pytest.importorskip("torch")
+    theirs = song_s_ddpm(torch, 32, (1, 2), 1, (4,), 8)
+    shadow = [parameter.detach() * 1.1 for parameter in theirs.parameters()]
+    whole = {"model": theirs.state_dict(), "step": 9, "optimizer": torch.optim.Adam(theirs.parameters()).state_dict()}
+    whole |= {"ema": {"decay": 0.9999, "num_updates": 9, "shadow_params": shadow}}
+    torch.save(whole, tmp_path / "checkpoint.pth")
+    fields = {
+        "channels": 32,
+        "multipliers": "(1,2)",
+        "blocks": 1,
+        "attention": "(4,)",
+        "groups": 32,
+        "attention_last": True,
+    }
+    flags = [f"--config.net.unet.{key}={value}" for key, value in fields.items()]
+    done("import", tmp_path / "checkpoint.pth", f"--workdir={tmp_path / 'run'}", "--config=ddpm_digits", *flags)
+    config = workdir.configuration(tmp_path / "run")
+    net = UNet(**config.net.unet.to_dict())
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((2, 8, 8, 1), np.float32), np.array([3.0, 700.0], np.float32)
+    apply = jax.jit(net.apply)
+    for averaged in (False, True):
+        params, step = workdir.read(tmp_path / "run", workdir.shapes_of(config, (8, 8, 1)), averaged)
+        assert step == 9
+        if averaged:
+            with torch.no_grad():
+                for parameter, average in zip(theirs.parameters(), shadow, strict=True):
+                    parameter.copy_(average)
+        with torch.no_grad():
+            want = shown(theirs.module(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).numpy())
+        assert want.std() > 0.1
+        np.testing.assert_allclose(apply({"params": params}, x, t), want, atol=1e-4 * want.std(), rtol=1e-4)
