@@ -14,7 +14,7 @@ import numpy as np
 
 from scoregen.config import Config, load
 from scoregen.errors import UsageError
-from scoregen.weights import unet
+from scoregen.weights import ncsn, unet
 from scoregen.weights.layout import KINDS, Entry, to_ours
 from scoregen.weights.torch_zip import Tensor, TorchFile
 
@@ -89,6 +89,8 @@ def _ddpm() -> Config:
 # A network of theirs is one line here: its layout, and the preset that it is by default.
 FORMATS: dict[str, Format] = {
     "ddpm": Format(unet.score_sde, "unet", _ddpm, (32, 32, 3)),
+    "ncsn": Format(lambda net, _: ncsn.layout(net), "refinenet", lambda: load("ncsn_cifar"), (32, 32, 3)),
+    "ncsnv2": Format(lambda net, _: ncsn.layout(net), "refinenet_v2", lambda: load("ncsnv2_cifar"), (32, 32, 3)),
 }
 
 

@@ -1,0 +1,136 @@
+"""Every preset of CIFAR-10: what its network costs, three real training steps, and a grid of samples.
+
+    python benchmarks/presets/presets.py --data=DIR                    all: about three quarters of an hour on two cores
+    python benchmarks/presets/presets.py --data=DIR --only=edm_cifar   some
+
+The batch is 4 and the samplers walk a few levels, so that two cores and 24 GB of memory do. Each preset is compiled and
+timed here, and then run by `python -m scoregen.run` with the same options, to the end. Writes
+presets.json beside this script, and from that presets.md and the table in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
+BEGIN = "<!-- This table is written by benchmarks/presets/presets.py. -->\n"
+END = "<!-- So far. -->\n"
+BATCH = 4
+OPTIONS = (
+    *(f"--config.train.batch={BATCH}", "--config.train.microbatch=0", "--config.train.steps=3"),
+    *("--config.train.log_every=1", "--config.train.sample_every=0", "--config.eval.at_end=false"),
+    *("--config.sampler.n=5", f"--config.sampler.batch={BATCH}", f"--config.sampler.images={BATCH}"),
+)
+
+
+def presets() -> list[str]:
+    """The presets that are trained on CIFAR-10."""
+    from scoregen.config import load, presets
+
+    return [name for name in presets() if name != "default" and load(name).data.name == "cifar10"]
+
+
+def arguments(name: str, data: str) -> list[str]:
+    """The command line of a preset, made small."""
+    from scoregen.config import load
+
+    corrector = load(name).sampler.corrector.name
+    few = [f"--config.sampler.corrector.{corrector}.steps=1"] if corrector in ("langevin", "snr") else []
+    return [f"--config={name}", f"--config.data.dir={data}", *OPTIONS, *few]
+
+
+def measured(name: str, data: str) -> dict[str, Any]:
+    """Parameters, operations, and how long compiling and a step take, in this process."""
+    import jax
+    from scoregen.nets.cost import operations
+
+    from scoregen import train
+    from scoregen.config import parse
+    from scoregen.experiment import assemble
+
+    it = assemble(parse(arguments(name, data))[0])
+    state = train.init_state(it)
+    shape = it.dataset.shape
+    x, t = jax.numpy.zeros((1, *shape)), it.process.grid(1)
+    one = operations(lambda params: it.predict(params)(x, t).x0, state.params)
+    step = train.make_step(it)
+    begin = time.perf_counter()
+    step.lower(state, *it.batch(0)).compile()
+    compiled = time.perf_counter() - begin
+    took = []
+    for i in range(3):
+        begin = time.perf_counter()
+        state, metrics = step(state, *it.batch(i))
+        jax.block_until_ready(metrics)
+        took.append(time.perf_counter() - begin)
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params["net"])),
+        "operations": one,
+        "compile": compiled,
+        "step": min(took[1:]),
+        "loss": float(metrics["loss"]),
+    }
+
+
+def run(name: str, data: str, env: dict[str, str]) -> None:
+    """The same by the command line, to the end, which is a grid. Raises CalledProcessError if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "scoregen.run", *arguments(name, data), f"--workdir={folder}"]
+        subprocess.run(command, check=True, env=env)
+        if not Path(folder, "samples.png").is_file():
+            raise FileNotFoundError(f"{name} has drawn no grid")
+
+
+def written(found: dict[str, Any]) -> str:
+    """The table."""
+    import jax
+
+    head = ("preset", "parameters", "GFLOPs an image", "compile", f"step of {BATCH} images", "loss at step 3")
+    lines = [head, ("---",) * len(head)]
+    for name, row in sorted(found.items()):
+        figures = f"{row['operations'] / 1e9:.2f}", f"{row['compile']:.0f} s", f"{row['step']:.2f} s"
+        lines.append((f"`{name}`", f"{row['parameters']:,}", *figures, f"{row['loss']:.4g}"))
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\n{os.cpu_count()} CPU cores, float32, JAX {jax.__version__}.\n"
+
+
+def main() -> None:
+    """Measure, run, and write down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="the folder of CIFAR-10's binary version")
+    parser.add_argument("--only", default="", help="presets, by comma")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measured(options.child, options.data)))
+        return
+    file = HERE / "presets.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    with tempfile.TemporaryDirectory() as kept:
+        # What is compiled here need not be compiled again by the command.
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": kept}
+        for name in options.only.split(",") if options.only else presets():
+            command = [sys.executable, __file__, f"--data={options.data}", f"--child={name}"]
+            done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
+            found[name] = json.loads(done.stdout.splitlines()[-1])
+            print(name, found[name], flush=True)
+            run(name, options.data, env)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+    text = written(found)
+    (HERE / "presets.md").write_text(text)
+    before, after = PAGE.read_text().split(BEGIN)[0], PAGE.read_text().split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,563 @@
+"""Speed of training and sampling, beside PyTorch's of the same network with the same weights, in one run.
+
+    python benchmarks/speed/speed.py                       all parts: about two hours on two CPU cores
+    python benchmarks/speed/speed.py --only=train,sample   some: floors, train, forward, sample, losses, compile, memory
+    python benchmarks/speed/speed.py --dtype=bfloat16      on a GPU, with PyTorch in channels_last
+
+Two programs are timed in turn, a round of one and a round of the other, so that both see the same machine; what counts
+is the median of the rounds' ratios, beside it the quartiles. Writes speed.json beside this script, and from that
+speed.md, docs/img/speed.png and the end of docs/benchmarks.md; parts that are not run again stay as they were. It needs
+the extra `bench` (torch, diffusers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# PyTorch's threads would otherwise spin between two of its operations, and take the cores from the other program.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from scoregen.nets.cost import flops, operations
+from scoregen.weights.unet import diffusers as layout
+
+from scoregen import train
+from scoregen.config import Config, load
+from scoregen.data import SOURCES, Dataset
+from scoregen.experiment import Experiment, assemble
+from scoregen.nets import UNet
+from scoregen.weights.layout import to_theirs
+
+HERE = Path(__file__).parent
+PAGE, FIGURE = HERE.parents[1] / "docs" / "benchmarks.md", HERE.parents[1] / "docs" / "img" / "speed.png"
+MARK = "<!-- What follows is written by benchmarks/speed/speed.py. -->\n"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# What is measured: the U-Net of Ho et al. 2020, and smaller ones for sampling.
+CIFAR = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,), "groups": 32}
+SMALL = {
+    "8x8, 32 channels": (
+        (8, 8, 1),
+        {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 8},
+    ),
+    "16x16, 32 channels": (
+        (16, 16, 3),
+        {"channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (8,), "groups": 32},
+    ),
+    "32x32, 64 channels": (
+        (32, 32, 3),
+        {"channels": 64, "multipliers": (1, 2, 2), "blocks": 2, "attention": (16,), "groups": 32},
+    ),
+}
+
+
+def experiment(shape: tuple[int, ...], net: dict[str, Any], **options: Any) -> Experiment:
+    """DDPM with this U-Net, on images of noise: how fast a step is does not depend on what is in them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(1024, *shape), dtype=np.uint8)
+    SOURCES["digits"] = lambda: Dataset("noise", images, images)
+    config: Config = load("ddpm_cifar")
+    config.data.name, config.data.flip = "digits", False
+    config.eval.samples = 100
+    config.train.microbatch = 0
+    config.net.unet.update(**net, dropout=0.1)
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in options.items()})
+    return assemble(config)
+
+
+# --- the same network in PyTorch
+
+
+def their_unet(shape: tuple[int, ...], net: dict[str, Any], params: Any) -> torch.nn.Module:
+    """diffusers' `UNet2DModel` with our weights."""
+    sizes = [shape[0] >> i for i in range(len(net["multipliers"]))]
+    kinds = ["Attn" if size in net["attention"] else "" for size in sizes]
+    unet = diffusers.UNet2DModel(
+        sample_size=shape[0],
+        in_channels=shape[2],
+        out_channels=shape[2],
+        block_out_channels=tuple(net["channels"] * m for m in net["multipliers"]),
+        layers_per_block=net["blocks"],
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        norm_num_groups=min(net["groups"], net["channels"]),
+        norm_eps=1e-6,
+        attention_head_dim=None,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        downsample_padding=0,
+        dropout=0.1,
+    )
+    weights = to_theirs(layout(UNet(**net), shape), params["net"]["params"])
+    unet.load_state_dict({key: torch.from_numpy(np.array(array)) for key, array in weights.items()})
+    return unet.to(DEVICE)
+
+
+class Theirs:
+    """A training step as one writes it in PyTorch: eps-MSE, clip, Adam and average, with the fused forms there are."""
+
+    def __init__(self, unet: torch.nn.Module, dtype: str, compile: bool):
+        self.unet, self.half = unet.train(), dtype == "bfloat16"
+        if DEVICE == "cuda":
+            unet.to(memory_format=torch.channels_last)
+        self.run = torch.compile(unet) if compile else unet
+        self.parameters = list(unet.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=2e-4, fused=True)
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device=DEVICE)
+        self.abar = torch.cumprod(1 - betas, 0).float()
+
+    def output(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.half):
+            return self.run(x, t).sample
+
+    def step(self, images: np.ndarray) -> None:
+        x0 = torch.from_numpy(images).to(DEVICE).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if DEVICE == "cuda":
+            x0 = x0.contiguous(memory_format=torch.channels_last)
+        t, eps = torch.randint(1000, (len(x0),), device=DEVICE), torch.randn_like(x0)
+        abar = self.abar[t][:, None, None, None]
+        loss = torch.nn.functional.mse_loss(self.output(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t).float(), eps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        torch._foreach_lerp_(self.average, self.parameters, 1e-4)
+        wait()
+
+
+def wait() -> None:
+    """Until the GPU has done what it was told."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+class Ours:
+    """The training step of a run, as it is."""
+
+    def __init__(self, experiment: Experiment):
+        self.state = train.init_state(experiment)
+        self.run = train.make_step(experiment)
+
+    def step(self, images: np.ndarray) -> None:
+        self.state, metrics = self.run(self.state, images)
+        jax.block_until_ready((self.state, metrics))
+
+
+# --- timing
+
+
+class Pair(NamedTuple):
+    """Seconds of one and of the other, medians, and the other's over the one's, with its quartiles."""
+
+    ours: float
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def pair(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> Pair:
+    """Both in turn, after one of each that does not count."""
+    ours(), theirs()
+    each = np.array([(timed(ours), timed(theirs)) for _ in range(rounds)])
+    ratios = each[:, 1] / each[:, 0]
+    low, high = np.quantile(ratios, (0.25, 0.75))
+    return Pair(*map(float, (*np.median(each, 0), np.median(ratios), low, high)), rounds)
+
+
+def say(line: str) -> None:
+    """What is found, as it is found."""
+    print(line, flush=True)
+
+
+# --- the parts. Each returns rows, lists of what its table shows.
+
+
+def floors(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The machine's rates: of a product of matrices and of memory, the best of many."""
+    dtype, side = jnp.dtype(options.dtype), 8192 if DEVICE == "cuda" else 2048
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a: a @ a)
+    wide = jnp.ones(2**26, jnp.float32)
+    more = jax.jit(lambda a: a + 1)
+    run = lambda f, x: min(timed(lambda: f(x).block_until_ready()) for _ in range(20))  # noqa: E731
+    run(product, a), run(more, wide)
+    return [
+        {
+            "matrix": 2 * side**3 / run(product, a),
+            "memory": 2 * wide.nbytes / run(more, wide),
+            "what": f"{side}x{side} {options.dtype}; {wide.nbytes >> 20} MiB read and written",
+        }
+    ]
+
+
+def training(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A whole training step of the CIFAR-10 U-Net, by batch, beside PyTorch eager and compiled."""
+    rows = []
+    for batch in options.batches:
+        it = experiment((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=options.dtype)
+        ours = Ours(it)
+        images = it.dataset.batch(0, 0, batch)
+        count = operations(jax.value_and_grad(functools.partial(loss, it, images=images)), ours.state.params)
+        cost = ours.run.lower(ours.state, images).compile().cost_analysis()
+        for compile in (False, True):
+            if compile and batch not in options.compiled:
+                continue
+            theirs = Theirs(their_unet((32, 32, 3), CIFAR, ours.state.params), options.dtype, compile)
+            one, other = functools.partial(ours.step, images), functools.partial(theirs.step, images)
+            first = timed(other)
+            found = pair(one, other, options.rounds)
+            rows.append(
+                {"batch": batch, "beside": "torch.compile" if compile else "eager", "first": first}
+                | {"operations": count, "bytes": cost.get("bytes accessed", 0.0)}
+                | found._asdict()
+            )
+            say(f"train {rows[-1]}")
+    return rows
+
+
+def loss(it: Experiment, params: Any, images: Any) -> Any:
+    """The loss of a run, as a function of its parameters."""
+    keys = jax.random.split(jax.random.key(0), len(images))
+    return train.mean_loss(it, it.times, (), params, jnp.asarray(images), keys, jax.random.key(1))[0]
+
+
+def forward(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The network alone, without gradient."""
+    rows = []
+    for batch in options.batches:
+        net = UNet(**CIFAR, dtype=options.dtype)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((batch, 32, 32, 3)).astype(np.float32)
+        t = np.arange(batch) * 10.0
+        params = jax.jit(net.init)(jax.random.key(0), x, jnp.asarray(t, jnp.float32))
+        run = jax.jit(net.apply)
+        unet = their_unet((32, 32, 3), CIFAR, {"net": params}).eval()
+        theirs = Theirs(unet, options.dtype, False)
+        unet.eval()
+        x_, t_ = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(DEVICE), torch.from_numpy(t).to(DEVICE)
+        ours_x, ours_t = jax.device_put(x), jnp.asarray(t, jnp.float32)
+
+        def evaluate(theirs=theirs, x_=x_, t_=t_):
+            with torch.inference_mode():
+                found = theirs.output(x_, t_)
+            wait()
+            return found
+
+        ours = lambda run=run, p=params, x=ours_x, t=ours_t: run(p, x, t).block_until_ready()  # noqa: E731
+        apart = np.abs(np.asarray(ours()).transpose(0, 3, 1, 2) - evaluate().float().cpu().numpy()).max()
+        found = pair(ours, evaluate, 2 * options.rounds)
+        rows.append(
+            {"batch": batch, "apart": float(apart), "operations": batch * flops(net, (32, 32, 3))} | found._asdict()
+        )
+        say(f"forward {rows[-1]}")
+    return rows
+
+
+def sampling(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Whole loops, from noise to images on the host: ours beside diffusers' pipelines."""
+    rows = []
+    cases = [(name, *case, 16) for name, case in SMALL.items()] + [("CIFAR-10's", (32, 32, 3), CIFAR, 2)]
+    for name, shape, net, batch in cases:
+        for steps in (50, 1000):
+            it = experiment(
+                shape,
+                net,
+                **{"sampler.n": steps, "sampler.batch": batch, "net.unet.dtype": options.dtype},
+                **({"sampler.predictor.ancestral.eta": 0.0} if steps < 1000 else {}),
+            )
+            params = jax.jit(it.init)(jax.random.key(0))
+            draw = train.make_sampler(it)
+            unet = their_unet(shape, net, params).eval()
+            if options.dtype == "bfloat16":
+                unet = unet.to(torch.bfloat16)
+            kinds = (diffusers.DDIMPipeline, diffusers.DDIMScheduler), (diffusers.DDPMPipeline, diffusers.DDPMScheduler)
+            make, scheduler = kinds[steps == 1000]
+            pipeline = make(unet=unet, scheduler=scheduler(clip_sample=True))
+            pipeline.set_progress_bar_config(disable=True)
+            theirs = lambda pipeline=pipeline, batch=batch, steps=steps: pipeline(  # noqa: E731
+                batch_size=batch, num_inference_steps=steps, output_type="np"
+            )
+            ours = lambda draw=draw, params=params, batch=batch: draw(params, batch)  # noqa: E731
+            if name.startswith("CIFAR") and steps == 1000 and DEVICE == "cpu":
+                # A quarter of an hour a round: once, and what was compiled for it before.
+                draw(params, 1)
+                once = timed(ours), timed(theirs)
+                found = Pair(*once, *[once[1] / once[0]] * 3, 1)
+            else:
+                found = pair(ours, theirs, 2 if steps == 1000 else options.rounds)
+            rows.append({"net": name, "steps": steps, "batch": batch} | found._asdict())
+            say(f"sample {rows[-1]}")
+    return rows
+
+
+def losses(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A training step of each loss beside that of eps, of the same network."""
+    rows = []
+    digits, cifar = SMALL["8x8, 32 channels"], ((32, 32, 3), CIFAR)
+    cases = [("CIFAR-10's", cifar, 4, name) for name in ("dsm", "ssm", "fdssm")]
+    cases += [("8x8, 32 channels", digits, 32, name) for name in ("dsm", "ssm", "fdssm", "ism")]
+    for net, (shape, fields), batch, name in cases:
+        kinds = [experiment(shape, fields, train__batch=batch, loss__name=loss) for loss in ("eps", name)]
+        images = kinds[0].dataset.batch(0, 0, batch)
+        steps = (functools.partial(Ours(kind).step, images) for kind in kinds)
+        found = pair(*steps, options.rounds)
+        rows.append({"net": net, "batch": batch, "loss": name} | found._asdict())
+        say(f"loss {rows[-1]}")
+    return rows
+
+
+def compiling(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds from a new process to the end of its first training step, without and with what was compiled before."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+        env |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+        cold, warm = (child("compile", 4, options.dtype, env) for _ in range(2))
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    say(f"compile {cold} {warm} {size}")
+    return [{"cold": cold["seconds"], "warm": warm["seconds"], "size": size}]
+
+
+def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The most memory that a process holds in three training steps, beyond what it held before the first."""
+    rows = []
+    for batch in options.batches:
+        ours, theirs = (child(f"memory-{whose}", batch, options.dtype) for whose in ("ours", "theirs"))
+        rows.append({"batch": batch, "ours": ours["bytes"], "theirs": theirs["bytes"]})
+        say(f"memory {rows[-1]}")
+    return rows
+
+
+def child(part: str, batch: int, dtype: str, env: dict[str, str] | None = None) -> dict[str, float]:
+    """A part in a process of its own, whose last line is what it found."""
+    command = [sys.executable, __file__, f"--child={part}", f"--batches={batch}", f"--dtype={dtype}"]
+    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def as_child(part: str, batch: int, dtype: str) -> dict[str, float]:
+    """What `child` asks for."""
+    begin = time.perf_counter()
+    it = experiment((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=dtype)
+    images = it.dataset.batch(0, 0, batch)
+    before = held()
+    if part == "memory-theirs":
+        params = jax.jit(it.init)(jax.random.key(0))
+        theirs = Theirs(their_unet((32, 32, 3), CIFAR, params), dtype, False)
+        del params
+        jax.clear_caches()
+        work = theirs.step
+    else:
+        work = Ours(it).step
+    for _ in range(1 if part == "compile" else 3):
+        work(images)
+    return {"seconds": time.perf_counter() - begin, "bytes": most(part) - before}
+
+
+def held() -> int:
+    """Bytes that the process holds now; on a GPU none are counted but its own."""
+    if DEVICE == "cuda":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def most(part: str) -> int:
+    """Bytes, the most so far."""
+    if DEVICE == "cuda":
+        if part == "memory-theirs":
+            return torch.cuda.max_memory_allocated()
+        return (jax.local_devices()[0].memory_stats() or {})["peak_bytes_in_use"]
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "floors": floors,
+    "train": training,
+    "forward": forward,
+    "sample": sampling,
+    "losses": losses,
+    "compile": compiling,
+    "memory": memory,
+}
+
+
+# --- the page
+
+
+def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """In Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def seconds(value: float) -> str:
+    """For a reader."""
+    return f"{1e3 * value:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
+
+
+def times(row: dict[str, Any]) -> str:
+    """theirs / ours: more than 1 is faster here."""
+    return f"**{row['ratio']:.2f}** ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def floor(row: dict[str, Any], rates: dict[str, Any]) -> str:
+    """How long the arithmetic alone would take, and the share of that in what it took."""
+    least = row["operations"] / rates["matrix"]
+    return f"{seconds(least)}, {100 * least / row['ours']:.0f} %"
+
+
+def page(found: dict[str, Any]) -> str:
+    """All tables."""
+    rates = found["floors"]["rows"][0]
+    text = [
+        f"Matrices at {rates['matrix'] / 1e9:.0f} GFLOP/s and memory at {rates['memory'] / 1e9:.1f} GB/s "
+        f"({rates['what']}), measured in the same run. "
+        f"Ratios are theirs over ours: more than 1 is faster here; in brackets the quartiles over the rounds.\n"
+    ]
+    if "train" in found:
+        text += ["### A training step of the CIFAR-10 U-Net\n"]
+        head = ("batch", "beside", "here", "theirs", "ratio", "floor: arithmetic alone, and its share", "bytes moved")
+        rows = [
+            (r["batch"], r["beside"], seconds(r["ours"]), seconds(r["theirs"]), times(r), floor(r, rates), size(r))
+            for r in found["train"]["rows"]
+        ]
+        text += [table(head, rows)]
+    if "forward" in found:
+        text += ["### Its forward pass\n"]
+        head = ("batch", "here", "PyTorch eager", "ratio", "floor", "largest difference of the outputs")
+        rows = [
+            (r["batch"], seconds(r["ours"]), seconds(r["theirs"]), times(r), floor(r, rates), f"{r['apart']:.0e}")
+            for r in found["forward"]["rows"]
+        ]
+        text += [table(head, rows)]
+    if "sample" in found:
+        text += ["### Whole loops of sampling, beside diffusers' pipelines\n"]
+        head = ("network", "batch", "levels", "here", "diffusers", "ratio", "rounds")
+        rows = [
+            (r["net"], r["batch"], r["steps"], seconds(r["ours"]), seconds(r["theirs"]), times(r), r["rounds"])
+            for r in found["sample"]["rows"]
+        ]
+        text += [table(head, rows)]
+    if "losses" in found:
+        text += ["### A training step by its loss, beside that of `eps`\n"]
+        head = ("network", "batch", "loss", "`eps`", "this loss", "ratio: times as long")
+        rows = [
+            (r["net"], r["batch"], f"`{r['loss']}`", seconds(r["ours"]), seconds(r["theirs"]), times(r))
+            for r in found["losses"]["rows"]
+        ]
+        text += [table(head, rows)]
+    if "compile" in found:
+        (r,) = found["compile"]["rows"]
+        text += [
+            "### Compiling\n",
+            f"From a new process to the end of its first training step at batch 4: {seconds(r['cold'])}; with what was "
+            f"compiled before, which a run keeps unasked, {seconds(r['warm'])}. What is kept is "
+            f"{r['size'] / 1e6:.1f} MB.\n",
+        ]
+    if "memory" in found:
+        text += ["### The most memory held in three training steps, beyond what the process held before\n"]
+        rows = [(r["batch"], *(f"{r[w] / 1e9:.2f} GB" for w in ("ours", "theirs"))) for r in found["memory"]["rows"]]
+        text += [table(("batch", "here", "PyTorch eager"), rows)]
+    text += [found["versions"] + "\n"]
+    return "\n".join(text)
+
+
+def size(row: dict[str, Any]) -> str:
+    """What XLA counts as read and written."""
+    return f"{row['bytes'] / 1e9:.1f} GB"
+
+
+def draw_figure(found: dict[str, Any]) -> None:
+    """The ratios as bars about 1, with their quartiles."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bars = [(f"train step, batch {r['batch']}, {r['beside']}", r) for r in found.get("train", {}).get("rows", [])]
+    bars += [(f"forward, batch {r['batch']}", r) for r in found.get("forward", {}).get("rows", [])]
+    bars += [(f"sample, {r['net']}, {r['steps']} levels", r) for r in found.get("sample", {}).get("rows", [])]
+    labels, rows = zip(*bars[::-1], strict=True)
+    ratios = np.array([r["ratio"] for r in rows])
+    spread = np.array([(r["ratio"] - r["low"], r["high"] - r["ratio"]) for r in rows]).T
+    figure, panel = plt.subplots(figsize=(8, 0.34 * len(bars) + 1.2), layout="constrained")
+    colors = ["#22313f" if ratio >= 1 else "#c8553d" for ratio in ratios]
+    panel.barh(labels, ratios - 1, left=1, color=colors, xerr=spread, error_kw={"ecolor": "#888888", "lw": 1})
+    for i, ratio in enumerate(ratios):
+        panel.annotate(
+            f"{ratio:.2f}", (max(ratio, 1) + spread[1, i], i), (4, 0), textcoords="offset points", va="center"
+        )
+    panel.axvline(1, color="black", lw=0.8)
+    panel.set_xscale("log")
+    panel.set_xlim(0.9 * min(ratios.min(), 1), 1.5 * ratios.max())
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if 0.9 * min(ratios.min(), 1) <= tick <= 1.5 * ratios.max()]
+    panel.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    panel.minorticks_off()
+    panel.set_xlabel("PyTorch's time over scoregen's: to the right of 1, scoregen is faster")
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+    figure.savefig(FIGURE, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure, and write down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    numbers = lambda text: tuple(int(part) for part in text.split(",") if part)  # noqa: E731
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, by comma")
+    parser.add_argument("--batches", type=numbers, default=(4, 16) if DEVICE == "cpu" else (128, 512))
+    parser.add_argument("--compiled", type=numbers, default=(4,) if DEVICE == "cpu" else (128, 512))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--page", action="store_true", help="measure nothing, and write the page again")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.child:
+        print(json.dumps(as_child(options.child, options.batches[0], options.dtype)))
+        return
+    file = HERE / f"speed-{DEVICE}-{options.dtype}.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    for part in [] if options.page else options.only.split(","):
+        found[part] = {"rows": PARTS[part](options)}
+        kind = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"
+        found["versions"] = (
+            f"{kind}, {options.dtype}: JAX {jax.__version__}, PyTorch {torch.__version__}, diffusers "
+            f"{diffusers.__version__}."
+        )
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    text = page(found)
+    file.with_suffix(".md").write_text(text)
+    if DEVICE == "cpu" and options.dtype == "float32":
+        draw_figure(found)
+        PAGE.write_text(PAGE.read_text().split(MARK)[0] + MARK + "\n" + text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
