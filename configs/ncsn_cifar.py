@@ -8,7 +8,7 @@ is well with --config.train.steps=20 --config.sampler.corrector.langevin.steps=5
 that turns it off: data in [0, 1], dequantized (--config.scaling.unit.dequantize=false); the network sees 2x - 1
 (--config.net.centered=false) and gives the score itself (--config.target=eps); sampling starts at U[0, 1)
 (--config.process.ncsn.start=normal) and ends without a denoising step (--config.sampler.denoise); no average of the
-parameters (--config.train.ema=0.999), no clip of the gradient, no warm-up. Not the paper's: the network. Where the
+parameters (--config.train.ema.name=decay), no clip of the gradient, no warm-up. Not the paper's: the network. Where the
 paper has its RefineNet of 128 filters, this is the U-Net of `ddpm_cifar` at half its width, without dropout, told the
 index (--config.net.unet.channels=128 for the whole); and the gradient is added up over parts of 64 images.
 """
@@ -30,7 +30,7 @@ def get_config():
     config.train.learning_rate = 1e-3
     config.train.warmup = 0
     config.train.clip = 0.0
-    config.train.ema = 0.0
+    config.train.ema.name = "none"
     config.sampler.predictor.name = "hold"
     config.sampler.corrector.name = "langevin"
     config.sampler.denoise = False

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from scoregen.averages import AVERAGES, Average
 from scoregen.config import Config, build, pick
 from scoregen.data import SCALINGS, SOURCES, Dataset, random_flip
 from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_process, denoiser, input_scale
@@ -55,6 +56,7 @@ class Experiment:
     target: Row
     condition: Callable[[Process, Array], Array]
     times: TimeLaw
+    average: Average
     loss: Loss | Weighted
     net: nn.Module
     walk: Process
@@ -196,6 +198,7 @@ def assemble(config: Config) -> Experiment:
         target=pick(TARGETS, config.target, "config.target"),
         condition=pick(CONDITIONS, config.net.condition, "config.net.condition"),
         times=build(TIMES, config.times),
+        average=build(AVERAGES, config.train.ema),
         loss=loss if by is None else Weighted(loss, by),
         net=build(NETS, config.net),
         walk=walk,
@@ -281,10 +284,10 @@ def _refuse_nonsense(experiment: Experiment) -> None:
             "images without labels cannot be judged, since the distance is in the features of a classifier: "
             "say --config.eval.at_end=false"
         )
-    for key in ("train.microbatch", "train.warmup", "train.clip", "train.sample_every", "sampler.n"):
-        section, name = key.split(".")
+    parts = ("microbatch", "warmup", "decay_from", "clip", "sample_every")
+    for section, name in (*(("train", part) for part in parts), ("sampler", "n")):
         if config[section][name] < 0:
-            raise UsageError(f"config.{key}={config[section][name]} is negative: 0 or more is needed")
+            raise UsageError(f"config.{section}.{name}={config[section][name]} is negative: 0 or more is needed")
     try:
         experiment.grid(walk, config.sampler.n)
     except ValueError as error:
@@ -296,8 +299,6 @@ def _refuse_nonsense(experiment: Experiment) -> None:
         )
     if train.microbatch and train.batch % train.microbatch:
         raise UsageError(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
-    if not 0 <= train.ema < 1:
-        raise UsageError(f"config.train.ema={train.ema}: 0 (none) up to, but not, 1 is needed")
     if not 0 < train.learning_rate < math.inf:
         raise UsageError(f"config.train.learning_rate={train.learning_rate}: a positive number is needed")
     for name in ("batch", "images"):

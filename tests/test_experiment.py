@@ -205,7 +205,7 @@ def test_the_loss_of_a_level_is_settled_by_its_variance():
         ("ddpm_toy", {"train__steps": 0}, ["config.train.steps=0"]),
         ("ddpm_toy", {"train__batch": 0}, ["config.train.batch=0"]),
         ("ddpm_toy", {"train__microbatch": 3}, ["config.train.microbatch=3", "batch of 4"]),
-        ("ddpm_toy", {"train__ema": 1.0}, ["config.train.ema=1.0"]),
+        ("ddpm_toy", {"train__ema__decay__rate": 1.0}, ["decay: rate=1.0"]),
         ("ddpm_toy", {"train__learning_rate": 0.0}, ["config.train.learning_rate=0.0"]),
         ("ddpm_toy", {"train__clip": -1.0}, ["config.train.clip=-1.0"]),
         ("ddpm_toy", {"sampler__n": -1}, ["config.sampler.n=-1"]),
