@@ -14,7 +14,7 @@ from jax import Array
 
 from scoregen.averages import AVERAGES, Average
 from scoregen.config import Config, build, pick
-from scoregen.data import SCALINGS, SOURCES, Dataset, random_flip
+from scoregen.data import SCALINGS, SOURCES, Dataset, in_turns, random_flip
 from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_process, denoiser, input_scale
 from scoregen.errors import UsageError
 from scoregen.guidance import CONTROLS, X0S, ClassifierFree, Control
@@ -103,14 +103,15 @@ class Experiment:
         return jnp.where(gone, self.classes, labels)
 
     def labels_to_sample(self, index: np.ndarray) -> np.ndarray | None:
-        """The classes of these samples, `[B]`: the one asked for, or that of the example with the same number.
+        """The classes of these samples, `[B]`: the one asked for, or in turns, each as often as in the data.
 
-        So they are as frequent as in the data. Of images that are completed it is their own class.
+        Of images that are completed it is their own class.
         """
         known = self.dataset.train_labels if self.control is None else self.dataset.test_labels
         if not self.classes or known is None:
             return None
         asked = self.config.sampler.label
+        known = in_turns(known) if self.control is None else known
         return known[index % len(known)] if asked < 0 else np.full(len(index), asked, np.int32)
 
     def held_out(self, index: np.ndarray) -> Array:

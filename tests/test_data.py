@@ -24,6 +24,7 @@ from scoregen.data import (
     Unit,
     download,
     hold_out,
+    in_turns,
     random_flip,
     read_array,
 )
@@ -88,6 +89,16 @@ def test_batches_depend_on_the_seed_and_on_nothing_about_batch_size():
 def test_indices_pair_labels_with_examples():
     data = numbered(10, train_labels=np.arange(10, dtype=np.int32) * 2)
     assert np.array_equal(data.train_labels[data.indices(1, 2, 7)], data.batch(1, 2, 7)[:, 0] * 2)
+
+
+def test_classes_take_turns():
+    """Of the first n labels each class has its share, to within the rounding of the shares."""
+    labels = np.random.default_rng(0).choice(4, 1000, p=[0.5, 0.3, 0.15, 0.05])
+    turns, share = in_turns(labels), np.bincount(labels) / 1000
+    assert np.array_equal(np.sort(turns), np.sort(labels))
+    for n in range(1, 1001):
+        assert (np.abs(np.bincount(turns[:n], minlength=4) - n * share) <= 1.5 + 2 * share).all()
+    assert np.array_equal(in_turns(np.repeat(np.arange(7), 5)), np.tile(np.arange(7), 5))
 
 
 @pytest.mark.parametrize("bad", [{"size": 0}, {"step": -1}, {"seed": -1}])

@@ -26,16 +26,19 @@ SIDE = [32]  # of the made-up images
 
 
 @pytest.fixture(autouse=True)
-def cifar10(monkeypatch):
-    """A few made-up images in the place of CIFAR-10, which is not there."""
+def made_up(monkeypatch):
+    """A few made-up images in the place of data sets that are not there."""
 
-    def source(*, dir: str) -> Dataset:
+    def source(name: str, side: int, channels: int) -> Dataset:
         rng = np.random.default_rng(0)
-        images = rng.integers(256, size=(24, SIDE[-1], SIDE[-1], 3), dtype=np.uint8)
+        images = rng.integers(256, size=(24, side, side, channels), dtype=np.uint8)
         labels = np.arange(24, dtype=np.int32) % 10
-        return Dataset("cifar10", images[:16], images[16:], labels[:16], labels[16:])
+        return Dataset(name, images[:16], images[16:], labels[:16], labels[16:])
 
-    monkeypatch.setitem(experiment_lib.SOURCES, "cifar10", source)
+    monkeypatch.setitem(experiment_lib.SOURCES, "cifar10", lambda *, dir: source("cifar10", SIDE[-1], 3))
+    monkeypatch.setitem(
+        experiment_lib.SOURCES, "fashion_mnist", lambda *, dir: source("fashion_mnist", min(28, SIDE[-1]), 1)
+    )
     monkeypatch.setattr(sys.modules[__name__], "SIDE", [32])
 
 
@@ -54,10 +57,11 @@ def preset(name: str, **overrides):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_built_as_they_stand(name):
     config = load(name)
-    if config.data.name == "cifar10":
+    if config.data.name in ("cifar10", "fashion_mnist"):
         config.eval.samples = 16  # of as many made-up images
     experiment = experiment_lib.assemble(config)
-    assert experiment.dataset.shape == {"mixture": (2,), "digits": (8, 8, 1), "cifar10": (32, 32, 3)}[config.data.name]
+    shapes = {"mixture": (2,), "digits": (8, 8, 1), "cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
+    assert experiment.dataset.shape == shapes[config.data.name]
 
 
 def mended(config):
@@ -138,7 +142,9 @@ def test_every_preset_takes_a_step_under_every_loss(name, loss):
     """Or says what to change for it, and then takes one; or says why it cannot."""
     experiment = mended(preset(name, loss__name=loss, train__warmup=0, train__clip=0.0))
     if experiment is None:
-        assert (name, loss) in {("edm_toy", "hybrid"), ("flow_toy", "hybrid")}  # processes without a chain
+        assert (name, loss) in {
+            (n, "hybrid") for n in ("edm_toy", "flow_toy", "fashion_mnist")
+        }  # processes without a chain
         return
     takes_a_step(experiment)
 

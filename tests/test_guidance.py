@@ -13,7 +13,7 @@ from test_train import fit, same
 
 from scoregen import report, run, train
 from scoregen.config import load
-from scoregen.data import SOURCES, Dataset
+from scoregen.data import SOURCES, Dataset, in_turns
 from scoregen.denoiser import of_x0
 from scoregen.experiment import assemble
 from scoregen.guidance import (
@@ -662,7 +662,7 @@ def test_the_same_draw_whatever_the_batch():
     assert (experiment.labels_to_sample(np.arange(5)) == 3).all()
     experiment = assemble(toy())
     np.testing.assert_array_equal(
-        experiment.labels_to_sample(np.arange(200)), np.resize(experiment.dataset.train_labels, 200)
+        experiment.labels_to_sample(np.arange(200)), np.resize(in_turns(experiment.dataset.train_labels), 200)
     )
 
 

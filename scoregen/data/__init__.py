@@ -1,7 +1,7 @@
 """Data: one module a source, one stateless `batch` over all of them, and the scalings for the network."""
 
 from scoregen.data.cifar10 import cifar10
-from scoregen.data.dataset import Dataset, hold_out, read_array
+from scoregen.data.dataset import Dataset, hold_out, in_turns, read_array
 from scoregen.data.digits import digits
 from scoregen.data.fashion_mnist import fashion_mnist
 from scoregen.data.points import checkerboard, mixture, moons, swissroll, two_modes
@@ -30,6 +30,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "hold_out",
+    "in_turns",
     "mixture",
     "moons",
     "random_flip",
