@@ -7,9 +7,9 @@ an image forward (a multiplication and an addition are two). This is for an acce
 is well with --config.train.steps=20 --config.sampler.n=50. What is the paper's, and the switch that turns it off:
 the loss is a mean over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in sampling and the variance is beta,
 "fixedlarge" (--config.sampler.x0.name=free, --config.sampler.predictor.ancestral.variance=small); the average of the
-parameters starts without a ramp (--config.train.ema_ramp=true); no dequantization. Not the paper's: the gradient is
-added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances are
-computed by --mode=eval only, in the features of a small classifier.
+parameters starts without a ramp (--config.train.ema.decay.ramp=true); no dequantization. Not the paper's: the gradient
+is added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances
+are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load
@@ -25,8 +25,8 @@ def get_config():
     config.train.learning_rate = 2e-4
     config.train.warmup = 5000
     config.train.clip = 1.0
-    config.train.ema = 0.9999
-    config.train.ema_ramp = False
+    config.train.ema.decay.rate = 0.9999
+    config.train.ema.decay.ramp = False
     config.train.log_every = 100
     config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000

@@ -22,7 +22,7 @@ def get_config():
     config.train.batch = 64
     config.train.learning_rate = 1e-3
     config.train.warmup = 100
-    config.train.ema = 0.995
+    config.train.ema.decay.rate = 0.995
     config.train.sample_every = 400
     config.train.checkpoint_every = 400
     config.sampler.x0.name = "clip"

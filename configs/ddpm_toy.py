@@ -20,7 +20,6 @@ def get_config():
     config.train.steps = 8000
     config.train.batch = 512
     config.train.learning_rate = 4e-3
-    config.train.ema = 0.999
     config.train.log_every = 100
     config.train.checkpoint_every = 4000
     config.sampler.n = 250

@@ -7,6 +7,7 @@ Options of a part (a loss, a sampler, a network ...) are the arguments of its co
 
 from ml_collections import ConfigDict
 
+from scoregen.averages import AVERAGES
 from scoregen.config import Config, choice
 from scoregen.data import SCALINGS, SOURCES
 from scoregen.guidance import CONTROLS, X0S
@@ -49,9 +50,9 @@ def get_config() -> Config:
     config.train.microbatch = 0  # examples at a time, to save memory; 0: the whole batch
     config.train.learning_rate = 2e-4  # of Adam
     config.train.warmup = 0  # steps of linear warm-up from 0
+    config.train.decay_from = 0  # the step from which the rate falls as 1 / sqrt(step); 0: it stays
     config.train.clip = 1.0  # global norm of the gradient; 0: do not clip
-    config.train.ema = 0.999  # decay of the average of the parameters; 0: none
-    config.train.ema_ramp = True  # a shorter average early on: min(ema, (1 + step) / (10 + step))
+    config.train.ema = choice(AVERAGES, "decay")  # how the parameters are averaged, to sample with
     config.train.log_every = 50
     config.train.sample_every = 0  # steps between pictures while training; 0: none
     config.train.checkpoint_every = 1000  # steps between checkpoints, each with a held-out loss

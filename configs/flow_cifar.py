@@ -16,8 +16,8 @@ the velocity, and the loss is its error (--config.target=v, --config.loss.name=x
 with a warm-up of 45,000; a tolerance of 1e-5 (--config.sampler.predictor.ode.rtol=1e-3,
 --config.sampler.predictor.ode.atol=1e-3); no flip, no clip of the gradient. Not the paper's, or not in it: their path
 keeps a little noise at the data, sigma_min, where here t ends at 1e-3 (--config.process.flow.t_min=1e-5); after the
-warm-up the rate is constant, where theirs falls to zero; an average of the parameters (--config.train.ema=0); blocks
-that resample, and scale and shift by the time, as ADM has them (--config.net.unet.resample=conv,
+warm-up the rate is constant, where theirs falls to zero; an average of the parameters (--config.train.ema.name=none);
+blocks that resample, and scale and shift by the time, as ADM has them (--config.net.unet.resample=conv,
 --config.net.unet.scale_shift=false); the time is told as 1000 t; the initial values, which there are PyTorch's; the
 gradient is added up over parts of 64 images (--config.train.microbatch=0 for all 256 at once), and distances are
 computed by --mode=eval only, in the features of a small classifier.

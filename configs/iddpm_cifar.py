@@ -14,10 +14,10 @@ the variance of a step (--config.learned_variance=false --config.loss.name=eps
 code (--config.net.unet.attention_heads=1, --config.net.unet.scale_shift=false, --config.net.unet.form=ddpm); the index
 is told as though there were 1000 (--config.net.condition=index); dropout 0.3 (--config.net.unet.dropout=0.1); x0 is
 clipped in sampling (--config.sampler.x0.name=free); 500,000 steps, no warm-up, no clip of the gradient, no flip, no
-dequantization; the average of the parameters starts without a ramp (--config.train.ema_ramp=true). Their AdamW has no
-decay of the weights, and so is Adam. With fewer steps, as theirs: --config.sampler.n=100. Not the paper's: the initial
-values, which there are PyTorch's; the gradient is added up over parts of 64 images (--config.train.microbatch=0 for all
-128 at once), and distances are computed by --mode=eval only, in the features of a small classifier.
+dequantization; the average of the parameters starts without a ramp (--config.train.ema.decay.ramp=true). Their AdamW
+has no decay of the weights, and so is Adam. With fewer steps, as theirs: --config.sampler.n=100. Not the paper's: the
+initial values, which there are PyTorch's; the gradient is added up over parts of 64 images (--config.train.microbatch=0
+for all 128 at once), and distances are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load

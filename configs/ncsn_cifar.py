@@ -11,7 +11,7 @@ dequantized (--config.scaling.unit.dequantize=false) and flipped (--config.data.
 (--config.net.centered=false), is told the index of the noise level and gives the score itself, whatever its size
 (--config.net.name=refinenet_v2 --config.net.condition=sigma divides by sigma); sampling starts at U[0, 1)
 (--config.process.ncsn.start=normal) and ends without a denoising step (--config.sampler.denoise); no average of the
-parameters (--config.train.ema=0.999), no clip of the gradient, no warm-up. Not the paper's: its index 0 is the
+parameters (--config.train.ema.name=decay), no clip of the gradient, no warm-up. Not the paper's: its index 0 is the
 noisiest level and here it is the least noisy; and distances are computed by --mode=eval only, in the features of a
 small classifier.
 """
@@ -33,8 +33,7 @@ def get_config():
     config.train.batch = 128
     config.train.learning_rate = 1e-3
     config.train.clip = 0.0
-    config.train.ema = 0.0
-    config.train.ema_ramp = False
+    config.train.ema.name = "none"
     config.train.log_every = 100
     config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000

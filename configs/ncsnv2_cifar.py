@@ -12,7 +12,7 @@ network sees 2x - 1 (--config.net.centered=false) and gives the score as its out
 distance in the data, and the steps between them (python -m scoregen.design --config=ncsnv2_cifar computes both anew);
 sampling starts at U[0, 1), although sigma is 50 there (--config.process.ncsn.start=normal), and ends with a denoising
 step (--config.sampler.denoise=false), after which pictures are cut to [0, 1]; the average of the parameters starts
-without a ramp (--config.train.ema_ramp=true); no clip of the gradient, no warm-up. Not the paper's: distances are
+without a ramp (--config.train.ema.decay.ramp=true); no clip of the gradient, no warm-up. Not the paper's: distances are
 computed by --mode=eval only, in the features of a small classifier.
 """
 
@@ -28,7 +28,7 @@ def get_config():
     config.net.condition = "sigma"
     config.train.steps = 300_000
     config.train.learning_rate = 1e-4
-    config.train.ema = 0.999
+    config.train.ema.decay.rate = 0.999
     config.sampler.corrector.langevin.step_size = 6.2e-6
     config.sampler.corrector.langevin.steps = 5
     config.sampler.denoise = True

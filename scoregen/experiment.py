@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from scoregen.averages import AVERAGES, Average
 from scoregen.config import Config, build, pick
-from scoregen.data import SCALINGS, SOURCES, Dataset, random_flip
+from scoregen.data import SCALINGS, SOURCES, Dataset, in_turns, random_flip
 from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_process, denoiser, input_scale
 from scoregen.errors import UsageError
 from scoregen.guidance import CONTROLS, X0S, ClassifierFree, Control
@@ -55,6 +56,7 @@ class Experiment:
     target: Row
     condition: Callable[[Process, Array], Array]
     times: TimeLaw
+    average: Average
     loss: Loss | Weighted
     net: nn.Module
     walk: Process
@@ -101,11 +103,14 @@ class Experiment:
         return jnp.where(gone, self.classes, labels)
 
     def labels_to_sample(self, index: np.ndarray) -> np.ndarray | None:
-        """The classes of these samples, `[B]`: the one asked for, or that of the example with the same number.
+        """The classes of these samples, `[B]`: the one asked for, or in turns, each as often as in the data.
 
-        So they are as frequent as in the data. Of images that are completed it is their own class.
+        Of images that are completed it is their own class.
         """
-        return self._labels(self.dataset.train_labels if self.control is None else self.dataset.test_labels, index)
+        known = self.dataset.train_labels
+        if self.control is not None or known is None:
+            return self.labels_held_out(index)
+        return self._labels(in_turns(known), index)
 
     def labels_held_out(self, index: np.ndarray) -> np.ndarray | None:
         """The classes of these held-out examples, `[B]`, or the one asked for in their place."""
@@ -202,6 +207,7 @@ def assemble(config: Config) -> Experiment:
         target=pick(TARGETS, config.target, "config.target"),
         condition=pick(CONDITIONS, config.net.condition, "config.net.condition"),
         times=build(TIMES, config.times),
+        average=build(AVERAGES, config.train.ema),
         loss=loss if by is None else Weighted(loss, by),
         net=build(NETS, config.net, levels=process.levels),
         walk=walk,
@@ -316,15 +322,13 @@ def _refuse_training(experiment: Experiment) -> None:
     config, train = experiment.config, experiment.config.train
     for name in ("steps", "batch", "log_every", "checkpoint_every", "keep"):
         _at_least(f"config.train.{name}", train[name], 1)
-    for name in ("microbatch", "warmup", "clip", "sample_every"):
+    for name in ("microbatch", "warmup", "decay_from", "clip", "sample_every"):
         _at_least(f"config.train.{name}", train[name], 0)
     _at_least("config.seed", config.seed, 0)
     if not 0 <= config.net[config.net.name].get("dropout", 0.0) < 1:
         raise UsageError(f"config.net.{config.net.name}.dropout: 0 up to, but not, 1 is needed")
     if train.microbatch and train.batch % train.microbatch:
         raise UsageError(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
-    if not 0 <= train.ema < 1:
-        raise UsageError(f"config.train.ema={train.ema}: 0 (none) up to, but not, 1 is needed")
     if not 0 < train.learning_rate < math.inf:
         raise UsageError(f"config.train.learning_rate={train.learning_rate}: a positive number is needed")
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from scoregen.config import Config
 from scoregen.errors import UsageError
@@ -53,10 +54,17 @@ class TrainState:
 
 
 def make_optimizer(train: Config) -> optax.GradientTransformation:
-    """Adam with a linear warm-up from 0, after a clip of the gradient's global norm (Ho et al. 2020, appendix B)."""
-    rate = train.learning_rate
-    if train.warmup:
-        rate = optax.linear_schedule(0.0, rate, train.warmup)
+    """Adam with a linear warm-up from 0, after a clip of the gradient's global norm (Ho et al. 2020, appendix B).
+
+    From step `decay_from` on the rate falls as sqrt(decay_from / step), as EDM2's does (Karras et al. 2024).
+    """
+
+    def rate(step: ArrayLike) -> Array:
+        done = jnp.asarray(step, jnp.float32)
+        warm = jnp.minimum(1.0, done / train.warmup) if train.warmup else 1.0
+        worn = jnp.maximum(1.0, done / train.decay_from) if train.decay_from else 1.0
+        return train.learning_rate * warm * worn**-0.5
+
     adam = optax.adam(rate)
     return optax.chain(optax.clip_by_global_norm(train.clip), adam) if train.clip else adam
 
@@ -151,8 +159,7 @@ def make_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[st
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer's power
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        done = (1.0 + state.step.astype(jnp.float32)) / (10.0 + state.step.astype(jnp.float32))
-        decay = jnp.minimum(train.ema, done) if train.ema_ramp else jnp.float32(train.ema)
+        decay = experiment.average(state.step, train.batch)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
         return TrainState(state.step + 1, params, ema, opt_state, times), {
             "loss": loss,

@@ -1,6 +1,7 @@
 """What a run sees must not depend on where it was cut, and a damaged file must never be trained on."""
 
 import email.message
+import gzip
 import hashlib
 import importlib
 import inspect
@@ -14,13 +15,27 @@ import numpy as np
 import pytest
 from refusal import refused
 
-from scoregen.data import SCALINGS, SOURCES, Centered, Dataset, Identity, Unit, hold_out, random_flip, read_array
+from scoregen.data import (
+    SCALINGS,
+    SOURCES,
+    Centered,
+    Dataset,
+    Identity,
+    Unit,
+    download,
+    hold_out,
+    in_turns,
+    random_flip,
+    read_array,
+)
 from scoregen.data import checkerboard as make_checkerboard
 from scoregen.data import cifar10 as load_cifar10
 from scoregen.data import digits as load_digits
+from scoregen.data import fashion_mnist as load_fashion_mnist
 from scoregen.errors import UsageError
 
 cifar = importlib.import_module("scoregen.data.cifar10")  # the name in the package is the function
+fashion = importlib.import_module("scoregen.data.fashion_mnist")
 POINTS = ["mixture", "two_modes", "moons", "swissroll", "checkerboard"]
 
 
@@ -74,6 +89,16 @@ def test_batches_depend_on_the_seed_and_on_nothing_about_batch_size():
 def test_indices_pair_labels_with_examples():
     data = numbered(10, train_labels=np.arange(10, dtype=np.int32) * 2)
     assert np.array_equal(data.train_labels[data.indices(1, 2, 7)], data.batch(1, 2, 7)[:, 0] * 2)
+
+
+def test_classes_take_turns():
+    """Of the first n labels each class has its share, to within the rounding of the shares."""
+    labels = np.random.default_rng(0).choice(4, 1000, p=[0.5, 0.3, 0.15, 0.05])
+    turns, share = in_turns(labels), np.bincount(labels) / 1000
+    assert np.array_equal(np.sort(turns), np.sort(labels))
+    for n in range(1, 1001):
+        assert (np.abs(np.bincount(turns[:n], minlength=4) - n * share) <= 1.5 + 2 * share).all()
+    assert np.array_equal(in_turns(np.repeat(np.arange(7), 5)), np.tile(np.arange(7), 5))
 
 
 @pytest.mark.parametrize("bad", [{"size": 0}, {"step": -1}, {"seed": -1}])
@@ -177,7 +202,7 @@ def test_points_are_centred_of_unit_scale_and_drawn_anew(name):
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_option_has_a_default_that_a_flag_can_hold(name):
     for option in inspect.signature(SOURCES[name]).parameters.values():
-        assert (name, option.name) == ("cifar10", "dir") or type(option.default) in (
+        assert option.name == "dir" or type(option.default) in (
             int,
             float,
             str,
@@ -297,7 +322,7 @@ def offline(monkeypatch):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("Temporary failure in name resolution")
 
-    monkeypatch.setattr(cifar.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(download.urllib.request, "urlopen", refuse)
 
 
 def write(folder, files):
@@ -472,28 +497,135 @@ def test_a_download_is_verified_and_then_read(small, tmp_path, monkeypatch):
         timeouts.append(timeout)
         return Response(raw)
 
-    monkeypatch.setattr(cifar.urllib.request, "urlopen", serve)
+    monkeypatch.setattr(download.urllib.request, "urlopen", serve)
     monkeypatch.setattr(cifar, "MD5", hashlib.md5(raw).hexdigest())
     place = tmp_path / "new" / "folder"
     first = load_cifar10(dir=str(place))
     assert same(first, load_cifar10(dir=str(write(tmp_path / "x", small))))
     assert [path.name for path in place.iterdir()] == ["cifar-10-binary.tar.gz"]
     assert same(first, load_cifar10(dir=str(place)))
-    assert timeouts == [cifar.TIMEOUT]
+    assert timeouts == [download.TIMEOUT]
 
 
 def test_a_download_with_another_md5_is_thrown_away(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_, **__: Response(packed(small)))
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: Response(packed(small)))
     with pytest.raises(UsageError, match=r"damaged .* not c32a1d4ab5d03f1284b67883e8d87530"):
         load_cifar10(dir=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar.urllib.request, "urlopen", lambda *_, **__: Response(bytes(10**6), broken=500_000))
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: Response(bytes(10**6), broken=500_000))
     with pytest.raises(UsageError, match="Connection reset by peer"):
         load_cifar10(dir=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+# Fashion-MNIST
+
+
+@pytest.fixture
+def garments(monkeypatch):
+    """Four IDX files of nine images to train on and three to test on, in the place of the published ones."""
+    files, rng = {}, np.random.default_rng(0)
+    for split, count in (("train", 9), ("t10k", 3)):
+        head = bytes([0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 28, 0, 0, 0, 28])
+        files[f"{split}-images-idx3-ubyte"] = head + rng.integers(256, size=count * 784, dtype=np.uint8).tobytes()
+        files[f"{split}-labels-idx1-ubyte"] = bytes([0, 0, 8, 1, 0, 0, 0, count, *range(9, 9 - count, -1)])
+    packed = {name: gzip.compress(raw, mtime=0) for name, raw in files.items()}
+    digests = {name: tuple(hashlib.md5(x).hexdigest() for x in (packed[name], files[name])) for name in files}
+    assert list(digests) == list(fashion.FILES)
+    monkeypatch.setattr(fashion, "FILES", digests)
+    return files
+
+
+def zipped(files):
+    return {f"{name}.gz": gzip.compress(raw, 1) for name, raw in files.items()}
+
+
+@pytest.mark.parametrize("packing", [dict, zipped])
+def test_garments_are_read_row_by_row(garments, tmp_path, packing):
+    data = load_fashion_mnist(dir=str(write(tmp_path / "here", packing(garments))))
+    assert data.train.shape == (9, 28, 28, 1)
+    assert data.train.tobytes() == garments["train-images-idx3-ubyte"][16:]
+    assert data.test.tobytes() == garments["t10k-images-idx3-ubyte"][16:]
+    assert data.train_labels.tolist() == [9, 8, 7, 6, 5, 4, 3, 2, 1] and data.test_labels.tolist() == [9, 8, 7]
+    assert data.is_image
+
+
+def test_a_border_makes_them_32_pixels_wide(garments, tmp_path):
+    place = str(write(tmp_path / "here", garments))
+    small, large = (load_fashion_mnist(dir=place, size=size) for size in (28, 32))
+    assert large.train.shape == (9, 32, 32, 1)
+    assert np.array_equal(large.test[:, 2:30, 2:30], small.test)
+    assert large.train.sum() == small.train.sum()
+    refused(lambda: load_fashion_mnist(dir=place, size=30), "size=30", "28 is needed, or 32")
+
+
+def test_the_usual_places_are_the_cache_and_then_debians(garments, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCOREGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "debian")
+    refused(lambda: load_fashion_mnist(dir=""), tmp_path / "cache" / "fashion_mnist", "cannot be downloaded")
+    write(tmp_path / "debian", zipped(garments))
+    first = load_fashion_mnist(dir="")
+    write(tmp_path / "cache" / "fashion_mnist", garments)
+    (tmp_path / "debian" / "t10k-images-idx3-ubyte.gz").unlink()
+    assert same(first, load_fashion_mnist(dir=""))
+
+
+FLAWS = {
+    "cut short": lambda raw: raw[:-1],
+    "longer": lambda raw: raw + b"x",
+    "empty": lambda raw: b"",
+    "another magic number": lambda raw: b"\0\0\x0d" + raw[3:],
+    "another count": lambda raw: raw[:7] + b"\x63" + raw[8:],
+    "a label beyond 9, or another pixel": lambda raw: raw[:-1] + b"\x0a",
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@pytest.mark.parametrize("name", fashion.FILES)
+def test_a_file_of_other_bytes_is_refused(garments, tmp_path, name, flaw):
+    garments[name] = FLAWS[flaw](garments[name])
+    place = write(tmp_path / "x", zipped(garments))
+    size = f"{len(garments[name])} bytes"
+    refused(lambda: load_fashion_mnist(dir=str(place)), name, size, "MNIST's files have the same names", "get http")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_gz_is_refused(garments, tmp_path, damage):
+    files = zipped(garments)
+    files["train-images-idx3-ubyte.gz"] = DAMAGES[damage](files["train-images-idx3-ubyte.gz"])
+    place = write(tmp_path / "x", files)
+    refused(lambda: load_fashion_mnist(dir=str(place)), "train-images-idx3-ubyte.gz", f"get {fashion.URL}")
+
+
+def test_a_file_that_is_not_there_is_fetched(garments, tmp_path, monkeypatch):
+    place = write(tmp_path / "x", garments)
+    whole = load_fashion_mnist(dir=str(place))
+    name = "train-labels-idx1-ubyte"
+    (place / name).unlink()
+    refused(lambda: load_fashion_mnist(dir=str(place)), "name resolution", f"get {fashion.URL}/{name}.gz and put it")
+    asked = []
+
+    def serve(url, timeout):
+        asked.append(url)
+        return Response(gzip.compress(garments[name], mtime=0))
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", serve)
+    assert same(whole, load_fashion_mnist(dir=str(place)))
+    assert same(whole, load_fashion_mnist(dir=str(place)))
+    assert asked == [f"{fashion.URL}/{name}.gz"] and (place / f"{name}.gz").is_file()
+
+
+def test_all_are_fetched_into_a_new_folder(garments, tmp_path, monkeypatch):
+    def serve(url, timeout):
+        return Response(gzip.compress(garments[url.rpartition("/")[2].removesuffix(".gz")], mtime=0))
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", serve)
+    place = tmp_path / "new" / "folder"
+    load_fashion_mnist(dir=str(place))
+    assert sorted(path.name for path in place.iterdir()) == sorted(f"{name}.gz" for name in garments)
 
 
 # scaling

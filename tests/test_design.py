@@ -356,7 +356,8 @@ def test_the_preset_is_ncsn_at_the_designed_levels(digits):
     assert found.levels == levels(0.02, found.sigma_max, ratio(64, 0.5))
     config = experiment.config
     assert (config.process.name, config.process.ncsn.start, config.loss.name) == ("ncsn", "normal", "dsm")
-    assert (config.target, config.net.condition, config.train.ema) == ("eps", "sigma", 0.999)
+    assert (config.target, config.net.condition, config.train.ema.name) == ("eps", "sigma", "decay")
+    assert config.train.ema.decay.rate == 0.999
     assert (config.sampler.predictor.name, config.sampler.corrector.name) == ("hold", "langevin")
     assert config.sampler.denoise is True and config.sampler.n == 0
     for number in (found.sigma_max, found.levels, found.step_size):

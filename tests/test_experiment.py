@@ -26,16 +26,19 @@ SIDE = [32]  # of the made-up images
 
 
 @pytest.fixture(autouse=True)
-def cifar10(monkeypatch):
-    """A few made-up images in the place of CIFAR-10, which is not there."""
+def made_up(monkeypatch):
+    """A few made-up images in the place of data sets that are not there."""
 
-    def source(*, dir: str) -> Dataset:
+    def source(name: str, side: int, channels: int) -> Dataset:
         rng = np.random.default_rng(0)
-        images = rng.integers(256, size=(24, SIDE[-1], SIDE[-1], 3), dtype=np.uint8)
+        images = rng.integers(256, size=(24, side, side, channels), dtype=np.uint8)
         labels = np.arange(24, dtype=np.int32) % 10
-        return Dataset("cifar10", images[:16], images[16:], labels[:16], labels[16:])
+        return Dataset(name, images[:16], images[16:], labels[:16], labels[16:])
 
-    monkeypatch.setitem(experiment_lib.SOURCES, "cifar10", source)
+    monkeypatch.setitem(experiment_lib.SOURCES, "cifar10", lambda *, dir: source("cifar10", SIDE[-1], 3))
+    monkeypatch.setitem(
+        experiment_lib.SOURCES, "fashion_mnist", lambda *, dir: source("fashion_mnist", min(28, SIDE[-1]), 1)
+    )
     monkeypatch.setattr(sys.modules[__name__], "SIDE", [32])
 
 
@@ -57,10 +60,11 @@ def preset(name: str, **overrides):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_built_as_they_stand(name):
     config = load(name)
-    if config.data.name == "cifar10":
+    if config.data.name in ("cifar10", "fashion_mnist"):
         config.eval.samples = 16  # of as many made-up images
     experiment = experiment_lib.assemble(config)
-    assert experiment.dataset.shape == {"mixture": (2,), "digits": (8, 8, 1), "cifar10": (32, 32, 3)}[config.data.name]
+    shapes = {"mixture": (2,), "digits": (8, 8, 1), "cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
+    assert experiment.dataset.shape == shapes[config.data.name]
 
 
 def mended(config):
@@ -157,7 +161,7 @@ def test_every_preset_takes_a_step_under_every_loss(name, loss):
         config.net.name = "unet"
     experiment = mended(config)
     if experiment is None:
-        assert loss == "hybrid" and name in {"edm_toy", "flow_toy", "flow_cifar"}  # processes without a chain
+        assert loss == "hybrid" and name in {"edm_toy", "flow_toy", "flow_cifar", "fashion_mnist"}  # no chains
         return
     takes_a_step(experiment)
 
@@ -224,7 +228,7 @@ def test_the_loss_of_a_level_is_settled_by_its_variance():
         ("ddpm_toy", {"train__steps": 0}, ["config.train.steps=0"]),
         ("ddpm_toy", {"train__batch": 0}, ["config.train.batch=0"]),
         ("ddpm_toy", {"train__microbatch": 3}, ["config.train.microbatch=3", "batch of 4"]),
-        ("ddpm_toy", {"train__ema": 1.0}, ["config.train.ema=1.0"]),
+        ("ddpm_toy", {"train__ema__decay__rate": 1.0}, ["decay: rate=1.0"]),
         ("ddpm_toy", {"train__learning_rate": 0.0}, ["config.train.learning_rate=0.0"]),
         ("ddpm_toy", {"train__clip": -1.0}, ["config.train.clip=-1.0"]),
         ("ddpm_toy", {"sampler__n": -1}, ["config.sampler.n=-1"]),

@@ -13,7 +13,7 @@ from test_train import fit, same
 
 from scoregen import report, run, train
 from scoregen.config import load
-from scoregen.data import SOURCES, Dataset
+from scoregen.data import SOURCES, Dataset, in_turns
 from scoregen.denoiser import of_x0
 from scoregen.experiment import assemble
 from scoregen.guidance import (
@@ -555,7 +555,7 @@ def toy(**overrides):
     config.data.mixture.size = 64
     config.labels = True
     config.net.mlp.update(width=8, depth=1, embedding=8)
-    config.train.update(steps=6, batch=8, log_every=1, checkpoint_every=3, ema=0.9)
+    config.train.update(steps=6, batch=8, log_every=1, checkpoint_every=3, ema={"decay": {"rate": 0.9}})
     config.sampler.update(n=3, batch=4, images=8)
     config.eval.samples = 8
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
@@ -667,7 +667,7 @@ def test_the_same_draw_whatever_the_batch():
     assert (experiment.labels_to_sample(np.arange(5)) == 3).all()
     experiment = assemble(toy())
     np.testing.assert_array_equal(
-        experiment.labels_to_sample(np.arange(200)), np.resize(experiment.dataset.train_labels, 200)
+        experiment.labels_to_sample(np.arange(200)), np.resize(in_turns(experiment.dataset.train_labels), 200)
     )
 
 
@@ -842,7 +842,7 @@ def test_guidance_moves_the_samples_to_the_class_that_is_asked_for():
     """A trained network, on the ring of eight Gaussians: with its label a sample is nearest to that class's middle."""
     config = load("ddpm_toy")
     config.update(labels=True)
-    config.train.update(steps=3000, batch=256, ema=0.99, log_every=1000)
+    config.train.update(steps=3000, batch=256, ema={"decay": {"rate": 0.99}}, log_every=1000)
     config.sampler.update(n=50, batch=800)
     experiment = assemble(config)
     state, step = train.init_state(experiment), train.make_step(experiment)

@@ -25,7 +25,7 @@ def toy(**overrides):
     config = load("ddpm_toy")
     config.data.mixture.size = 64
     config.net.mlp.update(width=8, depth=1, embedding=8)
-    config.train.update(steps=6, batch=8, log_every=1, checkpoint_every=3, ema=0.9)
+    config.train.update(steps=6, batch=8, log_every=1, checkpoint_every=3, ema={"decay": {"rate": 0.9}})
     config.sampler.update(n=3, batch=4, images=8)
     config.eval.samples = 8
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
@@ -39,7 +39,7 @@ def digits(**overrides):
     config.net.mlp.update(width=8, depth=1, embedding=8, dropout=0.5)
     config.data.flip = True
     config.scaling.name = "unit"
-    config.train.update(steps=6, batch=4, log_every=1, checkpoint_every=3, ema=0.9, warmup=2)
+    config.train.update(steps=6, batch=4, log_every=1, checkpoint_every=3, ema={"decay": {"rate": 0.9}}, warmup=2)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
     return config
 
@@ -334,30 +334,34 @@ def test_the_bar_tells_of_work_aside_and_does_not_count_it(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("ramp", [True, False])
-def test_the_average_has_its_closed_form(ramp):
-    """ema_k = d_k ema_{k-1} + (1 - d_k) params_k with d_k = min(0.5, (1 + k) / (10 + k)), k = 0, 1, ..."""
-    experiment = assemble(toy(train__ema=0.5, train__ema_ramp=ramp, train__learning_rate=0.1, train__batch=4))
+@pytest.mark.parametrize("name", ["decay", "halflife"])
+def test_the_average_is_the_one_asked_for(name):
+    """ema_k = d_k ema_{k-1} + (1 - d_k) params_k, with d of the number of steps done before and of the batch."""
+    options = {"train__ema__name": name, "train__ema__decay__rate": 0.5, "train__ema__halflife__images": 12}
+    experiment = assemble(toy(**options, train__ema__halflife__ramp=0.5, train__learning_rate=0.1, train__batch=4))
     state, step = train.init_state(experiment), train.make_step(experiment)
     expected = copy(state.params)
-    for k in range(12):  # the ramp ends at k = 8
+    for k in range(12):  # the ramps end at k = 8 and k = 6
         state, _ = step(state, experiment.dataset.batch(0, k, 4))
-        decay = min(0.5, (1 + k) / (10 + k)) if ramp else 0.5
+        decay = min(0.5, (1 + k) / (10 + k)) if name == "decay" else 0.5 ** (4 / max(min(12, 0.5 * 4 * k), 1e-8))
         expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, state.params)
         assert close(state.ema, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_no_average_is_the_parameters():
-    experiment = assemble(toy(train__ema=0.0))
+    experiment = assemble(toy(train__ema__name="none"))
     state, _ = train.make_step(experiment)(train.init_state(experiment), experiment.dataset.batch(0, 0, 8))
     assert same(state.ema, state.params)
 
 
-def test_warm_up_is_linear_from_zero():
-    """Adam's first step is rate * sign(gradient), so its size tells the rate: 0 at step 0, full after the warm-up."""
+def test_the_rate_warms_up_from_zero_and_falls_as_the_root_of_the_step():
+    """With a constant gradient Adam's step is rate * sign(gradient), so its size tells the rate."""
     start = {"w": jnp.array([1.0, -2.0])}
-    for step, rate in ((0, 0.0), (1, 0.25), (2, 0.5), (4, 1.0), (9, 1.0)):
-        optimizer = train.make_optimizer(toy(train__warmup=4, train__learning_rate=1.0, train__clip=0.0).train)
+    stays = [(0, 0.0), (1, 0.25), (2, 0.5), (4, 1.0), (9, 1.0)]
+    falls = [(0, 0.0), (3, 0.75), (5, 1.0), (6, 1.0), (24, 0.5), (54, 1 / 3)]
+    for decay_from, step, rate in [(0, *row) for row in stays] + [(6, *row) for row in falls]:
+        options = {"train__decay_from": decay_from, "train__learning_rate": 1.0, "train__clip": 0.0}
+        optimizer = train.make_optimizer(toy(train__warmup=4, **options).train)
         state = optimizer.init(start)
         with jax.numpy_dtype_promotion("standard"):
             for _ in range(step + 1):

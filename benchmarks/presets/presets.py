@@ -51,11 +51,11 @@ def arguments(name: str, data: str) -> list[str]:
 def measured(name: str, data: str) -> dict[str, Any]:
     """Parameters, operations, and how long compiling and a step take, in this process."""
     import jax
-    from scoregen.nets.cost import operations
 
     from scoregen import train
     from scoregen.config import parse
     from scoregen.experiment import assemble
+    from scoregen.nets.cost import operations
 
     it = assemble(parse(arguments(name, data))[0])
     state = train.init_state(it)

@@ -34,15 +34,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from scoregen.nets.cost import flops, operations
-from scoregen.weights.unet import diffusers as layout
 
 from scoregen import train
 from scoregen.config import Config, load
 from scoregen.data import SOURCES, Dataset
 from scoregen.experiment import Experiment, assemble
 from scoregen.nets import UNet
+from scoregen.nets.cost import flops, operations
 from scoregen.weights.layout import to_theirs
+from scoregen.weights.unet import diffusers as layout
 
 HERE = Path(__file__).parent
 PAGE, FIGURE = HERE.parents[1] / "docs" / "benchmarks.md", HERE.parents[1] / "docs" / "img" / "speed.png"

@@ -1,8 +1,9 @@
 """Data: one module a source, one stateless `batch` over all of them, and the scalings for the network."""
 
 from scoregen.data.cifar10 import cifar10
-from scoregen.data.dataset import Dataset, hold_out, read_array
+from scoregen.data.dataset import Dataset, hold_out, in_turns, read_array
 from scoregen.data.digits import digits
+from scoregen.data.fashion_mnist import fashion_mnist
 from scoregen.data.points import checkerboard, mixture, moons, swissroll, two_modes
 from scoregen.data.scaling import SCALINGS, Centered, Identity, Unit, random_flip
 
@@ -14,6 +15,7 @@ SOURCES = {
     "checkerboard": checkerboard,
     "digits": digits,
     "cifar10": cifar10,
+    "fashion_mnist": fashion_mnist,
 }
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
     "checkerboard",
     "cifar10",
     "digits",
+    "fashion_mnist",
     "hold_out",
+    "in_turns",
     "mixture",
     "moons",
     "random_flip",

@@ -1,11 +1,7 @@
 """CIFAR-10 in its binary version, from a folder, from the archive, or from the network."""
 
 import gzip
-import hashlib
-import http.client
-import os
 import tarfile
-import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scoregen.data.dataset import Dataset
+from scoregen.data.download import cache, download
 from scoregen.errors import UsageError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -22,7 +19,6 @@ TRAIN, TEST = tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin
 FILES = (*TRAIN, TEST)
 RECORDS = 10_000  # in each of the six files
 RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the planes R, G, B, each row by row
-TIMEOUT = 10  # seconds without an answer
 
 
 def cifar10(*, dir: str, size: int = 32) -> Dataset:
@@ -45,10 +41,10 @@ def cifar10(*, dir: str, size: int = 32) -> Dataset:
     """
     if size not in (1, 2, 4, 8, 16, 32):
         raise UsageError(f"cifar10: size={size}: 32, 16, 8, 4, 2 or 1 is needed, by which 32 can be divided")
-    path = Path(dir).expanduser() if dir else _cache()
+    path = Path(dir).expanduser() if dir else cache("cifar10")
     files = _present(path)
     if files is None:
-        files = _from_archive(_download(path))
+        files = _from_archive(download("CIFAR-10", URL, MD5, path))
     parts = {name: _decode(source, raw) for name, source, raw in files}
     if missing := [name for name in FILES if name not in parts]:
         raise UsageError(f"{path} lacks {', '.join(missing)} of CIFAR-10: get {URL} again")
@@ -62,10 +58,6 @@ def _shrink(images: np.ndarray, size: int) -> np.ndarray:
     square = 32 // size
     sums = images.reshape(-1, size, square, size, square, 3).sum((2, 4), dtype=np.uint32)
     return ((2 * sums + square**2) // (2 * square**2)).astype(np.uint8)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("SCOREGEN_CACHE") or "~/.cache/scoregen").expanduser() / "cifar10"
 
 
 def _present(path: Path) -> Iterator[tuple[str, str, bytes]] | None:
@@ -137,35 +129,3 @@ def _decode(source: str, raw: bytes) -> tuple[np.ndarray, np.ndarray]:
         )
     # contiguous, because a batch gathers whole images
     return np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
-
-
-def _download(folder: Path) -> Path:
-    """Fetch the archive into `folder` under a temporary name, verify it, and only then give it its own."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    absent = "" if folder.exists() else " (there is no such folder)"
-    by_hand = f"get {URL} and put it into {folder}, or give the folder that has it with --config.data.dir"
-    part, md5 = folder / f".{ARCHIVE}.{os.getpid()}", hashlib.md5(usedforsecurity=False)
-    try:
-        with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
-            folder.mkdir(parents=True, exist_ok=True)  # not before: without a network nothing is left behind
-            columns = "CIFAR-10", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-            with Progress(*columns, console=Console(stderr=True)) as progress, part.open("wb") as file:
-                task = progress.add_task("", total=int(response.headers.get("Content-Length") or 0) or None)
-                while chunk := response.read(1 << 18):
-                    md5.update(chunk)
-                    progress.advance(task, file.write(chunk))
-        if md5.hexdigest() != MD5:
-            raise UsageError(
-                f"the download of {URL} is damaged ({part.stat().st_size} bytes, md5 "
-                f"{md5.hexdigest()}, not {MD5}): try again, or {by_hand}"
-            )
-        return part.replace(folder / ARCHIVE)
-    except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
-        raise UsageError(
-            f"CIFAR-10 is not in {folder}{absent} and cannot be downloaded ({reason}): {by_hand}"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)

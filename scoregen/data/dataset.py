@@ -94,6 +94,19 @@ class Dataset:
         return self.train[self.indices(seed, step, size)]
 
 
+def in_turns(labels: np.ndarray) -> np.ndarray:
+    """The labels `[N]` in an order where the classes take turns: of the first n, each has its share of all.
+
+    Number r of the c of a class stands where the fraction (r + 1/2) / c of all has passed.
+
+    >>> in_turns(np.array([1, 1, 0, 0, 0, 0])).tolist(), in_turns(np.array([2, 2, 1, 1, 0, 0])).tolist()
+    ([0, 1, 0, 0, 1, 0], [0, 1, 2, 0, 1, 2])
+    """
+    ordered, count = np.sort(labels), np.bincount(labels)
+    rank = np.arange(len(labels)) - (np.cumsum(count) - count)[ordered]
+    return ordered[np.argsort((rank + 0.5) / count[ordered], kind="stable")]
+
+
 def read_array(path: str) -> np.ndarray:
     """The array in a .npy file.
 

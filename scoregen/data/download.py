@@ -1,0 +1,51 @@
+"""What sources have in common that come from the network: where they are kept, and a download that is whole."""
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from pathlib import Path
+
+from scoregen.errors import UsageError
+
+TIMEOUT = 10  # seconds without an answer
+
+
+def cache(name: str) -> Path:
+    """The folder of a source: $SCOREGEN_CACHE/name, or ~/.cache/scoregen/name."""
+    return Path(os.environ.get("SCOREGEN_CACHE") or "~/.cache/scoregen").expanduser() / name
+
+
+def download(what: str, url: str, md5: str, folder: Path) -> Path:
+    """Fetch a file into `folder` under a temporary name, verify its md5, and only then give it its own.
+
+    `what` is what a person calls it. Raises UsageError without a network, and for a file that is not as published;
+    nothing is left behind then.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    name = url.rpartition("/")[2]
+    absent = "" if folder.exists() else " (there is no such folder)"
+    by_hand = f"get {url} and put it into {folder}, or give the folder that has it with --config.data.dir"
+    part, seen = folder / f".{name}.{os.getpid()}", hashlib.md5(usedforsecurity=False)
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            folder.mkdir(parents=True, exist_ok=True)  # not before: without a network nothing is left behind
+            columns = what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+            with Progress(*columns, console=Console(stderr=True)) as progress, part.open("wb") as file:
+                task = progress.add_task("", total=int(response.headers.get("Content-Length") or 0) or None)
+                while chunk := response.read(1 << 18):
+                    seen.update(chunk)
+                    progress.advance(task, file.write(chunk))
+        if seen.hexdigest() != md5:
+            raise UsageError(
+                f"the download of {url} is damaged ({part.stat().st_size} bytes, md5 {seen.hexdigest()}, not {md5}): "
+                f"try again, or {by_hand}"
+            )
+        return part.replace(folder / name)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
+        raise UsageError(f"{what} is not in {folder}{absent} and cannot be downloaded ({reason}): {by_hand}") from error
+    finally:
+        part.unlink(missing_ok=True)
