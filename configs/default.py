@@ -39,7 +39,7 @@ def get_config() -> Config:
     config.labels = False  # tell the network the class of each example
     config.label_dropout = 0.1  # how often it is not told, so that it also learns what any example looks like
     config.net = choice(NETS, "unet")
-    config.net.condition = "index"  # what tells it the noise level: index, sigma, logsnr
+    config.net.condition = "index"  # what tells it the noise level: index, sigma, logsnr, edm
     config.net.centered = True  # show it data of [0, 1] as 2x - 1
     config.net.unit_input = False  # show it x with unit variance: EDM's c_in
 

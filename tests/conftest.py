@@ -10,3 +10,6 @@ import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Networks in PyTorch, for the tests that have it: they are imported there, and hold no tests or examples themselves.
+collect_ignore = ["reference"]

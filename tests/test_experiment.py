@@ -198,7 +198,7 @@ def test_the_loss_of_a_level_is_settled_by_its_variance():
         ("ddpm_digits", {"net__unet__dtype": "floats"}, ["network 'unet'", "floats"]),
         ("ddpm_toy", {"data__flip": True}, ["flip"]),
         ("ddpm_toy", {"target": "epsilon"}, ["config.target", "eps, x0, score, v"]),
-        ("ddpm_toy", {"net__condition": "snr"}, ["config.net.condition", "index, sigma, logsnr"]),
+        ("ddpm_toy", {"net__condition": "snr"}, ["config.net.condition", "index, sigma, logsnr, edm"]),
         ("ddpm_toy", {"process__ddpm__beta_max": 2.0}, ["beta_max=2.0", "< 1 is needed"]),
         ("ddpm_toy", {"sampler__process__name": "ncsn", "sampler__process__ncsn__sigma_min": 1e6,
                       "sampler__process__ncsn__sigma_max": 1e7}, ["config.sampler.process=ncsn"]),

@@ -3,8 +3,9 @@
 from scoregen.nets.classifier import Classifier
 from scoregen.nets.log_variance import LogVariance
 from scoregen.nets.mlp import MLP
+from scoregen.nets.ncsnpp import NCSNpp
 from scoregen.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet}
+NETS = {"mlp": MLP, "unet": UNet, "ncsnpp": NCSNpp}
 
-__all__ = ["MLP", "NETS", "Classifier", "LogVariance", "UNet"]
+__all__ = ["MLP", "NETS", "Classifier", "LogVariance", "NCSNpp", "UNet"]

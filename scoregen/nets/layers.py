@@ -10,6 +10,9 @@ be differentiated that way.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,9 +68,16 @@ def fan_average(scale: float = 1.0) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.variance_scaling(max(scale, 1e-10), "fan_avg", "uniform")
 
 
-def dense(features: int, *, scale: float = 1.0, dtype: jnp.dtype | None = None, name: str | None = None) -> nn.Dense:
+def dense(
+    features: int,
+    *,
+    scale: float = 1.0,
+    bias: bool = True,
+    dtype: jnp.dtype | None = None,
+    name: str | None = None,
+) -> nn.Dense:
     """Affine map of the last axis, [B, ..., C] -> [B, ..., features]; over an image it is a 1x1 convolution."""
-    return nn.Dense(features, kernel_init=fan_average(scale), dtype=dtype, name=name)
+    return nn.Dense(features, use_bias=bias, kernel_init=fan_average(scale), dtype=dtype, name=name)
 
 
 def label_embedding(labels: jax.Array, classes: int, features: int, dtype: jnp.dtype | None = None) -> jax.Array:
@@ -80,11 +90,17 @@ def label_embedding(labels: jax.Array, classes: int, features: int, dtype: jnp.d
 
 
 def conv(
-    features: int, *, stride: int = 1, scale: float = 1.0, dtype: jnp.dtype | None = None, name: str | None = None
+    features: int,
+    *,
+    stride: int = 1,
+    padding: str = "SAME",
+    scale: float = 1.0,
+    dtype: jnp.dtype | None = None,
+    name: str | None = None,
 ) -> nn.Conv:
-    """3x3 convolution with 'same' padding, [B, H, W, C] -> [B, H / stride, W / stride, features]."""
+    """3x3 convolution, by default with 'same' padding, [B, H, W, C] -> [B, H / stride, W / stride, features]."""
     return nn.Conv(
-        features, (3, 3), strides=stride, padding="SAME", kernel_init=fan_average(scale), dtype=dtype, name=name
+        features, (3, 3), strides=stride, padding=padding, kernel_init=fan_average(scale), dtype=dtype, name=name
     )
 
 
@@ -97,6 +113,68 @@ def upsample(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     # Broadcast + reshape: jax.image.resize does the same with a gather, some forty times slower on a CPU.
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def upfirdn(x: jax.Array, taps: Sequence[float], *, up: int = 1, down: int = 1, pad: int = 0) -> jax.Array:
+    """Along height and width: `up - 1` zeros between pixels, `pad` zeros at both ends, the filter, every `down`-th.
+
+    The filter is scaled to a sum of `up`, so that resampling keeps the mean. Zeros lie beyond the edges. (The order of
+    StyleGAN2's operation of this name, Karras et al. 2020.)  [B, H, W, C] -> [B, (up (H - 1) + 1 + 2 pad - taps) / down
+    + 1, ..., C].
+
+    >>> upfirdn(jnp.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1).repeat(3, 1), (1, 1), pad=1)[0, 1, :, 0].tolist()
+    [0.5, 1.5, 3.0, 2.0]
+    """
+    scaled = [float(up * tap / sum(taps)) for tap in reversed(taps)]
+    for axis in (1, 2):
+        widths = [(pad, pad, up - 1) if a == axis else (0, 0, 0) for a in range(4)]
+        padded = jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
+        end = padded.shape[axis] - len(taps) + 1
+        # Shifted sums, an axis at a time: XLA makes one loop of them, where a depthwise convolution is slow on a CPU.
+        shifts = (jax.lax.slice_in_dim(padded, k, k + end, down, axis) for k in range(len(taps)))
+        x = functools.reduce(jnp.add, (tap * shift for tap, shift in zip(scaled, shifts, strict=True)))
+    return x
+
+
+def double(x: jax.Array, taps: Sequence[float]) -> jax.Array:
+    """Twice the size, smoothed by a symmetric filter of an even number of taps: [B, H, W, C] -> [B, 2 H, 2 W, C].
+
+    (1, 1) repeats the pixels, as `upsample` does; (1, 3, 3, 1) gives 3/4 of the nearest pixel and 1/4 of the next.
+
+    >>> double(jnp.ones((1, 2, 2, 1)), (1, 3, 3, 1))[0, 1, :, 0].tolist()  # beyond the edges is 0
+    [0.75, 1.0, 1.0, 0.75]
+    """
+    return upfirdn(x, taps, up=2, pad=len(taps) // 2)
+
+
+def halve(x: jax.Array, taps: Sequence[float]) -> jax.Array:
+    """Half the size, smoothed by a symmetric filter of an even number of taps: [B, H, W, C] -> [B, H / 2, W / 2, C].
+
+    (1, 1) is the mean of two by two pixels.
+
+    >>> halve(jnp.arange(4.0).reshape(1, 1, 4, 1).repeat(2, 1), (1, 1))[0, 0, :, 0].tolist()
+    [0.5, 2.5]
+    """
+    return upfirdn(x, taps, down=2, pad=len(taps) // 2 - 1)
+
+
+def check_levels(shape: tuple[int, ...], levels: int, attention: Sequence[int]) -> None:
+    """Raises ValueError unless these are images `[B, H, W, C]` that a U of so many levels can take.
+
+    Each level halves them, and one must have each of the heights where there is to be `attention`.
+    """
+    if len(shape) != 4:
+        raise ValueError(f"the U-Net takes images [B, H, W, C], not {shape}; for points use the mlp")
+    factor = 2 ** (levels - 1)
+    if shape[1] % factor or shape[2] % factor:
+        raise ValueError(
+            f"images of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times, as so many multipliers ask: pad or "
+            f"crop to a multiple of {factor}, or give fewer multipliers"
+        )
+    heights = [shape[1] // 2**i for i in range(levels)]
+    absent = [size for size in attention if size not in heights]
+    if absent:
+        raise ValueError(f"attention at {absent}: no level has that height, the heights here are {heights}")
 
 
 class GroupNorm(nn.Module):
@@ -139,8 +217,9 @@ class AttentionBlock(nn.Module):
         y = x + proj(softmax(q k' / sqrt(C / heads)) v),    (q, k, v) = dense(norm(x))
 
     with the softmax taken by each of `heads` groups of C / heads neighbouring channels on its own (Vaswani et al. 2017,
-    section 3.2.2). The projection starts at zero. Written as two products and a softmax, not as a fused kernel, so that
-    forward mode works.  [B, H, W, C] -> [B, H, W, C].
+    section 3.2.2). With `rescale` it is y / sqrt(2), which keeps the variance of a sum. q, k and v start with the
+    variance `scale / fan_avg`, the projection at zero. Written as two products and a softmax, not as a fused kernel, so
+    that forward mode works.  [B, H, W, C] -> [B, H, W, C].
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -148,6 +227,8 @@ class AttentionBlock(nn.Module):
 
     groups: int = 32
     heads: int = 1
+    scale: float = 1.0
+    rescale: bool = False
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -158,11 +239,12 @@ class AttentionBlock(nn.Module):
         size = channels // self.heads
         y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, channels)
         q, k, v = (
-            dense(channels, dtype=self.dtype, name=name)(y).reshape(b, h * w, self.heads, size)
+            dense(channels, scale=self.scale, dtype=self.dtype, name=name)(y).reshape(b, h * w, self.heads, size)
             for name in ("query", "key", "value")
         )
         logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) * size**-0.5
         # The softmax is never taken in half precision, where a row over 1,024 pixels would not sum to one.
         weights = nn.softmax(logits.astype(full_precision(logits.dtype))).astype(v.dtype)
         y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(b, h * w, channels)
-        return x + dense(channels, scale=0.0, dtype=self.dtype, name="proj")(y).reshape(x.shape)
+        y = x + dense(channels, scale=0.0, dtype=self.dtype, name="proj")(y).reshape(x.shape)
+        return y * 0.5**0.5 if self.rescale else y
