@@ -25,6 +25,7 @@ def get_config() -> Config:
     config.data = choice(SOURCES, "digits")
     config.data.dir = ""  # where data on disk are, or go; "" is the cache folder
     config.data.flip = False  # mirror half of the training images
+    config.data.augment = 0.0  # how often each is turned, scaled ..., of which the network is told; 0: never
     config.scaling = choice(SCALINGS, "centered")
 
     config.process = choice(PROCESSES, "ddpm")

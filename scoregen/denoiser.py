@@ -105,9 +105,9 @@ TARGETS: dict[str, Row] = {
 }
 
 # What tells a network how noisy its input is, `[B]`. The index is DDPM's, and in continuous time 999 t, as in
-# score_sde's code: the last of 1000 levels at t = 1. Log sigma and the log-SNR mean the same under chains of any length,
-# and are smooth between levels (see `as_process`). EDM's c_noise is ln(sigma) / 4 (Karras et al. 2022, table 1), and
-# for any process that of sigma / alpha.
+# score_sde's code: at t = 1 the last of 1000 levels. Log sigma and the log-SNR mean the same under chains of any
+# length, and are smooth between levels (see `as_process`). EDM's c_noise is ln(sigma) / 4 (Karras et al. 2022,
+# table 1), here that of sigma / alpha for any process.
 CONDITIONS: dict[str, Callable[[Process, Array], Array]] = {
     "index": lambda process, t: t.astype(jnp.float32) * (1.0 if process.discrete else 999.0),
     "sigma": lambda process, t: jnp.log(process.sigma(t)),

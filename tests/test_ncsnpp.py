@@ -1,4 +1,4 @@
-"""NCSN++, DDPM++ and EDM's network: against the papers' counts, and other libraries' arithmetic with the same weights."""
+"""NCSN++, DDPM++ and EDM's network: their counts, and what other libraries compute of the same weights."""
 
 import functools
 
@@ -16,7 +16,8 @@ from scoregen.weights import ncsnpp as weights
 from scoregen.weights.layout import to_ours, to_theirs
 
 DDPMPP = {"filter": (1, 1), "progressive": "none", "embedding": "positional"}
-TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}
+# One block a level on the way up, none on the way down: every kind of layer, and little to compile.
+TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 0, "attention": (4,)}
 # Programs that run once are not worth optimising.
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -66,9 +67,9 @@ def test_resampling_against_numpy(taps):
     down = upfirdn_by_hand(x, taps, 1, 2, ((p + 1) // 2, p // 2))
     blurred = upfirdn_by_hand(x, taps, 1, 1, ((p + 3) // 2, (p + 2) // 2))
     assert (up.shape, down.shape) == ((2, 8, 12, 3), (2, 2, 3, 3))
-    np.testing.assert_allclose(double(jnp.asarray(x), taps), up, atol=1e-6)
-    np.testing.assert_allclose(halve(jnp.asarray(x), taps), down, atol=1e-6)
-    np.testing.assert_allclose(upfirdn(jnp.asarray(x), taps, pad=len(taps) // 2), blurred, atol=1e-6)
+    found = jax.jit(lambda x: (double(x, taps), halve(x, taps), upfirdn(x, taps, pad=len(taps) // 2)))(x)
+    for ours, want in zip(found, (up, down, blurred), strict=True):
+        np.testing.assert_allclose(ours, want, atol=1e-6)
 
 
 def test_taps_are_a_convolutions():
@@ -91,9 +92,9 @@ def test_plain_resampling():
     ("options", "parameters"),
     [
         ({}, 62_758_915),
-        ({"blocks": 8}, 107_587_075),
+        pytest.param({"blocks": 8}, 107_587_075, marks=pytest.mark.slow),
         (DDPMPP, 61_804_419),
-        ({**DDPMPP, "blocks": 8}, 106_632_579),
+        pytest.param({**DDPMPP, "blocks": 8}, 106_632_579, marks=pytest.mark.slow),
         ({**DDPMPP, "multipliers": (2, 2, 2)}, 55_732_739),
     ],
 )
@@ -143,7 +144,7 @@ def test_fourier_features_by_hand():
     np.testing.assert_allclose(found, np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=2e-5)
     out = jax.jit(net.apply, compiler_options=QUICK)(params, x, jnp.array([0.3, 1.3, 0.7]))
     np.testing.assert_allclose(out[0], out[1], atol=1e-3)  # a whole turn
-    assert np.abs(out[0] - out[2]).max() > 0.1
+    assert np.abs(out[0] - out[2]).max() > 1e-2
     drawn = Fourier(4096, 3.0).init(jax.random.key(0), jnp.zeros(1))["params"]["frequencies"]
     assert np.std(drawn) == pytest.approx(3, rel=0.05)
 
@@ -157,10 +158,10 @@ def test_what_is_told():
     call = jax.jit(functools.partial(net.apply, classes=3), compiler_options=QUICK)
     out, alone = call(params, x, c, labels=labels, augment=numbers), call(params, x, c)
     np.testing.assert_allclose(out[0], alone[0], atol=1e-5)
-    assert all(np.abs(out[i] - alone[i]).max() > 1e-2 for i in (1, 2, 3))
+    assert all(np.abs(out[i] - alone[i]).max() > 1e-3 for i in (1, 2, 3))
     # They are added to the features by a matrix: a label weighs sqrt(classes), an augmentation what its number is.
-    params["params"]["label"]["kernel"] = params["params"]["label"]["kernel"].at[1].set(
-        params["params"]["augment"]["kernel"][4] / jnp.sqrt(3.0)
+    params["params"]["label"]["kernel"] = (
+        params["params"]["label"]["kernel"].at[1].set(params["params"]["augment"]["kernel"][4] / jnp.sqrt(3.0))
     )
     out = call(params, x[:1].repeat(2, 0), c[:2], labels=jnp.array([1, 3]), augment=numbers[:2])
     np.testing.assert_allclose(out[0], out[1], atol=1e-5)
@@ -186,12 +187,16 @@ def test_half_precision_and_rematerialisation():
     assert 1e-5 < np.abs(full - half).max() / np.abs(full).max() < 0.1  # less: nothing ran in half precision
     np.testing.assert_allclose(again, full, atol=1e-5)
     kept = [str(jax.make_jaxpr(lambda p, net=net: net.apply(p, x, c))(params)).count("remat") for net in nets[1:]]
-    assert kept == [0, 3 + 2 + 4 + 2 + 1 + 1]  # of down, middle and up, one for each block and attention
+    assert kept == [0, 1 + 3 + 4]  # of down, middle and up: one for each block and each attention
 
 
 @pytest.mark.slow
 def test_forward_mode_inside_reverse_mode():
-    net, x, c = NCSNpp(**{**TINY, "blocks": 0}, dropout=0.3), jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.ones(2)
+    net, x, c = (
+        NCSNpp(**{**TINY, "blocks": 0}, dropout=0.3),
+        jax.random.normal(jax.random.key(1), (2, 8, 8, 1)),
+        jnp.ones(2),
+    )
     v, rngs = jax.random.normal(jax.random.key(2), x.shape), {"dropout": jax.random.key(3)}
     params = alive(net, x, c)
 
@@ -223,11 +228,14 @@ def test_forward_mode_inside_reverse_mode():
 
 
 def test_layouts_name_every_array_once():
-    for options in ({}, DDPMPP, {**DDPMPP, "multipliers": (2, 2, 2)}):
-        net = NCSNpp(**options)
+    for options in ({}, {**DDPMPP, "multipliers": (2, 2)}):
+        net = NCSNpp(**{**TINY, "attention": (16,), "blocks": 1, **options})
         for layout, told in (
             (weights.score_sde(net), {}),
-            (weights.edm(net, classes=10), {"augment": jnp.zeros((1, 9)), "labels": jnp.zeros(1, jnp.int32), "classes": 10}),
+            (
+                weights.edm(net, classes=10),
+                {"augment": jnp.zeros((1, 9)), "labels": jnp.zeros(1, jnp.int32), "classes": 10},
+            ),
         ):
             _, tree = count(net, **told)
             ours = {".".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
@@ -297,8 +305,16 @@ def test_parity_with_edm(kind):
     plus = kind == "ncsnpp"
     net = NCSNpp(**SMALL, **({} if plus else DDPMPP))
     theirs = Theirs(
-        **{"size": 16, "channels": 32, "mult": (1, 2, 2), "blocks": 2, "attention": (8,), "fourier": plus},
-        **{"taps": (1, 3, 3, 1) if plus else (1, 1), "residual": plus, "classes": 5, "augment": 9},
+        size=16,
+        channels=32,
+        mult=(1, 2, 2),
+        blocks=2,
+        attention=(8,),
+        fourier=plus,
+        taps=(1, 3, 3, 1) if plus else (1, 1),
+        residual=plus,
+        classes=5,
+        augment=9,
     )
     layout = weights.edm(net, (16, 16, 3), classes=5)
     state = arrays(numbered(theirs, 1))
@@ -338,8 +354,16 @@ def test_references_have_as_many_parameters(fourier):
     score_sde = ScoreSDE(32, 128, (1, 2, 2, 2), 4, (16,), fourier, fourier, fourier, fourier)
     assert sum(p.numel() for p in score_sde.parameters()) == count(net)[0]
     edm = Theirs(
-        **{"size": 32, "channels": 128, "mult": (2, 2, 2), "blocks": 4, "attention": (16,), "fourier": fourier},
-        **{"taps": (1, 3, 3, 1) if fourier else (1, 1), "residual": fourier, "classes": 10, "augment": 9},
+        size=32,
+        channels=128,
+        mult=(2, 2, 2),
+        blocks=4,
+        attention=(16,),
+        fourier=fourier,
+        taps=(1, 3, 3, 1) if fourier else (1, 1),
+        residual=fourier,
+        classes=10,
+        augment=9,
     )
     told = {"augment": jnp.zeros((1, 9)), "labels": jnp.zeros(1, jnp.int32), "classes": 10}
     ours = count(NCSNpp(multipliers=(2, 2, 2), **({} if fourier else DDPMPP)), **told)[0]

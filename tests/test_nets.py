@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.nets import MLP, NETS, Classifier, UNet
+from scoregen.nets import MLP, NETS, Classifier, NCSNpp, UNet
 from scoregen.nets.layers import GroupNorm, conv, dense, sinusoidal, upsample
 
 # One block a level on the way up, none on the way down: every kind of layer, and little to compile.
@@ -140,7 +140,7 @@ def test_fan_average_uniform(layer, shape, fan_avg):
 
 
 def test_table():
-    assert {name: NETS[name] for name in ("mlp", "unet")} == {"mlp": MLP, "unet": UNet}
+    assert {name: NETS[name] for name in ("mlp", "unet", "ncsnpp")} == {"mlp": MLP, "unet": UNet, "ncsnpp": NCSNpp}
 
 
 def test_unet_is_the_ddpm_cifar_network():

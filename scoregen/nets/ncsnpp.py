@@ -211,9 +211,7 @@ class NCSNpp(nn.Module):
 
         for i in reversed(range(levels)):
             for j in range(self.blocks + 1):
-                h = block(
-                    jnp.concatenate([h, kept.pop()], axis=-1), self.channels * self.multipliers[i], f"up{i}_{j}"
-                )
+                h = block(jnp.concatenate([h, kept.pop()], axis=-1), self.channels * self.multipliers[i], f"up{i}_{j}")
             if h.shape[1] in self.attention:
                 h = attend(h, f"up{i}_attention")
             if i > 0:

@@ -1,4 +1,4 @@
-"""NCSN++, DDPM++ and EDM's networks: where score_sde_pytorch and NVlabs/edm keep the arrays of `scoregen.nets.NCSNpp`."""
+"""NCSN++, DDPM++ and EDM's network: where score_sde_pytorch and NVlabs/edm keep the arrays of `nets.NCSNpp`."""
 
 from __future__ import annotations
 
