@@ -26,6 +26,7 @@ def get_config() -> Config:
     config.data = choice(SOURCES, "digits")
     config.data.dir = ""  # where data on disk are, or go; "" is the cache folder
     config.data.flip = False  # mirror half of the training images
+    config.data.augment = 0.0  # how often each is turned, scaled ..., of which the network is told; 0: never
     config.scaling = choice(SCALINGS, "centered")
 
     config.process = choice(PROCESSES, "ddpm")
@@ -40,7 +41,7 @@ def get_config() -> Config:
     config.labels = False  # tell the network the class of each example
     config.label_dropout = 0.1  # how often it is not told, so that it also learns what any example looks like
     config.net = choice(NETS, "unet")
-    config.net.condition = "index"  # what tells it the noise level: index, rescaled, sigma, logsnr
+    config.net.condition = "index"  # what tells it the noise level: index, rescaled, sigma, logsnr, edm
     config.net.centered = True  # show it data of [0, 1] as 2x - 1
     config.net.unit_input = False  # show it x with unit variance: EDM's c_in
 

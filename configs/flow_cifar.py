@@ -18,9 +18,9 @@ with a warm-up of 45,000; a tolerance of 1e-5 (--config.sampler.predictor.ode.rt
 keeps a little noise at the data, sigma_min, where here t ends at 1e-3 (--config.process.flow.t_min=1e-5); after the
 warm-up the rate is constant, where theirs falls to zero; an average of the parameters (--config.train.ema.name=none);
 blocks that resample, and scale and shift by the time, as ADM has them (--config.net.unet.resample=conv,
---config.net.unet.scale_shift=false); the time is told as 1000 t; the initial values, which there are PyTorch's; the
-gradient is added up over parts of 64 images (--config.train.microbatch=0 for all 256 at once), and distances are
-computed by --mode=eval only, in the features of a small classifier.
+--config.net.unet.scale_shift=false); the time is told as 1000 t (--config.net.condition=index, 999 t); the initial
+values, which there are PyTorch's; the gradient is added up over parts of 64 images (--config.train.microbatch=0 for all
+256 at once), and distances are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load
@@ -30,6 +30,7 @@ def get_config():
     config = load("ddpm_cifar")
     config.data.flip = False
     config.process.name = "flow"
+    config.net.condition = "rescaled"
     config.target = "velocity"
     config.loss.name = "flow"
     config.net.unet.channels = 256

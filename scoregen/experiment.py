@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from jax import Array
 
 from scoregen.averages import AVERAGES, Average
 from scoregen.config import Config, build, pick
-from scoregen.data import SCALINGS, SOURCES, Dataset, in_turns, random_flip
+from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, augment, in_turns, random_flip
 from scoregen.denoiser import CONDITIONS, TARGETS, Predict, Row, as_energy, as_process, denoiser, input_scale
 from scoregen.errors import UsageError
 from scoregen.guidance import CONTROLS, X0S, ClassifierFree, Control
@@ -85,11 +86,18 @@ class Experiment:
         labels = self.dataset.train_labels
         return int(labels.max()) + 1 if self.config.labels and labels is not None else 0
 
-    def _told(self, labels: Array | None, count: int) -> dict[str, Any]:
-        """What the network is told of the classes of so many examples: without labels, that there is none."""
-        if not self.classes:
-            return {}
-        return {"labels": jnp.full(count, self.classes) if labels is None else labels, "classes": self.classes}
+    def _told(self, labels: Array | None, count: int, augment: Array | None = None) -> dict[str, Any]:
+        """What the network is told of so many examples: of their classes, and of how they were augmented.
+
+        Without labels, that there is no class; without the numbers, that nothing was done.
+        """
+        told = {}
+        if self.classes:
+            none = jnp.full(count, self.classes)
+            told |= {"labels": none if labels is None else labels, "classes": self.classes}
+        if self.config.data.augment:
+            told["augment"] = jnp.zeros((count, NUMBERS)) if augment is None else augment
+        return told
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The raw examples `[B, ...]` of a training step, and their labels `[B]` if the network is told of them."""
@@ -133,10 +141,21 @@ class Experiment:
         x0 = self.scaling(raw, scale)
         return random_flip(flip, x0) if self.config.data.flip else x0
 
-    def predict(self, params: Any, dropout: Array | None = None, labels: Array | None = None) -> Predict:
+    def augmented(self, x0: Array, keys: Array) -> tuple[Array, Array | None]:
+        """Scaled examples `[B, ...]`, augmented if `config.data.augment` says so, and the numbers that say how."""
+        probability = self.config.data.augment
+        return augment(keys, x0, probability) if probability else (x0, None)
+
+    def predict(
+        self,
+        params: Any,
+        dropout: Array | None = None,
+        labels: Array | None = None,
+        augment: Array | None = None,
+    ) -> Predict:
         """The denoiser under `process`, of the classes `labels` `[B]` or of any.
 
-        With a key for dropout it is the one in training.
+        With a key for dropout it is the one in training, where `augment` `[B, 9]` says how each was augmented.
         """
 
         def apply(x: Array, t: Array) -> Array:
@@ -148,7 +167,7 @@ class Experiment:
                 x = rows(scale, x) * x
             c = self.condition(self.process, t)
             rngs = {} if dropout is None else {"dropout": dropout}
-            told = {"train": dropout is not None, "heads": self.heads} | self._told(labels, len(x))
+            told = {"train": dropout is not None, "heads": self.heads} | self._told(labels, len(x), augment)
             return self.net.apply(params["net"], x, c, rngs=rngs, **told)  # pyright: ignore[reportReturnType]
 
         predict = denoiser(self.process, self.target, apply, self.config.learned_variance)
@@ -226,7 +245,7 @@ def assemble(config: Config) -> Experiment:
 
 def _refuse_nonsense(experiment: Experiment) -> None:
     for refuse in (
-        *(_refuse_objective, _refuse_sampler, _refuse_labels, _refuse_control, _refuse_walk),
+        *(_refuse_objective, _refuse_sampler, _refuse_labels, _refuse_augmentation, _refuse_control, _refuse_walk),
         *(_refuse_training, _refuse_evaluation, _refuse_misfit),
     ):
         refuse(experiment)
@@ -402,6 +421,24 @@ def _refuse_labels(experiment: Experiment) -> None:
         raise UsageError(
             f"config.sampler.label={sampler.label}: the classes are 0 to {experiment.classes - 1}, or -1 for all as in "
             "the data"
+        )
+
+
+def _refuse_augmentation(experiment: Experiment) -> None:
+    config = experiment.config
+    if not 0 <= config.data.augment <= 1:
+        raise UsageError(f"config.data.augment={config.data.augment}: a probability, 0 to 1, is needed; 0 is none")
+    if not config.data.augment:
+        return
+    if not experiment.dataset.is_image:
+        raise UsageError(
+            f"config.data.augment={config.data.augment}: it is for images, and '{config.data.name}' are points: say "
+            "--config.data.augment=0"
+        )
+    if "augment" not in inspect.signature(type(experiment.net).__call__).parameters:
+        raise UsageError(
+            f"config.data.augment={config.data.augment}: the network '{config.net.name}' cannot be told how an example "
+            "was augmented, and would draw such images: say --config.net.name=ncsnpp, or --config.data.augment=0"
         )
 
 

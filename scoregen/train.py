@@ -111,13 +111,15 @@ def losses_of(
     labels: Array | None = None,
 ) -> tuple[Array, tuple[Drawn, Array]]:
     """What `mean_loss` is the mean of, `[B]`, and what else it gives."""
-    prepare, time_, noise, key, label = split_keys(keys, 5)
-    x0 = experiment.prepare(raw, prepare)
+    prepare, time_, noise, key, label, augment = split_keys(keys, 6)
+    x0, told = experiment.prepare(raw, prepare), None
+    if dropout is not None:  # held-out examples are as they are
+        x0, told = experiment.augmented(x0, augment)
     drawn = law(experiment.process, known, time_, x0.shape[0])
     noised = perturb(experiment.process, noise, x0, drawn.t)
     if labels is not None:
         labels = experiment.forget(labels, label)
-    losses = experiment.loss(experiment.process, experiment.predict(params, dropout, labels), noised, key)
+    losses = experiment.loss(experiment.process, experiment.predict(params, dropout, labels, told), noised, key)
     return drawn.weight * experiment.settled(params, losses, drawn.t), (drawn, losses)
 
 

@@ -145,17 +145,18 @@ def test_a_learned_variance_is_the_second_half(target):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_conditions_say_how_noisy(name):
-    """The index is DDPM's, or as of 1000 levels, and 1000 t in continuous time; log sigma; lam, finite at alpha = 0."""
+    """The index is DDPM's, and 999 t in continuous time; rescaled, of 1000 levels; log sigma; lam, finite; c_noise."""
     process = MADE[name]
     t = process.grid(5)
     alpha, sigma = (np.asarray(a, np.float64) for a in (process.alpha(t), process.sigma(t)))
-    np.testing.assert_allclose(CONDITIONS["index"](process, t), np.asarray(t) * (1 if process.discrete else 1000))
+    np.testing.assert_allclose(CONDITIONS["index"](process, t), np.asarray(t) * (1 if process.discrete else 999))
     rescaled = np.asarray(t, np.float64) * 1000 / (len(process.grid()) if process.discrete else 1)
     np.testing.assert_allclose(CONDITIONS["rescaled"](process, t), rescaled, rtol=1e-6)
     np.testing.assert_allclose(CONDITIONS["sigma"](process, t), np.log(sigma), rtol=1e-5, atol=1e-6)
     with np.errstate(divide="ignore"):
         lam = np.maximum(2 * np.log(alpha / sigma), -25)
     np.testing.assert_allclose(CONDITIONS["logsnr"](process, t), lam, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(CONDITIONS["edm"](process, t), -lam / 8, rtol=1e-5, atol=1e-5)  # ln(sigma / alpha) / 4
 
 
 @pytest.mark.parametrize("name", PROCESSES)

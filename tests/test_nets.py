@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from scoregen.nets import MLP, NETS, Classifier, DiT, UNet
+from scoregen.nets import MLP, NETS, Classifier, DiT, NCSNpp, UNet
 from scoregen.nets.layers import GroupNorm, conv, dense, downsample, sinusoidal, upsample
 from scoregen.nets.unet import ResBlock
 
@@ -168,7 +168,7 @@ def test_fan_average_uniform(layer, shape, fan_avg):
 
 
 def test_table():
-    assert {name: NETS[name] for name in ("mlp", "unet", "dit")} == {"mlp": MLP, "unet": UNet, "dit": DiT}
+    assert NETS["mlp"] is MLP and NETS["unet"] is UNet and NETS["dit"] is DiT and NETS["ncsnpp"] is NCSNpp
 
 
 def test_unet_is_the_ddpm_cifar_network():

@@ -1,5 +1,6 @@
 """Data: one module a source, one stateless `batch` over all of them, and the scalings for the network."""
 
+from scoregen.data.augment import NUMBERS, augment
 from scoregen.data.cifar10 import cifar10
 from scoregen.data.dataset import Dataset, hold_out, in_turns, read_array
 from scoregen.data.digits import digits
@@ -19,12 +20,14 @@ SOURCES = {
 }
 
 __all__ = [
+    "NUMBERS",
     "SCALINGS",
     "SOURCES",
     "Centered",
     "Dataset",
     "Identity",
     "Unit",
+    "augment",
     "checkerboard",
     "cifar10",
     "digits",

@@ -5,10 +5,18 @@ from scoregen.nets.cost import flops, operations, parameters
 from scoregen.nets.dit import DiT
 from scoregen.nets.log_variance import LogVariance
 from scoregen.nets.mlp import MLP
+from scoregen.nets.ncsnpp import NCSNpp
 from scoregen.nets.refinenet import RefineNet, RefineNetV2
 from scoregen.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet, "dit": DiT, "refinenet": RefineNet, "refinenet_v2": RefineNetV2}
+NETS = {
+    "mlp": MLP,
+    "unet": UNet,
+    "ncsnpp": NCSNpp,
+    "refinenet": RefineNet,
+    "refinenet_v2": RefineNetV2,
+    "dit": DiT,
+}
 
 __all__ = [
     "MLP",
@@ -16,6 +24,7 @@ __all__ = [
     "Classifier",
     "DiT",
     "LogVariance",
+    "NCSNpp",
     "RefineNet",
     "RefineNetV2",
     "UNet",

@@ -10,6 +10,9 @@ be differentiated that way.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,9 +71,16 @@ def fan_average(scale: float = 1.0) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.variance_scaling(max(scale, 1e-10), "fan_avg", "uniform")
 
 
-def dense(features: int, *, scale: float = 1.0, dtype: jnp.dtype | None = None, name: str | None = None) -> nn.Dense:
+def dense(
+    features: int,
+    *,
+    scale: float = 1.0,
+    bias: bool = True,
+    dtype: jnp.dtype | None = None,
+    name: str | None = None,
+) -> nn.Dense:
     """Affine map of the last axis, [B, ..., C] -> [B, ..., features]; over an image it is a 1x1 convolution."""
-    return nn.Dense(features, kernel_init=fan_average(scale), dtype=dtype, name=name)
+    return nn.Dense(features, use_bias=bias, kernel_init=fan_average(scale), dtype=dtype, name=name)
 
 
 def label_embedding(
@@ -114,14 +124,75 @@ def upsample(x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
+def upfirdn(x: jax.Array, taps: Sequence[float], *, up: int = 1, down: int = 1, pad: int = 0) -> jax.Array:
+    """Along height and width: `up - 1` zeros between pixels, `pad` zeros at both ends, the filter, every `down`-th.
+
+    The filter is scaled to a sum of `up`, so that resampling keeps the mean. Zeros lie beyond the edges. (The order of
+    StyleGAN2's operation of this name, Karras et al. 2020.)  [B, H, W, C] -> [B, (up (H - 1) + 1 + 2 pad - taps) / down
+    + 1, ..., C].
+
+    >>> upfirdn(jnp.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1).repeat(3, 1), (1, 1), pad=1)[0, 1, :, 0].tolist()
+    [0.5, 1.5, 3.0, 2.0]
+    """
+    scaled = [float(up * tap / sum(taps)) for tap in reversed(taps)]
+    for axis in (1, 2):
+        widths = [(pad, pad, up - 1) if a == axis else (0, 0, 0) for a in range(4)]
+        padded = jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
+        end = padded.shape[axis] - len(taps) + 1
+        # Shifted sums, an axis at a time: XLA makes one loop of them, where a depthwise convolution is slow on a CPU.
+        shifts = (jax.lax.slice_in_dim(padded, k, k + end, down, axis) for k in range(len(taps)))
+        x = functools.reduce(jnp.add, (tap * shift for tap, shift in zip(scaled, shifts, strict=True)))
+    return x
+
+
+def double(x: jax.Array, taps: Sequence[float]) -> jax.Array:
+    """Twice the size, smoothed by a symmetric filter of an even number of taps: [B, H, W, C] -> [B, 2 H, 2 W, C].
+
+    (1, 1) repeats the pixels, as `upsample` does; (1, 3, 3, 1) gives 3/4 of the nearest pixel and 1/4 of the next.
+
+    >>> double(jnp.ones((1, 2, 2, 1)), (1, 3, 3, 1))[0, 1, :, 0].tolist()  # beyond the edges is 0
+    [0.75, 1.0, 1.0, 0.75]
+    """
+    return upfirdn(x, taps, up=2, pad=len(taps) // 2)
+
+
+def halve(x: jax.Array, taps: Sequence[float]) -> jax.Array:
+    """Half the size, smoothed by a symmetric filter of an even number of taps: [B, H, W, C] -> [B, H / 2, W / 2, C].
+
+    (1, 1) is the mean of two by two pixels.
+
+    >>> halve(jnp.arange(4.0).reshape(1, 1, 4, 1).repeat(2, 1), (1, 1))[0, 0, :, 0].tolist()
+    [0.5, 2.5]
+    """
+    return upfirdn(x, taps, down=2, pad=len(taps) // 2 - 1)
+
+
+def check_levels(shape: tuple[int, ...], levels: int, attention: Sequence[int]) -> None:
+    """Raises ValueError unless these are images `[B, H, W, C]` that a U of so many levels can take.
+
+    Each level halves them, and one must have each of the heights where there is to be `attention`.
+    """
+    if len(shape) != 4:
+        raise ValueError(f"the U-Net takes images [B, H, W, C], not {shape}; for points use the mlp")
+    factor = 2 ** (levels - 1)
+    if shape[1] % factor or shape[2] % factor:
+        raise ValueError(
+            f"images of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times, as so many multipliers ask: pad or "
+            f"crop to a multiple of {factor}, or give fewer multipliers"
+        )
+    heights = [shape[1] // 2**i for i in range(levels)]
+    absent = [size for size in attention if size not in heights]
+    if absent:
+        raise ValueError(f"attention at {absent}: no level has that height, the heights here are {heights}")
+
+
 def downsample(x: jax.Array) -> jax.Array:
     """Every 2x2 square becomes a pixel, its mean, [B, 2 H, 2 W, C] -> [B, H, W, C].
 
     >>> downsample(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
     [[[[1.5]]]]
     """
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    return halve(x, (1, 1))
 
 
 class GroupNorm(nn.Module):
@@ -158,14 +229,16 @@ class GroupNorm(nn.Module):
         return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
-def self_attention(y: jax.Array, heads: int, *, scale: float = 1.0, dtype: jnp.dtype | None = None) -> jax.Array:
+def self_attention(
+    y: jax.Array, heads: int, *, inner: float = 1.0, scale: float = 1.0, dtype: jnp.dtype | None = None
+) -> jax.Array:
     """Self-attention over tokens (Vaswani et al. 2017, section 3.2.2), [B, N, C] -> [B, N, C].
 
         proj(softmax(q k' / sqrt(C / heads)) v),    (q, k, v) = dense(y)
 
     with the softmax taken by each of `heads` groups of C / heads neighbouring channels on its own, and `scale` that of
-    the projection's initial variance. Called inside a compact module, whose parameters these are. Written as two
-    products and a softmax, not as a fused kernel, so that forward mode works.
+    the projection's initial variance, `inner` that of the others. Called inside a compact module, whose parameters
+    these are. Written as two products and a softmax, not as a fused kernel, so that forward mode works.
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -174,7 +247,7 @@ def self_attention(y: jax.Array, heads: int, *, scale: float = 1.0, dtype: jnp.d
     if heads < 1 or channels % heads:
         raise ValueError(f"{heads} heads do not divide {channels} channels")
     q, k, v = (
-        dense(channels, dtype=dtype, name=name)(y).reshape(b, n, heads, channels // heads)
+        dense(channels, scale=inner, dtype=dtype, name=name)(y).reshape(b, n, heads, channels // heads)
         for name in ("query", "key", "value")
     )
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) * (channels // heads) ** -0.5
@@ -187,7 +260,8 @@ def self_attention(y: jax.Array, heads: int, *, scale: float = 1.0, dtype: jnp.d
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels, plus the identity: y = x + self_attention(norm(x)).
 
-    Its projection starts at zero.  [B, H, W, C] -> [B, H, W, C].
+    With `rescale` it is y / sqrt(2), which keeps the variance of a sum. The projection starts at zero, the rest with
+    the variance `scale / fan_avg`.  [B, H, W, C] -> [B, H, W, C].
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -197,8 +271,12 @@ class AttentionBlock(nn.Module):
     heads: int = 1
     dtype: jnp.dtype | None = None
     eps: float = 1e-6
+    scale: float = 1.0
+    rescale: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
-        return x + self_attention(y, self.heads, scale=0.0, dtype=self.dtype).reshape(x.shape)
+        y = self_attention(y, self.heads, inner=self.scale, scale=0.0, dtype=self.dtype)
+        y = x + y.reshape(x.shape)
+        return y * 0.5**0.5 if self.rescale else y

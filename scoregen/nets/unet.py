@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
+    check_levels,
     conv,
     dense,
     downsample,
@@ -224,19 +225,7 @@ class UNet(nn.Module):
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse what would fail later, or silently be another network."""
-        if len(shape) != 4:
-            raise ValueError(f"the U-Net takes images [B, H, W, C], not {shape}; for points use the mlp")
-        factor = 2 ** (len(self.multipliers) - 1)
-        if shape[1] % factor or shape[2] % factor:
-            raise ValueError(
-                f"images of {shape[1]}x{shape[2]} cannot be halved {len(self.multipliers) - 1} times, as "
-                f"multipliers={tuple(self.multipliers)} asks: pad or crop to a multiple of {factor}, or give "
-                "fewer multipliers"
-            )
-        heights = [shape[1] // 2**i for i in range(len(self.multipliers))]
-        absent = [size for size in self.attention if size not in heights]
-        if absent:
-            raise ValueError(f"attention at {absent}: no level has that height, the heights here are {heights}")
+        check_levels(shape, len(self.multipliers), self.attention)
         if self.channels % min(self.groups, self.channels):
             raise ValueError(f"groups={self.groups} does not divide channels={self.channels}")
         for name, options in (("resample", ("conv", "block")), ("form", ("ddpm", "adm"))):

@@ -1,0 +1,131 @@
+"""Augmentation that does not leak: the network is told what was done to each example, and nothing when sampling."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+# The low-pass filter of the wavelet "sym6" (Daubechies 1992, section 8.1.1): orthogonal to its shifts by two.
+_SYM6 = (
+    *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466),
+    *(0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578),
+    *(0.0017677118642428036, -0.007800708325034148),
+)
+_EDGE = len(_SYM6) // 4  # by how many pixels a resampled image is larger than what is kept of it
+NUMBERS = 9
+
+
+def augment(keys: Array, x: Array, probability: Array | float) -> tuple[Array, Array]:
+    """Images `[B, H, W, C]` turned and stretched at random, and the numbers `[B, 9]` that say how.
+
+    The pipeline of Karras et al. 2022 (appendix F.2 and table 6), after Karras et al. 2020 (arXiv:2006.06676). Each of
+    these is done with the `probability`, on its own, but for the mirror: unless that is 0, it is there for half of all.
+
+        mirror left to right; upside down, half of the times                           1, each
+        scale by 2^(0.2 a), a ~ N(0, 1)                                                a
+        turn by b ~ U[-pi, pi]                                                         cos b - 1, sin b
+        stretch by 2^(0.2 c) along an axis and shrink by as much across it, c ~ N(0, 1),
+            the axis turned by d ~ U[-pi, pi], in half of the cases by 0               c cos d, c sin d
+        shift by (e, f) / 8 of the image's size, e, f ~ N(0, 1)                        e, f
+
+    (c, d) and (-c, d + pi) are told alike, though what the one stretches the other shrinks: so it is in the paper's code.
+    All 0 means that nothing was done, and then x is what it was, to the bit; flips move pixels only. The rest is one
+    resampling: the image is reflected at its edges, doubled by the wavelet filter sym6, read between its pixels
+    bilinearly, and halved by the same filter. Their code reflects by as little as its batch needs; here it is
+    always one pixel less than a whole image, so that an example does not depend on its batch. Example i depends on
+    keys[i] alone, one typed key an example.
+
+    >>> image = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    >>> x, told = augment(jax.random.split(jax.random.key(0), 1), image, 1e-6)
+    >>> x[0, :, :, 0].tolist(), told.astype(int).tolist()
+    ([[1.0, 0.0], [3.0, 2.0]], [[1, 0, 0, 0, 0, 0, 0, 0, 0]])
+    """
+    drawn = jax.vmap(functools.partial(_draw, probability=probability))(keys)
+    return jax.vmap(_apply)(x, drawn), jax.vmap(_numbers)(drawn)
+
+
+def _draw(key: Array, probability: Array | float) -> dict[str, Array]:
+    """What is done to one example; 0 of whatever is not done."""
+    keys = iter(jax.random.split(key, 13))
+
+    def perhaps(value: Array) -> Array:
+        return jnp.where(jax.random.bernoulli(next(keys), probability), value, jnp.zeros_like(value))
+
+    def angle() -> Array:
+        return jax.random.uniform(next(keys), minval=-math.pi, maxval=math.pi)
+
+    def flip() -> Array:
+        return jax.random.bernoulli(next(keys)).astype(jnp.float32)
+
+    drawn = {
+        "mirror": jnp.where(probability > 0, flip(), 0.0),
+        "upside_down": perhaps(flip()),
+        "scale": perhaps(jax.random.normal(next(keys))),
+    }
+    drawn |= {"turn": perhaps(angle()), "stretch": perhaps(jax.random.normal(next(keys)))}
+    drawn["along"] = jnp.where(jax.random.bernoulli(next(keys)), angle(), 0.0)
+    return drawn | {"shift": perhaps(jax.random.normal(next(keys), (2,)))}
+
+
+def _numbers(drawn: dict[str, Array]) -> Array:
+    turn, stretch, along = drawn["turn"], drawn["stretch"], drawn["along"]
+    numbers = [drawn["mirror"], drawn["upside_down"], drawn["scale"], jnp.cos(turn) - 1, jnp.sin(turn)]
+    return jnp.stack([*numbers, stretch * jnp.cos(along), stretch * jnp.sin(along), *drawn["shift"]])
+
+
+def _apply(x: Array, drawn: dict[str, Array]) -> Array:
+    x = jnp.where(drawn["mirror"] > 0, x[:, ::-1], x)
+    x = jnp.where(drawn["upside_down"] > 0, x[::-1], x)
+    moved = jnp.stack([drawn["scale"], drawn["turn"], drawn["stretch"], *drawn["shift"]]).any()
+    return jnp.where(moved, warp(x, *_affine(drawn, x.shape[1], x.shape[0])), x)
+
+
+def _affine(drawn: dict[str, Array], width: int, height: int) -> tuple[Array, Array]:
+    """The matrix M `[2, 2]` and the shift `[2]`, of (x, y) in pixels: where a pixel comes from, at M u + shift."""
+
+    def turned(by: Array) -> Array:
+        return jnp.stack([jnp.cos(by), -jnp.sin(by), jnp.sin(by), jnp.cos(by)]).reshape(2, 2)
+
+    scale, stretch = jnp.exp2(-0.2 * drawn["scale"]), jnp.exp2(-0.2 * drawn["stretch"])
+    along = drawn["along"]
+    axes = turned(-along) @ jnp.diag(jnp.stack([stretch, 1 / stretch])) @ turned(along)
+    matrix = scale * turned(drawn["turn"]) @ axes
+    return matrix, -matrix @ (drawn["shift"] * 0.125 * jnp.array([width, height], jnp.float32))
+
+
+def warp(x: Array, matrix: Array, shift: Array) -> Array:
+    """The image `[H, W, C]` whose pixel at u, as (x, y) from the centre, is that of `x` at matrix u + shift."""
+    height, width, _ = x.shape
+    fine = jnp.einsum("ih,jw,hwc->ijc", _doubling(height), _doubling(width), x)
+    # The pixels of an image twice as fine as the result with its edges, in units of the fine ones, from the centre.
+    y, x_ = (jnp.arange(2 * (n + 2 * _EDGE), dtype=jnp.float32) + 0.5 - (n + 2 * _EDGE) for n in (height, width))
+    u = jnp.stack(jnp.broadcast_arrays(x_[None, :], y[:, None]))
+    # A filter of even length moves the image by half a fine pixel, on the way up and back on the way down.
+    at = 2 * (jnp.einsum("ab,bij->aij", matrix, 0.5 * (u + 0.5)) + shift[:, None, None]) - 0.5
+    row, column = (a + 0.5 * n - 0.5 for a, n in ((at[1], fine.shape[0]), (at[0], fine.shape[1])))
+    read = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=[row, column], order=1)
+    fine = jax.vmap(read, in_axes=2, out_axes=2)(fine)
+    return jnp.einsum("hi,wj,ijc->hwc", _halving(height), _halving(width), fine)
+
+
+@functools.cache
+def _doubling(n: int) -> np.ndarray:
+    """Reflect n pixels at both ends, by n - 1, and double them: `[2 (3 n - 2), n]`."""
+    reflected = np.pad(np.eye(n), ((n - 1, n - 1), (0, 0)), mode="reflect")
+    zeros = np.zeros((2 * len(reflected) - 1, n))
+    zeros[::2] = reflected
+    half = len(_SYM6) // 2
+    return np.stack([np.convolve(line, _SYM6)[half - 1 : -(half - 1)] for line in zeros.T], 1).astype(np.float32)
+
+
+@functools.cache
+def _halving(n: int) -> np.ndarray:
+    """Halve 2 (n + 2 edge) pixels and leave the edges out: `[n, 2 (n + 2 edge)]`."""
+    pixels = np.eye(2 * (n + 2 * _EDGE))
+    lines = np.stack([np.convolve(line, _SYM6[::-1])[6:-5:2] for line in pixels], 1)
+    return lines[_EDGE:-_EDGE].astype(np.float32)

@@ -1,0 +1,180 @@
+"""Augmentation: what is done to an example is what the network is told, and nothing else."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusal import refused
+from scipy.stats import binom
+
+from scoregen import train
+from scoregen.config import load
+from scoregen.data import NUMBERS, augment
+from scoregen.data.augment import warp
+from scoregen.experiment import assemble
+from scoregen.process import rows, split_keys
+
+KEYS = jax.random.split(jax.random.key(0), 400)
+run = jax.jit(augment, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def images(count=400, height=6, width=8):
+    return np.random.default_rng(0).standard_normal((count, height, width, 2)).astype(np.float32)
+
+
+def test_probability_0_is_the_identity():
+    x, told = run(KEYS, images(), 0.0)
+    np.testing.assert_array_equal(x, images())
+    np.testing.assert_array_equal(told, np.zeros((400, NUMBERS)))
+
+
+def test_flips_move_pixels_only():
+    """With next to no other augmentation, half of the images are mirrored, which is told, to the bit."""
+    x, told = run(KEYS, images(), 1e-9)
+    mirrored = np.asarray(told[:, 0]) == 1
+    assert abs(mirrored.sum() - 200) < 60 and not told[:, 1:].any()
+    np.testing.assert_array_equal(x[mirrored], images()[mirrored][:, :, ::-1])
+    np.testing.assert_array_equal(x[~mirrored], images()[~mirrored])
+
+
+def test_each_is_as_likely_as_it_should_be_and_example_by_example():
+    x, told = run(KEYS, images(), 0.3)
+    told = np.asarray(told)
+    parts = {"upside down": ([1], 0.15), "scale": ([2], 0.3), "turn": ([3, 4], 0.3), "stretch": ([5, 6], 0.3)}
+    done = {name: told[:, at].any(1) for name, (at, _) in (parts | {"shift": ([7, 8], 0.3)}).items()}
+    for name, which in done.items():
+        low, high = binom.ppf([1e-5, 1 - 1e-5], 400, parts.get(name, (None, 0.3))[1])
+        assert low <= which.sum() <= high, name
+    none = ~np.stack(list(done.values())).any(0) & (told[:, 0] == 0)
+    assert none.sum() > 10 and (np.asarray(x)[none] == images()[none]).all()
+    # The laws of the numbers, of those that are not 0.
+    for at in (2, 7, 8):
+        some = told[:, at][told[:, at] != 0]
+        assert abs(some.mean()) < 0.5 and 0.7 < some.std() < 1.3
+    turn = told[done["turn"]]
+    np.testing.assert_allclose((turn[:, 3] + 1) ** 2 + turn[:, 4] ** 2, 1, atol=1e-5)
+    straight = (told[done["stretch"], 6] == 0).sum()
+    assert binom.ppf(1e-5, done["stretch"].sum(), 0.5) <= straight <= binom.ppf(1 - 1e-5, done["stretch"].sum(), 0.5)
+    # Whatever stands beside it.
+    some, numbers = run(KEYS[100:107], images()[100:107], 0.3)
+    np.testing.assert_allclose(some, x[100:107], atol=1e-5)
+    np.testing.assert_allclose(numbers, told[100:107], atol=1e-6)
+
+
+def test_shifts_by_whole_pixels_reflect_at_the_edges():
+    """The wavelet's doubling and halving undo each other, and commute with such a shift."""
+    x = images(1)[0]
+    moved = jax.jit(warp)
+    np.testing.assert_allclose(moved(x, jnp.eye(2), jnp.zeros(2)), x, atol=2e-6)
+    reflected = np.pad(x, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    np.testing.assert_allclose(moved(x, jnp.eye(2), jnp.array([2.0, -1.0])), reflected[1:7, 4:], atol=2e-6)
+
+
+def smooth(x, y):
+    """An image without edges."""
+    return np.stack([np.sin(0.21 * x + 0.1 * y), np.cos(0.08 * x - 0.23 * y + 0.4)], -1)
+
+
+def origin(numbers, u, v, c, d):
+    """Where the pixels at (u, v) come from, by what is told and with the stretch c along d: the last move first."""
+    *_, a, cos, sin, _, _, e, f = numbers
+    p, q = u - e * u.shape[1] / 8, v - f * v.shape[0] / 8
+    along, across = np.cos(d) * p - np.sin(d) * q, np.sin(d) * p + np.cos(d) * q
+    along, across = along * 2 ** (-0.2 * c), across * 2 ** (0.2 * c)
+    p, q = np.cos(d) * along + np.sin(d) * across, -np.sin(d) * along + np.cos(d) * across
+    p, q = (cos + 1) * p - sin * q, sin * p + (cos + 1) * q
+    return p * 2 ** (-0.2 * a), q * 2 ** (-0.2 * a)
+
+
+def test_what_is_told_is_what_was_done():
+    """A smooth image is moved as the numbers say: a formula in NumPy finds where each pixel comes from."""
+    height, width, count = 36, 44, 60
+    v, u = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (height, width)), indexing="ij")
+    x, told = run(KEYS[:count], np.repeat(smooth(u, v)[None].astype(np.float32), count, 0), 0.7)
+    checked = 0
+    for image, numbers in zip(np.asarray(x), np.asarray(told, np.float64), strict=True):
+        cosine, sine = numbers[5:7]
+        c, d = np.hypot(cosine, sine), np.arctan2(sine, cosine)
+        errors = []
+        for stretch in ((c, d), (-c, d)) if sine else ((cosine, 0.0),):  # an axis that is turned leaves the sign open
+            p, q = origin(numbers, u, v, *stretch)
+            # Within the image, since what is reflected at its edges is not the formula.
+            inside = (np.abs(p) < width / 2 - 5) & (np.abs(q) < height / 2 - 5)
+            want = smooth(p * (1 - 2 * numbers[0]), q * (1 - 2 * numbers[1]))
+            errors.append(np.abs(image - want)[inside].max(initial=0))
+            checked += inside.sum() > 100
+        assert min(errors) < 0.06, numbers  # the filter is not quite symmetric, so turns leave a little
+    assert checked > 40
+
+
+@pytest.mark.slow
+def test_resampling_is_that_of_edm():
+    """Where theirs reflects as much as ours does: here an example of the batch needs it to."""
+    torch = pytest.importorskip("torch")
+    from reference.augment import inverse
+    from reference.augment import warp as theirs
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 12, 16, 3)).astype(np.float32)
+    g = torch.stack([inverse(*(0.7 * rng.standard_normal(4)), 0.7 * rng.standard_normal(2), 16, 12) for _ in x])
+    g[0] = inverse(-8.0, 0.0, 0.0, 0.0, (0.0, 0.0), 16, 12)  # a third of the size
+    want = theirs(torch.tensor(x).permute(0, 3, 1, 2), g).permute(0, 2, 3, 1).numpy()
+    ours = jax.vmap(warp)(x, jnp.asarray(g[:, :2, :2].numpy()), jnp.asarray(g[:, :2, 2].numpy()))
+    np.testing.assert_allclose(ours, want, atol=1e-4)
+
+
+class Spy:
+    """A network that notes what it is shown and told."""
+
+    def __init__(self):
+        self.seen = []
+
+    def apply(self, params, x, c, augment=None, **rest):
+        self.seen.append((x, augment))
+        return 0 * x
+
+    def __call__(self, x, c, train=False, heads=1, labels=None, classes=0, augment=None):
+        raise NotImplementedError
+
+
+def small(**overrides):
+    config = load("ddpm_digits")
+    config.net.name, config.data.augment, config.data.flip = "ncsnpp", 0.5, False
+    config.net.ncsnpp.update(channels=4, multipliers=(1,), blocks=0, attention=())
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
+    return config
+
+
+def test_the_network_is_told_in_training_and_told_of_nothing_elsewhere():
+    experiment = assemble(small())
+    raw = experiment.dataset.batch(0, 0, 5)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def shown(keys):
+        spied = dataclasses.replace(experiment, net=Spy())
+        for dropout in (keys[0], None):
+            train.losses_of(spied, experiment.times, (), {"net": None}, raw, keys, dropout)
+        spied.predict_to_sample({"net": None})(jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32))
+        plain, (t, numbered) = experiment.scaling(raw, keys), [split_keys(keys, 6)[i] for i in (1, 5)]
+        alpha = experiment.process.alpha(experiment.times(experiment.process, (), t, 5).t)
+        return spied.net.seen, plain, augment(numbered, plain, 0.5), rows(alpha, plain)
+
+    seen, plain, (x0, numbers), alpha = shown(jax.random.split(jax.random.key(1), 5))
+    (training, told), (held_out, nothing), (_, sampling) = seen
+    assert not nothing.any() and nothing.shape == (5, NUMBERS) and not sampling.any()
+    np.testing.assert_array_equal(told, numbers)
+    assert told.any(1).sum() >= 3
+    # The numbers are those of the images: with the same noise, what is shown differs by what was done alone.
+    np.testing.assert_allclose(training - held_out, alpha * (x0 - plain), atol=1e-5)
+
+
+def test_refusals():
+    refused(lambda: assemble(small(data__augment=1.5)), "config.data.augment=1.5", "0 to 1")
+    refused(lambda: assemble(small(net__name="unet")), "'unet' cannot be told", "--config.net.name=ncsnpp")
+    toy = load("ddpm_toy")
+    toy.data.augment = 0.1
+    refused(lambda: assemble(toy), "for images", "'mixture'", "--config.data.augment=0")
+    assemble(small())
