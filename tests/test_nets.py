@@ -385,6 +385,11 @@ def test_bfloat16(make):
     assert half.dtype == jnp.float32
     error = np.abs(full - half).max() / np.abs(full).max()
     assert 1e-5 < error < 0.1  # less than 1e-5 would mean that nothing ran in half precision
+    # All products are in half precision; norms and the softmax, which alone has an exponential, in full.
+    inside = list(_inside(jax.make_jaxpr(nets[1].apply)(params, x, c).jaxpr))
+    for names, dtype in ((("dot_general", "conv_general_dilated"), "bfloat16"), (("exp", "rsqrt"), "float32")):
+        found = [e.outvars[0].aval.dtype for e in inside if e.primitive.name in names]
+        assert len(found) > 2 and {str(kind) for kind in found} == {dtype}
 
 
 def _inside(jaxpr):
