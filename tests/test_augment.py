@@ -92,7 +92,7 @@ def origin(numbers, u, v, c, d):
 def test_what_is_told_is_what_was_done():
     """A smooth image is moved as the numbers say: a formula in NumPy finds where each pixel comes from."""
     height, width, count = 36, 44, 60
-    v, u = np.meshgrid(*((np.arange(n) - (n - 1) / 2 for n in (height, width))), indexing="ij")
+    v, u = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (height, width)), indexing="ij")
     x, told = run(KEYS[:count], np.repeat(smooth(u, v)[None].astype(np.float32), count, 0), 0.7)
     checked = 0
     for image, numbers in zip(np.asarray(x), np.asarray(told, np.float64), strict=True):
