@@ -33,7 +33,7 @@ def augment(keys: Array, x: Array, probability: Array | float) -> tuple[Array, A
             the axis turned by d ~ U[-pi, pi], in half of the cases by 0               c cos d, c sin d
         shift by (e, f) / 8 of the image's size, e, f ~ N(0, 1)                        e, f
 
-    (c, d) and (-c, d + pi) are told alike, though what the one stretches the other shrinks: so it is in the paper's code.
+    (c, d) and (-c, d + pi) are told alike, though what the one stretches the other shrinks, as in the paper's code.
     All 0 means that nothing was done, and then x is what it was, to the bit; flips move pixels only. The rest is one
     resampling: the image is reflected at its edges, doubled by the wavelet filter sym6, read between its pixels
     bilinearly, and halved by the same filter. Their code reflects by as little as its batch needs; here it is
