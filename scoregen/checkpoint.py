@@ -211,7 +211,7 @@ class Checkpoints:
                 self._say(f"checkpoint {self.directory / str(number)} is damaged ({error}); passing it over")
         raise UsageError(
             f"no readable checkpoint in {self.directory} (tried {', '.join(map(str, steps))}): "
-            "restore the folder from a copy, choose another step, or start the run anew in an empty folder"
+            "restore the folder from a copy, or start the run anew in an empty folder"
         )
 
     def _read(self, name: str, template: Any, step: int) -> Any:

@@ -106,9 +106,9 @@ TARGETS: dict[str, Row] = {
 
 # What tells a network how noisy its input is, `[B]`. The index is DDPM's, and in continuous time 999 t, as in
 # score_sde's code: at t = 1 the last of 1000 levels. Rescaled, it is as if a chain had 1000 levels, as in improved
-# DDPM's code, and 1000 t. Log sigma and the log-SNR mean the same under chains of any length, and are smooth between levels
-# (see `as_process`). EDM's c_noise is ln(sigma) / 4 (Karras et al. 2022, table 1), here that of sigma / alpha for any
-# process.
+# DDPM's code, and 1000 t. Log sigma and the log-SNR mean the same under chains of any length, and are smooth between
+# levels (see `as_process`). EDM's c_noise is ln(sigma) / 4 (Karras et al. 2022, table 1), here that of sigma / alpha
+# for any process.
 CONDITIONS: dict[str, Callable[[Process, Array], Array]] = {
     "index": lambda process, t: t.astype(jnp.float32) * (1.0 if process.discrete else 999.0),
     "rescaled": lambda process, t: t.astype(jnp.float32) * (1000 / (process.levels if process.discrete else 1)),

@@ -421,6 +421,9 @@ class Inpaint(Control):
 class Colorize(Control):
     """The mean of the channels is known, and the colours are drawn given it.
 
+    By `replace` it is put into the estimate of x0 as it is, after a clip if there is one: the samples then have exactly
+    this mean, and some of their channels may lie a little beyond the range of the data.
+
     Attributes:
         method, std, scale, max_measured: as for `Inpaint`.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from scoregen.data import Dataset
 from scoregen.experiment import Experiment
+from scoregen.files import whole
 from scoregen.judge import Measured, Verdict
 from scoregen.log import MetricsLog
 
@@ -40,7 +41,8 @@ def save_grid(path: Path, images: np.ndarray, side: int = 640, columns: int | No
     """Write uint8 images `[N, H, W, C]` as one PNG, a `sheet` of about `side` pixels."""
     from matplotlib.image import imsave
 
-    imsave(path, sheet(images, side, columns))
+    with whole(path) as fresh:
+        imsave(fresh, sheet(images, side, columns))
     return path
 
 
@@ -53,7 +55,7 @@ def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarr
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
-    scale = max(1, side // (columns * (width + 1)))
+    scale = max(1, min(side // (columns * (width + 1)), 32))
     gap = max(1, scale // 2)
     tall, wide = height * scale + gap, width * scale + gap
     whole = np.full((lines * tall + gap, columns * wide + gap, 3), 255, np.uint8)
@@ -65,13 +67,30 @@ def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarr
 
 
 def save_completed(path: Path, experiment: Experiment, samples: np.ndarray, most: int = 12) -> Path:
-    """Three rows: the first held-out images, what was measured of them, and how the samples complete that."""
+    """Three rows, named: the first held-out images, what is seen of them, and the samples that complete it."""
+    plt = pyplot()
     count, scaling, control = min(most, len(samples)), experiment.scaling, experiment.control
     assert control is not None
     clean = experiment.held_out(np.arange(count))
     seen = control.seen(clean, 0.5 * (scaling.low + scaling.high))
     lines = [np.asarray(line) for line in (clean, seen, samples[:count])]
-    return save_grid(path, scaling.to_bytes(np.concatenate(lines)), columns=count)
+    whole_sheet = sheet(scaling.to_bytes(np.concatenate(lines)), 80 * count, columns=count)
+    height, width = whole_sheet.shape[:2]
+    figure, panel = plt.subplots(figsize=(1 + 0.8 * count, 0.8 * count * height / width), layout="constrained")
+    panel.imshow(whole_sheet)
+    names = (
+        "held out",
+        "seen",
+        f"completed,\nthe first {count} of {len(samples)}" if len(samples) > count else "completed",
+    )
+    panel.set_yticks([height * (i + 0.5) / 3 for i in range(3)], names)
+    panel.set_xticks([])
+    panel.tick_params(length=0, labelsize=10)
+    panel.spines[:].set_visible(False)
+    with whole(path) as fresh:
+        figure.savefig(fresh, dpi=110)
+    plt.close(figure)
+    return path
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
@@ -129,14 +148,15 @@ def save_plane(path: Path, experiment: Experiment, params: Any, samples: np.ndar
     # A light grey by its scale and not by transparency, which draws every edge of a step twice.
     axes[2].contourf(axis, axis, there, levels=12, cmap="Greys", vmin=0, vmax=there.max() / 0.6)
     axes[2].quiver(*np.asarray(points).T, *field.T, color=ACCENT, width=0.004, angles="xy")
-    axes[2].set_title(f"arrows: learned score at noise {noise:.2g}\nshade: {truth_name} density there, in 12 steps")
+    axes[2].set_title(f"arrows: learned score at noise {noise:.2g}\nshade: {truth_name} density there, in 12 shades")
     axes[3].contourf(axis, axis, _smooth_histogram(samples, axis), levels=16, cmap="Oranges")
     axes[3].contour(axis, axis, truth, levels=_holding(truth, (0.95, 0.8, 0.5)), colors=INK, linewidths=0.6)
     axes[3].set_title(f"shade: density of the samples\nlines: {truth_name}, around 50, 80, 95 % of it")
     for panel in axes:
         panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         panel.tick_params(labelsize=8)
-    figure.savefig(path, dpi=110)
+    with whole(path) as fresh:
+        figure.savefig(fresh, dpi=110)
     plt.close(figure)
     return path
 
@@ -162,7 +182,8 @@ def save_marginals(path: Path, dataset: Dataset, samples: np.ndarray) -> Path:
         panel.set_title(f"coordinate {i}", fontsize=9)
         panel.set_yticks([])
     axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole(path) as fresh:
+        figure.savefig(fresh, dpi=110)
     plt.close(figure)
     return path
 
@@ -211,7 +232,8 @@ def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -
     if rows:
         panel.legend(frameon=False)
     panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with whole(path) as fresh:
+        figure.savefig(fresh, dpi=110)
     plt.close(figure)
     return path
 
@@ -261,7 +283,8 @@ def save_verdicts(path: Path, experiment: Experiment, step: int, verdicts: Seque
         "scaling": config.scaling.name,
     }
     rows = [{k: v for k, v in vars(verdict).items() if v not in (None, "")} for verdict in verdicts]
-    path.write_text(json.dumps(how | {"distances": rows}, indent=2) + "\n")
+    with whole(path) as fresh:
+        fresh.write_text(json.dumps(how | {"distances": rows}, indent=2) + "\n")
     return path
 
 
@@ -290,5 +313,6 @@ def save_likelihoods(path: Path, experiment: Experiment, step: int, found: Seque
         "x0": config.sampler.x0.name,
         "scaling": config.scaling.name,
     }
-    path.write_text(json.dumps(how | {"likelihoods": [vars(measured) for measured in found]}, indent=2) + "\n")
+    with whole(path) as fresh:
+        fresh.write_text(json.dumps(how | {"likelihoods": [vars(measured) for measured in found]}, indent=2) + "\n")
     return path

@@ -10,7 +10,18 @@ import jax.numpy as jnp
 from scoregen.denoiser import TARGETS, velocity_row
 from scoregen.losses import FDSSM, ISM, VLB, WEIGHTINGS, FlowMatching, Hybrid, Loss, Weighted
 from scoregen.process import Process
-from scoregen.samplers import MALA, Corrector, Euler, EulerMaruyama, Heun, Hold, NoCorrector, Predictor, UniPC
+from scoregen.samplers import (
+    MALA,
+    PREDICTORS,
+    Corrector,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Hold,
+    NoCorrector,
+    Predictor,
+    UniPC,
+)
 from scoregen.times import TimeLaw
 
 
@@ -103,12 +114,14 @@ def unsuited(process: Process, predictor: Predictor, corrector: Corrector, *, de
     >>> from scoregen.process import ddpm
     >>> from scoregen.samplers import Heun, NoCorrector
     >>> print(unsuited(ddpm(), Heun(), NoCorrector()))
-    this predictor's steps are in time, and a chain has levels instead: take ancestral with eta=0, reverse_diffusion ...
+    the steps of the predictor 'heun' are in time, and a chain has levels instead: take --config.sampler.predictor...
     """
     if process.discrete and isinstance(predictor, Euler | EulerMaruyama | Heun):
+        name = next(name for name, kind in PREDICTORS.items() if kind is type(predictor))
         return (
-            "this predictor's steps are in time, and a chain has levels instead: take ancestral with eta=0, "
-            "reverse_diffusion with noise=false, edm, dpm or unipc"
+            f"the steps of the predictor '{name}' are in time, and a chain has levels instead: take "
+            "--config.sampler.predictor.name=ancestral with ancestral.eta=0, reverse_diffusion with noise=false, edm, "
+            "dpm or unipc"
         )
     if isinstance(predictor, EulerMaruyama) and float(process.alpha(process.grid(1))[0]) == 0:
         return (

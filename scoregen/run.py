@@ -28,6 +28,7 @@ from rich.console import Console
 from scoregen import config as config_lib
 from scoregen.command import answer, name_of, say, say_presets
 from scoregen.errors import UsageError
+from scoregen.files import check_writable, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,8 +122,8 @@ def _run(argv: Sequence[str], console: Console) -> int:
     config_lib.pick(MODES, mode, "--mode")
     if mode != "sample" and config.sampler.control.name != "none":
         raise UsageError(
-            f"config.sampler.control={config.sampler.control.name} is for --mode=sample: what is trained or judged are "
-            "draws from nothing"
+            f"config.sampler.control={config.sampler.control.name} completes held-out images, for --mode=sample alone: "
+            f"with --mode={mode} say --config.sampler.control.name=none"
         )
     workdir = Path(flags["workdir"].value or Path("runs", _run_name(config.name, changes))).expanduser()
 
@@ -137,6 +138,8 @@ def _run(argv: Sequence[str], console: Console) -> int:
         try:
             step, params = run.train() if mode == "train" else run.restore()
             if signals():
+                if mode != "train":
+                    run.say(f"stopped; the training is saved. To begin again: {run.again}")
                 return _ended(signals)
             return run.weigh(step, params) if mode == "likelihood" else run.show(step, params)
         except OSError as error:
@@ -194,14 +197,15 @@ def _agree(config: Any, workdir: Path, mode: str) -> None:
                 "or another --workdir to start anew"
             )
     if mode != "train":
+        if workdir.is_dir():
+            check_writable(workdir)
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(config_lib.to_json(config))
-        fresh.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
+    with whole(path) as fresh:
+        fresh.write_text(config_lib.to_json(config))
 
 
 def _used(config: Any) -> Any:
@@ -336,7 +340,8 @@ class Run:
                 "(--config.sampler.corrector.langevin.step_size) or train longer"
             )
         files = [workdir / "samples.npz"]
-        np.savez(files[0], samples=samples)
+        with whole(files[0]) as fresh:
+            np.savez(fresh, samples=samples)
         name = "samples.png" if self.experiment.dataset.is_image else "figure.png"
         files.append(self.picture(workdir / name, params, samples))
         if self.mode == "train":
@@ -368,7 +373,7 @@ class Run:
         options = {"grid": it.grid, "denoise": sampler.denoise, "wrap": it.guided}
         count = evaluations(it.walk, it.predictor, it.corrector, sampler.n or None, **options)
         # A solver that chooses its own steps takes others on other data.
-        text = f", {'about ' * isinstance(it.predictor, Adaptive)}{count:,} network evaluations each"
+        text = f", {'about ' * isinstance(it.predictor, Adaptive)}{_so_many(count, 'network evaluation')} each"
         if it.control is not None:
             along = it.control.derivatives(it.dataset.shape)
             text += {0: "", 1: ", with a derivative"}.get(along, f", with {along:,} derivatives")
@@ -381,10 +386,11 @@ class Run:
         from scoregen import report
         from scoregen.trajectory import save_animation, save_sheet, walk
 
-        count = min(self.config.sampler.images, 16) if self.experiment.dataset.is_image else 400
+        count = min(self.config.sampler.images, 16 if self.experiment.dataset.is_image else 400)
         self.say(f"sampling {count}, and keeping what is on the way")
         seen = self.signals.watch(lambda: walk(self.experiment, params, count))
         if seen is None:
+            self.say(f"stopped; the training is saved. To begin again: {self.again}")
             return _ended(self.signals)
         if not all(np.isfinite(part).all() for part in (seen.x, seen.x0)):
             raise UsageError("the walk is not finite: the sampler diverged; take smaller steps or train longer")
@@ -418,7 +424,6 @@ class Run:
         if found is None:
             self.say(f"stopped; the training is saved. To begin again: {self.again}")
             return _ended(self.signals)
-        path = report.save_likelihoods(self.workdir / "likelihood.json", self.experiment, step, *found)
         other = "" if config.sampler.process.name == "trained" else f", as {config.sampler.process.name}"
         held = "" if config.sampler.x0.name == "free" else f", x0 held by {config.sampler.x0.name}"
         classes = ", each told its class" if config.sampler.label < 0 else f", told the class {config.sampler.label}"
@@ -426,7 +431,10 @@ class Run:
         what = [*self.trained(step, params), ("evaluated", f"{found[1]:,} held-out examples{told}{other}{held}")]
         what += [(measured.name, report.tell(measured)) for measured in found[0]]
         self.console.print()
+        path = self.workdir / "likelihood.json"
         self.console.print(report.table(f"{config.name}: {self.mode}", what, [], [path]))
+        # After they were said: figures that took hours are not lost to a disk that is full.
+        report.save_likelihoods(path, self.experiment, step, *found)
         return 0
 
     def summary(self, step: int, params: Any, count: int) -> list[tuple[str, str]]:
@@ -438,7 +446,9 @@ class Run:
         parts = [f"{section.name}{_changed(move)}" for section, move in moves if section.name != "none"]
         other = "" if sampler.process.name == "trained" else f", as {sampler.process.name}"
         grid = "" if sampler.grid.name == "own" else f" spaced by {sampler.grid.name}{_changed(self.experiment.grid)}"
-        sampled = f"{count:,} by {' + '.join(parts)}{other}, {levels(self.experiment)} levels{grid}{self.asked()}"
+        sampled = (
+            f"{count:,} by {' + '.join(parts)}{other}, {_so_many(levels(self.experiment), 'level')}{grid}{self.asked()}"
+        )
         return [*self.trained(step, params), ("sampled", sampled), *self.steered()]
 
     def steered(self) -> list[tuple[str, str]]:
@@ -480,6 +490,10 @@ def _changed(move: Any) -> str:
     fields = [(field.name, field.default, getattr(move, field.name)) for field in dataclasses.fields(move)]
     options = ", ".join(f"{name}={value}" for name, default, value in fields if value != default)
     return f" ({options})" if options else ""
+
+
+def _so_many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _extent(process: Process) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.experiment import Experiment
+from scoregen.files import whole
 from scoregen.process import example_keys, rows
 from scoregen.report import ACCENT, INK, pyplot, sheet
 from scoregen.samplers import trajectory
@@ -73,12 +74,13 @@ def save_sheet(path: Path, experiment: Experiment, seen: Walk) -> Path:
     some = np.unique(np.linspace(0, len(seen.noise) - 1, COLUMNS).round().astype(int))
     figure, axes = plt.subplots(2, len(some), figsize=(2.0 * len(some), 4.5), layout="constrained", squeeze=False)
     for column, k in zip(axes.T, some, strict=True):
-        column[0].set_title(f"noise {seen.noise[k]:.3g}", fontsize=10)
+        column[0].set_title(f"sigma / alpha = {seen.noise[k]:.3g}", fontsize=10)
         for panel, what, color in zip(column, (seen.x[k], seen.x0[k]), (INK, ACCENT), strict=True):
             _draw(panel, experiment, what, color)
     axes[0, 0].set_ylabel("x")
     axes[1, 0].set_ylabel("estimate of x0")
-    figure.savefig(path, dpi=110)
+    with whole(path) as fresh:
+        figure.savefig(fresh, dpi=110)
     plt.close(figure)
     return path
 
@@ -95,7 +97,7 @@ def save_animation(path: Path, experiment: Experiment, seen: Walk) -> Path:
             axes,
             (seen.x[k], seen.x0[k]),
             (INK, ACCENT),
-            (f"x, noise {seen.noise[k]:.2g}", "estimate of x0"),
+            (f"x, sigma / alpha = {seen.noise[k]:.2g}", "estimate of x0"),
             strict=True,
         ):
             _draw(panel, experiment, what, color)
@@ -104,7 +106,8 @@ def save_animation(path: Path, experiment: Experiment, seen: Walk) -> Path:
         frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]).quantize(64))
         plt.close(figure)
     durations = [100] * (len(frames) - 1) + [2000]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    with whole(path) as fresh:
+        frames[0].save(fresh, save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return path
 
 

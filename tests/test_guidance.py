@@ -789,7 +789,13 @@ def test_colours_are_completed_and_drawn(tmp_path, monkeypatch):
     clean = images[12:17].astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(samples.mean(-1), clean.mean(-1), atol=1e-2)
     seen = {}
-    monkeypatch.setattr(report, "save_grid", lambda path, images, columns: seen.update(images=images, columns=columns))
+
+    def sheet(images, side, columns):
+        seen.update(images=images, columns=columns)
+        return real(images, side, columns)
+
+    real = report.sheet
+    monkeypatch.setattr(report, "sheet", sheet)
     report.save_completed(tmp_path / "picture.png", experiment, samples)
     assert seen["columns"] == 5
     np.testing.assert_array_equal(seen["images"][:5], images[12:17])

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 
-from scoregen import experiment, run, train
+from scoregen import experiment, files, run, train
 from scoregen.checkpoint import Checkpoints
 from scoregen.config import parse, presets
 from scoregen.data import points
@@ -605,3 +605,30 @@ def test_what_was_compiled_is_kept_for_the_next_time(tmp_path):
     shutil.rmtree(kept)
     kept.write_text("a file in its place")
     assert "Warning" not in go("fourth")
+
+
+def test_samples_that_cannot_be_written_leave_those_that_were(first, tmp_path, monkeypatch):
+    """A disk that fills while they are written: the old file is whole, and nothing half-written is beside it."""
+    workdir = tmp_path / "run"
+    shutil.copytree(first[0], workdir)
+    before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+
+    def full(file, **arrays):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    line = refused(*TINY, "--mode=sample", f"--workdir={workdir}")
+    assert "samples.npz" in line and "No space left" in line and "make room" in line
+    assert {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("mode", ["sample", "eval", "likelihood", "trajectory"])
+def test_a_folder_that_takes_no_file_is_refused_before_the_work(mode, first, monkeypatch):
+    def no(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", no)
+    monkeypatch.setattr(run.Run, "restore", lambda self: pytest.fail("it began"))
+    line = refused(*TINY, f"--mode={mode}", f"--workdir={first[0]}")
+    assert str(first[0]) in line and "Read-only" in line and "--workdir" in line

@@ -110,16 +110,17 @@ def in_turns(labels: np.ndarray) -> np.ndarray:
 def read_array(path: str) -> np.ndarray:
     """The array in a .npy file.
 
-    Raises UsageError if none is named, or what is there is no such file or is cut short, and OSError if it is not
-    there.
+    Raises UsageError if none is named, and if it cannot be read, is no such file or is cut short.
     """
     if not path:
         raise UsageError("no file is named to read the data from: say --config.data.dir=FILE.npy")
-    with Path(path).expanduser().open("rb") as file:
-        try:
+    try:
+        with Path(path).expanduser().open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError:
-            raise UsageError(f"{path} is no whole .npy file of numbers: write it anew, with np.save") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}: say --config.data.dir=FILE.npy, a file of np.save") from None
+    except ValueError:
+        raise UsageError(f"{path} is no whole .npy file of numbers: write it anew, with np.save") from None
 
 
 def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels: np.ndarray | None = None) -> Dataset:
@@ -137,7 +138,7 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
     if not 0 < cut < n:
         raise UsageError(
             f"{name}: held_out={fraction} of {n} examples leaves none to train on or none to test "
-            "on: choose a fraction between 0 and 1"
+            "on: choose a fraction between 0 and 1, and give more examples if there are few"
         )
     if seed < 0:
         raise UsageError(f"{name}: seed={seed} must not be negative")

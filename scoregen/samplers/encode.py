@@ -19,7 +19,8 @@ def encode(process: Process, predict: Predict, x0: Array, solver: Adaptive = Ada
     least noisy level has.
 
     Args:
-        process: the process; of a chain it is the equation through its levels.
+        process: the process; of a chain it is the equation through its levels, where the velocity jumps, so that the
+            way back ends at x0 to some 1e-2 only: its continuous twin comes back exactly.
         predict: its denoiser.
         x0: the data.
         solver: with its tolerances.
