@@ -5,7 +5,8 @@
 
 DIR holds cifar-10-batches-bin or its archive, or gets it. The network is the paper's RefineNet: 30,117,635 parameters,
 19.8 GFLOP an image forward (a product and a sum are two), and a sample takes 1,000 evaluations. This is for an
-accelerator; on a laptop it shows that all is well with --config.train.batch=8 --config.train.steps=20
+accelerator with some 16 GiB for the batch's activations, or half of it with --config.train.microbatch=64; on a laptop
+it shows that all is well with --config.train.batch=8 --config.train.steps=20
 --config.sampler.corrector.langevin.steps=5. What is the paper's, and the switch that turns it off: data in [0, 1],
 dequantized (--config.scaling.unit.dequantize=false) and flipped (--config.data.flip=false); the network sees 2x - 1
 (--config.net.centered=false), is told the index of the noise level and gives the score itself, whatever its size

@@ -302,11 +302,6 @@ def _refuse_sampler(experiment: Experiment) -> None:
     reason = unsuited(walk, step, experiment.corrector, density=config.energy and own)
     if reason is not None:
         raise UsageError(reason)
-    if config.sampler.x0.name != "free" and not experiment.dataset.is_image:
-        raise UsageError(
-            f"config.sampler.x0.name={config.sampler.x0.name}: points have no range that x0 could be held in: say "
-            "--config.sampler.x0.name=free"
-        )
     if isinstance(experiment.corrector, Langevin):
         least = float(walk.sigma(walk.grid()[-1]))
         if experiment.corrector.step_size >= 2 * least**2:
@@ -319,6 +314,11 @@ def _refuse_sampler(experiment: Experiment) -> None:
 
 def _refuse_walk(experiment: Experiment) -> None:
     config, walk = experiment.config.sampler, experiment.walk
+    if config.x0.name != "free" and not experiment.dataset.is_image:
+        raise UsageError(
+            f"config.sampler.x0.name={config.x0.name}: points have no range that x0 could be held in: say "
+            "--config.sampler.x0.name=free"
+        )
     if walk.discrete and config.n > walk.levels:
         raise UsageError(
             f"config.sampler.n={config.n}: there are only {walk.levels} noise levels to walk: say "

@@ -159,8 +159,7 @@ def test_an_array_is_read_or_its_file_is_named(tmp_path):
         path.write_bytes(junk)
         assert "pickle" not in refused(lambda: read_array(str(path)), path, "no whole .npy file", "np.save")
     refused(lambda: read_array(""), "--config.data.dir=")
-    with pytest.raises(FileNotFoundError):
-        read_array(str(tmp_path / "none.npy"))
+    refused(lambda: read_array(str(tmp_path / "none.npy")), "none.npy", "No such file", "--config.data.dir=")
 
 
 def test_hold_out_loses_and_repeats_nothing():

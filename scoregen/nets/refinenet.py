@@ -354,6 +354,11 @@ class RefineNetV2(nn.Module):
     which is technique 3. Its refine blocks have no norms and pool with maxima. For 32x32x3 images it has 29,694,083
     parameters.
 
+    The derivative of a maximum in x jumps, at places that move with the parameters. What the jumps add to the gradient
+    of an expected derivative, automatic differentiation leaves out: of E[d/dx max(x, b)] = P(x > b) it has the
+    gradient 0 in b. So `dsm` suits this network, and `fdssm`; under `ssm`, `ism` or as an energy its gradients have a
+    bias, which `RefineNet` with its means has not.
+
     Fields:
         channels: of the first stage; the other three have twice as many.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32.
