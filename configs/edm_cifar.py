@@ -9,11 +9,10 @@ levels of 256 channels. What is the paper's, and the switch that turns it off: i
 told how (--config.data.augment=0), mirrored ones too (--config.data.flip=true without augmentation); it is always told
 the class, if at all (--config.label_dropout=0.1, which guidance needs); c_noise = ln(sigma) / 4
 (--config.net.condition=sigma); the gradient is not clipped (--config.train.clip=1); the learning rate rises over 10
-million images (--config.train.warmup). The average of the parameters has a half-life of half a million images. Not the
-paper's: noise is cut at the ends of what sampling walks; the average is ramped by (1 + step) / (10 + step), where
-theirs has a half-life of a twentieth of the images seen; the gradient is added up over parts of 128 images, to save
-memory (--config.train.microbatch=0 for all 512 at once); and distances are computed by --mode=eval only, in the
-features of a small classifier.
+million images (--config.train.warmup). The average of the parameters has a half-life of half a million images, or of a
+twentieth of those seen (--config.train.ema.name=decay). Not the paper's: noise is cut at the ends of what sampling
+walks; the gradient is added up over parts of 128 images, to save memory (--config.train.microbatch=0 for all 512 at
+once); and distances are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load
@@ -39,8 +38,7 @@ def get_config():
     config.train.learning_rate = 1e-3
     config.train.warmup = 10_000_000 // 512
     config.train.clip = 0.0
-    config.train.ema = 0.5 ** (512 / 500_000)
-    config.train.ema_ramp = True
+    config.train.ema.name = "halflife"  # of half a million images, after a ramp of 5 %
     config.sampler.x0.name = "free"
     config.sampler.predictor.name = "edm"
     config.sampler.n = 18

@@ -9,10 +9,10 @@ the paper's, and the switch that turns it off: data in [0, 1] without dequantiza
 (--config.scaling.unit.dequantize=true); the network sees 2x - 1 (--config.net.centered=false); the length of a Langevin
 step comes from norms that are averaged over the batch, so that draws depend on it
 (--config.sampler.corrector.snr.batch_mean=false); the average of the parameters starts without a ramp
-(--config.train.ema_ramp=true). The paper's network is divided by sigma and gives the score, which is -eps / sigma: what
-is divided is here the network, with the sign of its last layer turned, and gives eps. Not the paper's: the gradient is
-added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances are
-computed by --mode=eval only, in the features of a small classifier.
+(--config.train.ema.decay.ramp=true). The paper's network is divided by sigma and gives the score, which is -eps /
+sigma: what is divided is here the network, with the sign of its last layer turned, and gives eps. Not the paper's: the
+gradient is added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and
+distances are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load
@@ -27,7 +27,7 @@ def get_config():
     config.net.name = "ncsnpp"
     config.net.condition = "sigma"
     config.train.steps = 1_300_000
-    config.train.ema = 0.999
+    config.train.ema.decay.rate = 0.999
     config.sampler.x0.name = "free"
     config.sampler.predictor.name = "reverse_diffusion"
     config.sampler.corrector.name = "snr"
