@@ -201,6 +201,11 @@ class Experiment:
         return predict
 
 
+def network(config: Config) -> nn.Module:
+    """The network of a configuration, told how many noise levels there are."""
+    return build(NETS, config.net, levels=build(PROCESSES, config.process).levels)
+
+
 def assemble(config: Config) -> Experiment:
     """Build every part that a configuration names.
 
@@ -228,7 +233,7 @@ def assemble(config: Config) -> Experiment:
         times=build(TIMES, config.times),
         average=build(AVERAGES, config.train.ema),
         loss=loss if by is None else Weighted(loss, by),
-        net=build(NETS, config.net, levels=process.levels),
+        net=network(config),
         walk=walk,
         predictor=build(PREDICTORS, config.sampler.predictor),
         corrector=build(CORRECTORS, config.sampler.corrector),

@@ -21,11 +21,13 @@ from safetensors.numpy import load_file, save_file
 from scoregen import run
 from scoregen.config import load
 from scoregen.denoiser import CONDITIONS, TARGETS, denoiser
+from scoregen.experiment import network
 from scoregen.nets import UNet
 from scoregen.process import ddpm
 from scoregen.samplers import Ancestral, Listed, trajectory
 from scoregen.weights import command, pipeline, source, torch_zip, unet, workdir
 from scoregen.weights.layout import to_ours, to_theirs
+from scoregen.weights.source import FORMATS
 
 DATA = Path(__file__).parent / "data"
 UNET2D = DATA / "unet2d"
@@ -830,3 +832,31 @@ def test_a_checkpoint_of_score_sde_s_ddpm(tmp_path):
             want = shown(theirs.module(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).numpy())
         assert want.std() > 0.1
         np.testing.assert_allclose(apply({"params": params}, x, t), want, atol=1e-4 * want.std(), rtol=1e-4)
+
+
+# --- the other networks of score_sde
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_known_by_its_arrays_and_has_all_of_ours(name):
+    it = FORMATS[name]
+    config = it.preset()
+    entries = it.layout(network(config), it.shape)
+    ours = jax.tree_util.tree_leaves_with_path(workdir.shapes_of(config, it.shape))
+    paths = [".".join(key.key for key in path) for path, _ in ours]
+    assert sorted(entry.ours for entry in entries) == sorted(paths)
+    arrays = {entry.theirs: source.Array("float32", ()) for entry in entries}
+    found = source.Source("torch", arrays | dict.fromkeys(it.buffers, source.Array("float32", ())), lambda *_: None)
+    assert source.fitting(found, None, "") == name
+    assert source.fitting(found, config, "") == name  # of two that are one network of ours, the right one
+
+
+def test_ncsnpp_comes_in_as_the_noise():
+    """Its last layer has the other sign there, but under VP."""
+    last = {
+        name: FORMATS[name].layout(network(FORMATS[name].preset()), (32, 32, 3))[-1] for name in ("ncsnpp", "ddpmpp")
+    }
+    assert [(entry.ours, entry.kind) for entry in last.values()] == [
+        ("conv_out.kernel", "negated_conv"),
+        ("conv_out.kernel", "conv"),
+    ]

@@ -126,7 +126,7 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
     """The configuration, the shape of an example, the arrays that are weights, where they lie, and the format."""
     from scoregen.config import build
     from scoregen.data import SOURCES
-    from scoregen.nets import NETS
+    from scoregen.experiment import network
     from scoregen.weights import pipeline, unet
     from scoregen.weights.source import FORMATS, fitting
 
@@ -154,22 +154,21 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
     if config.net.name != it.net:
         raise UsageError(f"config.net.name={config.net.name}: --format={kind} is a {it.net}")
     arrays = {key: array for key, array in arrays.items() if key not in it.buffers}
-    return config, shape, arrays, it.layout(build(NETS, config.net), shape), kind
+    return config, shape, arrays, it.layout(network(config), shape), kind
 
 
 def _export(path: Path, out: Path, asked: dict[str, Any], console: Console) -> int:
     import ml_dtypes  # noqa: F401 - which teaches NumPy the name bfloat16
     import numpy as np
 
-    from scoregen.config import build
-    from scoregen.nets import NETS
+    from scoregen.experiment import network
     from scoregen.weights import card, pipeline, unet
     from scoregen.weights import workdir as runs
     from scoregen.weights.layout import to_theirs
     from scoregen.weights.source import WEIGHTS, checksum
 
     config = runs.configuration(path)
-    net, record = build(NETS, config.net), runs.record_of(path)
+    net, record = network(config), runs.record_of(path)
     scheduler = pipeline.scheduler_config(config)
     shape = runs.shape_of(path, config)
     if len(shape) != 3:

@@ -14,7 +14,7 @@ import numpy as np
 
 from scoregen.config import Config, load
 from scoregen.errors import UsageError
-from scoregen.weights import ncsn, unet
+from scoregen.weights import ncsn, ncsnpp, unet
 from scoregen.weights.layout import KINDS, Entry, to_ours
 from scoregen.weights.torch_zip import Tensor, TorchFile
 
@@ -86,9 +86,15 @@ def _ddpm() -> Config:
     return config
 
 
+def _ncsnpp(net: Any, shape: tuple[int, ...]) -> list[Entry]:
+    return ncsnpp.score_sde(net, shape, by_sigma=True)
+
+
 # A network of theirs is one line here: its layout, and the preset that it is by default.
 FORMATS: dict[str, Format] = {
     "ddpm": Format(unet.score_sde, "unet", _ddpm, (32, 32, 3)),
+    "ncsnpp": Format(_ncsnpp, "ncsnpp", lambda: load("ncsnpp_ve_cifar"), (32, 32, 3), fixed=("all_modules.0.W",)),
+    "ddpmpp": Format(ncsnpp.score_sde, "ncsnpp", lambda: load("ddpmpp_vp_cifar"), (32, 32, 3)),
     "ncsn": Format(lambda net, _: ncsn.layout(net), "refinenet", lambda: load("ncsn_cifar"), (32, 32, 3)),
     "ncsnv2": Format(lambda net, _: ncsn.layout(net), "refinenet_v2", lambda: load("ncsnv2_cifar"), (32, 32, 3)),
 }
@@ -210,21 +216,22 @@ def fitting(source: Source, config: Config | None, asked: str) -> str:
     Raises:
         UsageError: if there is none.
     """
-    from scoregen.config import build, pick
-    from scoregen.nets import NETS
+    from scoregen.config import pick
+    from scoregen.experiment import network
 
     if asked:
         pick(FORMATS, asked, "--format")
         return asked
-    if config is not None:
-        for name, it in FORMATS.items():
-            if it.net == config.net.name:
-                return name
     found = set(source.arrays)
     for name, it in FORMATS.items():
-        entries = it.layout(build(NETS, it.preset().net), it.shape)
-        if {entry.theirs for entry in entries} == found - set(it.buffers):
-            return name
+        if config is not None:
+            # Of two formats for one network of ours, the one with constants stands first and is known by them.
+            if it.net == config.net.name and found.issuperset(it.fixed):
+                return name
+        else:
+            entries = it.layout(network(it.preset()), it.shape)
+            if {entry.theirs for entry in entries} == found - set(it.buffers):
+                return name
     known = ", ".join(FORMATS)
     raise UsageError(
         f"{source.file}: its arrays are those of none of the networks known here ({known}); say --config=NAME"

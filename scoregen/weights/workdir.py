@@ -18,7 +18,7 @@ from scoregen.checkpoint import Checkpoints
 from scoregen.config import Config, build
 from scoregen.data import SOURCES
 from scoregen.errors import UsageError
-from scoregen.nets import NETS
+from scoregen.experiment import network
 from scoregen.process import PROCESSES
 from scoregen.times import TIMES
 from scoregen.train import TrainState, make_optimizer
@@ -54,7 +54,7 @@ def shapes_of(config: Config, shape: tuple[int, ...]) -> dict[str, Any]:
     Raises:
         UsageError: if the network does not fit the shape.
     """
-    net = build(NETS, config.net)
+    net = network(config)
     heads = 2 if config.learned_variance else 1
     x, c = jnp.zeros((1, *shape)), jnp.zeros(1)
     try:
