@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -58,6 +59,17 @@ def answer(
         )
     Console(stderr=True, soft_wrap=True).print(f"scoregen: {message}", markup=False, highlight=False)
     return 2
+
+
+def need(extra: str, *modules: str) -> None:
+    """End with one line and the code 2 unless these modules are installed, which the extra of this name brings.
+
+    >>> need("test", "json")
+    """
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        line = f"scoregen: {', '.join(missing)} is not installed: python -m pip install -e '.[{extra}]'"
+        print(line, file=sys.stderr)
+        raise SystemExit(2)
 
 
 def leave_at_once() -> None:

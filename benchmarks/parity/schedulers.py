@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from scoregen.command import need
+
+need("interop", "diffusers", "torch")
+
 import diffusers
 import jax
 import jax.numpy as jnp

@@ -9,6 +9,11 @@ initialisation the layers that start at zero hide everything before.
 from pathlib import Path
 
 import numpy as np
+
+from scoregen.command import need
+
+need("interop", "diffusers", "torch")
+
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 

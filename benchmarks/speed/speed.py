@@ -29,6 +29,10 @@ from typing import Any, NamedTuple
 # PyTorch's threads would otherwise spin between two of its operations, and take the cores from the other program.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from scoregen.command import need
+
+need("bench", "diffusers", "torch")
+
 import diffusers
 import jax
 import jax.numpy as jnp
