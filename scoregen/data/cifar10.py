@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from scoregen import cache
 from scoregen.data.dataset import Dataset
-from scoregen.data.download import cache, download
+from scoregen.data.download import download
 from scoregen.errors import UsageError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -41,7 +42,7 @@ def cifar10(*, dir: str, size: int = 32) -> Dataset:
     """
     if size not in (1, 2, 4, 8, 16, 32):
         raise UsageError(f"cifar10: size={size}: 32, 16, 8, 4, 2 or 1 is needed, by which 32 can be divided")
-    path = Path(dir).expanduser() if dir else cache("cifar10")
+    path = Path(dir).expanduser() if dir else cache.folder("cifar10")
     files = _present(path)
     if files is None:
         files = _from_archive(download("CIFAR-10", URL, MD5, path))

@@ -11,11 +11,6 @@ from scoregen.errors import UsageError
 TIMEOUT = 10  # seconds without an answer
 
 
-def cache(name: str) -> Path:
-    """The folder of a source: $SCOREGEN_CACHE/name, or ~/.cache/scoregen/name."""
-    return Path(os.environ.get("SCOREGEN_CACHE") or "~/.cache/scoregen").expanduser() / name
-
-
 def download(what: str, url: str, md5: str, folder: Path) -> Path:
     """Fetch a file into `folder` under a temporary name, verify its md5, and only then give it its own.
 

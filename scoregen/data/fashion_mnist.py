@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from scoregen import cache
 from scoregen.data.dataset import Dataset
-from scoregen.data.download import cache, download
+from scoregen.data.download import download
 from scoregen.errors import UsageError
 
 URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
@@ -53,7 +54,7 @@ def fashion_mnist(*, dir: str, size: int = 28) -> Dataset:
 
 
 def _usual() -> Path:
-    kept = cache("fashion_mnist")
+    kept = cache.folder("fashion_mnist")
     return DEBIAN if DEBIAN.is_dir() and not kept.is_dir() else kept
 
 
