@@ -35,7 +35,7 @@ def get_config():
     config.net.unet.attention = (7,)
     config.net.unet.dropout = 0.0
     config.net.unet.groups = 4
-    config.train.steps = 3000
+    config.train.steps = 2400
     config.train.batch = 64
     config.train.learning_rate = 2e-3
     config.train.warmup = 100
