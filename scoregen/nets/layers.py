@@ -220,13 +220,18 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{groups} groups do not divide {channels} channels")
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        y = x.astype(full_precision(x.dtype)).reshape(x.shape[0], -1, groups, channels // groups)
-        y = y - y.mean((1, 3), keepdims=True)
+        y = x.astype(full_precision(x.dtype)).reshape(x.shape[0], -1, channels)
+
+        def mean(y: jax.Array) -> jax.Array:
+            """Over the pixels first, along whole rows of channels as XLA likes it, and then over the group: [B, 1, C]."""
+            each = y.mean(1).reshape(-1, groups, channels // groups)
+            return jnp.broadcast_to(each.mean(-1, keepdims=True), each.shape).reshape(-1, 1, channels)
+
+        y = y - mean(y)
         # Two passes: E[x^2] - E[x]^2 loses all its digits where the mean is large beside the spread.
-        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.eps)
-        row = (1,) * (x.ndim - 1) + (channels,)
-        scale, bias = (a.astype(y.dtype).reshape(row) for a in (scale, bias))
-        return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
+        scale, bias = (a.astype(y.dtype).reshape(1, 1, channels) for a in (scale, bias))
+        y = y * (jax.lax.rsqrt(mean(jnp.square(y)) + self.eps) * scale) + bias
+        return y.reshape(x.shape).astype(x.dtype)
 
 
 def self_attention(
