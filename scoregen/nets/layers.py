@@ -223,7 +223,7 @@ class GroupNorm(nn.Module):
         y = x.astype(full_precision(x.dtype)).reshape(x.shape[0], -1, channels)
 
         def mean(y: jax.Array) -> jax.Array:
-            """Over the pixels first, along whole rows of channels as XLA likes it, and then over the group: [B, 1, C]."""
+            """Over the pixels first, along whole rows of channels as XLA likes it, then over the group: [B, 1, C]."""
             each = y.mean(1).reshape(-1, groups, channels // groups)
             return jnp.broadcast_to(each.mean(-1, keepdims=True), each.shape).reshape(-1, 1, channels)
 
