@@ -201,7 +201,7 @@ class Experiment:
         return predict
 
 
-def network(config: Config) -> nn.Module:
+def network(config: Config) -> Any:
     """The network of a configuration, told how many noise levels there are."""
     return build(NETS, config.net, levels=build(PROCESSES, config.process).levels)
 
