@@ -28,7 +28,9 @@ def get_config():
     config.net.condition = "sigma"
     config.train.steps = 300_000
     config.train.learning_rate = 1e-4
+    config.train.ema.name = "decay"
     config.train.ema.decay.rate = 0.999
+    config.train.ema.decay.ramp = False
     config.sampler.corrector.langevin.step_size = 6.2e-6
     config.sampler.corrector.langevin.steps = 5
     config.sampler.denoise = True

@@ -289,6 +289,12 @@ def _refuse_objective(experiment: Experiment) -> None:
             f"config.net.condition={config.net.condition}: the network '{config.net.name}' can be told the noise in "
             f"one way only: say --config.net.condition={told}"
         )
+    gives = getattr(experiment.net, "target", config.target)
+    if config.target != gives:
+        raise UsageError(
+            f"config.target={config.target}: the network '{config.net.name}' is divided by sigma and gives the score: "
+            f"say --config.target={gives}, or --config.net.name=unet"
+        )
     if config.net.unit_input and process.data_std == 0:
         raise UsageError(
             "config.net.unit_input: the variance of x is not known where that of the data is 0: say what it is, "

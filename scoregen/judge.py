@@ -180,7 +180,15 @@ def _in_batches(
     @jax.jit
     def step(params: Any, raw: Array, keys: Array, labels: Array | None) -> LogLikelihood:
         x0 = experiment.scaling(raw, fold_keys(keys, 0))
-        return estimate(experiment.walk, experiment.predict_to_sample(params, labels), fold_keys(keys, 1), x0)
+        keys = fold_keys(keys, 1)
+        if labels is None:
+            return estimate(experiment.walk, experiment.predict_to_sample(params), keys, x0)
+
+        def one(x: Array, key: Array, label: Array) -> LogLikelihood:
+            # An example at a time: the ODE asks for each by itself, and a denoiser of a batch knows all their classes.
+            return estimate(experiment.walk, experiment.predict_to_sample(params, label[None]), key[None], x[None])
+
+        return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(one)(x0, keys, labels))
 
     keys, parts = example_keys(jax.random.key(experiment.config.seed + 3), count), []
     for begin in range(0, count, size):

@@ -245,6 +245,7 @@ def test_the_loss_of_a_level_is_settled_by_its_variance():
         ("edm_toy", {"net__condition": "rescaled"}, ["config.net.condition=rescaled", "--config.net.condition=sigma"]),
         ("ncsn_cifar", {"net__condition": "sigma"}, ["condition=sigma", "'refinenet'", "--config.net.condition=index"]),
         ("ncsnv2_cifar", {"net__condition": "index"}, ["'refinenet_v2'", "--config.net.condition=sigma"]),
+        ("ncsnv2_cifar", {"target": "eps"}, ["'refinenet_v2'", "gives the score", "--config.target=score"]),
         ("ncsn_cifar", {"process__name": "ve"}, ["'refinenet'", "'ve' has no levels", "--config.net.name=unet"]),
         ("ncsn_cifar", {"labels": True}, ["'refinenet'", "knows no classes"]),
         ("ncsn_toy", {"net__unit_input": True, "process__ncsn__data_std": 0.0}, ["unit_input", "ncsn.data_std="]),

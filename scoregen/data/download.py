@@ -1,5 +1,6 @@
 """What sources have in common that come from the network: where they are kept, and a download that is whole."""
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -43,4 +44,5 @@ def download(what: str, url: str, md5: str, folder: Path) -> Path:
         reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
         raise UsageError(f"{what} is not in {folder}{absent} and cannot be downloaded ({reason}): {by_hand}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone if all went well
+            part.unlink()

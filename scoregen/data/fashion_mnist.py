@@ -55,7 +55,7 @@ def fashion_mnist(*, dir: str, size: int = 28) -> Dataset:
 
 def _usual() -> Path:
     kept = cache.folder("fashion_mnist")
-    return DEBIAN if DEBIAN.is_dir() and not kept.is_dir() else kept
+    return DEBIAN if DEBIAN.is_dir() and not (kept.is_dir() and any(kept.iterdir())) else kept
 
 
 def _images(folder: Path, split: str) -> np.ndarray:

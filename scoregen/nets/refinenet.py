@@ -379,6 +379,7 @@ class RefineNetV2(nn.Module):
     """
 
     condition: ClassVar[str] = "sigma"  # the one of `CONDITIONS` that it must be told
+    target: ClassVar[str] = "score"  # what it gives, being divided by sigma
 
     channels: int = 128
     dtype: str = "float32"
