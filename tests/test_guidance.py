@@ -533,7 +533,8 @@ def test_between_two_gaussian_examples():
 @pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
 def test_a_label_is_added_to_the_embedding_of_the_noise(name):
     """Adding a class's row to the bias of the layer that makes that embedding does the same; no label is a row too."""
-    net = MLP(width=8, depth=1, embedding=8) if name == "mlp" else NETS[name](4, (1,), 1, (), 0.0, 2)
+    unet = {"channels": 4, "multipliers": (1,), "blocks": 1, "attention": (), "dropout": 0.0, "groups": 2}
+    net = MLP(width=8, depth=1, embedding=8) if name == "mlp" else NETS[name](**unet)
     shape = (3, 2) if name == "mlp" else (3, 4, 4, 1)
     x, c, labels = jax.random.normal(jax.random.key(0), shape), jnp.array([-1.0, 0.5, 2.0]), jnp.array([2, 0, 3])
     params = net.init(jax.random.key(1), x, c, labels=labels, classes=3)
