@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from scoregen.experiment import Experiment
 
-TASK, RESULT, FAILED, LOG = "cell.json", "result.json", "failed.json", "log.txt"
+TASK, RESULT, FAILED, LOG, LOCK = "cell.json", "result.json", "failed.json", "log.txt", ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,15 @@ def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
     return found if found.get("key") == key else None
 
 
+def at_work(folder: Path) -> bool:
+    """Whether the process of a cell is there."""
+    try:
+        with locked(folder / LOCK):
+            return False
+    except UsageError:
+        return True
+
+
 def fail(folder: Path, key: str, reason: str, training: bool = False) -> None:
     """Note why a cell failed, and whether it was its training that did."""
     with whole(folder / FAILED) as fresh:
@@ -128,7 +137,7 @@ def _end_with_parent() -> None:
 def _run(folder: Path, console: Console) -> int:
     task = json.loads((folder / TASK).read_text())
     # Whoever else was told to do the same, after a connection that broke, waits and then finds it done.
-    with locked(folder / ".lock", wait=True), Signals(console) as signals:
+    with locked(folder / LOCK, wait=True), Signals(console) as signals:
         if note(folder, RESULT, task["key"]):
             return 0
         work = _Work(folder, task, console, signals)

@@ -21,10 +21,11 @@ from typing import Any, Protocol
 from scoregen.command import need
 from scoregen.config import first_line
 from scoregen.errors import UsageError
-from scoregen.sweep.cell import FAILED, LOG, RESULT, fail, folder_of, is_trained, note, prepare
+from scoregen.sweep.cell import FAILED, LOG, RESULT, at_work, fail, folder_of, is_trained, note, prepare
 from scoregen.sweep.plan import Cell, Sweep
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+# How a cell ends that is told to stop; by the bare signal while it was still loading.
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 class Handle(Protocol):
@@ -70,7 +71,9 @@ def work(folder: str, cwd: str) -> int:
     """A cell from beginning to end, as a task of a cluster; returns its exit code. What cancels the task stops it."""
     process = spawn(Path(folder), cwd=cwd)
     try:
-        return process.wait()
+        while (code := process.poll()) is None:
+            time.sleep(0.2)  # where Ray's cancellation is heard, which it is not in process.wait()
+        return code
     finally:
         if process.poll() is None:
             process.terminate()
@@ -100,7 +103,10 @@ class _Process:
         self.process = process
 
     def poll(self) -> int | None:
-        return self.process.poll()
+        code = self.process.poll()
+        if code is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+        return code
 
     def stop(self) -> None:
         self.process.terminate()
@@ -126,7 +132,7 @@ class Ray:
 
     def __init__(self, workers: int | None, out: Path, options: dict[str, Any]) -> None:
         need("ray", "ray")
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         self.ray, self.slots = ray, workers or 10_000
         takes = {name: options.pop(name) for name in ("num_cpus", "num_gpus") if name in options}
@@ -169,7 +175,7 @@ class Slurm:
 
     def __init__(self, workers: int | None, out: Path, options: dict[str, Any]) -> None:
         need("slurm", "submitit")
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports]
 
         self.slots = workers or 10_000
         try:
@@ -231,11 +237,11 @@ def launch(
                 handle.stop()
         tick([cell for cell, _ in running.values()])
         for slot, (cell, handle) in list(running.items()):
-            code = handle.poll()
-            if code is None:
+            code, folder = handle.poll(), folder_of(out, cell)
+            # A cluster gives a task up before what that started has saved.
+            if code is None or (code in STOPPED and at_work(folder)):
                 continue
             del running[slot]
-            folder = folder_of(out, cell)
             if note(folder, RESULT, cell.key):
                 yield cell, None
             elif not (stopped() and code in STOPPED):
