@@ -105,6 +105,7 @@ def test_a_sweep_of_jobs(tmp_path):
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 1, said
     complete(path, out, said)
+    assert len(ran(path)) == 11  # jobs outlive the sweep that submitted them, and are not done twice
 
     process = start(path, out, *flags, "--launch.partitoin=gpu")
     said, _ = process.communicate(timeout=60)

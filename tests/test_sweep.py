@@ -34,7 +34,7 @@ AREAS = '''
     from scoregen.sweep import grid
 
     def cells():
-        return grid({"config": None, "radius": [1, 2], "seed": range(2)})
+        return grid({"config": None, "unit": 3, "radius": [1, 2], "seed": range(2)})
 
     def measure(run):
         with (Path(__file__).parent / "ran").open("a") as ran:
@@ -42,7 +42,7 @@ AREAS = '''
         radius, seed = run.options["radius"], run.options["seed"]
         if (radius, seed) == (2, 1):
             raise RuntimeError("made to fail")
-        return {"area": 3 * radius**2 + seed}
+        return {"area": run.options["unit"] * radius**2 + seed}
 '''
 
 
@@ -168,10 +168,10 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
     assert not list(out.glob("cells/*/failed.json"))
     # The sweep grows by an option that it did not have: what was there is still found.
     path.write_text(
-        path.read_text().replace("range(2)})", "range(2)}) + [{'config': None, 'radius': 1, 'seed': 2, 'x': 1}]")
+        path.read_text().replace("range(2)})", "range(2)}) + [{'config': None, 'unit': 4, 'radius': 1, 'seed': 2}]")
     )
     code, said, _ = main(f"--sweep={path}", f"--out={out}", "--dry-run")
-    assert "1 of 5 cells to run" in said and "radius=1,seed=2,x=1-" in said
+    assert "1 of 5 cells to run" in said and "  unit=4,radius=1,seed=2-" in said
     # And it is done anew where that is asked for.
     code, _, _ = main(f"--sweep={path}", f"--out={out}", "--again", "--only=radius=1,seed=0*")
     assert code == 0 and ran(path).count(before[0]) == 2 and len(ran(path)) == 6
@@ -180,7 +180,7 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
 def test_comments_are_no_other_measure_and_helpers_are():
     text = textwrap.dedent(AREAS)
     assert plan.stamp_of(text) == plan.stamp_of("# note\n" + text.replace("range(2)", "range(9)"))
-    assert plan.stamp_of(text) != plan.stamp_of(text.replace("3 * radius", "4 * radius"))
+    assert plan.stamp_of(text) != plan.stamp_of(text.replace("* radius", "/ radius"))
     helped = "K = 2\ndef f(x): return K * x\ndef measure(run): return f(1)\ndef g(): pass\n"
     assert plan.stamp_of(helped) == plan.stamp_of(helped.replace("def g(): pass", "def g(): return 1"))
     assert plan.stamp_of(helped) != plan.stamp_of(helped.replace("K = 2", "K = 3"))
@@ -494,6 +494,15 @@ def test_what_measure_may_not_return(tmp_path, returned, reason):
     assert cell.note(folder, "result.json", sweep.cells[0].key) is None
 
 
+def test_a_cell_that_two_were_told_to_run_is_run_once(tmp_path):
+    """As when a connection to where it runs is lost, and it is given to another."""
+    path = write(tmp_path / "areas", AREAS)
+    sweep = plan.read(path)
+    folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
+    assert [cell.main([str(folder)]) for _ in range(2)] == [0, 0]
+    assert ran(path) == [sweep.cells[0].name]
+
+
 TINY = {
     "config": "ddpm_toy",
     "data.mixture.size": 200,
@@ -551,12 +560,10 @@ def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
     assert all(float(row["sliced Wasserstein"]) > float(row["sliced Wasserstein, floor"]) > 0 for row in table[:-1])
 
     whole = tmp_path / "whole"
-    main(f"--sweep={path}", f"--out={whole}", "--only=loss=eps,sampler.n=4,seed=*")
-    ours, cut = (
-        json.loads(next(each.glob("cells/loss=eps,sampler.n=4,seed=1*/result.json")).read_text())
-        for each in (whole, out)
-    )
-    assert ours["figures"] == cut["figures"]
+    main(f"--sweep={path}", f"--out={whole}", "--only=sampler.n=4,loss=eps,seed=*")
+    one = "cells/sampler.n=4,loss=eps,seed=1*/result.json"
+    uncut, cut = (json.loads(found.read_text()) for each in (whole, out) for found in each.glob(one))
+    assert uncut["figures"] == cut["figures"]
 
 
 @pytest.mark.slow
