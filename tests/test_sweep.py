@@ -312,11 +312,53 @@ def test_a_result_of_another_key_does_not_count(tmp_path):
     assert "1 (floor 0.25)" in as_markdown(sweep, [row])
 
 
+def test_a_gpu_for_each_cell(tmp_path, monkeypatch):
+    """On a machine of four, of which two may be used; and where more share them, none takes all the memory."""
+    started = []
+    monkeypatch.setattr(launch, "spawn", lambda folder, env: started.append(env))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-5f")
+    for workers, slots in ((None, 2), (3, 3)):
+        local = launch.Local(workers, tmp_path, {})
+        assert local.slots == local.room == slots
+        for slot in range(slots):
+            local.start(tmp_path, slot)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == ["1", "GPU-5f", "1", "GPU-5f", "1"]
+    assert ["XLA_PYTHON_CLIENT_PREALLOCATE" in env for env in started] == [False, False, True, True, True]
+
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: H100'\necho '  MIG 1'\necho 'GPU 1: H100'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert launch.Local(None, tmp_path, {}).slots == 2
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert launch.Local(None, tmp_path, {}).slots == 1
+
+
+def test_a_cell_that_cannot_be_started_keeps_no_other_from_it(tmp_path):
+    path = write(tmp_path / "areas", AREAS)
+    sweep = plan.read(path)
+    launcher = Fake(1, lambda folder: 0)
+    begin = launcher.start
+
+    def start(folder, slot):
+        if not launcher.together:
+            launcher.together.append(set())
+            raise OSError(12, "Cannot allocate memory")
+        return begin(folder, slot)
+
+    launcher.start = start
+    ended = [reason for _, reason in launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False)]
+    assert len(ended) == 4 and ended[0] == "could not be started: [Errno 12] Cannot allocate memory"
+    assert ended[1:] == ["ended with the exit code 0"] * 3
+
+
 class Fake:
     """A launcher whose cells end at once, as they are told, and that notes what ran beside what."""
 
     def __init__(self, slots, fate):
-        self.slots, self.fate, self.running, self.together = slots, fate, set(), []
+        self.slots = self.room = slots
+        self.fate, self.running, self.together = fate, set(), []
 
     def start(self, folder, slot):
         self.running.add(folder.name)

@@ -33,7 +33,7 @@ from scoregen.files import check_writable, locked, whole
 from scoregen.log import clock
 from scoregen.run import Signals
 from scoregen.sweep.cell import FAILED, RESULT, folder_of, note
-from scoregen.sweep.launch import LAUNCHERS, last_line, launch
+from scoregen.sweep.launch import LAUNCHERS, Launcher, last_line, launch
 from scoregen.sweep.plan import Cell, Sweep, placed, read
 from scoregen.sweep.table import as_csv, as_markdown, cells_csv, rows_of, time_left
 
@@ -93,7 +93,8 @@ def _run(argv: list[str], console: Console) -> int:
     say(console, "\n\n".join(filter(None, [sweep.title, sweep.claim])) + "\n")
     _tell_of_another_measure(console, sweep, out)
     if options.dry_run:
-        return _show(console, sweep, chosen, todo, out, options.workers or 1)
+        room = make(options.workers, out, launching).room if options.launcher == "local" else options.workers
+        return _show(console, sweep, chosen, todo, out, room)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,7 +108,7 @@ def _run(argv: list[str], console: Console) -> int:
             for cell in todo:
                 (folder_of(out, cell) / RESULT).unlink(missing_ok=True)
         with Signals(console) as signals:
-            with Display(console, sweep, out, todo, launcher.slots) as display:
+            with Display(console, sweep, out, chosen, todo, launcher) as display:
                 for cell, reason in launch(sweep, todo, out, launcher, signals, display.tick):
                     display.ended(cell, reason)
             code = _report(console, sweep, out)
@@ -143,7 +144,9 @@ def _tell_of_another_measure(console: Console, sweep: Sweep, out: Path) -> None:
         )
 
 
-def _show(console: Console, sweep: Sweep, chosen: Sequence[Cell], todo: Sequence[Cell], out: Path, workers: int) -> int:
+def _show(
+    console: Console, sweep: Sweep, chosen: Sequence[Cell], todo: Sequence[Cell], out: Path, room: int | None
+) -> int:
     """Say what would run."""
     for cell in chosen:
         folder = folder_of(out, cell)
@@ -154,16 +157,19 @@ def _show(console: Console, sweep: Sweep, chosen: Sequence[Cell], todo: Sequence
     trained = f", {networks} networks to train or to take" if networks else ""
     say(
         console,
-        f"\n{len(todo)} of {len(chosen)} cells to run{trained}, in {out}; time: {_left(todo, sweep, out, workers)}",
+        f"\n{len(todo)} of {len(chosen)} cells to run{trained}, in {out}; time: {_left(todo, sweep, out, room)}",
     )
     return 0
 
 
-def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, slots: int) -> str:
-    seconds = time_left(cells, sweep, out, slots)
+def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> str:
+    """How long these cells take, of which so many run at once, in words."""
     if not cells:
         return "none"
-    return "unknown until a cell has ended" if seconds is None else f"about {clock(seconds)}"
+    if room is None:
+        return "unknown, as that of the queue is"
+    seconds = time_left(cells, sweep, out, room)
+    return "unknown until a cell is finished" if seconds is None else f"about {clock(seconds)}"
 
 
 def _report(console: Console, sweep: Sweep, out: Path) -> int:
@@ -203,11 +209,19 @@ def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:
 class Display:
     """What runs, and how far all is: moving lines on a terminal, elsewhere one line a cell at its end."""
 
-    def __init__(self, console: Console, sweep: Sweep, out: Path, todo: Sequence[Cell], slots: int) -> None:
-        self.console, self.sweep, self.out, self.slots = console, sweep, out, slots
-        self.todo, self.total, self.begun = list(todo), len(sweep.cells), set()
+    def __init__(
+        self,
+        console: Console,
+        sweep: Sweep,
+        out: Path,
+        chosen: Sequence[Cell],
+        todo: Sequence[Cell],
+        launcher: Launcher,
+    ) -> None:
+        self.console, self.sweep, self.out, self.launcher = console, sweep, out, launcher
+        self.todo, self.total, self.begun = list(todo), len(chosen), set()
         self.failed, self.began, self.drawn = 0, time.monotonic(), 0.0
-        self.left = _left(self.todo, sweep, out, slots)
+        self.left = _left(self.todo, sweep, out, launcher.room)
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Display:
@@ -223,24 +237,24 @@ class Display:
         """One cell has: say so."""
         self.todo.remove(cell)
         self.failed += reason is not None
-        self.left = _left(self.todo, self.sweep, self.out, self.slots)
+        self.left = _left(self.todo, self.sweep, self.out, self.launcher.room)
         how = "done" if reason is None else f"FAILED: {reason}"
-        left = f"; {self.left} left" if self.todo else ""
+        left = f"; time left: {self.left}" if self.todo else ""
         say(self.console, f"[{self.total - len(self.todo)}/{self.total}] {cell.name}  {how}{left}")
 
     def tick(self, running: Sequence[Cell]) -> None:
         """Show what runs now, each with the last line of its log."""
         now = time.monotonic()
         if self.live is None:
-            for cell in running:
-                if cell not in self.begun:
+            for cell in running:  # which, where there is a queue, is not known
+                if cell not in self.begun and self.launcher.room == self.launcher.slots:
                     self.begun.add(cell)
                     say(self.console, f"begun  {cell.name}")
         elif now - self.drawn > 0.25:
             self.drawn = now
             done = self.total - len(self.todo)
             failed = f", {self.failed} failed" * (self.failed > 0)
-            head = f"{done}/{self.total} cells{failed}  {clock(now - self.began)}  {self.left} left"
+            head = f"{done}/{self.total} cells{failed}  {clock(now - self.began)}  time left: {self.left}"
             lines = [f"  {cell.name}  {last_line(folder_of(self.out, cell))}" for cell in running[:20]]
             lines += [f"  and {len(running) - 20} more"] * (len(running) > 20)
             self.live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in [head, *lines])))

@@ -1,8 +1,9 @@
 """Where the cells of a sweep run: processes of this machine, tasks of a Ray cluster, or jobs of Slurm.
 
-A launcher has `slots`, how many cells it takes at once, and starts one: `start(folder, slot)` gives a handle with
-`poll()`, which is None while it runs, then its exit code, or a line where the launcher itself failed; and `stop()`, on
-which the cell saves what it has and ends. Whatever the launcher, a cell is `python -m scoregen.sweep.cell FOLDER`.
+A launcher has `slots`, how many cells it takes, and `room`, how many of them it runs at once, if that is known. It
+starts one by `start(folder, slot)`. That gives a handle with `poll()`, None while it runs, then its exit code, or a line
+where the launcher itself failed; and `stop()`, on which the cell saves what it has and ends. Whatever the launcher, a
+cell is `python -m scoregen.sweep.cell FOLDER`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from scoregen.sweep.plan import Cell, Sweep
 STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
+_ANY = 10_000  # cells in a queue that is not ours to keep
+
+
 class Handle(Protocol):
     """A cell that was started."""
 
@@ -44,6 +48,7 @@ class Launcher(Protocol):
     """An entry of `LAUNCHERS`, made: `(workers, out, options)`."""
 
     slots: int
+    room: int | None
 
     def start(self, folder: Path, slot: int) -> Handle:
         """Start the cell of a folder, in one of the slots."""
@@ -87,7 +92,7 @@ class Local:
         if options:
             raise UsageError(f"--launch.{next(iter(options))}: the launcher 'local' has no options but --workers")
         self.gpus = _gpus()
-        self.slots = workers or max(1, len(self.gpus))
+        self.slots = self.room = workers or max(1, len(self.gpus))
 
     def start(self, folder: Path, slot: int) -> Handle:
         env = {}
@@ -134,14 +139,16 @@ class Ray:
         need("ray", "ray")
         import ray  # pyright: ignore[reportMissingImports]
 
-        self.ray, self.slots = ray, workers or 10_000
-        takes = {name: options.pop(name) for name in ("num_cpus", "num_gpus") if name in options}
+        self.ray, self.slots = ray, workers or _ANY
+        address = options.pop("address", "auto")
+        takes = {"CPU": options.pop("num_cpus", 1), "GPU": options.pop("num_gpus", 0), **options}
         try:
-            if not ray.is_initialized():
-                ray.init(address=options.pop("address", "auto"), log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             # A node that is lost is no fault of the cell's.
             task = ray.remote(max_retries=5)(work)
-            self.task = task.options(**{"num_cpus": 1} | takes, resources=options)
+            self.task = task.options(num_cpus=takes["CPU"], num_gpus=takes["GPU"], resources=options)
+            there = ray.cluster_resources()
+            self.room = min([self.slots, *(int(there.get(name, 0) / least) for name, least in takes.items() if least)])
         except Exception as error:
             raise UsageError(
                 f"--launcher=ray: {first_line(error)}; `ray start --head` starts a cluster, "
@@ -177,7 +184,7 @@ class Slurm:
         need("slurm", "submitit")
         import submitit  # pyright: ignore[reportMissingImports]
 
-        self.slots = workers or 10_000
+        self.slots, self.room = workers or _ANY, workers
         try:
             self.executor = submitit.AutoExecutor(out / "slurm", cluster=options.pop("cluster", "slurm"))
             self.executor.update_parameters(**{"timeout_min": 24 * 60} | options)
@@ -230,7 +237,12 @@ def launch(
             cell = next((cell for cell in pending if _may_start(cell, busy, out)), None)
             if cell is not None:
                 pending.remove(cell)
-                running[slot] = cell, launcher.start(prepare(out, sweep, cell), slot)
+                folder = prepare(out, sweep, cell)
+                try:
+                    running[slot] = cell, launcher.start(folder, slot)
+                except Exception as error:  # no process, no place in a queue
+                    fail(folder, cell.key, f"could not be started: {first_line(error)}")
+                    yield cell, f"could not be started: {first_line(error)}"
         if stopped() and not told:
             told = True
             for _, handle in running.values():
