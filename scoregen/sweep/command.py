@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from scoregen.command import Parser, answer, say
@@ -257,4 +258,6 @@ class Display:
             head = f"{done}/{self.total} cells{failed}  {clock(now - self.began)}  time left: {self.left}"
             lines = [f"  {cell.name}  {last_line(folder_of(self.out, cell))}" for cell in running[:20]]
             lines += [f"  and {len(running) - 20} more"] * (len(running) > 20)
-            self.live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in [head, *lines])))
+            bar = ProgressBar(self.total, done, width=40)
+            texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in [head, *lines]]
+            self.live.update(Group(texts[0], bar, *texts[1:]))

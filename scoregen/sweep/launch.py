@@ -1,8 +1,8 @@
 """Where the cells of a sweep run: processes of this machine, tasks of a Ray cluster, or jobs of Slurm.
 
 A launcher has `slots`, how many cells it takes, and `room`, how many of them it runs at once, if that is known. It
-starts one by `start(folder, slot)`. That gives a handle with `poll()`, None while it runs, then its exit code, or a line
-where the launcher itself failed; and `stop()`, on which the cell saves what it has and ends. Whatever the launcher, a
+starts one by `start(folder, slot)`. That gives a handle with `poll()`, None while it runs, then its exit code, or a
+line where the launcher itself failed; and `stop()`, on which the cell saves what it has and ends. Whatever it is, a
 cell is `python -m scoregen.sweep.cell FOLDER`.
 """
 
