@@ -79,7 +79,8 @@ def rows_of(sweep: Sweep, out: Path) -> list[Row]:
                 results[cell.name] = found
             elif found := note(folder_of(out, cell), FAILED, cell.key):
                 failed[cell.name] = found["reason"]
-        rows.append(Row({key: cells[0].said.get(key, "") for key in keys}, cells, results, failed))
+        options = {key: "" if (value := cells[0].said.get(key)) is None else value for key in keys}
+        rows.append(Row(options, cells, results, failed))
     return rows
 
 
