@@ -33,7 +33,7 @@ from scoregen.errors import UsageError
 from scoregen.files import check_writable, locked, whole
 from scoregen.log import clock
 from scoregen.run import Signals
-from scoregen.sweep.cell import FAILED, RESULT, folder_of, note
+from scoregen.sweep.cell import FAILED, RESULT, folder_of, is_trained, note
 from scoregen.sweep.launch import LAUNCHERS, Launcher, last_line, launch
 from scoregen.sweep.plan import Cell, Sweep, placed, read
 from scoregen.sweep.table import as_csv, as_markdown, cells_csv, rows_of, time_left
@@ -154,12 +154,10 @@ def _show(
         done, failed = (note(folder, name, cell.key) for name in (RESULT, FAILED))
         state = "done" if done else f"failed: {failed['reason']}" if failed else "to run"
         say(console, f"  {cell.name}  {state}")
-    networks = len({cell.training for cell in todo if cell.training is not None})
-    trained = f", {networks} networks to train or to take" if networks else ""
-    say(
-        console,
-        f"\n{len(todo)} of {len(chosen)} cells to run{trained}, in {out}; time: {_left(todo, sweep, out, room)}",
-    )
+    networks = {cell.training: cell for cell in todo if cell.training is not None}
+    missing = sum(not is_trained(out / "trained" / name, cell.config) for name, cell in networks.items())
+    say(console, f"\n{len(todo)} of {len(chosen)} cells to run, {missing} networks to train, in {out}")
+    say(console, f"time: {_left(todo, sweep, out, room)}")
     return 0
 
 

@@ -26,9 +26,7 @@ from scoregen.sweep.cell import FAILED, LOG, RESULT, at_work, fail, folder_of, i
 from scoregen.sweep.plan import Cell, Sweep
 
 # How a cell ends that is told to stop; by the bare signal while it was still loading.
-STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
-
-
+STOPPED = [sign for number in (signal.SIGTERM, signal.SIGINT) for sign in (128 + number, -number)]
 _ANY = 10_000  # cells in a queue that is not ours to keep
 
 
