@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from test_sweep import ROOT, SLOW, ran, start, wait_until, write
+from test_sweep import ROOT, SLOW, alive, pids, ran, start, wait_until, write
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,8 @@ def complete(path: Path, out: Path, said: str) -> None:
 def test_a_sweep_on_ray_outlives_a_node(tmp_path, cluster):
     """And the sweep itself is killed once before: what ran for it ends, and what was done is done."""
     address, nodes = cluster
-    path, out = write(tmp_path / "slow", SLOW.replace("0.4", "1.5")), tmp_path / "out"
+    # Two cells are long, so that each of the nodes is seen at work on one of them.
+    path, out = write(tmp_path / "slow", SLOW.replace("0.4", "8 if n in (6, 7) else 0.4")), tmp_path / "out"
     flags = ("--launcher=ray", f"--launch.address={address}")
     process = start(path, out, *flags)
     wait_until(lambda: len(ran(path)) >= 2, process)
@@ -69,15 +70,20 @@ def test_a_sweep_on_ray_outlives_a_node(tmp_path, cluster):
     done = len(list(out.glob("cells/*/result.json")))
     assert done >= 1
 
+    begun = path.parent / "begun"
+    before = len(begun.read_text().splitlines())
     process = start(path, out, *flags)
-    wait_until(lambda: len(list(out.glob("cells/*/result.json"))) >= done + 2, process)
+    wait_until(lambda: {"6", "7"} <= {line.split()[0] for line in begun.read_text().splitlines()[before:]}, process)
+    assert sum(map(alive, pids(path))) == 2
     nodes.stdin.write("lose one\n")
     nodes.stdin.flush()
     assert nodes.stdout.readline() == "lost\n"
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 1, said
     complete(path, out, said)
-    assert "Ray: " not in said
+    # What ran on the node that was lost began again on the other.
+    cells = [line.split()[0] for line in begun.read_text().splitlines()[before:]]
+    assert sorted(cells.count(n) for n in ("6", "7")) == [1, 2] and len(cells) == len(set(cells)) + 1
 
 
 def test_ctrl_c_stops_the_cells_of_a_cluster(tmp_path, cluster):
