@@ -41,7 +41,7 @@ td svg { display: block; width: 9rem; height: .8rem; }
 .failed { border-color: var(--accent); }
 code { font: .8rem ui-monospace, monospace; overflow-wrap: anywhere; }
 .soft code { font-size: inherit; }
-svg text { fill: var(--soft); font: 10px system-ui, sans-serif; }
+svg text { fill: var(--soft); font: 8px system-ui, sans-serif; }
 """
 
 
