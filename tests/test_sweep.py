@@ -177,6 +177,36 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
     assert code == 0 and ran(path).count(before[0]) == 2 and len(ran(path)) == 6
 
 
+def test_a_sweep_may_draw_its_own_figure(areas, tmp_path):
+    """Of what is there, without running anything; where it cannot, that is said, and the usual figure is drawn."""
+    shutil.copytree(areas[0].parent, tmp_path / "copy")
+    path, out = tmp_path / "copy" / "sweep.py", tmp_path / "copy" / "out"
+    before, usual = ran(path), (out / "figure.png").read_bytes()
+    text = path.read_text()
+    path.write_text(
+        text
+        + """
+def draw(rows, path):
+    import numpy as np
+    from matplotlib.image import imsave
+    assert [(row.label, row.mean("area"), row.error("area")) for row in rows] == [
+        ("radius=1", 3.5, 0.5), ("radius=2", 12.0, None)]
+    imsave(path, np.zeros((7, 9, 3)))
+"""
+    )
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    assert code == 1 and "3 of 4 cells finished, 1 failed" in said and "draw(rows" not in said
+    from matplotlib.image import imread
+
+    assert imread(out / "figure.png").shape[:2] == (7, 9)
+    assert 'width="9" height="7"' in (out / "index.html").read_text()
+    path.write_text(text + "def draw(rows, path):\n    1 / 0\n")
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    assert code == 1 and f"draw(rows, path) failed: {path}, line " in said and "ZeroDivisionError" in said
+    assert (out / "figure.png").read_bytes() == usual
+    assert ran(path) == before
+
+
 def test_comments_are_no_other_measure_and_helpers_are():
     text = textwrap.dedent(AREAS)
     assert plan.stamp_of(text) == plan.stamp_of("# note\n" + text.replace("range(2)", "range(9)"))

@@ -167,6 +167,8 @@ def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> s
         return "none"
     if room is None:
         return "unknown, as that of the queue is"
+    if room == 0:
+        return "unknown until the cluster has room for a cell"
     seconds = time_left(cells, sweep, out, room)
     return "unknown until a cell is finished" if seconds is None else f"about {clock(seconds)}"
 
