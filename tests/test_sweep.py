@@ -238,6 +238,8 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
     assert plain.key == typed.key
     other = cells_of(tmp_path, '{"train.clip": 2.0}', flags=["--config.sampler.n=7"])[0]
     assert other.key != plain.key and other.training == plain.training and other.said["sampler.n"] == 7
+    back = cells_of(tmp_path, '{"train.steps": 5}', flags=["--config.train.steps=8000"])[0]  # as the preset has it
+    assert back.said["train.steps"] == back.config.train.steps == 8000 and back.key == cells_of(tmp_path, "{}")[0].key
     unchosen = cells_of(tmp_path, '{"train.clip": 2.0, "net.unet.channels": 8}')[0]
     assert unchosen.key == plain.key
     assert plain.config.seed == 0 and cells_of(tmp_path, "{}")[1].config.seed == 1

@@ -204,16 +204,18 @@ class _Work:
         with locked(trained / ".lock", wait=True):
             agree(config, trained, "train")
             training = Run(experiment, trained, "train", self.console, self.signals, again)
-            if not is_trained(trained, config):
-                self.training, began = True, time.monotonic()
-                training.train()
-                if self.signals():
-                    ended(self.signals)
-                self.training, self.trained_for = False, time.monotonic() - began
-                save_curve(
-                    trained / "loss.png", trained, f"{config.name}, trained on {config.data.name}", training.loss()
-                )
-            step, params = training.restore()
+            fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
+            # Also where that was done: a checkpoint that was damaged since is passed over, and made again.
+            step, params = training.train()
+            if self.signals():
+                ended(self.signals)
+            self.training = False
+            if fresh:
+                self.trained_for = time.monotonic() - began
+                title = f"{config.name}, trained on {config.data.name}"
+                save_curve(trained / "loss.png", trained, title, training.loss())
+            if config.sampler.best:
+                step, params = training.restore()
         judged = config.eval.at_end and config.sampler.control.name == "none" and config.sampler.label < 0
         Run(experiment, self.folder, "eval" if judged else "sample", self.console, self.signals, again).show(
             step, params

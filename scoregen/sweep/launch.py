@@ -97,7 +97,7 @@ class Local:
         if self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
             if self.slots > len(self.gpus):  # JAX would take three quarters of the memory for each
-                env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+                env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         return _Process(spawn(folder, env))
 
 

@@ -195,7 +195,8 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     argv = [f"--config={preset}", *(f"--config.{key}={value}" for key, value in rest.items()), *flags]
     config, changes = config_lib.parse(argv)
     # As the configuration has it: a flag wins over the file, and 1 is 1.0 where a float is meant.
-    rest |= {key: new for key, _, new in changes}
+    changed = (key for key, _, _ in changes)
+    rest = {key: functools.reduce(operator.getitem, key.split("."), config) for key in (*rest, *changed)}
     used = config_lib.used(config).to_dict()
     key = _digest({"config": {part: used[part] for part in used if part != "name"}, "options": options})
     trained = {part: used[part] for part in used if part not in _UNTRAINED}
@@ -213,16 +214,14 @@ def _named(cells: list[Cell]) -> list[Cell]:
             said = {k: v for k, v in said.items() if k.split(".")[0] not in (*_UNTRAINED, "sweep") and k != "data.dir"}
         if "config" in said:
             said["config"] = Path(said["config"]).stem
-        return (
-            f"{name_of('', ((short(option), value) for option, value in said.items())).strip(',')[:100]}-{key[:_KEY]}"
-        )
+        text = name_of("", ((short(option), value) for option, value in said.items())).strip(",")
+        return f"{text[:100] or 'all'}-{key[:_KEY]}"
 
-    return [
-        dataclasses.replace(
-            cell, name=name(cell, cell.key, False), training=cell.training and name(cell, cell.training, True)
-        )
-        for cell in cells
-    ]
+    def named(cell: Cell) -> Cell:
+        training = cell.training and name(cell, cell.training, True)
+        return dataclasses.replace(cell, name=name(cell, cell.key, False), training=training)
+
+    return [named(cell) for cell in cells]
 
 
 def _plain(key: str, value: Any) -> Any:
