@@ -639,6 +639,18 @@ def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
     uncut, cut = (json.loads(found.read_text()) for each in (whole, out) for found in each.glob(one))
     assert uncut["figures"] == cut["figures"]
 
+    # A checkpoint that was damaged since is passed over, and made again.
+    network = next(out.glob("trained/loss=eps,seed=1*/checkpoints/40"))
+    file = max((file for file in network.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    main(f"--sweep={path}", f"--out={out}", "--again", "--only=sampler.n=4,loss=eps,seed=1*")
+    (again,) = out.glob(one)
+    assert json.loads(again.read_text())["figures"] == cut["figures"]
+    log = (again.parent / "log.txt").read_text()
+    assert "checkpoints/40 is damaged" in log and "going on to step 40" in log
+
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(areas, tmp_path):
