@@ -206,16 +206,16 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
 
 def _named(cells: list[Cell]) -> list[Cell]:
     """The cells, with readable names for their folders."""
-    keys = apart(cells) or ["config"]
+    keys = apart(cells)
 
     def name(cell: Cell, key: str, of_training: bool) -> str:
-        said = {option: cell.said[option] for option in keys if cell.said.get(option) is not None}
+        preset = Path(cell.said["config"] or "computed").stem
+        said = {option: cell.said[option] for option in keys if option in cell.said}
         if of_training:
             said = {k: v for k, v in said.items() if k.split(".")[0] not in (*_UNTRAINED, "sweep") and k != "data.dir"}
-        if "config" in said:
-            said["config"] = Path(said["config"]).stem
-        text = name_of("", ((short(option), value) for option, value in said.items())).strip(",")
-        return f"{text[:100] or 'all'}-{key[:_KEY]}"
+        stem = preset if "config" in said or not said else ""
+        text = name_of(stem, ((short(option), value) for option, value in said.items() if option != "config"))
+        return f"{text.strip(',')[:100]}-{key[:_KEY]}"
 
     def named(cell: Cell) -> Cell:
         training = cell.training and name(cell, cell.training, True)
