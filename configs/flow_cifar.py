@@ -14,7 +14,7 @@ U-Net of 256 channels with 2 blocks a level, attention at 16 pixels with 64 chan
 (--config.net.unet.channels=128, --config.net.unet.head_channels=0, --config.net.unet.dropout=0.1); the network gives
 the velocity, and the loss is its error (--config.target=v, --config.loss.name=x0); 391,000 steps of 256 images at 5e-4,
 with a warm-up of 45,000; a tolerance of 1e-5 (--config.sampler.predictor.ode.rtol=1e-3,
---config.sampler.predictor.ode.atol=1e-3); no flip, no clip of the gradient. Not the paper's, or not in it: their path
+--config.sampler.predictor.ode.atol=1e-3); no clip of the gradient. Not the paper's, or not in it: no flip (--config.data.flip=true); their path
 keeps a little noise at the data, sigma_min, where here t ends at 1e-3 (--config.process.flow.t_min=1e-5); after the
 warm-up the rate is constant, where theirs falls to zero; an average of the parameters (--config.train.ema.name=none);
 blocks that resample, and scale and shift by the time, as ADM has them (--config.net.unet.resample=conv,
