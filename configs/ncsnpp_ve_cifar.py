@@ -11,10 +11,11 @@ the paper's, and the switch that turns it off: data in [0, 1] without dequantiza
 step comes from norms that are averaged over the batch, so that draws depend on it
 (--config.sampler.corrector.snr.batch_mean=false); the average of the parameters starts without a ramp
 (--config.train.ema.decay.ramp=true); sampling starts at N(0, sigma_max^2 + data_std^2), the variance that x has there,
-where theirs is sigma_max^2 (data_std is --config.process.ve.data_std). The paper's network is divided by sigma and gives the score, which is -eps /
-sigma: what is divided is here the network, with the sign of its last layer turned, and gives eps. Not the paper's: pictures
-are rounded to bytes, which its code cuts off; the gradient is added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and
-distances are computed by --mode=eval only, in the features of a small classifier.
+where theirs is sigma_max^2 (data_std is --config.process.ve.data_std). The paper's network is divided by sigma and
+gives the score, which is -eps / sigma: what is divided is here the network, with the sign of its last layer turned, and
+gives eps. Not the paper's: pictures are rounded to bytes, which its code cuts off; the gradient is added up over parts
+of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances are computed by
+--mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load
