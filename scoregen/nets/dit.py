@@ -46,7 +46,9 @@ class DiTBlock(nn.Module):
         x += gate2 dense(gelu(dense((1 + scale2) norm(x) + shift2)))
 
     The six start at zero, so that a new block is the identity. The query, the key and the value start with half of the
-    variance of other layers: the paper's code draws them as one layer of 3 C outputs.  x [B, N, C], e [B, C] -> [B, N, C].
+    variance of other layers: the paper's code draws them as one layer of 3 C outputs.
+
+    x [B, N, C], e [B, C] -> [B, N, C].
     """
 
     heads: int
