@@ -70,5 +70,7 @@ def test_the_core_stands_alone():
     for module, names in sources().items():
         if module.split(".")[0] in CORE:
             outside = {name.split(".")[0] for name in names} - {"jax", "numpy", "scoregen"}
-            assert outside - sys.stdlib_module_names == ({"diffrax"} if module == "samplers.adaptive" else set()), module
+            assert outside - sys.stdlib_module_names == ({"diffrax"} if module == "samplers.adaptive" else set()), (
+                module
+            )
             assert {name.split(".")[1] for name in names if name.startswith("scoregen.")} <= CORE, module
