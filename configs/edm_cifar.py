@@ -9,10 +9,11 @@ levels of 256 channels. What is the paper's, and the switch that turns it off: i
 told how (--config.data.augment=0), mirrored ones too (--config.data.flip=true without augmentation); it is always told
 the class, if at all (--config.label_dropout=0.1, which guidance needs); c_noise = ln(sigma) / 4
 (--config.net.condition=sigma); the gradient is not clipped (--config.train.clip=1); the learning rate rises over 10
-million images (--config.train.warmup). The average of the parameters has a half-life of half a million images, or of a
-twentieth of those seen (--config.train.ema.name=decay). Not the paper's: noise is cut at the ends of what sampling
-walks; the gradient is added up over parts of 128 images, to save memory (--config.train.microbatch=0 for all 512 at
-once); and distances are computed by --mode=eval only, in the features of a small classifier.
+million images (--config.train.warmup=0). The average of the parameters has a half-life of half a million images, or of
+a twentieth of those seen (--config.train.ema.name=decay). Not the paper's: noise is cut at the ends of what sampling
+walks, which starts at N(0, sigma_max^2 + data_std^2), not sigma_max^2; a gradient that is not finite ends the run,
+where theirs counts as 0; the gradient is added up over parts of 128 images, to save memory (--config.train.microbatch=0
+for all 512 at once); and distances are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load

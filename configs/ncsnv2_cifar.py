@@ -11,9 +11,9 @@ network sees 2x - 1 (--config.net.centered=false) and gives the score as its out
 --config.target=eps is told sigma, and gives -sigma times the score); 232 levels from sigma 50, about the largest
 distance in the data, and the steps between them (python -m scoregen.design --config=ncsnv2_cifar computes both anew);
 sampling starts at U[0, 1), although sigma is 50 there (--config.process.ncsn.start=normal), and ends with a denoising
-step (--config.sampler.denoise=false), after which pictures are cut to [0, 1]; the average of the parameters starts
-without a ramp (--config.train.ema.decay.ramp=true); no clip of the gradient, no warm-up. Not the paper's: distances are
-computed by --mode=eval only, in the features of a small classifier.
+step (--config.sampler.denoise=false), after which pictures are cut to [0, 1] and rounded to bytes; the average of the
+parameters starts without a ramp (--config.train.ema.decay.ramp=true); no clip of the gradient, no warm-up. Not the
+paper's: distances are computed by --mode=eval only, in the features of a small classifier.
 """
 
 from scoregen.config import load

@@ -263,7 +263,7 @@ class Checkpoints:
         except OSError:
             last = None
         good = "there is no other" if last is None else f"the last good checkpoint is step {last}"
-        return UsageError(f"could not write {self.directory / str(step)}: {_reason(error)}; {good}")
+        return UsageError(f"could not write {self.directory / str(step)}: {reason(error)}; {good}")
 
     def _clean(self) -> None:
         """Removes what a killed or failed save left behind."""
@@ -282,7 +282,7 @@ def _contents(path: Path) -> dict[str, Any]:
     try:
         checksum, text = (path / _CONTENTS).read_bytes().split(b" ", 1)
     except OSError as error:
-        raise _Damaged(f"its file '{_CONTENTS}': {_reason(error)}") from error
+        raise _Damaged(f"its file '{_CONTENTS}': {reason(error)}") from error
     except ValueError:
         checksum, text = b"", b""
     if checksum != f"{zlib.crc32(text):08x}".encode():
@@ -355,7 +355,7 @@ def _difference(stored: dict[str, str], wanted: dict[str, str]) -> str:
     return ""
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The shortest true account of a failed write: what the system said, if it said something."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

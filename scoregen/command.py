@@ -6,9 +6,12 @@ import argparse
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -50,7 +53,8 @@ def answer(
         message = advice(error)
         if message is None:
             raise
-    Console(stderr=True, soft_wrap=True).print(f"scoregen: {message}", markup=False, highlight=False)
+    line = plain(message).replace("\n", " ")
+    Console(stderr=True, soft_wrap=True).print(f"scoregen: {line}", markup=False, highlight=False)
     return 2
 
 
@@ -83,6 +87,26 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see python -m {self.prog} --help")
 
 
+def plain(text: str) -> str:
+    """A text without what a terminal would obey, such as a file's names can hold: each becomes a question mark.
+
+    >>> plain("a name\\x1b[2J of\\ntwo lines")
+    'a name?[2J of\\ntwo lines'
+    """
+    return re.sub(r"[^\n\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", "?", text)
+
+
+def hush() -> None:
+    """Silence what is said of a write that failed after it was reported in its one line.
+
+    Orbax closes its event loop while tensorstore still calls back into it, and leaves coroutines that nobody awaits;
+    Python complains of each, whenever it finds them. This is for the whole process, so only a command line does it.
+    """
+    complain = sys.unraisablehook
+    sys.unraisablehook = lambda found: str(found.exc_value) == "Event loop is closed" or complain(found)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
 def need(extra: str, *modules: str) -> None:
     """End with one line and the code 2 unless these modules are installed, which the extra of this name brings.
 
@@ -94,8 +118,11 @@ def need(extra: str, *modules: str) -> None:
         raise SystemExit(2)
 
 
+unfinished: set[Path] = set()  # folders that are gone when Ctrl-C ends the process at once
+
+
 def leave_at_once() -> None:
-    """From now on Ctrl-C ends the process, where there is nothing to save.
+    """From now on Ctrl-C ends the process, where there is nothing to save but what is `unfinished` to be removed.
 
     A KeyboardInterrupt is raised wherever Python happens to be: in a callback of XLA's it is lost, and while JAX is
     loaded it becomes an ImportError.
@@ -103,6 +130,8 @@ def leave_at_once() -> None:
 
     def leave(number: int, _: object) -> None:
         Console().show_cursor()  # which a bar hides
+        for folder in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)
 
     signal.signal(signal.SIGINT, leave)
@@ -119,8 +148,8 @@ def name_of(preset: str, changed: Iterable[tuple[str, Any]]) -> str:
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is, however long, but for what a terminal would obey."""
+    console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def say_presets(console: Console) -> None:

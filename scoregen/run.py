@@ -17,7 +17,6 @@ import shlex
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +25,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 
 from scoregen import config as config_lib
-from scoregen.command import answer, name_of, say, say_presets
+from scoregen.command import answer, hush, name_of, say, say_presets
 from scoregen.errors import UsageError
 from scoregen.files import check_writable, whole
 
@@ -501,17 +500,6 @@ def ended(signals: Signals) -> int:
     os._exit(128 + signals.caught)
 
 
-def _hush() -> None:
-    """Silence what is said of a write that failed after it was reported in its one line.
-
-    Orbax closes its event loop while tensorstore still calls back into it, and leaves coroutines that nobody awaits;
-    Python complains of each, whenever it finds them. This is for the whole process, so `main` does not do it.
-    """
-    complain = sys.unraisablehook
-    sys.unraisablehook = lambda found: str(found.exc_value) == "Event loop is closed" or complain(found)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-
-
 if __name__ == "__main__":
-    _hush()
+    hush()
     sys.exit(main())

@@ -15,6 +15,7 @@ from scipy.integrate import quad
 from scipy.stats import chi
 
 from scoregen.config import changes, load, parse
+from scoregen.data import SOURCES, Dataset
 from scoregen.denoiser import Prediction
 from scoregen.design import (
     Levels,
@@ -363,6 +364,22 @@ def test_the_preset_is_ncsn_at_the_designed_levels(digits):
     for number in (found.sigma_max, found.levels, found.step_size):
         assert f" {number} " in out
     assert "now: ddpm" in out
+
+
+@pytest.mark.parametrize("name", ["ncsn_cifar", "ncsnv2_cifar"])
+def test_the_design_of_a_paper_s_preset_is_ncsn_v2(name, tmp_path, monkeypatch):
+    """With the paper's network, and nothing but the numbers of the levels apart from the preset of that name."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    monkeypatch.setitem(SOURCES, "cifar10", lambda dir: Dataset("cifar10", images[:10], images[10:]))
+    small = (*(f"--config.net.{net}.channels=8" for net in ("refinenet", "refinenet_v2")), "--config.eval.samples=2")
+    code, out, err = main(f"--config={name}", *small, f"--out={tmp_path}")
+    assert (code, err) == (0, "")
+    found, published = parse(command_in(out))[0], load("ncsnv2_cifar")
+    numbers = {"sigma_max", "levels", "step_size"}
+    kept = ("process.", "sampler.", "net.", "target", "train.ema.")
+    apart = {key for key, _, _ in changes(published, found) if key.startswith(kept)}
+    assert {key.rpartition(".")[2] for key in apart} == numbers | {"channels"}
+    assert assemble(found).net.channels == 8
 
 
 def test_the_figure_shows_the_design(digits, tmp_path):

@@ -136,6 +136,17 @@ def test_a_new_block_is_the_identity():
     assert np.abs(got).max() > 0.1
 
 
+def test_layers_start_with_their_variance():
+    """Query, key and value as one layer of three times the width, 2 / (C + 3 C); others 1 / C."""
+    net = DiT(patch=2, width=256, depth=1, attention_heads=2)
+    x = jnp.zeros((1, 4, 4, 1))
+    quick = {"xla_backend_optimization_level": 0}
+    block = jax.jit(net.init, compiler_options=quick)(jax.random.key(1), x, jnp.ones(1))["params"]["block0"]
+    for name in ("query", "key", "value"):
+        assert np.var(block[name]["kernel"]) == pytest.approx(0.5 / 256, rel=0.03)
+    assert np.var(block["proj"]["kernel"]) == pytest.approx(1 / 256, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [

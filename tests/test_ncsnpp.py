@@ -124,6 +124,10 @@ def test_counts_of_what_is_told():
         ({"filter": ()}, (1, 32, 32, 3), "an even number"),
         ({"progressive": "skip"}, (1, 32, 32, 3), "progressive='skip': residual or none"),
         ({"embedding": "sinusoidal"}, (1, 32, 32, 3), "embedding='sinusoidal': fourier or positional"),
+        ({"channels": 48}, (1, 32, 32, 3), "norm of 144 channels would have 32 groups"),
+        ({"channels": 2}, (1, 32, 32, 3), "channels=2: at least 4"),
+        ({"multipliers": ()}, (1, 32, 32, 3), r"multipliers=\(\): at least 1"),
+        ({"multipliers": (1, 0)}, (1, 32, 32, 3), r"multipliers=\(1, 0\): at least 1"),
         ({}, (4, 2), "takes images"),
     ],
 )

@@ -400,13 +400,15 @@ def _inside(jaxpr):
             yield from _inside(inner)
 
 
-@pytest.mark.parametrize("name", ["unet", "dit"])
+@pytest.mark.parametrize("name", ["unet", "dit", "ncsnpp"])
 def test_remat_computes_the_same_twice(name):
     """Same parameters by name, same dropout, same gradients; and every block is a program to be run again."""
     net, blocks = {
         # Two residual blocks in the middle and one a level on the way up; attention in the middle and at 4 pixels.
         "unet": (UNet(**TINY, dropout=0.3), 2 + 2 + 2),
         "dit": (DiT(**TINY_DIT), 1),
+        # Down: one a level, one that halves, one attention. Middle: three. Up: two a level, one doubles, one attention.
+        "ncsnpp": (NCSNpp(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.3), 4 + 3 + 6),
     }[name]
     x, c = _normal(1, (2, 8, 8, 1)), jnp.array([0.0, 30.0])
     params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, c))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scoregen.nets import NETS, RefineNet, RefineNetV2
-from scoregen.nets.refinenet import InstanceNormPlus, RefineBlock, ResBlock, conv, max_pool, mean_pool, stretch
+from scoregen.nets.refinenet import InstanceNormPlus, RefineBlock, ResBlock, conv_fan_in, max_pool, mean_pool, stretch
 from scoregen.weights.layout import to_ours, to_theirs
 from scoregen.weights.ncsn import layout
 
@@ -153,7 +153,7 @@ def test_convolutions_start_as_those_of_pytorch():
     class One(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return conv(x, 400, "one", jnp.dtype("float32"))
+            return conv_fan_in(x, 400, "one", jnp.dtype("float32"))
 
     layer = One().init(jax.random.key(0), normal(1, 4, 4, 10))["params"]["one"]
     for a in layer.values():

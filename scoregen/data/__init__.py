@@ -19,9 +19,13 @@ SOURCES = {
     "fashion_mnist": fashion_mnist,
 }
 
+# The shape of an example of those that lie on disk, which one need not have for this.
+SHAPES = {"cifar10": lambda size: (size, size, 3), "fashion_mnist": lambda size: (size, size, 1)}
+
 __all__ = [
     "NUMBERS",
     "SCALINGS",
+    "SHAPES",
     "SOURCES",
     "Centered",
     "Dataset",

@@ -82,7 +82,7 @@ def _design(argv: Sequence[str], console: Console) -> int:
     # What a run would refuse is refused here. It depends on no number of the levels, which are not known yet; and how
     # samples are judged is no business of a design.
     unjudged = {"eval.samples": 2, "eval.at_end": False}
-    experiment = assemble(with_settings(config, settings(Levels(1.0, 2.0, 2, 1.0, steps)) | unjudged))
+    experiment = assemble(with_settings(config, settings(Levels(1.0, 2.0, 2, 1.0, steps), config.net.name) | unjudged))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,9 +108,10 @@ def _design(argv: Sequence[str], console: Console) -> int:
 
     base = _base(config_flags.get_config_filename(flags["config"]))
     original = config_lib.load(base)
-    differ = config_lib.changes(original, with_settings(config, settings(found)))
+    values = settings(found, config.net.name)
+    differ = config_lib.changes(original, with_settings(config, values))
     command = ["python", "-m", "scoregen.run", f"--config={base}", *(_flag(key, value) for key, _, value in differ)]
-    own = {key: value for key, _, value in config_lib.changes(original, config) if key not in settings(found)}
+    own = {key: value for key, _, value in config_lib.changes(original, config) if key not in values}
     now = present(config)
     say(console, "")
     console.print(_table(config, what, dims, found, now, (low, high), overlap), soft_wrap=False)
@@ -121,7 +122,7 @@ def _design(argv: Sequence[str], console: Console) -> int:
     name = name_of(config.name, [*own.items(), *changed])
     preset, figure = folder / f"{name}_designed.py", folder / f"{name}_designed.png"
     try:
-        preset.write_text(preset_text(base, preset, what, found, own), encoding="utf-8")
+        preset.write_text(preset_text(base, preset, what, own | values), encoding="utf-8")
         save_figure(figure, sampled_distances(x), dims, found, now)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None

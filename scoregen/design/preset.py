@@ -11,14 +11,22 @@ from typing import Any
 from scoregen.config import Config
 from scoregen.design.techniques import Levels
 
+# That of NCSN v1 becomes that of v2, which divides by sigma by itself, starts as there and averages without a ramp.
+_REFINENET: dict[str, Any] = {
+    "net.name": "refinenet_v2",
+    "target": "score",
+    "process.ncsn.start": "uniform",
+    "train.ema.decay.ramp": False,
+}
 
-def settings(found: Levels) -> dict[str, Any]:
+
+def settings(found: Levels, net: str) -> dict[str, Any]:
     """The options of a configuration, by their dotted keys, that make it NCSN v2 at these levels.
 
-    Technique 3 is among them (the network gives -sigma times the score, so its output is divided by sigma), and
-    technique 5 (an average of the parameters).
+    Technique 3 is among them (the network gives -sigma times the score, so its output is divided by sigma; the paper's
+    own network divides by itself), and technique 5 (an average of the parameters). `net` is the network's name.
 
-    >>> settings(Levels(0.01, 50.0, 232, 6.2e-6, 5))["process.ncsn.levels"]
+    >>> settings(Levels(0.01, 50.0, 232, 6.2e-6, 5), "unet")["process.ncsn.levels"]
     232
     """
     return {
@@ -40,7 +48,7 @@ def settings(found: Levels) -> dict[str, Any]:
         "sampler.corrector.langevin.steps": found.steps,
         "sampler.n": 0,
         "sampler.denoise": True,
-    }
+    } | (_REFINENET if net in ("refinenet", "refinenet_v2") else {})
 
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
@@ -76,9 +84,9 @@ def present(config: Config) -> Levels | None:
     return Levels(ncsn.sigma_min, ncsn.sigma_max, ncsn.levels, step, steps)
 
 
-def preset_text(base: str, path: Path, what: str, found: Levels, own: Mapping[str, Any]) -> str:
-    """The text of a preset: the base, the options that were given on the command line, and the design."""
-    lines = [f"    config.{key} = {_source(value)}" for key, value in (dict(own) | settings(found)).items()]
+def preset_text(base: str, path: Path, what: str, values: Mapping[str, Any]) -> str:
+    """The text of a preset: the base, and its options, by their dotted keys, that differ."""
+    lines = [f"    config.{key} = {_source(value)}" for key, value in values.items()]
     return "\n".join(
         [
             f'r"""{Path(base).stem} at the noise levels that Song & Ermon 2020 choose for its data.',

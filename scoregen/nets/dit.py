@@ -45,7 +45,10 @@ class DiTBlock(nn.Module):
         x += gate1 self_attention((1 + scale1) norm(x) + shift1)
         x += gate2 dense(gelu(dense((1 + scale2) norm(x) + shift2)))
 
-    The six start at zero, so that a new block is the identity.  x [B, N, C], e [B, C] -> [B, N, C].
+    The six start at zero, so that a new block is the identity. The query, the key and the value start with half of the
+    variance of other layers: the paper's code draws them as one layer of 3 C outputs.
+
+    x [B, N, C], e [B, C] -> [B, N, C].
     """
 
     heads: int
@@ -57,7 +60,7 @@ class DiTBlock(nn.Module):
         width = x.shape[-1]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(e, 6, width, self.dtype)
         h = (1 + scale1) * layer_norm(x) + shift1
-        x = x + gate1 * self_attention(h, self.heads, dtype=self.dtype)
+        x = x + gate1 * self_attention(h, self.heads, inner=0.5, dtype=self.dtype)
         h = (1 + scale2) * layer_norm(x) + shift2
         h = nn.gelu(dense(self.expansion * width, dtype=self.dtype, name="mlp1")(h), approximate=True)
         return x + gate2 * dense(width, dtype=self.dtype, name="mlp2")(h)

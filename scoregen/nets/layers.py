@@ -173,7 +173,7 @@ def check_levels(shape: tuple[int, ...], levels: int, attention: Sequence[int]) 
     Each level halves them, and one must have each of the heights where there is to be `attention`.
     """
     if len(shape) != 4:
-        raise ValueError(f"the U-Net takes images [B, H, W, C], not {shape}; for points use the mlp")
+        raise ValueError(f"the network takes images [B, H, W, C], not {shape}; for points use the mlp")
     factor = 2 ** (levels - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(

@@ -29,7 +29,13 @@ def _groups(channels: int) -> int:
 
 
 def _norm(x: jax.Array, name: str) -> jax.Array:
-    return GroupNorm(_groups(x.shape[-1]), name=name)(x)
+    channels, groups = x.shape[-1], _groups(x.shape[-1])
+    if channels % groups:
+        raise ValueError(
+            f"the norm of {channels} channels would have {groups} groups, which do not divide them: take `channels` of "
+            "which all sums are multiples of 32, or small ones with multiples of 4"
+        )
+    return GroupNorm(groups, name=name)(x)
 
 
 class Fourier(nn.Module):
@@ -221,6 +227,13 @@ class NCSNpp(nn.Module):
         return conv(heads * x.shape[-1], scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
 
     def _check(self, shape: tuple[int, ...]) -> None:
+        for name, least, given in (
+            ("channels", 4, (self.channels,)),
+            ("blocks", 0, (self.blocks,)),
+            ("multipliers", 1, self.multipliers),
+        ):
+            if not given or min(given) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
         check_levels(shape, len(self.multipliers), self.attention)
         taps = tuple(self.filter)
         if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) <= 0:

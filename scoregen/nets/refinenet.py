@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoregen.nets.layers import full_precision
+from scoregen.nets.layers import downsample, full_precision
 
 # norm(name=...) is a layer (x [B, H, W, C], at) -> [B, H, W, C]; `at` [B, L] says which noise level it is, or is None.
 Norm = Callable[..., Callable[[jax.Array, jax.Array | None], jax.Array]]
@@ -29,7 +29,7 @@ class InstanceNormPlus(nn.Module):
     With `levels` there are so many of each (gamma, alpha, beta), the rows of a table, and `at` [B, levels] mixes them.
 
     Raises:
-        ValueError: if there is but one channel, whose mean has no variance.
+        ValueError: if there is but one channel, whose mean has no variance, or if it has levels and is not told which.
     """
 
     levels: int | None = None
@@ -48,7 +48,8 @@ class InstanceNormPlus(nn.Module):
             one = self.param("gamma", _around_one, (channels,)), self.param("alpha", _around_one, (channels,))
             rows = [a.astype(y.dtype)[None] for a in (*one, self.param("beta", nn.initializers.zeros, (channels,)))]
         else:
-            assert at is not None
+            if at is None:
+                raise ValueError(f"a norm of {self.levels} levels has to be told at which one it is")
             table = self.param("table", _rows, (self.levels, 3 * channels)).astype(y.dtype)
             # At an integer index this is a row of the table to the last digit, on an accelerator too.
             rows = jnp.split(jnp.matmul(at.astype(y.dtype), table, precision="highest"), 3, axis=-1)
@@ -85,7 +86,7 @@ def hat(c: jax.Array, levels: int) -> jax.Array:
     return jnp.maximum(0, 1 - jnp.abs(jnp.clip(c, 0, levels - 1)[:, None] - index[None, :]))
 
 
-def conv(
+def conv_fan_in(
     x: jax.Array,
     features: int,
     name: str,
@@ -112,16 +113,6 @@ def conv(
         dtype=dtype,
         name=name,
     )(x)
-
-
-def halve(x: jax.Array) -> jax.Array:
-    """The mean of every 2x2 square, [B, H, W, C] -> [B, H / 2, W / 2, C].
-
-    >>> halve(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
-    [[[[1.5]]]]
-    """
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
 def _windows(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], outside: float) -> jax.Array:
@@ -179,13 +170,13 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, at: jax.Array | None) -> jax.Array:
-        layer = functools.partial(conv, dtype=self.dtype, dilation=self.dilation)
+        layer = functools.partial(conv_fan_in, dtype=self.dtype, dilation=self.dilation)
         h = layer(nn.elu(self.norm(name="norm1")(x, at)), x.shape[-1], "conv1")
         h = layer(nn.elu(self.norm(name="norm2")(h, at)), self.features, "conv2")
         if not self.down:
             return x + h
         h = layer(x, self.features, "shortcut", size=1 if self.dilation == 1 else 3) + h
-        return halve(h) if self.dilation == 1 else h
+        return downsample(h) if self.dilation == 1 else h
 
 
 class RefineBlock(nn.Module):
@@ -206,7 +197,7 @@ class RefineBlock(nn.Module):
 
     @nn.compact
     def __call__(self, xs: tuple[jax.Array, ...], at: jax.Array | None) -> jax.Array:
-        layer = functools.partial(conv, dtype=self.dtype)
+        layer = functools.partial(conv_fan_in, dtype=self.dtype)
 
         def norm(x: jax.Array, name: str) -> jax.Array:
             return self.norm(name=f"{name}_norm")(x, at)
@@ -251,7 +242,7 @@ def _refine_net(
     refine = nn.remat(RefineBlock) if remat else RefineBlock
     up = functools.partial(refine, norm=refine_norm, pool=pool, dtype=dtype)
 
-    h, kept = conv(x, channels, "conv_in", dtype), []
+    h, kept = conv_fan_in(x, channels, "conv_in", dtype), []
     for i, (features, dilation) in enumerate([(channels, 1), (2 * channels, 1), (2 * channels, 2), (2 * channels, 4)]):
         block = functools.partial(kept_block, features, norm, dtype, dilation)
         h = block(down=i > 0, name=f"down{i}_0")(h, at)
@@ -263,7 +254,7 @@ def _refine_net(
     h = up(channels, name="up1")((kept[1], h), at)
     h = up(channels, units=3, name="up0")((kept[0], h), at)
     h = nn.elu(norm(name="norm_out")(h, at))
-    return conv(h, out, "conv_out", dtype).astype(full_precision(dtype))
+    return conv_fan_in(h, out, "conv_out", dtype).astype(full_precision(dtype))
 
 
 def _check(name: str, x: jax.Array, c: jax.Array, labels: jax.Array | None) -> None:

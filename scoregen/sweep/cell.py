@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from scoregen import config as config_lib
-from scoregen.command import advice, answer
+from scoregen.command import advice, answer, hush
 from scoregen.config import Config, blaming
 from scoregen.errors import UsageError
 from scoregen.files import locked, whole
@@ -246,4 +246,5 @@ def _device() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    hush()
     sys.exit(main())

@@ -2,9 +2,10 @@
 
 import sys
 
-from scoregen.command import leave_at_once
+from scoregen.command import hush, leave_at_once
 
 if __name__ == "__main__":
+    hush()
     leave_at_once()
     from scoregen.weights.command import main
 

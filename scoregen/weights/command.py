@@ -1,6 +1,6 @@
 """Weights of other libraries in and out.
 
-    python -m scoregen.weights import google/ddpm-cifar10-32 --workdir=runs/google
+    python -m scoregen.weights import FOLDER --workdir=runs/google
     python -m scoregen.weights import checkpoint_26.pth --format=ddpm --workdir=runs/song
     python -m scoregen.weights export runs/ddpm_cifar --out=exported
     python -m scoregen.weights inspect exported
@@ -92,13 +92,14 @@ def _run(argv: Sequence[str], console: Console) -> int:
 
 def _import(path: Path, workdir: Path, config: Config | None, name: str, console: Console) -> int:
     # Here and not above: a wrong flag is answered before JAX is loaded.
+    from scoregen.weights import pipeline
     from scoregen.weights import workdir as runs
     from scoregen.weights.source import check, converted, opened
 
-    with opened(path) as source, runs.fresh_folder(workdir, "--workdir") as folder:
+    with opened(path) as source:
         try:
-            config, shape, arrays, entries, kind = _ours(source, config, name)
-            check(entries, arrays, runs.shapes_of(config, shape))
+            made, shape, arrays, entries, kind = _ours(source, config, name)
+            check(entries, arrays, runs.shapes_of(made, shape))
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
         averaged = converted(source, entries, averaged=True)
@@ -111,24 +112,30 @@ def _import(path: Path, workdir: Path, config: Config | None, name: str, console
             "step": source.step,
             "shape": list(shape),
             "dtypes": kinds[0] if len(kinds) == 1 else {key: array.dtype for key, array in arrays.items()},
+            "scheduler": pipeline.grid_of(source.configs.get("scheduler", {})),
         }
-        runs.write(folder, config, trained, averaged, source.step, record)
+        with runs.fresh_folder(workdir, "--workdir") as folder:
+            runs.write(folder, made, trained, averaged, source.step, record)
     count = sum(_size(array.shape) for array in arrays.values())
     say(
         console,
         f"{path}: {kind}, {count:,} parameters, {', '.join(kinds)}, now the run of step {source.step} in {workdir}",
     )
-    say(console, f"To sample: python -m scoregen.run --workdir={shlex.quote(str(workdir))} --mode=sample")
+    if kind == "diffusers" and "scheduler" not in source.configs:
+        say(console, "It has no scheduler_config.json: the process and the sampler are those of the configuration")
+    from scoregen.data import SHAPES
+
+    data = " --config.data.dir=DIR" if made.data.name in SHAPES else ""
+    say(console, f"To sample: python -m scoregen.run --workdir={shlex.quote(str(workdir))} --mode=sample{data}")
     return 0
 
 
 def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dict, list, str]:
     """The configuration, the shape of an example, the arrays that are weights, where they lie, and the format."""
-    from scoregen.config import build
-    from scoregen.data import SOURCES
     from scoregen.experiment import network
     from scoregen.weights import pipeline, unet
-    from scoregen.weights.source import FORMATS, fitting
+    from scoregen.weights import workdir as runs
+    from scoregen.weights.source import FORMATS, fitting, sized
 
     arrays = dict(source.arrays)
     if "unet" in source.configs:
@@ -142,6 +149,11 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
         for field, given in config.net.unet.items():
             if field not in unet.IDLE and given != (theirs := getattr(net, field)):
                 raise UsageError(f"config.net.unet.{field}={given}: its config.json says {theirs}")
+        if (data := runs.data_shape(config)) != shape:
+            raise UsageError(
+                f"config.data.name={config.data.name}: examples of {sized(data)}, and its config.json says "
+                f"{sized(shape)}"
+            )
         return config, shape, arrays, unet.diffusers(net, shape), "diffusers"
     if source.format == "safetensors":
         raise UsageError("it says nothing of its network: name the folder that it is in, with its config.json")
@@ -150,7 +162,7 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
     if config is None:
         config, shape = it.preset(), it.shape
     else:
-        shape = build(SOURCES, config.data, dir=config.data.dir).shape
+        shape = runs.data_shape(config)
     if config.net.name != it.net:
         raise UsageError(f"config.net.name={config.net.name}: --format={kind} is a {it.net}")
     arrays = {key: array for key, array in arrays.items() if key not in it.buffers}
@@ -159,17 +171,18 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
 
 def _export(path: Path, out: Path, asked: dict[str, Any], console: Console) -> int:
     import ml_dtypes  # noqa: F401 - which teaches NumPy the name bfloat16
-    import numpy as np
 
     from scoregen.experiment import network
     from scoregen.weights import card, pipeline, unet
     from scoregen.weights import workdir as runs
     from scoregen.weights.layout import to_theirs
-    from scoregen.weights.source import WEIGHTS, checksum
+    from scoregen.weights.source import WEIGHTS, checksum, finite
 
     config = runs.configuration(path)
     net, record = network(config), runs.record_of(path)
     scheduler = pipeline.scheduler_config(config)
+    if asked["step"] < -1 or (asked["best"] and asked["step"] >= 0):
+        raise UsageError("--step=N is that of a checkpoint, from 0 on, and goes without --best")
     shape = runs.shape_of(path, config)
     if len(shape) != 3:
         raise UsageError(f"{path} is of points, and a diffusers UNet2DModel is of images")
@@ -177,20 +190,23 @@ def _export(path: Path, out: Path, asked: dict[str, Any], console: Console) -> i
     step = asked["step"] if asked["step"] >= 0 else None
     ours, step = runs.read(path, runs.shapes_of(config, shape), not asked["raw"], asked["best"], step)
     arrays = to_theirs(entries, ours)
-    if bad := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
+    if bad := [key for key, array in arrays.items() if not finite(array)]:
         raise UsageError(f"{path}: {len(bad)} arrays have weights that are not finite, the first {bad[0]}")
     kind = "as trained, no average" if asked["raw"] else "averaged over training"
-    if record.get("step") == step:
+    untrained = record.get("step") == step
+    if untrained:
         kind = "as they were imported"
-    if record.get("step") == step and record["format"] == "diffusers":  # to the last bit
+    if untrained and record["format"] == "diffusers":  # to the last bit, and on the grid of times that it had
         kinds = record["dtypes"]
+        scheduler |= {key: value for key, value in record.get("scheduler", {}).items() if key in scheduler}
         arrays = {key: a.astype(kinds if isinstance(kinds, str) else kinds[key]) for key, a in arrays.items()}
 
     with runs.fresh_folder(out, "--out") as folder:
         for part in ("unet", "scheduler"):
             (folder / part).mkdir()
         _write_safetensors(folder / "unet" / WEIGHTS, arrays)
-        index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"]}
+        kinds = scheduler["_class_name"], scheduler["_class_name"].replace("Scheduler", "Pipeline")
+        index = {"_class_name": kinds[1], "scheduler": ["diffusers", kinds[0]]}
         _write_json(folder / "model_index.json", index | {"unet": ["diffusers", "UNet2DModel"]})
         _write_json(folder / "unet" / "config.json", pipeline.unet_config(net, shape))
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -200,8 +216,11 @@ def _export(path: Path, out: Path, asked: dict[str, Any], console: Console) -> i
             "parameters": sum(array.size for array in arrays.values()),
             "kind": kind,
         }
-        card.write(folder, card.card(config, path, step, weights, record), USE.replace("FOLDER", out.name))
-    say(console, f"{out}: a diffusers DDPMPipeline of {weights['parameters']:,} parameters, of step {step} of {path}")
+        told = card.card(config, path, step, weights, record, averaged=not asked["raw"])
+        card.write(folder, told, USE.replace("FOLDER", out.resolve().name).replace("DDPMPipeline", kinds[1]))
+    if (name := config.sampler.predictor.name) != "ancestral":
+        say(console, f"the run samples by {name}, and the pipeline as its scheduler does")
+    say(console, f"{out}: a diffusers {kinds[1]} of {weights['parameters']:,} parameters, of step {step} of {path}")
     return 0
 
 
@@ -252,10 +271,10 @@ def _table(console: Console, rows: dict[str, tuple[str, ...]]) -> None:
 
 
 def _infinite(source: Source, key: str) -> bool:
-    import numpy as np
+    from scoregen.weights.source import finite
 
     array = source.read(key, False)
-    return array.dtype.kind in "fV" and not np.isfinite(array.astype(np.float32)).all()
+    return array.dtype.kind in "fV" and not finite(array)
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,28 +18,28 @@ PRESETS = {(32, 32, 3): "ddpm_cifar", (8, 8, 1): "ddpm_digits"}
 UNET: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "silu"),
     "add_attention": (True, True),
-    "attn_norm_num_groups": (None, None),
     "center_input_sample": (False, False),
     "class_embed_type": (None, None),
-    "downsample_padding": (1, 0),
     "downsample_type": ("conv", "conv"),
-    "flip_sin_to_cos": (True, False),
-    "freq_shift": (0, 1),
     "mid_block_scale_factor": (1, 1),
     "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
-    "norm_eps": (1e-5, 1e-6),
     "num_class_embeds": (None, None),
     "num_train_timesteps": (None, None),
-    "resnet_time_scale_shift": ("default", "default"),
     "time_embedding_dim": (None, None),
     "time_embedding_type": ("positional", "positional"),
     "upsample_type": ("conv", "conv"),
 }
+# Options that go together: a form of our U-Net is one value of each, and diffusers' defaults are the second.
+FORM = ("downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps")
+FORMS = {"ddpm": (0, False, 1, 1e-6), "adm": (1, True, 0, 1e-5)}
 # And those that say what a U-Net is.
 SIZES = {
+    *FORM,
+    *("attn_norm_num_groups", "resnet_time_scale_shift"),
     *("attention_head_dim", "block_out_channels", "down_block_types", "dropout", "in_channels", "layers_per_block"),
     *("norm_num_groups", "out_channels", "sample_size", "up_block_types"),
 }
+SHIFTS = {"default": False, "scale_shift": True}
 # Options of a scheduler that must have one value.
 SCHEDULER: dict[str, Any] = {"rescale_betas_zero_snr": False, "thresholding": False}
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -74,16 +75,29 @@ def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
         raise UsageError(
             f"up_block_types={_shown(theirs['up_block_types'])}: attention is not where down_block_types has it"
         )
-    heads = theirs.get("attention_head_dim", 8)
-    for attended in [width for width, attends in zip(widths, down, strict=True) if attends] + widths[-1:]:
-        if heads not in (None, attended):
-            raise UsageError(f"attention_head_dim={_shown(heads)}: the U-Net here attends with one head, which is null")
+    attended = {width for width, attends in zip(widths, down, strict=True) if attends} | {widths[-1]}
+    head = theirs.get("attention_head_dim", 8)
+    head = 0 if head is None or attended == {head} else _whole("attention_head_dim", head)
+    if any(head and width % head for width in attended):
+        raise UsageError(f"attention_head_dim={head}: it does not divide {_shown(sorted(attended))}, that attend")
+    given = tuple(theirs.get(option, absent) for option, absent in zip(FORM, FORMS["adm"], strict=True))
+    forms = [form for form, values in FORMS.items() if values == given]
+    if not forms:
+        said, *known = (
+            ", ".join(f"{option}={_shown(value)}" for option, value in zip(FORM, values, strict=True))
+            for values in (given, *FORMS.values())
+        )
+        raise UsageError(f"{said}: known here are {' and '.join(known)}")
     dropout = theirs.get("dropout", 0.0)
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
         raise UsageError(f"dropout={_shown(dropout)}: 0 up to, but not, 1 is needed")
     groups = _whole("norm_num_groups", theirs.get("norm_num_groups", 32))
     if channels % groups:
         raise UsageError(f"norm_num_groups={groups}: they do not divide block_out_channels={channels}")
+    shift = _one_of("resnet_time_scale_shift", theirs.get("resnet_time_scale_shift", "default"), SHIFTS)
+    # Without it the middle's attention has no norm there, if there is scale and shift.
+    if (norm := theirs.get("attn_norm_num_groups")) != groups and (norm is not None or shift):
+        raise UsageError(f"attn_norm_num_groups={_shown(norm)}: {groups} are needed here, as of norm_num_groups")
     net = UNet(
         channels=channels,
         multipliers=tuple(width // channels for width in widths),
@@ -91,6 +105,9 @@ def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
         attention=tuple(size[0] >> i for i, attends in enumerate(down) if attends),
         dropout=float(dropout),
         groups=groups,
+        head_channels=head,
+        scale_shift=shift,
+        form=forms[0],
     )
     return net, (*size, c)
 
@@ -135,8 +152,11 @@ def set_scheduler(config: Config, theirs: dict[str, Any]) -> None:
     if not all(type(end) in (int, float) and 0 < end < 1 for end in ends):
         raise UsageError(f"its scheduler has beta_start, beta_end={_shown(ends)}: numbers between 0 and 1 are needed")
     if trained is not None:
-        if not isinstance(trained, list) or not all(type(beta) is float and 0 < beta < 1 for beta in trained):
-            raise UsageError(f"its scheduler has trained_betas={_shown(trained)}: numbers between 0 and 1 are needed")
+        sound = isinstance(trained, list) and all(type(beta) is float and 0 < beta < 1 for beta in trained)
+        if not sound or len(trained) != steps:
+            raise UsageError(
+                f"its scheduler has trained_betas={_shown(trained)}: {steps} numbers between 0 and 1 are needed"
+            )
         config.process.name, config.process.betas["values"] = "betas", tuple(trained)
     elif schedule == "linear":
         config.process.name = "ddpm"
@@ -151,20 +171,18 @@ def set_scheduler(config: Config, theirs: dict[str, Any]) -> None:
         raise UsageError(
             f"its scheduler has beta_schedule={_shown(schedule)}: linear, scaled_linear, squaredcos_cap_v2 are known"
         )
-    prediction = theirs.get("prediction_type", "epsilon")
-    if prediction not in TARGETS:
-        raise UsageError(f"its scheduler has prediction_type={_shown(prediction)}: {', '.join(TARGETS)} are known")
-    config.target, config.net.condition, config.net.unit_input = TARGETS[prediction], "index", False
+    config.target = _one_of("prediction_type", theirs.get("prediction_type", "epsilon"), TARGETS)
+    config.net.condition, config.net.unit_input = "index", False
     reach = theirs.get("clip_sample_range", 1.0)
-    clips = bool(theirs.get("clip_sample", True))
+    clips = theirs.get("clip_sample", True)
+    if not isinstance(clips, bool):
+        raise UsageError(f"its scheduler has clip_sample={_shown(clips)}: true or false is needed")
     if clips and reach != 1:
         raise UsageError(f"its scheduler has clip_sample_range={_shown(reach)}: x0 is clipped to [-1, 1] here")
     config.sampler.x0.name = "clip" if clips else "free"
-    variance = theirs.get("variance_type", "fixed_small")
-    if variance not in VARIANCES:
-        raise UsageError(f"its scheduler has variance_type={_shown(variance)}: {', '.join(VARIANCES)} are known")
+    variance = _one_of("variance_type", theirs.get("variance_type", "fixed_small"), VARIANCES)
     config.sampler.predictor.name, config.sampler.corrector.name = "ancestral", "none"
-    config.sampler.predictor.ancestral.variance = VARIANCES[variance]
+    config.sampler.predictor.ancestral.variance = variance
     config.sampler.predictor.ancestral.eta = 1.0 if name == "DDPMScheduler" else 0.0
 
 
@@ -172,27 +190,41 @@ def unet_config(net: UNet, shape: tuple[int, int, int]) -> dict[str, Any]:
     """The config.json of the `UNet2DModel` that our network is."""
     height, width, channels = shape
     attends = ["Attn" * (height >> i in net.attention) for i in range(len(net.multipliers))]
-    return {option: ours for option, (_, ours) in UNET.items()} | {
-        "_class_name": "UNet2DModel",
-        "attention_head_dim": None,
-        "block_out_channels": [net.channels * m for m in net.multipliers],
-        "down_block_types": [f"{attn}DownBlock2D" for attn in attends],
-        "dropout": net.dropout,
-        "in_channels": channels,
-        "layers_per_block": net.blocks,
-        "norm_num_groups": min(net.groups, net.channels),
-        "out_channels": channels,
-        "sample_size": height if height == width else [height, width],
-        "up_block_types": [f"{attn}UpBlock2D" for attn in attends[::-1]],
-    }
+    if net.attention_heads != 1:
+        raise UsageError(
+            f"net.unet.attention_heads={net.attention_heads}: diffusers' UNet2DModel is told the channels of a head "
+            "(net.unet.head_channels), the same on every level"
+        )
+    groups = min(net.groups, net.channels)
+    return (
+        {option: ours for option, (_, ours) in UNET.items()}
+        | dict(zip(FORM, FORMS[net.form], strict=True))
+        | {
+            "_class_name": "UNet2DModel",
+            "attention_head_dim": net.head_channels or None,
+            "attn_norm_num_groups": groups if net.scale_shift else None,
+            "block_out_channels": [net.channels * m for m in net.multipliers],
+            "down_block_types": [f"{attn}DownBlock2D" for attn in attends],
+            "dropout": net.dropout,
+            "in_channels": channels,
+            "layers_per_block": net.blocks,
+            "norm_num_groups": groups,
+            "out_channels": channels,
+            "resnet_time_scale_shift": "scale_shift" if net.scale_shift else "default",
+            "sample_size": height if height == width else [height, width],
+            "up_block_types": [f"{attn}UpBlock2D" for attn in attends[::-1]],
+        }
+    )
 
 
 def scheduler_config(config: Config) -> dict[str, Any]:
-    """The config.json of the `DDPMScheduler` that walks as our ancestral sampler does.
+    """The config.json of the `DDPMScheduler`, or without noise `DDIMScheduler`, that walks as our ancestral sampler.
 
     Raises:
-        UsageError: for what a DDPMScheduler cannot walk, or a UNet2DModel cannot be told.
+        UsageError: for what these cannot walk, or a UNet2DModel cannot be told.
     """
+    if config.sampler.x0.name not in ("free", "clip"):
+        raise UsageError(f"config.sampler.x0.name={config.sampler.x0.name}: a diffusers pipeline is free or clip there")
     needed = {
         "net.condition": "index",
         "net.unit_input": False,
@@ -226,20 +258,33 @@ def scheduler_config(config: Config) -> dict[str, Any]:
             f"config.process.name={name}: diffusers' DDPMScheduler walks a chain that keeps the variance: ddpm, "
             "cosine or betas"
         )
-    ancestral = config.sampler.predictor.name == "ancestral"
-    large = ancestral and config.sampler.predictor.ancestral.variance == "large"
-    return betas | {
-        "_class_name": "DDPMScheduler",
-        "clip_sample": config.sampler.x0.name == "clip",
-        "clip_sample_range": 1.0,
-        "num_train_timesteps": steps,
-        "prediction_type": predictions[config.target],
-        "rescale_betas_zero_snr": False,
-        "steps_offset": 0,
-        "thresholding": False,
-        "timestep_spacing": "leading",
-        "variance_type": "fixed_large" if large else "fixed_small",
-    }
+    ancestral = config.sampler.predictor.ancestral
+    asked = config.sampler.predictor.name == "ancestral"
+    if asked and ancestral.eta == 0:
+        last: dict[str, Any] = {"_class_name": "DDIMScheduler", "set_alpha_to_one": True}
+    else:
+        large = asked and ancestral.variance == "large"
+        last = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large" if large else "fixed_small"}
+    return (
+        betas
+        | last
+        | {
+            "clip_sample": config.sampler.x0.name == "clip",
+            "clip_sample_range": 1.0,
+            "num_train_timesteps": steps,
+            "prediction_type": predictions[config.target],
+            "rescale_betas_zero_snr": False,
+            "steps_offset": 0,
+            "thresholding": False,
+            "timestep_spacing": "leading",
+        }
+    )
+
+
+def grid_of(theirs: dict[str, Any]) -> dict[str, Any]:
+    """What a scheduler's config.json says of the times of fewer steps, which are chosen otherwise here."""
+    kinds = {"set_alpha_to_one": bool, "steps_offset": int, "timestep_spacing": str}
+    return {key: theirs[key] for key, kind in kinds.items() if type(theirs.get(key)) is kind}
 
 
 def _blocks(theirs: dict[str, Any], side: str, count: int) -> list[bool]:
@@ -260,6 +305,12 @@ def _whole_list(theirs: dict[str, Any], option: str) -> list[int]:
     if not isinstance(given, list) or not 1 <= len(given) <= 16:
         raise UsageError(f"{option}={_shown(given)}: a list of whole numbers is needed")
     return [_whole(option, value) for value in given]
+
+
+def _one_of(option: str, value: Any, known: Mapping[str, Any]) -> Any:
+    if not isinstance(value, str) or value not in known:
+        raise UsageError(f"{option}={_shown(value)}: {', '.join(known)} are known here")
+    return known[value]
 
 
 def _whole(option: str, value: Any, most: int = 1 << 16) -> int:

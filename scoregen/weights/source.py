@@ -19,6 +19,7 @@ from scoregen.weights.layout import KINDS, Entry, to_ours
 from scoregen.weights.torch_zip import Tensor, TorchFile
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 # The names of attention in diffusers before 0.15, by which the first checkpoints on the hub go.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -111,7 +112,11 @@ def opened(path: Path) -> Iterator[Source]:
         with _folder(path) as source:
             yield source
     elif not path.exists():
-        raise UsageError(f"there is no {path}: a diffusers folder, a .safetensors or a .pth file is needed")
+        hub = len(path.parts) == 2 and not path.suffix
+        get = f"; to get it: huggingface-cli download {path} --local-dir {path.name}, and then give {path.name}"
+        raise UsageError(f"there is no {path}: a diffusers folder, a .safetensors or a .pth file is needed{get * hub}")
+    elif not path.is_file():
+        raise UsageError(f"{path} is neither a file nor a folder")
     elif path.suffix == ".safetensors":
         with _safetensors(path, "safetensors", {}) as source:
             yield source
@@ -123,12 +128,24 @@ def opened(path: Path) -> Iterator[Source]:
 def _folder(path: Path) -> contextlib.AbstractContextManager[Source]:
     """A pipeline's folder, with `unet/` and `scheduler/`, or the model's own."""
     model = path / "unet" if (path / "unet").is_dir() else path
+    if (path / "checkpoints").is_dir():
+        raise UsageError(f"{path} is a run of scoregen already: python -m scoregen.run --workdir={path} --mode=sample")
     if not (model / "config.json").is_file():
         raise UsageError(f"{path} is no diffusers folder: there is no unet/config.json in it, nor a config.json")
     configs = {"unet": read_json(model / "config.json")}
-    if (path / "scheduler" / "scheduler_config.json").is_file():
-        configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json")
+    # Of a model's own folder it lies beside, as on the hub's first models, or in the pipeline's that it is a part of.
+    beside = (path / "scheduler", path, *([path.parent / "scheduler"] if path.name == "unet" else []))
+    found = [folder / "scheduler_config.json" for folder in beside if (folder / "scheduler_config.json").is_file()]
+    if found:
+        configs["scheduler"] = read_json(found[0])
     if not (model / WEIGHTS).is_file():
+        if parts := sorted(model.glob("diffusion_pytorch_model*.safetensors")):
+            mend = (
+                "diffusers' save_pretrained(FOLDER, max_shard_size='100GB') writes one"
+                if len(parts) > 1
+                else f"rename it to {WEIGHTS}"
+            )
+            raise UsageError(f"the weights in {model} are in {', '.join(p.name for p in parts[:3])}: {mend}")
         if any(model.glob("diffusion_pytorch_model*.bin")):
             raise UsageError(
                 f"{model} has its weights in a .bin file alone, a pickle, which is not read: write them with "
@@ -144,7 +161,10 @@ def _safetensors(path: Path, kind: str, configs: dict[str, dict]) -> Iterator[So
 
     try:
         file = safe_open(path, framework="numpy")
-        theirs = {_today(name): name for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        names = list(file.keys())
+        theirs = {_today(name): name for name in names}
+        if len(theirs) != len(names):
+            raise UsageError(f"{path} has one array under a name of today and under one of diffusers before 0.15")
         slices = {name: file.get_slice(old) for name, old in theirs.items()}
         arrays = {
             name: Array(DTYPES.get(str(s.get_dtype()), str(s.get_dtype())), tuple(s.get_shape()))
@@ -156,7 +176,7 @@ def _safetensors(path: Path, kind: str, configs: dict[str, dict]) -> Iterator[So
     def read(name: str, averaged: bool) -> np.ndarray:
         try:
             return file.get_tensor(theirs[name])
-        except (SafetensorError, TypeError, AttributeError) as error:
+        except (SafetensorError, TypeError, AttributeError, ValueError, MemoryError) as error:
             raise UsageError(f"{path}: {name} cannot be read ({_line(error)})") from None
 
     yield Source(kind, arrays, read, file=path, configs=configs)
@@ -178,9 +198,14 @@ def _trained(file: TorchFile) -> Source:
     whole = value if isinstance(value, dict) else {}
     model = whole.get("model", whole)
     if not isinstance(model, dict) or not model or not all(isinstance(a, Tensor) for a in model.values()):
-        raise UsageError(f"{path} holds no state dict, under 'model' or as a whole, of tensors alone")
+        raise UsageError(
+            f"{path} holds no state dict, under 'model' or as a whole, of tensors alone; to take the part that is one: "
+            "found = torch.load(OLD, weights_only=True); torch.save(found[...], NEW)"
+        )
     prefix = "module." if all(str(name).startswith("module.") for name in model) else ""  # of DataParallel
     tensors = {str(name).removeprefix(prefix): tensor for name, tensor in model.items()}
+    if len(tensors) != len(model):
+        raise UsageError(f"{path} has two arrays of one name")
     step = whole.get("step", 0)
     step = step if type(step) is int and 0 <= step < 1 << 31 else 0
     averages = _averages(path, whole.get("ema"), tensors)
@@ -233,9 +258,7 @@ def fitting(source: Source, config: Config | None, asked: str) -> str:
             if {entry.theirs for entry in entries} == found - set(it.buffers):
                 return name
     known = ", ".join(FORMATS)
-    raise UsageError(
-        f"{source.file}: its arrays are those of none of the networks known here ({known}); say --config=NAME"
-    )
+    raise UsageError(f"its arrays are those of none of the networks known here ({known}); say --config=NAME")
 
 
 def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[str, Any]) -> None:
@@ -261,7 +284,7 @@ def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[s
         shape = KINDS[entry.kind][1](np.empty(shape.shape, np.int8)).shape
         if arrays[name].shape != shape:
             raise UsageError(f"{name} is {sized(arrays[name].shape)}, and the network's is {sized(shape)}")
-        if arrays[name].dtype not in ("float16", "bfloat16", "float32", "float64"):
+        if arrays[name].dtype not in FLOATS:
             raise UsageError(f"{name} holds {arrays[name].dtype}, and weights are floating-point numbers")
 
 
@@ -274,8 +297,9 @@ def converted(source: Source, entries: Sequence[Entry], averaged: bool) -> dict[
     theirs, bad = {}, []
     for entry in entries:
         array = source.read(entry.theirs, averaged)
-        theirs[entry.theirs] = array.astype(np.float32)
-        if not np.isfinite(theirs[entry.theirs]).all():
+        with np.errstate(over="ignore"):
+            theirs[entry.theirs] = array.astype(np.float32)
+        if not finite(array):
             bad.append(entry.theirs)
         elif array.dtype == np.float64 and (theirs[entry.theirs].astype(np.float64) != array).any():
             raise UsageError(
@@ -284,6 +308,11 @@ def converted(source: Source, entries: Sequence[Entry], averaged: bool) -> dict[
     if bad:
         raise UsageError(f"{source.file}: {len(bad)} arrays have weights that are not finite, the first {bad[0]}")
     return to_ours(entries, theirs)
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether all numbers are, of an array of any floating-point type."""
+    return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
 
 
 def read_json(path: Path) -> dict[str, Any]:

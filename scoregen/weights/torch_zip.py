@@ -18,6 +18,7 @@ import math
 import pickletools
 import re
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from scoregen.errors import UsageError
 
 # Far beyond what a table of some thousand tensors takes.
-LARGEST_PICKLE = 1 << 24
+LARGEST_PICKLE = 1 << 22
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6: a pickle of a magic number
 
 STORAGES = {
@@ -95,6 +96,11 @@ class TorchFile:
                     f"{path} is in the format before PyTorch 1.6, a bare pickle, which is not read; to convert it: "
                     "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW)"
                 )
+            if head[:4] != b"PK\x03\x04" and tarfile.is_tarfile(path):
+                raise UsageError(
+                    f"{path} is an archive of before PyTorch 0.1.11, which is not read: load it in PyTorch and save it "
+                    "anew"
+                )
             if head[:1] == b"\x80":
                 raise UsageError(f"{path} is a bare pickle, which is a program, and is not read: save it by torch.save")
             self._open()
@@ -115,6 +121,7 @@ class TorchFile:
             raise UsageError(f"{self.path} is no file of torch.save: of data.pkl it has {len(pickles)}, not one")
         self._folder = pickles[0].removesuffix("data.pkl")
         self._size = size
+        self._last = "", 0, b""
         order = f"{self._folder}byteorder"
         if order in self._members and self._member(order, 16) != b"little":
             raise UsageError(f"{self.path} was written on a big-endian machine: save it anew on another")
@@ -132,8 +139,11 @@ class TorchFile:
     def read(self, tensor: Tensor) -> np.ndarray:
         """The numbers of a tensor, a copy in C order."""
         dtype, key, count = tensor.storage
-        raw = self._member(f"{self._folder}data/{key}", count * dtype.itemsize, exact=True)
-        flat = np.frombuffer(raw, dtype)[tensor.offset :]
+        # Tensors that share a storage mostly follow each other: it is read, and its checksum compared, once.
+        name, size = f"{self._folder}data/{key}", count * dtype.itemsize
+        if self._last[:2] != (name, size):
+            self._last = name, size, self._member(name, size, exact=True)
+        flat = np.frombuffer(self._last[2], dtype)[tensor.offset :]
         strides = [stride * dtype.itemsize for stride in tensor.strides]
         if 0 in tensor.shape:
             return np.zeros(tensor.shape, dtype)
@@ -231,6 +241,8 @@ class _Machine:
                 for key, value in zip(values[::2], values[1::2], strict=True):
                     if type(key) not in (str, int):  # a hash of tuples within tuples could take for ever
                         raise _Malformed(f"has a key of type {type(key).__name__}, where weights have names")
+                    if type(key) is int and not 0 <= key < 1 << 31:  # beyond, many could have one and the same hash
+                        raise _Malformed("has a key out of range, where weights have names")
                     target[key] = value
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = stack[-1]
@@ -302,8 +314,16 @@ def _call(function: _Name, arguments: tuple) -> Any:
     shape, strides = (tuple(map(_whole, _as(tuple, part))) for part in arguments[2:4])
     if len(shape) != len(strides) or len(shape) > 8:
         raise _Malformed("has a tensor of more axes than weights have, or not as many strides")
-    # No number is used twice, so that a tensor takes no more memory than its storage in the file.
-    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if 0 not in shape and (last >= storage.count or math.prod(shape) > storage.count):
+    if math.prod(max(n, 1) for n in shape) >= 1 << 48:
+        raise _Malformed("has a tensor of more numbers than there can be")
+    axes = sorted((stride, n) for n, stride in zip(shape, strides, strict=True) if n != 1)
+    if 0 not in shape and offset + sum((n - 1) * stride for stride, n in axes) >= storage.count:
         raise _Malformed("has a tensor that reaches out of its storage")
+    # No number is used twice, so that a tensor takes no more memory than its storage in the file: a step along an axis
+    # leads beyond all that the axes of smaller steps reach.
+    reach = 0
+    for stride, n in axes:
+        if stride <= reach and 0 not in shape:
+            raise _Malformed("has a tensor that uses a number twice")
+        reach += (n - 1) * stride
     return Tensor(storage, offset, shape, strides)

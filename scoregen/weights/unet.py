@@ -15,7 +15,7 @@ NORM, DENSE, CONV = ("weight", "scale", "same"), ("weight", "kernel", "dense"), 
 POINTWISE, NIN = ("weight", "kernel", "pointwise"), ("W", "kernel", "same")
 # Fields that change no array, and nothing of what a trained network computes but its rounding.
 IDLE = {"dropout", "dtype", "remat"}
-KNOWN = {"channels", "multipliers", "blocks", "attention", "attention_last", "groups", *IDLE, "parent", "name"}
+SHARED = {"channels", "multipliers", "blocks", "attention", "attention_last", "groups", *IDLE, "parent", "name"}
 
 # Modules: our layer -> (theirs, the form of it), in the order in which PyTorch registers them.
 RESNET = {
@@ -60,7 +60,7 @@ def diffusers(net: UNet, shape: tuple[int, ...]) -> list[Entry]:
     >>> next(entry for entry in diffusers(net, (8, 8, 1)) if entry.ours == "up1_0_attention.proj.kernel")
     Entry(theirs='up_blocks.0.attentions.0.to_out.0.weight', ours='up1_0_attention.proj.kernel', kind='dense')
     """
-    _refuse(net, "diffusers' UNet2DModel")
+    _refuse(net, "diffusers' UNet2DModel", {"form", "scale_shift", "attention_heads", "head_channels"})
     if net.attention_last:
         raise UsageError("net.unet.attention_last=True: diffusers' UNet2DModel attends after every block of a level")
     last = len(net.multipliers) - 1
@@ -99,7 +99,7 @@ def score_sde(net: UNet, shape: tuple[int, ...]) -> list[Entry]:
     >>> score_sde(net, (8, 8, 1))[0]
     Entry(theirs='all_modules.0.weight', ours='time1.kernel', kind='dense')
     """
-    _refuse(net, "score_sde's ddpm")
+    _refuse(net, "score_sde's ddpm", set())
     if net.attention and not net.attention_last:
         raise UsageError("net.unet.attention_last=False: score_sde's ddpm attends once a level on the way up")
     if min(net.groups, net.channels) != 32:
@@ -164,9 +164,9 @@ def _module(theirs: str, layers: dict[str, tuple], ours: str, same: bool = False
     return [entry for name, at, form in named for entry in _layer(f"{theirs}.{at}", form, f"{ours}.{name}")]
 
 
-def _refuse(net: UNet, theirs: str) -> None:
+def _refuse(net: UNet, theirs: str, more: set[str]) -> None:
     if not isinstance(net, UNet):
         raise UsageError(f"the network is no unet, and {theirs} is one: say --config.net.name=unet")
     for field in dataclasses.fields(net):
-        if field.name not in KNOWN and (value := getattr(net, field.name)) != field.default:
+        if field.name not in SHARED | more and (value := getattr(net, field.name)) != field.default:
             raise UsageError(f"net.unet.{field.name}={value}: {theirs}, as it is known here, has it not")

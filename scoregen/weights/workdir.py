@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from scoregen import config as config_lib
-from scoregen.checkpoint import Checkpoints
+from scoregen.checkpoint import Checkpoints, reason
+from scoregen.command import unfinished
 from scoregen.config import Config, build
-from scoregen.data import SOURCES
+from scoregen.data import SHAPES, SOURCES
 from scoregen.errors import UsageError
 from scoregen.experiment import network
 from scoregen.process import PROCESSES
 from scoregen.times import TIMES
 from scoregen.train import TrainState, make_optimizer
-from scoregen.weights.source import read_json
+from scoregen.weights.source import FLOATS, read_json
 
 RECORD = "weights.json"  # where imported weights came from
 
@@ -36,16 +38,30 @@ def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already, and not empty: choose another {flag}")
-    target = target.absolute()
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    target, beside = target.resolve(), None
     try:
-        beside.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        unfinished.add(beside)
+        beside.chmod(0o777 & ~_umask())
         yield beside
-        beside.replace(target)
+        if target.exists():  # and empty; it may be the folder that one is in, which a rename would take away
+            for part in beside.iterdir():
+                part.rename(target / part.name)
+        else:
+            beside.rename(target)
     except OSError as error:
         raise UsageError(f"cannot write to {target}: {error.strerror or error}; choose another {flag}") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+            unfinished.discard(beside)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def shapes_of(config: Config, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -80,8 +96,11 @@ def write(
     state = TrainState(jnp.asarray(step, jnp.int32), params, ema, make_optimizer(config.train).init(params), times)
     (folder / "config.json").write_text(config_lib.to_json(config))
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    with Checkpoints(folder / "checkpoints", keep=config.train.keep) as checkpoints:
-        checkpoints.save(step, state)
+    try:
+        with Checkpoints(folder / "checkpoints", keep=config.train.keep) as checkpoints:
+            checkpoints.save(step, state)
+    except UsageError as error:
+        raise OSError(None, reason(error.__cause__ or error)) from error
 
 
 def configuration(workdir: Path) -> Config:
@@ -94,12 +113,37 @@ def configuration(workdir: Path) -> Config:
 def shape_of(workdir: Path, config: Config) -> tuple[int, ...]:
     """The shape of an example: as the imported weights have it, or as the data."""
     record = record_of(workdir)
-    return tuple(record["shape"]) if record else build(SOURCES, config.data, dir=config.data.dir).shape
+    return tuple(record["shape"]) if record else data_shape(config)
+
+
+def data_shape(config: Config) -> tuple[int, ...]:
+    """The shape of an example of the data of a configuration; those that lie on disk are not read."""
+    if config.data.name in SHAPES:
+        return build(SHAPES, config.data)
+    return build(SOURCES, config.data, dir=config.data.dir).shape
 
 
 def record_of(workdir: Path) -> dict[str, Any]:
-    """Where imported weights came from; empty for a run that was trained here."""
-    return read_json(workdir / RECORD) if (workdir / RECORD).is_file() else {}
+    """Where imported weights came from; empty for a run that was trained here.
+
+    Raises:
+        UsageError: if the file that says so is damaged.
+    """
+    if not (workdir / RECORD).is_file():
+        return {}
+    record = read_json(workdir / RECORD)
+    kinds, shape = record.get("dtypes"), record.get("shape")
+    named = kinds.values() if isinstance(kinds, dict) else [kinds]
+    sound = (
+        isinstance(shape, list)
+        and all(type(n) is int and n > 0 for n in shape)
+        and all(isinstance(record.get(key), str) for key in ("source", "format", "sha256"))
+        and type(record.get("step")) is int
+        and all(kind in FLOATS for kind in named)
+    )
+    if not sound:
+        raise UsageError(f"{workdir / RECORD} is damaged: restore it from a copy, or import the weights again")
+    return record
 
 
 def read(

@@ -68,7 +68,7 @@ class Attention(nn.Module):
 
 
 class Residual(nn.Module):
-    def __init__(self, inner, outer, emb, fir, move=None, dropout=0.0):
+    def __init__(self, inner, outer, emb, fir, move=None):
         super().__init__()
         self.fir, self.move = fir, move
         self.GroupNorm_0, self.Conv_0 = group_norm(inner), nn.Conv2d(inner, outer, 3, padding=1)
