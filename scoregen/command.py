@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -48,21 +49,42 @@ def answer(
         return work(argv, console)
     except KeyboardInterrupt:  # before there was anything to save
         return 128 + signal.SIGINT
-    except UsageError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename or 'the system'}: {error.strerror or error}"
     except Exception as error:
-        # Out of memory is the one failure of the runtime that a flag can mend.
-        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+        message = advice(error)
+        if message is None:
             raise
-        message = (
-            "out of memory: try a smaller --config.train.microbatch (the same step in parts), "
-            "--config.train.batch or --config.sampler.batch"
-        )
     line = plain(message).replace("\n", " ")
     Console(stderr=True, soft_wrap=True).print(f"scoregen: {line}", markup=False, highlight=False)
     return 2
+
+
+def advice(error: Exception) -> str | None:
+    """The line for what a person can mend: a UsageError, a file system that refuses, too little memory; None for else.
+
+    >>> advice(MemoryError()), advice(KeyError("x"))
+    ('out of memory: try a smaller --config.train.microbatch ...', None)
+    """
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}"
+    # Out of memory is the one failure of the runtime that a flag can mend.
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        return (
+            "out of memory: try a smaller --config.train.microbatch (the same step in parts), "
+            "--config.train.batch or --config.sampler.batch"
+        )
+    return None
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of flags that refuses as everything here does, and leaves the help to `answer`."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog=prog, add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see python -m {self.prog} --help")
 
 
 def plain(text: str) -> str:

@@ -11,6 +11,7 @@ Whatever the person at the keyboard can get wrong ends in a UsageError of one li
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import inspect
 import json
@@ -106,7 +107,7 @@ def build(table: Mapping[str, Callable], section: Config, **extra: Any) -> Any:
     try:
         return make(**(options | extra))
     except ValueError as error:
-        raise UsageError(f"{name}: {_line(error)}") from error
+        raise UsageError(f"{name}: {first_line(error)}") from error
 
 
 def presets() -> dict[str, str]:
@@ -153,19 +154,11 @@ def load(name: str) -> Config:
     if path.suffix == ".json":
         return _saved(source.decode(errors="replace"), path)
     module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-    try:
+    with blaming(path):
         exec(compile(source, str(path), "exec"), module)
         if "get_config" not in module:
             raise UsageError(f"{path}: it has no get_config(): define one that returns the configuration")
         config = module["get_config"]()
-    except UsageError:
-        raise
-    except SyntaxError as error:
-        raise UsageError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:  # the person's own code: say where, and keep the cause for who wants it
-        frames = traceback.extract_tb(error.__traceback__)
-        line = [frame.lineno for frame in frames if frame.filename == str(path)][-1:] or [1]
-        raise UsageError(f"{path}, line {line[0]}: {type(error).__name__}: {_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
     with config.unlocked():
@@ -174,13 +167,36 @@ def load(name: str) -> Config:
     return config.lock()
 
 
+@contextlib.contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """While code of the person's own runs, from this file: what it raises becomes one line that says where.
+
+    Raises UsageError, with the exception as its cause.
+
+    >>> with blaming(Path("mine.py")):
+    ...     exec(compile("1 / 0", "mine.py", "exec"))
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: mine.py, line 1: ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = [frame.lineno for frame in frames if frame.filename == str(path)][-1:] or [1]
+        raise UsageError(f"{path}, line {line[0]}: {type(error).__name__}: {first_line(error)}") from error
+
+
 def _saved(text: str, path: Path) -> Config:
     """A saved configuration over the defaults, which know the types of its values."""
     saved, config = from_json(text, str(path)), load("default")
     try:
         config.update(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} does not fit this version of scoregen: {_line(error)}") from None
+        raise UsageError(f"{path} does not fit this version of scoregen: {first_line(error)}") from None
     check_choices(config)
     return config
 
@@ -237,11 +253,11 @@ def parse(
             known.append(f"--config.{name.partition('.')[2]}")
         raise UsageError(_unknown("flag", f"--{name}", known)) from None
     except (absl_flags.Error, ValueError) as error:
-        if found := re.match(r"flag --(\w+)=(.*): (invalid literal|could not convert)", _line(error)):
+        if found := re.match(r"flag --(\w+)=(.*): (invalid literal|could not convert)", first_line(error)):
             flag = flags[found[1]]  # a number that is none, which Python says in its own words
             kind = f"expected {flag.flag_type()}, such as {flag.default}"
             raise UsageError(f"--{found[1]}={found[2]}: {kind}") from None
-        raise UsageError(_line(error)) from error
+        raise UsageError(first_line(error)) from error
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}: say --name=value, with quotes around spaces")
     config = flags["config"].value
@@ -266,6 +282,25 @@ def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
     """
     a, b = dict(_leaves(old)), dict(_leaves(new))
     return [(key, a.get(key), b.get(key)) for key in sorted(a | b) if repr(a.get(key)) != repr(b.get(key))]
+
+
+def used(config: ConfigDict) -> Config:
+    """The configuration without the options of parts that it does not choose.
+
+    >>> used(ConfigDict({"loss": {"name": "dsm", "dsm": {"a": 1}, "ssm": {"b": 2}}})).to_dict()
+    {'loss': {'dsm': {'a': 1}, 'name': 'dsm'}}
+    """
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            inner = used(value)
+            choices = [name for name, part in value.items() if isinstance(part, ConfigDict)]
+            found[key] = {k: v for k, v in inner.items() if k not in choices or k == value.get("name")}
+            if "name" not in value:
+                found[key] = inner
+        else:
+            found[key] = value
+    return ConfigDict(found)
 
 
 def to_json(config: ConfigDict) -> str:
@@ -296,7 +331,7 @@ def from_json(text: str, source: str = "the saved configuration") -> Config:
     except ValueError as error:
         values = error
     if not isinstance(values, dict):
-        reason = _line(values) if isinstance(values, ValueError) else "it is not a table"
+        reason = first_line(values) if isinstance(values, ValueError) else "it is not a table"
         raise UsageError(f"{source} is damaged ({reason}): restore it from a copy or delete it")
     return ConfigDict(_tuples(values)).lock()
 
@@ -454,7 +489,7 @@ def _unknown(kind: str, name: Any, known: Iterable[str]) -> str:
     return f"no {kind} {name!r}: {hint} are: {', '.join(known) or 'none'}"
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]

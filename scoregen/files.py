@@ -36,6 +36,32 @@ def whole(path: Path) -> Iterator[Path]:
             fresh.unlink()
 
 
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """A file that one process at a time holds, until it leaves or dies: a kill leaves no lock behind.
+
+    Raises UsageError if another one holds it and there is to be no `wait`, or if the file cannot be written.
+
+    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder, "lock")), locked(Path(folder, "lock")):
+    ...     pass
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: ... is at work in ...: wait until it has ended, or take another folder
+    """
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UsageError(
+                f"another command is at work in {path.parent}: wait until it has ended, or take another folder"
+            ) from None
+        except OSError as error:
+            raise UsageError(_cannot(path, error)) from None
+        yield
+
+
 def check_writable(folder: Path) -> None:
     """Raises UsageError if no file can be made in a folder: to be asked before work that ends in one."""
     try:

@@ -131,7 +131,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
 
     experiment = assemble(config)
     _refuse_classes(config, mode)
-    _agree(config, workdir, mode)
+    agree(config, workdir, mode)
     with Signals(console) as signals:
         run = Run(experiment, workdir, mode, console, signals, again=f"python -m scoregen.run {shlex.join(argv)}")
         try:
@@ -139,7 +139,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
             if signals():
                 if mode != "train":
                     run.say(f"stopped; the training is saved. To begin again: {run.again}")
-                return _ended(signals)
+                return ended(signals)
             return run.weigh(step, params) if mode == "likelihood" else run.show(step, params)
         except OSError as error:
             error.filename = error.filename or str(workdir)  # a write to an open file that fails does not say where
@@ -170,14 +170,15 @@ def _run_name(preset: str, changes: Sequence[tuple[str, Any, Any]]) -> str:
 
     So two trainings never meet in one folder unless they are told to.
     """
-    return name_of(preset, ((key, new) for key, _, new in changes if not _is_free(key)))
+    return name_of(preset, ((key, new) for key, _, new in changes if not is_free(key)))
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether an option may differ between the run that trained a workdir and another one there."""
     return any(key == free or key.startswith(free + ".") for free in FREE)
 
 
-def _agree(config: Any, workdir: Path, mode: str) -> None:
+def agree(config: Any, workdir: Path, mode: str) -> None:
     """Write the configuration beside a new run; refuse one that contradicts the run that is there."""
     path = workdir / "config.json"
     # A run that has saved nothing yet binds nobody.
@@ -187,8 +188,8 @@ def _agree(config: Any, workdir: Path, mode: str) -> None:
         # Options of a part that neither run uses do not count.
         differ = [
             f"{key} was {was!r}, now {now!r}"
-            for key, was, now in config_lib.changes(_used(old), _used(config))
-            if not _is_free(key)
+            for key, was, now in config_lib.changes(config_lib.used(old), config_lib.used(config))
+            if not is_free(key)
         ]
         if differ:
             raise UsageError(
@@ -205,21 +206,6 @@ def _agree(config: Any, workdir: Path, mode: str) -> None:
         raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
     with whole(path) as fresh:
         fresh.write_text(config_lib.to_json(config))
-
-
-def _used(config: Any) -> Any:
-    """The configuration without the options of parts that it does not choose."""
-    used = {}
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            inner = _used(value)
-            choices = [name for name, part in value.items() if hasattr(part, "items")]
-            used[key] = {k: v for k, v in inner.items() if k not in choices or k == value.get("name")}
-            if "name" not in value:
-                used[key] = inner
-        else:
-            used[key] = value
-    return type(config)(used)
 
 
 @dataclasses.dataclass
@@ -332,7 +318,7 @@ class Run:
             samples = signals.watch(lambda: self.sampler(params, count, bar.update))
         if samples is None:
             self.say(f"stopped while sampling; the training is saved. To sample again: {self.again}")
-            return _ended(signals)
+            return ended(signals)
         if bad := int((~np.isfinite(samples.reshape(count, -1)).all(1)).sum()):
             raise UsageError(
                 f"{bad} of {count} samples are not finite: the sampler diverged; take smaller steps "
@@ -352,7 +338,7 @@ class Run:
         verdicts = signals.watch(work) if judged else []
         if verdicts is None:
             self.say(f"stopped while judging; the samples are saved. To judge again: {self.again}")
-            return _ended(signals)
+            return ended(signals)
         if verdicts:
             files.insert(0, report.save_verdicts(workdir / "distances.json", self.experiment, step, verdicts))
         what = self.summary(step, params, count)
@@ -390,7 +376,7 @@ class Run:
         seen = self.signals.watch(lambda: walk(self.experiment, params, count))
         if seen is None:
             self.say(f"stopped; the training is saved. To begin again: {self.again}")
-            return _ended(self.signals)
+            return ended(self.signals)
         if not all(np.isfinite(part).all() for part in (seen.x, seen.x0)):
             raise UsageError("the walk is not finite: the sampler diverged; take smaller steps or train longer")
         files = [
@@ -422,7 +408,7 @@ class Run:
             found = self.signals.watch(work)
         if found is None:
             self.say(f"stopped; the training is saved. To begin again: {self.again}")
-            return _ended(self.signals)
+            return ended(self.signals)
         other = "" if config.sampler.process.name == "trained" else f", as {config.sampler.process.name}"
         held = "" if config.sampler.x0.name == "free" else f", x0 held by {config.sampler.x0.name}"
         classes = ", each told its class" if config.sampler.label < 0 else f", told the class {config.sampler.label}"
@@ -506,7 +492,7 @@ def _size(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _ended(signals: Signals) -> int:
+def ended(signals: Signals) -> int:
     """Leave at once: a sampler that is still at work in its thread has nothing to save."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -20,16 +20,14 @@ Exit codes: 0 no cell failed; 1 one did; 2 something that you can mend, said in 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
-from scoregen.command import answer, say
+from scoregen.command import Parser, answer, say
 from scoregen.errors import UsageError
 
 
@@ -44,13 +42,8 @@ def _help(console: Console) -> None:
     say(console, "--out=FILE  where the matrix is written, in Markdown, once it is whole")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see python -m scoregen.conformance --help")
-
-
 def _run(argv: list[str], console: Console) -> int:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("scoregen.conformance")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--out")
     options = parser.parse_args(argv)

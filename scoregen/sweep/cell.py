@@ -1,0 +1,250 @@
+"""One cell of a sweep, in a process of its own: python -m scoregen.sweep.cell FOLDER
+
+It trains the cell's network, or takes the one that another cell has trained; samples and judges it as `scoregen.run`
+does; asks the sweep's measure(run). The last that it writes is result.json, whole: a cell is finished if that is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shlex
+import stat
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from scoregen import config as config_lib
+from scoregen.command import advice, answer, hush
+from scoregen.config import Config, blaming
+from scoregen.errors import UsageError
+from scoregen.files import locked, whole
+from scoregen.run import Run, Signals, agree, ended
+from scoregen.sweep.plan import Cell, Sweep, execute, stamp_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scoregen.experiment import Experiment
+
+TASK, RESULT, FAILED, LOG, LOCK = "cell.json", "result.json", "failed.json", "log.txt", ".lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a sweep's measure(run) is handed.
+
+    Attributes:
+        options: what the cell says under "sweep.", or all that it says where there is nothing to train.
+        workdir: the cell's folder, for files of its own.
+        experiment: the assembled parts, with `.config`; None where there is nothing to train.
+        params: the averaged parameters.
+        step: how many steps they were trained.
+        trained: the folder of the training, as `scoregen.run` leaves it.
+    """
+
+    options: dict[str, Any]
+    workdir: Path
+    experiment: Experiment | None = None
+    params: Any = None
+    step: int = 0
+    trained: Path | None = None
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The samples `[N, ...]` that were drawn and judged, in the network's units."""
+        import numpy as np
+
+        with np.load(self.workdir / "samples.npz") as file:
+            return file["samples"]
+
+
+def folder_of(out: Path, cell: Cell) -> Path:
+    """Where a cell's files are."""
+    return out / "cells" / cell.name
+
+
+def is_trained(trained: Path, config: Config) -> bool:
+    """Whether a network is trained to the end, in this folder."""
+    return (trained / "checkpoints" / str(config.train.steps)).is_dir()
+
+
+def prepare(out: Path, sweep: Sweep, cell: Cell) -> Path:
+    """Write what the cell's process is to know into its folder."""
+    folder = folder_of(out, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILED).unlink(missing_ok=True)
+    task = {"sweep": str(sweep.path.resolve()), "key": cell.key, "options": cell.options, "training": cell.training}
+    if cell.config is not None:
+        with whole(folder / "config.json") as fresh:
+            fresh.write_text(config_lib.to_json(cell.config))
+    with whole(folder / TASK) as fresh:
+        fresh.write_text(json.dumps(task, indent=2) + "\n")
+    return folder
+
+
+def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
+    """The result or the failure of a cell; None where there is none, or of a cell with another key."""
+    try:
+        found = json.loads((folder / name).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found.get("key") == key else None
+
+
+def at_work(folder: Path) -> bool:
+    """Whether the process of a cell is there."""
+    try:
+        with locked(folder / LOCK):
+            return False
+    except UsageError:
+        return True
+
+
+def fail(folder: Path, key: str, reason: str, training: bool = False) -> None:
+    """Note why a cell failed, and whether it was its training that did."""
+    with whole(folder / FAILED) as fresh:
+        fresh.write_text(json.dumps({"key": key, "reason": reason, "training": training}, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cell of a folder; returns the exit code."""
+    _end_with_parent()
+    return answer(argv, lambda argv, console: _run(Path(argv[0]).absolute(), console), lambda console: None)
+
+
+def _end_with_parent() -> None:
+    """From now on, end at once when who started this process is gone: their end of its input is closed then."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _run(folder: Path, console: Console) -> int:
+    task = json.loads((folder / TASK).read_text())
+    # Whoever else was told to do the same, after a connection that broke, waits and then finds it done.
+    with locked(folder / LOCK, wait=True), Signals(console) as signals:
+        if note(folder, RESULT, task["key"]):
+            return 0
+        work = _Work(folder, task, console, signals)
+        began = time.monotonic()
+        try:
+            found = work()
+        except Exception as error:
+            fail(folder, task["key"], _reason(error), work.training)
+            if isinstance(error, UsageError) and error.__cause__ is not None:  # of a person's own code: where, in full
+                traceback.print_exception(error.__cause__)
+            raise
+        seconds = time.monotonic() - began - work.trained_for
+        result = {"key": task["key"], "seconds": round(seconds, 2), "training": round(work.trained_for, 2), **found}
+        with whole(folder / RESULT) as fresh:
+            fresh.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    """One line for any failure, which names the line of code where it is nobody's to mend."""
+    message = advice(error)
+    if message is not None:
+        return message
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace else ""
+    return f"{type(error).__name__}: {config_lib.first_line(error)}{where}"
+
+
+@dataclasses.dataclass
+class _Work:
+    folder: Path
+    task: dict[str, Any]
+    console: Console
+    signals: Signals
+    training: bool = False  # whether it is at its training
+    trained_for: float = 0.0  # seconds
+
+    def __call__(self) -> dict[str, Any]:
+        path = Path(self.task["sweep"])
+        source, module = execute(path)
+        options, figures, floors = dict(self.task["options"]), {}, {}
+        subject = Subject(options, self.folder)
+        if self.task["training"] is not None:
+            subject, figures, floors = self.train_and_judge(options)
+        if measure := module.get("measure"):
+            with blaming(path):
+                measured = self.signals.watch(lambda: measure(subject))
+            if measured is None and self.signals():
+                ended(self.signals)
+            figures |= _numbers(measured, path)
+        return {"figures": figures, "floors": floors, "step": subject.step, "measure": stamp_of(source)} | _device()
+
+    def train_and_judge(self, options: dict[str, Any]) -> tuple[Subject, dict[str, float], dict[str, float]]:
+        from scoregen.experiment import assemble
+        from scoregen.report import save_curve
+
+        config = config_lib.load(str(self.folder / "config.json"))
+        experiment = assemble(config)
+        trained = self.folder.parent.parent / "trained" / self.task["training"]
+        trained.mkdir(parents=True, exist_ok=True)
+        again = f"python -m scoregen.sweep --sweep={shlex.quote(self.task['sweep'])}"
+        with locked(trained / ".lock", wait=True):
+            agree(config, trained, "train")
+            training = Run(experiment, trained, "train", self.console, self.signals, again)
+            fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
+            # Also where that was done: a checkpoint that was damaged since is passed over, and made again.
+            step, params = training.train()
+            if self.signals():
+                ended(self.signals)
+            self.training = False
+            if fresh:
+                self.trained_for = time.monotonic() - began
+                title = f"{config.name}, trained on {config.data.name}"
+                save_curve(trained / "loss.png", trained, title, training.loss())
+            if config.sampler.best:
+                step, params = training.restore()
+        judged = config.eval.at_end and config.sampler.control.name == "none" and config.sampler.label < 0
+        mode = "eval" if judged else "sample"
+        Run(experiment, self.folder, mode, self.console, self.signals, again).show(step, params)
+        found = json.loads((self.folder / "distances.json").read_text())["distances"] if judged else []
+        figures = {row["name"]: row["value"] for row in found}
+        floors = {row["name"]: row["floor"] for row in found if "floor" in row}
+        return Subject(options, self.folder, experiment, params, step, trained), figures, floors
+
+
+def _numbers(measured: Any, path: Path) -> dict[str, float]:
+    """The figures that measure(run) returned."""
+    if not isinstance(measured, Mapping):
+        raise UsageError(f"{path}: measure(run) returned {type(measured).__name__}, not a dict of numbers")
+    figures = {}
+    for name, value in measured.items():
+        with contextlib.suppress(TypeError, ValueError):
+            figures[str(name)] = float(value)
+        if not math.isfinite(figures.get(str(name), math.nan)):
+            raise UsageError(f"{path}: measure(run) gave {value!r} as {name!r}, which is not a finite number")
+    return figures
+
+
+def _device() -> dict[str, str]:
+    """What it was computed on, if JAX was used."""
+    if "jax" not in sys.modules:
+        return {}
+    return {"device": sys.modules["jax"].devices()[0].device_kind}
+
+
+if __name__ == "__main__":
+    hush()
+    sys.exit(main())

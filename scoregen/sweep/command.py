@@ -1,0 +1,263 @@
+"""Run a sweep: many cells from one short file, and one table that compares them.
+
+    python -m scoregen.sweep --sweep=experiments/NAME/sweep.py --dry-run
+    python -m scoregen.sweep --sweep=experiments/NAME/sweep.py
+    python -m scoregen.sweep --sweep=experiments/NAME/sweep.py --config.train.steps=20000 --out=sweeps/long
+
+The file's `cells()` yields a dict for each run: its preset as "config", its seed, and the options that it changes. What
+is finished is never run again; what was cut short goes on where it was; what failed is named, and is tried again the
+next time. See docs/sweeps.md.
+
+Exit codes: 0 all cells are finished; 1 some failed; 2 something that you can mend, said in one line; 128 + n ended by
+signal n, with everything saved.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from scoregen.command import Parser, answer, say
+from scoregen.config import blaming, pick
+from scoregen.errors import UsageError
+from scoregen.files import check_writable, locked, whole
+from scoregen.log import clock
+from scoregen.run import Signals
+from scoregen.sweep.cell import FAILED, RESULT, folder_of, is_trained, note
+from scoregen.sweep.launch import LAUNCHERS, Launcher, last_line, launch
+from scoregen.sweep.plan import Cell, Sweep, placed, read
+from scoregen.sweep.table import as_csv, as_markdown, cells_csv, rows_of, time_left
+
+FLAGS = {
+    "--sweep=FILE": "what to run; a sweep.py is called by the name of its folder",
+    "--out=DIR": "where everything goes (sweeps/NAME)",
+    "--dry-run": "show the cells, what is done of them, and about how long the rest takes; run nothing",
+    "--only=GLOB": "of the cells, those whose names match, such as '*loss=ssm*'",
+    "--again": "also those that are finished (--only says which); their networks stay",
+    "--table": "make the tables and the page of what is there; run nothing",
+    "--workers=N": "cells at a time (local: one a GPU, else 1; ray and slurm: as many as there is room for)",
+    "--launcher=NAME": f"{', '.join(LAUNCHERS)} (local)",
+    "--launch.OPTION=VALUE": "of the launcher, such as --launch.num_gpus=1 or --launch.slurm_partition=gpu",
+    "--config.SECTION.OPTION=VALUE": "changes one option of all cells",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return answer(argv, _run, _help)
+
+
+def _help(console: Console) -> None:
+    say(console, __doc__ or "")
+    for flag, line in FLAGS.items():
+        say(console, f"{flag:<30} {line}")
+
+
+def _run(argv: list[str], console: Console) -> int:
+    parser = Parser("scoregen.sweep")
+    parser.add_argument("--sweep", required=True)
+    for flag in ("--out", "--only"):
+        parser.add_argument(flag, default="")
+    for flag in ("--dry-run", "--again", "--table"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--launcher", default="local")
+    options, rest = parser.parse_known_args(argv)
+    flags, launching = _sorted_out(rest)
+    make = pick(LAUNCHERS, options.launcher, "--launcher")
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"--workers={options.workers}: at least 1 is needed")
+
+    import jax
+
+    # The devices are the cells': what the file itself computes, here, is done on the CPU.
+    jax.config.update("jax_platforms", "cpu")
+    path = Path(options.sweep).expanduser()
+    sweep = read(path, flags)
+    name = path.resolve().parent.name if path.stem == "sweep" else path.stem
+    out = Path(options.out or Path("sweeps", name)).expanduser().absolute()
+    sweep = placed(sweep, out)
+    chosen = [cell for cell in sweep.cells if fnmatch.fnmatchcase(cell.name, options.only or "*")]
+    if not chosen:
+        raise UsageError(f"--only={options.only}: no cell is called so, but for instance {sweep.cells[0].name}")
+    todo = [cell for cell in chosen if options.again or not note(folder_of(out, cell), RESULT, cell.key)]
+    say(console, "\n\n".join(filter(None, [sweep.title, sweep.claim])) + "\n")
+    _tell_of_another_measure(console, sweep, out)
+    if options.dry_run:
+        room = make(options.workers, out, launching).room if options.launcher == "local" else options.workers
+        return _show(console, sweep, chosen, todo, out, room)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    check_writable(out)
+    if options.table:
+        return _report(console, sweep, out)
+    with locked(out / ".lock"):
+        launcher = make(options.workers, out, launching)
+        if options.again:
+            for cell in todo:
+                (folder_of(out, cell) / RESULT).unlink(missing_ok=True)
+        with Signals(console) as signals:
+            with Display(console, sweep, out, chosen, todo, launcher) as display:
+                for cell, reason in launch(sweep, todo, out, launcher, signals, display.tick):
+                    display.ended(cell, reason)
+            code = _report(console, sweep, out)
+            if signals.caught is not None:
+                say(console, "stopped; what was done is saved. The same command goes on")
+                return 128 + signals.caught
+            return code
+
+
+def _sorted_out(rest: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Of the other arguments, those for the configurations, and those for the launcher."""
+    flags, launching = [], {}
+    for argument in rest:
+        if found := re.fullmatch(r"--launch\.(\w+)=(.*)", argument):
+            try:
+                launching[found[1]] = ast.literal_eval(found[2])
+            except (ValueError, SyntaxError):
+                launching[found[1]] = found[2]
+        elif re.fullmatch(r"--config\.[^=]+=.*", argument, re.DOTALL):
+            flags.append(argument)
+        else:
+            known = ", ".join(flag.partition("=")[0] for flag in FLAGS)
+            raise UsageError(f"unexpected argument {argument!r}: say --name=value; the flags are {known}")
+    return flags, launching
+
+
+def _tell_of_another_measure(console: Console, sweep: Sweep, out: Path) -> None:
+    found = [note(folder_of(out, cell), RESULT, cell.key) for cell in sweep.cells]
+    if other := sum(result is not None and result["measure"] != sweep.stamp for result in found):
+        say(
+            console,
+            f"{other} cells were measured by another measure(run) than is in the file now: --again does so anew",
+        )
+
+
+def _show(
+    console: Console, sweep: Sweep, chosen: Sequence[Cell], todo: Sequence[Cell], out: Path, room: int | None
+) -> int:
+    """Say what would run."""
+    for cell in chosen:
+        folder = folder_of(out, cell)
+        done, failed = (note(folder, name, cell.key) for name in (RESULT, FAILED))
+        state = "done" if done else f"failed: {failed['reason']}" if failed else "to run"
+        say(console, f"  {cell.name}  {state}")
+    networks = {cell.training: cell for cell in todo if cell.training is not None}
+    missing = sum(not is_trained(out / "trained" / name, cell.config) for name, cell in networks.items())
+    say(console, f"\n{len(todo)} of {len(chosen)} cells to run, {missing} networks to train, in {out}")
+    say(console, f"time: {_left(todo, sweep, out, room)}")
+    return 0
+
+
+def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> str:
+    """How long these cells take, of which so many run at once, in words."""
+    if not cells:
+        return "none"
+    if room is None:
+        return "unknown, as that of the queue is"
+    if room == 0:
+        return "unknown until the cluster has room for a cell"
+    seconds = time_left(cells, sweep, out, room)
+    return "unknown until a cell is finished" if seconds is None else f"about {clock(seconds)}"
+
+
+def _report(console: Console, sweep: Sweep, out: Path) -> int:
+    """Write the tables, the figure and the page; returns the exit code."""
+    from scoregen.sweep.page import page
+
+    rows = rows_of(sweep, out)
+    missing = 0
+    if any(row.results for row in rows):
+        missing = _draw(console, sweep, rows, out / "figure.png")
+    texts = {"table.csv": as_csv(rows), "cells.csv": cells_csv(rows), "table.md": as_markdown(sweep, rows)}
+    for name, text in (texts | {"index.html": page(sweep, rows, out)}).items():
+        with whole(out / name) as fresh:
+            fresh.write_text(text, encoding="utf-8")
+    say(console, "\n" + texts["table.md"].partition("\n")[2].removeprefix(f"\n{sweep.claim}\n").strip())
+    finished, failed = sum(len(row.results) for row in rows), sum(len(row.failed) for row in rows)
+    say(console, f"\n{finished} of {len(sweep.cells)} cells finished, {failed} failed; {out / 'index.html'}")
+    return int(failed > 0 or missing)
+
+
+def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:
+    """The figure, the sweep's own if it draws one; 1 if that failed, which is said."""
+    from scoregen.sweep.figure import draw
+
+    if sweep.draw is not None:
+        try:
+            with blaming(sweep.path), whole(path) as fresh:
+                sweep.draw(rows, fresh)
+            return 0
+        except UsageError as error:
+            say(console, f"draw(rows, path) failed: {error}")
+    if any(row.figures for row in rows):
+        draw(rows, path)
+    return int(sweep.draw is not None)
+
+
+class Display:
+    """What runs, and how far all is: moving lines on a terminal, elsewhere one line a cell at its end."""
+
+    def __init__(
+        self,
+        console: Console,
+        sweep: Sweep,
+        out: Path,
+        chosen: Sequence[Cell],
+        todo: Sequence[Cell],
+        launcher: Launcher,
+    ) -> None:
+        self.console, self.sweep, self.out, self.launcher = console, sweep, out, launcher
+        self.todo, self.total, self.begun = list(todo), len(chosen), set()
+        self.failed, self.began, self.drawn = 0, time.monotonic(), 0.0
+        self.left = _left(self.todo, sweep, out, launcher.room)
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Display:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def ended(self, cell: Cell, reason: str | None) -> None:
+        """One cell has: say so."""
+        self.todo.remove(cell)
+        self.failed += reason is not None
+        self.left = _left(self.todo, self.sweep, self.out, self.launcher.room)
+        how = "done" if reason is None else f"FAILED: {reason}"
+        left = f"; time left: {self.left}" if self.todo else ""
+        say(self.console, f"[{self.total - len(self.todo)}/{self.total}] {cell.name}  {how}{left}")
+
+    def tick(self, running: Sequence[Cell]) -> None:
+        """Show what runs now, each with the last line of its log."""
+        now = time.monotonic()
+        if self.live is None:
+            for cell in running:  # which, where there is a queue, is not known
+                if cell not in self.begun and self.launcher.room == self.launcher.slots:
+                    self.begun.add(cell)
+                    say(self.console, f"begun  {cell.name}")
+        elif now - self.drawn > 0.25:
+            self.drawn = now
+            done = self.total - len(self.todo)
+            failed = f", {self.failed} failed" * (self.failed > 0)
+            head = f"{done}/{self.total} cells{failed}  {clock(now - self.began)}  time left: {self.left}"
+            lines = [f"  {cell.name}  {last_line(folder_of(self.out, cell))}" for cell in running[:20]]
+            lines += [f"  and {len(running) - 20} more"] * (len(running) > 20)
+            bar = ProgressBar(self.total, done, width=40)
+            texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in [head, *lines]]
+            self.live.update(Group(texts[0], bar, *texts[1:]))

@@ -1,0 +1,685 @@
+"""A sweep runs each cell once, names what failed, goes on after a kill, and its table is what one computes by hand."""
+
+import contextlib
+import csv
+import html.parser
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from refusal import refused
+
+from scoregen.config import load
+from scoregen.files import locked
+from scoregen.sweep import cell, command, grid, launch, plan
+from scoregen.sweep.table import as_csv, as_markdown, rows_of, time_left
+
+ROOT = Path(__file__).parent.parent
+# Two options by two seeds, computed and not trained; each cell notes in a file that it was run.
+AREAS = '''
+    """Areas: <of> circles & more
+
+    They grow as r^2."""
+    from pathlib import Path
+    from scoregen.sweep import grid
+
+    def cells():
+        return grid({"config": None, "unit": 3, "radius": [1, 2], "seed": range(2)})
+
+    def measure(run):
+        with (Path(__file__).parent / "ran").open("a") as ran:
+            ran.write(run.workdir.name + "\\n")
+        radius, seed = run.options["radius"], run.options["seed"]
+        if (radius, seed) == (2, 1):
+            raise RuntimeError("made to fail")
+        return {"area": run.options["unit"] * radius**2 + seed}
+'''
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "sweep.py"
+    path.write_text(textwrap.dedent(text).strip() + "\n")
+    return path
+
+
+def main(*argv) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command line; the cells are processes of their own."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command.main([str(arg) for arg in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def ran(path: Path) -> list[str]:
+    """The cells that were run, one for each time."""
+    file = path.parent / "ran"
+    return sorted(file.read_text().split()) if file.is_file() else []
+
+
+def rows_in(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def areas(tmp_path_factory):
+    """A sweep that has run, one cell of it in vain: its file, its folder, what was said."""
+    folder = tmp_path_factory.mktemp("areas")
+    path, out = write(folder, AREAS), folder / "out"
+    code, said, err = main(f"--sweep={path}", f"--out={out}", "--workers=2")
+    assert (code, err) == (1, "")
+    return path, out, said
+
+
+def test_a_grid_is_every_combination_and_later_parts_win():
+    assert grid({"a": [1, 2], "b": range(2)}) == [{"a": a, "b": b} for a in (1, 2) for b in (0, 1)]
+    pairs = [{"b": 5, "c": 6}, {"c": 7}]
+    assert grid({"a": (1, 2), "b": 3}, pairs) == [{"a": (1, 2), "b": 5, "c": 6}, {"a": (1, 2), "b": 3, "c": 7}]
+    assert grid({"a": []}) == [] and grid() == [{}]
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_done(areas):
+    path, out, said = areas
+    assert len(ran(path)) == 4
+    assert "3 of 4 cells finished, 1 failed" in said
+    line = next(line for line in said.splitlines() if line.startswith("- `radius=2,seed=1-"))
+    assert line.endswith(f"{path}, line 15: RuntimeError: made to fail")
+    log = next((out / "cells").glob("radius=2,seed=1-*")) / "log.txt"
+    assert "Traceback" in log.read_text() and 'raise RuntimeError("made to fail")' in log.read_text()
+
+
+def test_the_tables_are_what_one_computes_by_hand(areas):
+    """Areas 3, 4 and 12: a mean of 3.5 with the error sqrt(1/2) / sqrt(2) = 0.5, and one value without an error."""
+    _, out, _ = areas
+    table = rows_in(out / "table.csv")
+    assert [(row["radius"], row["finished"], row["failed"]) for row in table] == [("1", "2", "0"), ("2", "1", "1")]
+    assert [(row["area"], row["area, standard error"]) for row in table] == [("3.5", "0.5"), ("12.0", "")]
+    cells = rows_in(out / "cells.csv")
+    assert [(row["radius"], row["seed"], row["area"]) for row in cells] == [
+        ("1", "0", "3.0"),
+        ("1", "1", "4.0"),
+        ("2", "0", "12.0"),
+    ]
+    text = (out / "table.md").read_text()
+    assert "| radius | cells | area |\n|---|---|---|\n| 1 | 2 | 3.50 ± 0.50 |\n| 2 | 1 of 2 | 12 |\n" in text
+    assert text.startswith("# Areas: <of> circles & more\n\nThey grow as r^2.\n")
+
+
+class Page(html.parser.HTMLParser):
+    """Every element is closed by its own name, and every address that a page would fetch is kept."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.fetched, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        assert tag != "script"
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_asks_for_nothing_and_says_all(areas):
+    _, out, _ = areas
+    text = (out / "index.html").read_text()
+    page = Page(text)
+    assert page.fetched and all(address.startswith("data:") for address in page.fetched)
+    assert "http" not in text and "url(" not in text and "@import" not in text
+    assert "Areas: <of> circles & more" in page.text and "made to fail" in page.text
+    assert "4 cells: 3 finished, 1 failed, 0 not run" in page.text and "3.50 ± 0.50" in page.text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert "data:image/webp" in text  # figure.png
+
+
+def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
+    shutil.copytree(areas[0].parent, tmp_path / "copy")
+    path, out = tmp_path / "copy" / "sweep.py", tmp_path / "copy" / "out"
+    before = ran(path)
+    failing = next(name for name in before if name.startswith("radius=2,seed=1"))
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--dry-run")
+    assert code == 0 and "1 of 4 cells to run" in said and "failed: " in said and "time: about 0:00" in said
+    path.write_text(path.read_text().replace("(2, 1)", "(2, 7)"))  # mended
+    code, said, _ = main(f"--sweep={path}", f"--out={out}")
+    assert code == 0 and "4 of 4 cells finished, 0 failed" in said
+    assert "3 cells were measured by another measure(run)" in said and "--again" in said
+    assert ran(path) == sorted([*before, failing])
+    assert not list(out.glob("cells/*/failed.json"))
+    # The sweep grows by an option that it did not have: what was there is still found.
+    path.write_text(
+        path.read_text().replace("range(2)})", "range(2)}) + [{'config': None, 'unit': 4, 'radius': 1, 'seed': 2}]")
+    )
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--dry-run")
+    assert "1 of 5 cells to run" in said and "  unit=4,radius=1,seed=2-" in said
+    # And it is done anew where that is asked for.
+    code, _, _ = main(f"--sweep={path}", f"--out={out}", "--again", "--only=radius=1,seed=0*")
+    assert code == 0 and ran(path).count(before[0]) == 2 and len(ran(path)) == 6
+
+
+def test_a_sweep_may_draw_its_own_figure(areas, tmp_path):
+    """Of what is there, without running anything; where it cannot, that is said, and the usual figure is drawn."""
+    shutil.copytree(areas[0].parent, tmp_path / "copy")
+    path, out = tmp_path / "copy" / "sweep.py", tmp_path / "copy" / "out"
+    before, usual = ran(path), (out / "figure.png").read_bytes()
+    text = path.read_text()
+    path.write_text(
+        text
+        + """
+def draw(rows, path):
+    import numpy as np
+    from matplotlib.image import imsave
+    assert [(row.label, row.mean("area"), row.error("area")) for row in rows] == [
+        ("radius=1", 3.5, 0.5), ("radius=2", 12.0, None)]
+    imsave(path, np.zeros((7, 9, 3)))
+"""
+    )
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    assert code == 1 and "3 of 4 cells finished, 1 failed" in said and "draw(rows" not in said
+    from matplotlib.image import imread
+
+    assert imread(out / "figure.png").shape[:2] == (7, 9)
+    assert 'width="9" height="7"' in (out / "index.html").read_text()
+    path.write_text(text + "def draw(rows, path):\n    1 / 0\n")
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    assert code == 1 and f"draw(rows, path) failed: {path}, line " in said and "ZeroDivisionError" in said
+    assert (out / "figure.png").read_bytes() == usual
+    assert ran(path) == before
+
+
+def test_comments_are_no_other_measure_and_helpers_are():
+    text = textwrap.dedent(AREAS)
+    assert plan.stamp_of(text) == plan.stamp_of("# note\n" + text.replace("range(2)", "range(9)"))
+    assert plan.stamp_of(text) != plan.stamp_of(text.replace("* radius", "/ radius"))
+    helped = "K = 2\ndef f(x): return K * x\ndef measure(run): return f(1)\ndef g(): pass\n"
+    assert plan.stamp_of(helped) == plan.stamp_of(helped.replace("def g(): pass", "def g(): return 1"))
+    assert plan.stamp_of(helped) != plan.stamp_of(helped.replace("K = 2", "K = 3"))
+
+
+TOY = 'from scoregen.sweep import grid\ndef cells():\n    return grid({"config": "ddpm_toy", "seed": range(2)}, [%s])\n'
+
+
+def cells_of(tmp_path, *options: str, flags=()):
+    return plan.read(write(tmp_path / "toy", TOY % ", ".join(options)), flags).cells
+
+
+def test_cells_that_train_alike_share_a_network_and_no_others(tmp_path):
+    samplers = cells_of(tmp_path, '{"sampler.n": 5}', '{"sampler.n": 9, "eval.samples": 7}', '{"sweep.cost": 3}')
+    assert len({each.key for each in samplers}) == 6
+    assert {each.training for each in samplers[:3]} == {samplers[0].training}
+    assert len({each.training for each in samplers}) == 2  # the seeds'
+    trainings = cells_of(tmp_path, '{"loss.name": "ssm"}', '{"train.steps": 5}', '{"data.mixture.size": 50}', "{}")
+    assert len({each.training for each in trainings}) == 8
+    assert [each.options for each in samplers[:3]] == [{}, {}, {"cost": 3}]
+
+
+def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(tmp_path, monkeypatch):
+    plain, typed = (cells_of(tmp_path, text)[0] for text in ('{"train.clip": 2}', '{"train.clip": 2.0}'))
+    assert plain.key == typed.key
+    other = cells_of(tmp_path, '{"train.clip": 2.0}', flags=["--config.sampler.n=7"])[0]
+    assert other.key != plain.key and other.training == plain.training and other.said["sampler.n"] == 7
+    back = cells_of(tmp_path, '{"train.steps": 5}', flags=["--config.train.steps=8000"])[0]  # as the preset has it
+    assert back.said["train.steps"] == back.config.train.steps == 8000 and back.key == cells_of(tmp_path, "{}")[0].key
+    unchosen = cells_of(tmp_path, '{"train.clip": 2.0, "net.unet.channels": 8}')[0]
+    assert unchosen.key == plain.key
+    assert plain.config.seed == 0 and cells_of(tmp_path, "{}")[1].config.seed == 1
+
+    def changed(name):
+        config = load(name)
+        config.train.batch = 7
+        return config
+
+    monkeypatch.setattr("scoregen.config.load", changed)  # the preset, a year later
+    assert cells_of(tmp_path, '{"train.clip": 2.0}')[0].key != plain.key
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("def cells(:", ["line 1: ", "invalid syntax"]),
+        ("x = 1", ["no cells()"]),
+        ("def cells():\n    yield {}['a']", ["line 2: KeyError: a"]),
+        ("def cells(): return []", ["gave none"]),
+        ("def cells(): return [{'config': None, 'a': 1}]", ["cell 1", "measure(run)"]),
+        ("def cells(): return [{'a': 1}]", ["cell 1", "names no config"]),
+        ("def cells(): return [3]", ["cell 1", "3 is not a dict"]),
+        ("def cells(): return [{'config': 'ddpm_tiy'}]", ["cell 1", "no preset 'ddpm_tiy'", "did you mean 'ddpm_toy'"]),
+        ("def cells(): return [{'config': 'ddpm_toy', 'train.step': 3}]", ["no config.train.step", "train.steps"]),
+        ("def cells(): return [{'config': 'ddpm_toy', 'loss.name': 'sm'}]", ["no config.loss.name 'sm'"]),
+        ("def cells(): return [{'config': 'ddpm_toy', 'train.steps': 'x'}]", ["train.steps=x: expected int"]),
+        ("def cells(): return [{'config': 'ddpm_toy', 'seed': {1}}]", ["seed={1}: a number"]),
+        ("def cells(): return [{'config': 'ddpm_toy'}, {'config': 'ddpm_toy', 'seed': 0}]", ["1 and 2 are the same"]),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_sweep_is_refused_in_one_line(tmp_path, text, parts):
+    path = write(tmp_path / "bad", text)
+    refused(lambda: plan.read(path), path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--workers=0"], ["--workers=0: at least 1"]),
+        (["--launcher=cloud"], ["no --launcher 'cloud'", "local, ray, slurm"]),
+        (["--launch.num_gpus=1"], ["--launch.num_gpus", "'local' has no options"]),
+        (["--only=nothing"], ["--only=nothing", "for instance radius=1,seed=0"]),
+        (["--wrkers=1"], ["unexpected argument '--wrkers=1'", "--workers"]),
+        (["--config.train.steps=1"], ["--config.train.steps=1: no cell", "configuration"]),
+        (["--sweep=absent/sweep.py"], ["cannot read the sweep absent/sweep.py: No such file"]),
+    ],
+)
+def test_a_command_that_cannot_be_is_refused_in_one_line(tmp_path, argv, parts):
+    path = write(tmp_path / "areas", AREAS)
+    code, _, err = main(f"--sweep={path}", f"--out={tmp_path / 'out'}", *argv)
+    assert code == 2 and err.startswith("scoregen: ") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+    assert ran(path) == []
+
+
+def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
+    path = write(tmp_path / "areas", AREAS)
+    with locked(tmp_path / ".lock"):
+        code, _, err = main(f"--sweep={path}", f"--out={tmp_path}")
+    assert (code, err.count("\n")) == (2, 1) and f"another command is at work in {tmp_path}" in err
+    assert ran(path) == []
+
+
+def test_help_names_every_flag():
+    code, out, _ = main("--help")
+    assert code == 0 and all(flag in out for flag in command.FLAGS)
+
+
+def result(folder: Path, key: str, figures: dict, seconds: float, training: float = 0.0) -> None:
+    folder.mkdir(parents=True)
+    found = {"key": key, "figures": figures, "floors": {"d": 0.25}, "seconds": seconds, "training": training}
+    (folder / "result.json").write_text(json.dumps(found))
+
+
+def test_time_is_told_by_the_cells_that_are_finished(tmp_path):
+    """Rows of 4 s and of 10 s a cell, trainings of 100 s and 300 s; the networks of seed 1 are still to be trained."""
+    sweep = plan.read(write(tmp_path / "toy", TOY % '{"sampler.n": 5}, {"loss.name": "ssm"}, {"sampler.n": 6}'))
+    out = tmp_path / "out"
+    assert time_left(sweep.cells, sweep, out, 1) is None
+    few, ssm = sweep.cells[0], sweep.cells[1]
+    result(cell.folder_of(out, few), few.key, {"d": 1.0}, 4.0, 100.0)
+    result(cell.folder_of(out, ssm), ssm.key, {"d": 2.0}, 10.0, 300.0)
+    for trained in (few, ssm):
+        (out / "trained" / trained.training / "checkpoints" / str(trained.config.train.steps)).mkdir(parents=True)
+    rest = [each for each in sweep.cells if each not in (few, ssm)]
+    # sampler.n=6 of both seeds as the mean, 7 s, the others as their rows; two trainings as their rows have them.
+    assert time_left(rest, sweep, out, 1) == pytest.approx(7 + 7 + 4 + 10 + 100 + 300)
+    assert time_left(rest, sweep, out, 2) == pytest.approx((7 + 7 + 4 + 10 + 100 + 300) / 2)
+
+
+def test_a_result_of_another_key_does_not_count(tmp_path):
+    sweep = plan.read(write(tmp_path / "toy", TOY % "{}"))
+    first, second = sweep.cells
+    result(cell.folder_of(tmp_path, first), first.key, {"d": 1.0, "only": 3.0}, 1.0)
+    result(cell.folder_of(tmp_path, second), "another", {"d": 5.0}, 1.0)
+    (row,) = rows_of(sweep, tmp_path)
+    assert row.values("d") == [1.0] and row.error("d") is None and math.isnan(row.mean("e"))
+    assert row.floor("d") == 0.25 and row.floor("only") is None
+    assert 'd,"d, standard error","d, floor",only' in as_csv([row])
+    assert "1 (floor 0.25)" in as_markdown(sweep, [row])
+
+
+def test_a_gpu_for_each_cell(tmp_path, monkeypatch):
+    """On a machine of four, of which two may be used; and where more share them, none takes all the memory."""
+    started = []
+    monkeypatch.setattr(launch, "spawn", lambda folder, env: started.append(env))
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-5f")
+    for workers, slots in ((None, 2), (3, 3)):
+        local = launch.Local(workers, tmp_path, {})
+        assert local.slots == local.room == slots
+        for slot in range(slots):
+            local.start(tmp_path, slot)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == ["1", "GPU-5f", "1", "GPU-5f", "1"]
+    assert ["XLA_PYTHON_CLIENT_PREALLOCATE" in env for env in started] == [False, False, True, True, True]
+
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: H100'\necho '  MIG 1'\necho 'GPU 1: H100'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert launch.Local(None, tmp_path, {}).slots == 2
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert launch.Local(None, tmp_path, {}).slots == 1
+
+
+def test_a_cell_that_cannot_be_started_keeps_no_other_from_it(tmp_path):
+    path = write(tmp_path / "areas", AREAS)
+    sweep = plan.read(path)
+    launcher = Fake(1, lambda folder: 0)
+    begin = launcher.start
+
+    def start(folder, slot):
+        if not launcher.together:
+            launcher.together.append(set())
+            raise OSError(12, "Cannot allocate memory")
+        return begin(folder, slot)
+
+    launcher.start = start
+    ended = [reason for _, reason in launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False)]
+    assert len(ended) == 4 and ended[0] == "could not be started: [Errno 12] Cannot allocate memory"
+    assert ended[1:] == ["ended with the exit code 0"] * 3
+
+
+class Fake:
+    """A launcher whose cells end at once, as they are told, and that notes what ran beside what."""
+
+    def __init__(self, slots, fate):
+        self.slots = self.room = slots
+        self.fate, self.running, self.together = fate, set(), []
+
+    def start(self, folder, slot):
+        self.running.add(folder.name)
+        self.together.append(set(self.running))
+        return FakeHandle(self, folder)
+
+
+class FakeHandle:
+    def __init__(self, launcher, folder):
+        self.launcher, self.folder, self.polled = launcher, folder, 0
+
+    def poll(self):
+        self.polled += 1
+        if self.polled < 3:
+            return None
+        self.launcher.running.remove(self.folder.name)
+        return self.launcher.fate(self.folder)
+
+    def stop(self):
+        self.polled = 10
+
+
+def test_one_cell_trains_and_the_others_wait_for_its_network(tmp_path):
+    sweep = plan.read(write(tmp_path / "toy", TOY % '{"sampler.n": 5}, {"sampler.n": 6}, {"sampler.n": 7}'))
+    by_name = {each.name: each for each in sweep.cells}
+
+    def done(folder):
+        it = by_name[folder.name]
+        network = tmp_path / "trained" / it.training / "checkpoints" / str(it.config.train.steps)
+        network.mkdir(parents=True, exist_ok=True)
+        result(folder / "again", it.key, {}, 1.0)
+        (folder / "again" / "result.json").replace(folder / "result.json")
+        return 0
+
+    launcher = Fake(6, done)
+    ended = list(launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False))
+    assert {each for each, reason in ended if reason is None} == set(sweep.cells)
+    at_first = launcher.together[1]  # one of each seed, though there was room for six
+    assert len(at_first) == 2 and len({by_name[name].training for name in at_first}) == 2
+    assert max(map(len, launcher.together)) == 4
+
+
+def test_a_training_that_fails_fails_all_that_need_it_and_is_not_repeated(tmp_path):
+    sweep = plan.read(write(tmp_path / "toy", TOY % '{"sampler.n": 5}, {"sampler.n": 6}'))
+    by_name = {each.name: each for each in sweep.cells}
+
+    def fate(folder):
+        if "seed=0" in folder.name:
+            cell.fail(folder, by_name[folder.name].key, "the loss became nan", training=True)
+        return -signal.SIGSEGV
+
+    launcher = Fake(1, fate)
+    reasons = {
+        each.name: reason for each, reason in launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False)
+    }
+    zero = sorted(reason for name, reason in reasons.items() if "seed=0" in name)
+    assert zero == ["its training failed: the loss became nan", "the loss became nan"]
+    assert [reason for name, reason in reasons.items() if "seed=1" in name] == ["ended by SIGSEGV"] * 2
+    assert len(launcher.together) == 3  # the second cell of seed 0 was not tried
+
+
+SLOW = '''
+    """Slow."""
+    import os, time
+    from pathlib import Path
+    from scoregen.sweep import grid
+
+    def cells():
+        return grid({"config": None, "n": list(range(12))})
+
+    def measure(run):
+        here, n = Path(__file__).parent, run.options["n"]
+        with (here / "begun").open("a") as begun:
+            begun.write(f"{n} {os.getpid()}\\n")
+        if n == 5:
+            raise RuntimeError("made to fail")
+        time.sleep(0.4)
+        with (here / "ran").open("a") as ran:
+            ran.write(f"{n}\\n")
+        return {"n": n}
+'''
+
+
+def start(path: Path, out: Path, *argv: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scoregen.sweep", f"--sweep={path}", f"--out={out}", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_until(true, process: subprocess.Popen, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def pids(path: Path) -> list[int]:
+    return [int(line.split()[1]) for line in (path.parent / "begun").read_text().splitlines()]
+
+
+def test_a_sweep_that_is_killed_twice_ends_complete_and_runs_nothing_twice(tmp_path):
+    """Once with all its group, once by itself; and the process of a cell is killed too: that one is named."""
+    path, out = write(tmp_path / "slow", SLOW), tmp_path / "out"
+    for done, kill in ((2, os.killpg), (5, os.kill)):
+        process = start(path, out, "--workers=2")
+        wait_until(lambda done=done: len(ran(path)) >= done, process)
+        kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kept = len(list(out.glob("cells/*/result.json")))
+        # None of its cells writes on, and its lock is gone with it.
+        time.sleep(0.3)
+        assert not any(alive(pid) for pid in pids(path))
+        time.sleep(0.4)
+        assert len(list(out.glob("cells/*/result.json"))) == kept
+
+    process = start(path, out, "--workers=1")
+    begun = len(pids(path))
+    wait_until(lambda: len(pids(path)) > begun + 1, process)  # the first of them was the one that is made to fail
+    os.kill(pids(path)[-1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    failed = re.findall(r"^- `n=(\d+)-\w+`: (.*)", said, re.MULTILINE)
+    assert ("5", f"{path}, line 14: RuntimeError: made to fail") in failed
+    (killed,) = (reason for n, reason in failed if n != "5")
+    assert killed == "ended by SIGKILL, perhaps since there was no memory left"
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--workers=2")
+    assert code == 1 and "11 of 12 cells finished, 1 failed" in said and "- `n=5-" in said
+    counts = [ran(path).count(str(n)) for n in range(12)]
+    assert counts[5] == 0 and all(counts[n] >= 1 for n in range(12) if n != 5)
+    # Each kill may have fallen between the last line of a measure(run) and its result: of two cells at most.
+    assert sum(counts) <= 11 + 4
+
+
+def test_ctrl_c_tells_the_cells_and_the_next_start_goes_on(tmp_path):
+    path, out = write(tmp_path / "slow", SLOW), tmp_path / "out"
+    process = start(path, out)
+    wait_until(lambda: (path.parent / "begun").is_file() and len(pids(path)) >= 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "SIGINT: stopping" in said and "The same command goes on" in said and "FAILED" not in said
+    assert not any(alive(pid) for pid in pids(path))
+    assert not list(out.glob("cells/*/failed.json"))
+    assert "SIGTERM: stopping" in next(out.glob("cells/n=1-*/log.txt")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ("3", "measure(run) returned int, not a dict of numbers"),
+        ("{'a': float('nan')}", "measure(run) gave nan as 'a', which is not a finite number"),
+        ("{'a': 'x'}", "measure(run) gave 'x' as 'a'"),
+    ],
+)
+def test_what_measure_may_not_return(tmp_path, returned, reason):
+    text = "def cells(): return [{'config': None, 'a': 1}]\ndef measure(run): return " + returned
+    path = write(tmp_path / "bad", text)
+    sweep = plan.read(path)
+    folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        assert cell.main([str(folder)]) == 2
+    assert reason in err.getvalue() and reason in cell.note(folder, "failed.json", sweep.cells[0].key)["reason"]
+    assert cell.note(folder, "result.json", sweep.cells[0].key) is None
+
+
+def test_a_cell_that_two_were_told_to_run_is_run_once(tmp_path):
+    """As when a connection to where it runs is lost, and it is given to another."""
+    path = write(tmp_path / "areas", AREAS)
+    sweep = plan.read(path)
+    folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
+    assert [cell.main([str(folder)]) for _ in range(2)] == [0, 0]
+    assert ran(path) == [sweep.cells[0].name]
+
+
+TINY = {
+    "config": "ddpm_toy",
+    "data.mixture.size": 200,
+    "net.mlp.width": 8,
+    "net.mlp.depth": 1,
+    "net.mlp.embedding": 8,
+    "train.steps": 40,
+    "train.batch": 8,
+    "train.log_every": 1,
+    "train.checkpoint_every": 10,
+    "sampler.n": 5,
+    "sampler.batch": 20,
+    "sampler.images": 20,
+    "eval.samples": 30,
+}
+TRAINED = f'''
+    """Tiny networks."""
+    from scoregen.data import points
+    from scoregen.sweep import grid
+
+    points.TEST_SIZE = 100  # the distances are computed in no time
+
+    TINY = {TINY!r}
+
+    def cells():
+        wild = {{"loss.name": "dsm", "train.learning_rate": 1e30, "train.clip": 0.0}}
+        tame = grid(TINY, {{"loss.name": ["eps", "dsm"], "sampler.n": [4, 5, 6], "seed": range(2)}})
+        return [*tame[:11], TINY | wild]
+
+    def measure(run):
+        return {{"spread": run.samples.std(), "levels": run.experiment.config.sampler.n}}
+'''
+
+
+@pytest.mark.slow
+def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
+    """Of twelve cells one diverges; the others share four networks, each trained once."""
+    path, out = write(tmp_path / "tiny", TRAINED), tmp_path / "out"
+    for done in (1, 4):
+        process = start(path, out)
+        wait_until(lambda done=done: len(list(out.glob("cells/*/result.json"))) >= done, process, 400)
+        wait_until(lambda: any(out.glob("trained/*/checkpoints/10")), process, 400)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, said, _ = main(f"--sweep={path}", f"--out={out}")
+    assert code == 1 and "11 of 12 cells finished, 1 failed" in said
+    assert re.search(r"- `.*learning_rate=1e\+30.*`: the (loss|norm of the parameters) became (nan|inf)", said)
+    trained = [folder for folder in (out / "trained").iterdir() if (folder / "checkpoints" / "40").is_dir()]
+    assert len(trained) == 4
+    for folder in trained:
+        steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in steps if "loss" in row] == list(range(1, 41))
+    table = rows_in(out / "table.csv")
+    assert [row["levels"] for row in table[:3]] == ["4.0", "5.0", "6.0"]
+    assert all(float(row["sliced Wasserstein"]) > float(row["sliced Wasserstein, floor"]) > 0 for row in table[:-1])
+
+    whole = tmp_path / "whole"
+    main(f"--sweep={path}", f"--out={whole}", "--only=sampler.n=4,loss=eps,seed=*")
+    one = "cells/sampler.n=4,loss=eps,seed=1*/result.json"
+    uncut, cut = (json.loads(found.read_text()) for each in (whole, out) for found in each.glob(one))
+    assert uncut["figures"] == cut["figures"]
+
+    # A checkpoint that was damaged since is passed over, and made again.
+    network = next(out.glob("trained/loss=eps,seed=1*/checkpoints/40"))
+    file = max((file for file in network.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    main(f"--sweep={path}", f"--out={out}", "--again", "--only=sampler.n=4,loss=eps,seed=1*")
+    (again,) = out.glob(one)
+    assert json.loads(again.read_text())["figures"] == cut["figures"]
+    log = (again.parent / "log.txt").read_text()
+    assert "checkpoints/40 is damaged" in log and "going on to step 40" in log
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(areas, tmp_path):
+    """Chromium says no word in its console, and its picture is no empty page."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+
+    def console(page: Path) -> str:
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+        kept = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={page.with_suffix('.png')}"]
+        argv = [browser, *flags, *kept, page.as_uri()]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+        return "".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
+
+    (tmp_path / "bad.html").write_text('<img src="absent.png"><script>absent()</script>')
+    assert "absent" in console(tmp_path / "bad.html")  # so it would be heard
+    shutil.copy(areas[1] / "index.html", tmp_path / "good.html")
+    assert console(tmp_path / "good.html") == ""
+    from matplotlib.image import imread
+
+    assert imread(tmp_path / "good.png")[..., :3].std() > 0.05
+
+
+def test_the_example_of_the_documentation_can_be_run(tmp_path):
+    found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL)
+    assert found is not None
+    sweep = plan.read(write(tmp_path / "docs", found[1]))
+    assert [each.name.rpartition("-")[0] for each in sweep.cells] == [
+        f"loss={loss},seed={seed}" for loss in ("eps", "ssm") for seed in range(3)
+    ]
+    assert sweep.title == "Noise prediction beside sliced score matching" and callable(sweep.measure)
