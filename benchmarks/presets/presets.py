@@ -108,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the folder of CIFAR-10's binary version")
     parser.add_argument("--only", default="", help="presets, by comma")
+    parser.add_argument("--measure", action="store_true", help="measure alone, without the command that ends in a grid")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -123,7 +124,8 @@ def main() -> None:
             done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
             print(name, found[name], flush=True)
-            run(name, options.data, env)
+            if not options.measure:
+                run(name, options.data, env)
             file.write_text(json.dumps(found, indent=1) + "\n")
     text = written(found)
     (HERE / "presets.md").write_text(text)
