@@ -10,6 +10,7 @@ be called by all of them, with the same values.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ def local(tree: T) -> T:
     return tree if count() == 1 else jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
-def keep_spread(x: T, axis: int = 0) -> T:
+def keep_spread(x: Any, axis: int = 0) -> Any:
     """Inside jit: the same array, with its examples along `axis` spread."""
     return x if x is None or count() == 1 else jax.lax.with_sharding_constraint(x, _by_example(axis))
 
@@ -146,7 +147,12 @@ def _largest(said: int) -> Array:
     """Of what the processes say, as a number that is yet to come."""
     mine = np.full(count(), said, np.int32)  # of which the devices of this process are given theirs
     numbers = jax.make_array_from_callback(mine.shape, _by_example(0), lambda index: mine[index])
-    return jax.jit(jnp.max, out_shardings=_sharding())(numbers)
+    return _maximum()(numbers)
+
+
+@functools.cache
+def _maximum() -> Callable[[Array], Array]:
+    return jax.jit(jnp.max, out_shardings=_sharding())
 
 
 def all_of(true: bool) -> bool:

@@ -127,6 +127,10 @@ def _help(console: Console) -> None:
         "--workdir=DIR  where everything goes (runs/NAME, and what was changed of it); that of a run that is there",
     )
     say(console, "               has its configuration, which --config need not name")
+    say(
+        console, "--coordinator=auto on each host of a TPU slice or a Slurm job: all of them train one model; elsewhere"
+    )
+    say(console, "               --coordinator=HOST:PORT of the first, --processes=N, and --process=I from 0")
     say(console, "--mode=MODE")
     for mode, line in MODES.items():
         say(console, f"  {mode:<14} {line}")
@@ -154,7 +158,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     from scoregen.experiment import assemble
     from scoregen.train import refuse_uneven
 
-    _join(*(flags[name].value for name in ("coordinator", "process", "processes")))
+    _join(str(flags["coordinator"].value), flags["process"].value, flags["processes"].value)
     several, console.quiet = mesh.processes() > 1, not mesh.first()
     experiment = assemble(config)
     _refuse_classes(config, mode)

@@ -49,6 +49,7 @@ CASES = {
         "preset": "ddpm_digits",
         "net.unet.channels": 8,
         "net.unet.groups": 4,
+        "net.unet.blocks": 1,
         "net.unet.dropout": 0.1,
         "train.batch": 16,
         "sampler.batch": 8,
@@ -95,7 +96,8 @@ def measure(case, dtype="float32"):
 def flat(case, state, told):
     """Everything by name, on the host."""
     leaves = {
-        jax.tree_util.keystr(path, simple=True): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
     return {f"{case}/{key}": np.asarray(value) for key, value in (leaves | told).items()}
 
@@ -114,7 +116,9 @@ def main(folder, name, cases, *others):
         mesh.start(others[0], int(others[1]), int(others[2]))
     found = measures(cases.split(","))
     with Checkpoints(folder / "one") as checkpoints:
-        restored, step = checkpoints.restore(train.abstract_state(experiment("random")))
+        read = checkpoints.restore(train.abstract_state(experiment("random")))
+    assert read is not None
+    restored, step = read
     found |= flat("restored", restored, {})
     with Checkpoints(folder / name) as checkpoints:
         checkpoints.save(step, restored)

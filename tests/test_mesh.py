@@ -74,29 +74,32 @@ def one(tmp_path_factory):
 
 
 def agree(one, many, processes=1):
-    """Everything, but what it cost, is the same to the rounding of sums."""
+    """Everything, but what it cost, is the same to the rounding of sums; how far it is apart is printed (pytest -s)."""
+    apart = {}
     for name, value in one.items():
-        what = name.partition("/")[2]
-        if what in ("flops", "moves") or (what == "levels" and processes > 1):
+        case, what = name.split("/")
+        if what in ("flops", "moves"):
             continue
-        if what == "levels":
-            assert value.tolist() == sorted(set(value.tolist())) and many[name].max() == value.max()
-            continue
-        assert value.shape == many[name].shape and value.dtype == many[name].dtype, name
-        if value.dtype.kind == "i":
+        if what == "levels":  # several processes count in batches
+            assert many[name].max() == value.max() and (processes > 1 or (many[name] == value).all())
+        elif value.dtype.kind == "i":
             assert (value == many[name]).all(), name
-            continue
-        exact = "float64" if "64/" in name else "float32"
-        most = np.abs(value).max(initial=1e-30)
-        assert np.abs(value - many[name]).max(initial=0) <= TOLERANCE[exact] * most, name
+        else:
+            assert value.shape == many[name].shape and value.dtype == many[name].dtype, name
+            key = case, what.partition(".")[0]
+            found = np.abs(value - many[name]).max(initial=0) / np.abs(value).max(initial=1e-30)
+            apart[key] = max(found, apart.get(key, 0.0))
+    for (case, part), found in apart.items():
+        print(f"{case:<12}{part:<12}{found:.1e}")
+        assert found <= TOLERANCE["float64" if case.endswith("64") else "float32"], (case, part)
 
 
 def sound(one, folder, name, processes=1):
     """What was restored from one device's checkpoint, and saved again, is what it was, bit for bit."""
     template = train.abstract_state(spread.experiment("random"))
-    (before, _), (after, step) = (Checkpoints(folder / which).restore(template) for which in ("one", name))
-    assert same(before, after) and step == 4
-    before = spread.flat("restored", before, {})
+    read, written = (Checkpoints(folder / which).restore(template) for which in ("one", name))
+    assert read is not None and written is not None and same(read, written) and written[1] == 4
+    before = spread.flat("restored", read[0], {})
     for process in range(processes):
         found = np.load(folder / f"{name}.{process}.npz")
         assert all(found[key].tobytes() == value.tobytes() for key, value in before.items())
@@ -120,7 +123,7 @@ def test_eight_devices_make_the_same_steps_and_samples(one):
 @pytest.mark.slow
 def test_two_processes_of_four_devices_make_the_same_steps_and_samples(one):
     folder, measures = one
-    cases = (*QUICK, "random", "learned", "unet", "unet64")
+    cases = (*QUICK, "random", "learned", "unet64")
     where = address()
     command = ("tests/spread.py", folder, "two", ",".join(cases), where)
     processes = [start(4, *command, i, 2) for i in range(2)]
