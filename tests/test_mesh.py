@@ -25,8 +25,8 @@ from scoregen.process import example_keys
 ROOT = Path(__file__).parent.parent
 QUICK = ("random64", "learned64")
 # A reordered sum of n numbers is off by some sqrt(n) eps; Adam's quotients of small gradients make it more. Of the
-# largest entry of an array 2e-14 and 2e-5 were seen; what is drawn otherwise changes it by more than a hundredth.
-TOLERANCE = {"float64": 1e-12, "float32": 2e-4}
+# largest entry of an array 3e-14 and 1.4e-4 were seen. Two examples that trade their noise change it by more than 0.1.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-3}
 
 
 def start(devices, *command, cwd=ROOT):
@@ -78,7 +78,8 @@ def agree(one, many, processes=1):
     apart = {}
     for name, value in one.items():
         case, what = name.split("/")
-        if what in ("flops", "moves"):
+        # A softmax does not see a bias of its keys, whose gradient is rounding alone; Adam makes steps of it.
+        if what in ("flops", "moves") or what.endswith("key.bias"):
             continue
         if what == "levels":  # several processes count in batches
             assert many[name].max() == value.max() and (processes > 1 or (many[name] == value).all())
@@ -94,14 +95,20 @@ def agree(one, many, processes=1):
         assert found <= TOLERANCE["float64" if case.endswith("64") else "float32"], (case, part)
 
 
-def sound(one, folder, name, processes=1):
+def figures(path):
+    """All arrays in a file."""
+    with np.load(path) as found:
+        return dict(found)
+
+
+def sound(folder, name, processes=1):
     """What was restored from one device's checkpoint, and saved again, is what it was, bit for bit."""
     template = train.abstract_state(spread.experiment("random"))
     read, written = (Checkpoints(folder / which).restore(template) for which in ("one", name))
     assert read is not None and written is not None and same(read, written) and written[1] == 4
     before = spread.flat("restored", read[0], {})
     for process in range(processes):
-        found = np.load(folder / f"{name}.{process}.npz")
+        found = figures(folder / f"{name}.{process}.npz")
         assert all(found[key].tobytes() == value.tobytes() for key, value in before.items())
 
 
@@ -111,9 +118,9 @@ def test_eight_devices_make_the_same_steps_and_samples(one):
     process = start(8, "tests/spread.py", folder, "eight", ",".join(QUICK))
     alone = measures(*QUICK)
     assert said(process) == (0, "", "")
-    many = np.load(folder / "eight.0.npz")
+    many = figures(folder / "eight.0.npz")
     agree(alone, many)
-    sound(alone, folder, "eight")
+    sound(folder, "eight")
     for case in QUICK:
         assert many[f"{case}/flops"] < 0.4 * alone[f"{case}/flops"]  # not an eighth: the optimizer is on each
         assert np.ptp(alone[f"{case}/samples"], axis=0).max() > 0.01
@@ -123,16 +130,16 @@ def test_eight_devices_make_the_same_steps_and_samples(one):
 @pytest.mark.slow
 def test_two_processes_of_four_devices_make_the_same_steps_and_samples(one):
     folder, measures = one
-    cases = (*QUICK, "random", "learned", "unet64")
+    cases = (*QUICK, "random", "learned", "unet")
     where = address()
     command = ("tests/spread.py", folder, "two", ",".join(cases), where)
     processes = [start(4, *command, i, 2) for i in range(2)]
     alone = measures(*cases)
     assert [said(process) for process in processes] == [(0, "", "")] * 2
-    first, second = (np.load(folder / f"two.{i}.npz") for i in range(2))
+    first, second = (figures(folder / f"two.{i}.npz") for i in range(2))
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
     agree(alone, first, processes=2)
-    sound(alone, folder, "two", processes=2)
+    sound(folder, "two", processes=2)
 
 
 @pytest.mark.slow
@@ -142,7 +149,9 @@ def test_eight_devices_make_the_same_steps_in_float32(one):
     process = start(8, "tests/spread.py", folder, "float32", ",".join(cases))
     alone = measures(*cases)
     assert said(process) == (0, "", "")
-    agree(alone, np.load(folder / "float32.0.npz"))
+    many = figures(folder / "float32.0.npz")
+    agree(alone, many)
+    assert many["unet/flops"] < 0.2 * alone["unet/flops"] and many["unet/moves"] == 0
 
 
 def commands(*argv, cwds=(ROOT, ROOT), devices=2):
@@ -188,8 +197,9 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(tmp_path, told):
 
 @pytest.mark.slow
 def test_two_processes_judge_and_draw_as_one(tmp_path):
-    """Every mode, of a run that one device trained; and a folder that is not shared is refused by both."""
-    done(*TINY, f"--workdir={tmp_path}")
+    """Every mode, of a run that one process of four devices trained; a folder that is not shared is refused by both."""
+    code, _, err = said(start(4, "-m", "scoregen.run", *TINY, f"--workdir={tmp_path}"))
+    assert (code, err) == (0, "")
     before = np.load(tmp_path / "samples.npz")["samples"]
     for mode in ("eval", "likelihood", "trajectory"):
         few = "--config.eval.likelihood.examples=6", "--config.eval.likelihood.bound.strata=4"
