@@ -52,7 +52,7 @@ def address() -> str:
 
 def said(process) -> tuple[int, str, str]:
     """(exit code, stdout, stderr), without what the library of CPU collectives says."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return process.returncode, re.sub(r"\[Gloo\].*\n|\d* is connected to .*\n", "", out), err
 
 
@@ -130,7 +130,7 @@ def test_eight_devices_make_the_same_steps_and_samples(one):
 @pytest.mark.slow
 def test_two_processes_of_four_devices_make_the_same_steps_and_samples(one):
     folder, measures = one
-    cases = (*QUICK, "random", "learned", "unet")
+    cases = (*QUICK, "random", "learned")
     where = address()
     command = ("tests/spread.py", folder, "two", ",".join(cases), where)
     processes = [start(4, *command, i, 2) for i in range(2)]
