@@ -29,11 +29,25 @@ QUICK = ("random64", "learned64")
 TOLERANCE = {"float64": 1e-12, "float32": 1e-3}
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left():
+    """A process whose partner failed would wait for it."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    STARTED.clear()
+
+
 def start(devices, *command, cwd=ROOT):
     """A Python process that has so many CPU devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=cwd,
         env=env,
@@ -41,6 +55,8 @@ def start(devices, *command, cwd=ROOT):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    STARTED.append(process)
+    return process
 
 
 def address() -> str:
