@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from scoregen import mesh
 from scoregen.config import build
 from scoregen.errors import UsageError
 from scoregen.experiment import Experiment
@@ -173,11 +175,14 @@ def _in_batches(
     raw: np.ndarray,
     progress: Callable[[int], None],
 ) -> LogLikelihood:
-    """An estimate of raw data, a batch at a time; the last is filled up, so that one program serves all."""
-    count = len(raw)
-    size = min(experiment.config.eval.likelihood.batch, count)
+    """An estimate of raw data, a batch at a time; the last is filled up, so that one program serves all.
 
-    @jax.jit
+    A batch is spread over the devices, and so rounded up to what can be.
+    """
+    count = len(raw)
+    size = mesh.round_up(min(experiment.config.eval.likelihood.batch, count))
+
+    @functools.partial(jax.jit, out_shardings=mesh.everywhere())
     def step(params: Any, raw: Array, keys: Array, labels: Array | None) -> LogLikelihood:
         x0 = experiment.scaling(raw, fold_keys(keys, 0))
         keys = fold_keys(keys, 1)
@@ -194,7 +199,8 @@ def _in_batches(
     for begin in range(0, count, size):
         index = np.arange(begin, begin + size) % count
         try:
-            found = step(params, jax.numpy.asarray(raw[index]), keys[index], experiment.labels_held_out(index))
+            examples = jax.numpy.asarray(raw[index]), keys[index], experiment.labels_held_out(index)
+            found = step(params, *map(mesh.spread, examples))
             parts.append(jax.tree.map(np.asarray, found))
         except ValueError as error:
             raise UsageError(f"config.eval.likelihood: {error}") from error

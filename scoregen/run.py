@@ -3,6 +3,7 @@
     python -m scoregen.run --config=ncsn_toy
     python -m scoregen.run --config=ddpm_digits --workdir=runs/mine --config.loss.name=ssm
     python -m scoregen.run --config=ddpm_digits --mode=sample --config.sampler.predictor.ancestral.eta=0.0
+    python -m scoregen.run --config=ddpm_cifar --coordinator=auto         the same on each host of a TPU slice, or Slurm
 
 Exit codes: 0 done; 2 something that you can mend, said in one line; 128 + n ended by signal n, with everything saved.
 """
@@ -10,14 +11,16 @@ Exit codes: 0 done; 2 something that you can mend, said in one line; 128 + n end
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import re
 import shlex
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,9 +60,11 @@ class Signals:
     One that follows within half a second is the same one twice: `timeout` signals its child and then the group.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.caught: int | None = None
+    def __init__(self, console: Console, loudest: Callable[[int], int] | None = None) -> None:
+        """`loudest`: of several processes, what all of them are told of what each was sent (`mesh.loudest`)."""
+        self.console, self.loudest = console, loudest
+        self.caught: int | None = None  # what this process was sent
+        self.heard = 0  # what it stops for
 
     def __enter__(self) -> Signals:
         self.before = {n: signal.signal(n, self._catch) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -78,10 +83,24 @@ class Signals:
             os._exit(128 + number)
 
     def __call__(self) -> bool:
-        return self.caught is not None
+        """Whether to stop. Several processes ask together, and all hear of it at the same call."""
+        if not self.heard:
+            sent = self.caught or 0
+            self.heard = self.loudest(sent) if self.loudest else sent
+        return bool(self.heard)
+
+    def now(self) -> bool:
+        """Whether to stop, of all that was sent until now: the second answer is to what was said at the first."""
+        return self() or self()
 
     def watch(self, work: Callable[[], T]) -> T | None:
-        """Do long work that has nothing to save; None if a signal came before it was done."""
+        """Do long work that has nothing to save; None if a signal came before it was done.
+
+        Of several processes none may leave the others in the middle of it: they go by what the work asks on the way.
+        """
+        if self.loudest:
+            done = work()
+            return None if self.now() else done
         pool = concurrent.futures.ThreadPoolExecutor(1)
         future = pool.submit(work)
         while not self():
@@ -107,6 +126,10 @@ def _help(console: Console) -> None:
         "--workdir=DIR  where everything goes (runs/NAME, and what was changed of it); that of a run that is there",
     )
     say(console, "               has its configuration, which --config need not name")
+    say(
+        console, "--coordinator=auto on each host of a TPU slice or a Slurm job: all of them train one model; elsewhere"
+    )
+    say(console, "               --coordinator=HOST:PORT of the first, --processes=N, and --process=I from 0")
     say(console, "--mode=MODE")
     for mode, line in MODES.items():
         say(console, f"  {mode:<14} {line}")
@@ -116,6 +139,9 @@ def _run(argv: Sequence[str], console: Console) -> int:
     flags = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", "", "where everything goes", flag_values=flags)
     absl_flags.DEFINE_string("mode", "train", ", ".join(MODES), flag_values=flags)
+    absl_flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or auto", flag_values=flags)
+    absl_flags.DEFINE_integer("process", None, "the number of this process, from 0", flag_values=flags)
+    absl_flags.DEFINE_integer("processes", None, "how many there are", flag_values=flags)
     config, changes = config_lib.parse(_with_config(argv), flags)
     mode = str(flags["mode"].value)
     config_lib.pick(MODES, mode, "--mode")
@@ -127,23 +153,81 @@ def _run(argv: Sequence[str], console: Console) -> int:
     workdir = Path(flags["workdir"].value or Path("runs", _run_name(config.name, changes))).expanduser()
 
     # Here and not above: a wrong flag is answered before JAX is loaded.
+    from scoregen import mesh
     from scoregen.experiment import assemble
+    from scoregen.train import refuse_uneven
 
+    _join(str(flags["coordinator"].value), flags["process"].value, flags["processes"].value)
+    several, console.quiet = mesh.processes() > 1, not mesh.first()
     experiment = assemble(config)
     _refuse_classes(config, mode)
+    if mode == "train":
+        refuse_uneven(experiment)
     agree(config, workdir, mode)
-    with Signals(console) as signals:
-        run = Run(experiment, workdir, mode, console, signals, again=f"python -m scoregen.run {shlex.join(argv)}")
+    if several:
+        _refuse_unshared(workdir)
+    with Signals(console, mesh.loudest() if several else None) as signals, _files(workdir) as files:
+        again = f"python -m scoregen.run {shlex.join(argv)}"
+        run = Run(experiment, workdir, files, mode, console, signals, again)
         try:
             step, params = run.train() if mode == "train" else run.restore()
             if signals():
                 if mode != "train":
                     run.say(f"stopped; the training is saved. To begin again: {run.again}")
                 return ended(signals)
-            return run.weigh(step, params) if mode == "likelihood" else run.show(step, params)
+            code = run.weigh(step, params) if mode == "likelihood" else run.show(step, params)
+            mesh.finish()
+            return code
         except OSError as error:
             error.filename = error.filename or str(workdir)  # a write to an open file that fails does not say where
             raise
+
+
+def _join(coordinator: str, process: int | None, processes: int | None) -> None:
+    """Join the other processes, if there are to be others."""
+    from scoregen import mesh
+
+    if (process is None) != (processes is None):
+        raise UsageError("--process and --processes go together: say which process this is, and how many there are")
+    if coordinator:
+        mesh.start(coordinator, process, processes)
+    elif process is not None:
+        raise UsageError("--process without --coordinator: say --coordinator=HOST:PORT, the address of process 0")
+    elif mesh.processes() > 1:
+        raise UsageError("this is one host of several: say --coordinator=auto, on each of them")
+
+
+def _refuse_unshared(workdir: Path) -> None:
+    """Refuses a workdir that not all processes see: checkpoints are written and read by all of them."""
+    from scoregen import mesh
+
+    if not mesh.all_of(workdir.is_dir()):
+        return  # nothing was trained, which is said elsewhere
+    mark = workdir / f".seen_by_all_{mesh.of_first(time.time_ns() % 2**31)}"
+    if mesh.first():
+        mark.touch()
+    seen = mesh.all_of(mesh.all_of(True) and mark.exists())
+    if mesh.first():
+        mark.unlink()
+    if not seen:
+        raise UsageError(
+            f"--workdir={workdir} is not one folder on all hosts: name one that they share, such as by NFS"
+        )
+
+
+@contextlib.contextmanager
+def _files(workdir: Path) -> Iterator[Path]:
+    """Where this process's files go: into the workdir, and those of all processes but the first into oblivion.
+
+    So all of them run the same programs in the same order, whoever is to keep what comes of it.
+    """
+    from scoregen import mesh
+
+    if mesh.first():
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _with_config(argv: Sequence[str]) -> list[str]:
@@ -180,6 +264,8 @@ def is_free(key: str) -> bool:
 
 def agree(config: Any, workdir: Path, mode: str) -> None:
     """Write the configuration beside a new run; refuse one that contradicts the run that is there."""
+    from scoregen import mesh
+
     path = workdir / "config.json"
     # A run that has saved nothing yet binds nobody.
     saved = any(child.name.isdigit() for child in (workdir / "checkpoints").glob("*"))
@@ -204,8 +290,9 @@ def agree(config: Any, workdir: Path, mode: str) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from None
-    with whole(path) as fresh:
-        fresh.write_text(config_lib.to_json(config))
+    if mesh.first():
+        with whole(path) as fresh:
+            fresh.write_text(config_lib.to_json(config))
 
 
 @dataclasses.dataclass
@@ -214,6 +301,7 @@ class Run:
 
     experiment: Experiment
     workdir: Path
+    files: Path  # the workdir, but for all processes that are not the first
     mode: str
     console: Console
     signals: Signals
@@ -245,15 +333,14 @@ class Run:
 
     def train(self) -> tuple[int, Any]:
         """The step and the averaged parameters, trained to the end or to a signal."""
-        import jax
-
+        from scoregen import mesh
         from scoregen.log import Bar, MetricsLog
-        from scoregen.train import fit, init_state
+        from scoregen.train import abstract_state, fit, init_state
 
         config, steps = self.config, self.config.train.steps
         with self.checkpoints() as checkpoints:
-            found = checkpoints.restore(jax.eval_shape(lambda: init_state(self.experiment)))
-            state, begin = found if found else (init_state(self.experiment), 0)
+            found = checkpoints.restore(abstract_state(self.experiment))
+            state, begin = found if found else (mesh.replicate(init_state(self.experiment)), 0)
             if found:
                 done = "trained to the end already" if begin >= steps else f"going on to step {steps}"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
@@ -264,10 +351,10 @@ class Run:
                     f"{config.net.name} with {_size(state.params):,} parameters, {len(data.train):,} "
                     f"{'images' if data.is_image else 'points'} of {config.data.name}; the first step compiles"
                 )
-                with MetricsLog(self.workdir, begin) as log, Bar(self.console, "training", steps, begin) as bar:
+                with MetricsLog(self.files, begin) as log, Bar(self.console, "training", steps, begin) as bar:
                     state = fit(self.experiment, state, checkpoints, log, bar, self.signals, self.sketch)
             step = int(state.step)
-        if self.signals():
+        if self.signals.now():
             saved = f"saved step {step} of {steps} in {self.workdir}" if step else "stopped before the first step"
             self.say(f"{saved}. To go on: {self.again}")
         return step, state.ema
@@ -276,19 +363,20 @@ class Run:
         """A picture while training."""
         import numpy as np
 
-        samples = self.signals.watch(lambda: self.sampler(params, self.config.sampler.images))
+        count = self.config.sampler.images
+        samples = self.signals.watch(lambda: self.sampler(params, count, stopped=self.signals))
         if samples is None:
             return
         if not np.isfinite(samples).all():  # training is another matter, and goes on
             self.say(f"no picture at step {step}: the sampler diverged")
             return
-        self.picture(self.workdir / f"samples_{step:07d}.png", params, samples)
+        self.picture(self.files / f"samples_{step:07d}.png", params, samples)
 
     def picture(self, path: Path, params: Any, samples: np.ndarray) -> Path:
         """The picture that suits the data: a grid of images, four panels of the plane, or one panel a coordinate."""
-        from scoregen import report
+        from scoregen import mesh, report
 
-        shape = self.experiment.dataset.shape
+        shape, params = self.experiment.dataset.shape, mesh.local(params)
         if self.experiment.control is not None:
             return report.save_completed(path, self.experiment, samples)
         if self.experiment.dataset.is_image:
@@ -307,7 +395,7 @@ class Run:
         from scoregen.log import Bar
         from scoregen.train import levels
 
-        config, signals, workdir = self.config, self.signals, self.workdir
+        config, signals, folder = self.config, self.signals, self.files
         if self.mode == "trajectory":
             return self.show_trajectory(step, params)
         judged = self.mode == "eval" or (self.mode == "train" and config.eval.at_end)
@@ -315,7 +403,7 @@ class Run:
         batches = -(-count // config.sampler.batch)
         parts = f" in {batches} batches" if batches > 1 else ""
         with Bar(self.console, f"sampling {count}{parts}, level", levels(self.experiment) * batches) as bar:
-            samples = signals.watch(lambda: self.sampler(params, count, bar.update))
+            samples = signals.watch(lambda: self.sampler(params, count, bar.update, signals))
         if samples is None:
             self.say(f"stopped while sampling; the training is saved. To sample again: {self.again}")
             return ended(signals)
@@ -324,15 +412,15 @@ class Run:
                 f"{bad} of {count} samples are not finite: the sampler diverged; take smaller steps "
                 "(--config.sampler.corrector.langevin.step_size) or train longer"
             )
-        files = [workdir / "samples.npz"]
+        files = [folder / "samples.npz"]
         with whole(files[0]) as fresh:
             np.savez(fresh, samples=samples)
         name = "samples.png" if self.experiment.dataset.is_image else "figure.png"
-        files.append(self.picture(workdir / name, params, samples))
+        files.append(self.picture(folder / name, params, samples))
         if self.mode == "train":
             title = f"{config.name}, trained on {config.data.name}"
-            files.append(report.save_curve(workdir / "loss.png", workdir, title, self.loss()))
-            files += [workdir / "metrics.jsonl", workdir / "checkpoints", workdir / "config.json"]
+            files.append(report.save_curve(folder / "loss.png", self.workdir, title, self.loss()))
+            files += [self.workdir / name for name in ("metrics.jsonl", "checkpoints", "config.json")]
 
         work = lambda: judge(self.experiment, samples[: config.eval.samples], self.say)  # noqa: E731
         verdicts = signals.watch(work) if judged else []
@@ -340,7 +428,7 @@ class Run:
             self.say(f"stopped while judging; the samples are saved. To judge again: {self.again}")
             return ended(signals)
         if verdicts:
-            files.insert(0, report.save_verdicts(workdir / "distances.json", self.experiment, step, verdicts))
+            files.insert(0, report.save_verdicts(folder / "distances.json", self.experiment, step, verdicts))
         what = self.summary(step, params, count)
         if judged and config.eval.samples < count:
             what.append(("judged", f"the first {config.eval.samples:,} of them"))
@@ -368,20 +456,20 @@ class Run:
         """Sample, and show what was on the way. Returns the exit code."""
         import numpy as np
 
-        from scoregen import report
+        from scoregen import mesh, report
         from scoregen.trajectory import save_animation, save_sheet, walk
 
         count = min(self.config.sampler.images, 16 if self.experiment.dataset.is_image else 400)
         self.say(f"sampling {count}, and keeping what is on the way")
-        seen = self.signals.watch(lambda: walk(self.experiment, params, count))
+        seen = self.signals.watch(lambda: walk(self.experiment, mesh.local(params), count))
         if seen is None:
             self.say(f"stopped; the training is saved. To begin again: {self.again}")
             return ended(self.signals)
         if not all(np.isfinite(part).all() for part in (seen.x, seen.x0)):
             raise UsageError("the walk is not finite: the sampler diverged; take smaller steps or train longer")
         files = [
-            save_sheet(self.workdir / "trajectory.png", self.experiment, seen),
-            save_animation(self.workdir / "trajectory.gif", self.experiment, seen),
+            save_sheet(self.files / "trajectory.png", self.experiment, seen),
+            save_animation(self.files / "trajectory.gif", self.experiment, seen),
         ]
         self.console.print()
         self.console.print(
@@ -416,7 +504,7 @@ class Run:
         what = [*self.trained(step, params), ("evaluated", f"{found[1]:,} held-out examples{told}{other}{held}")]
         what += [(measured.name, report.tell(measured)) for measured in found[0]]
         self.console.print()
-        path = self.workdir / "likelihood.json"
+        path = self.files / "likelihood.json"
         self.console.print(report.table(f"{config.name}: {self.mode}", what, [], [path]))
         # After they were said: figures that took hours are not lost to a disk that is full.
         report.save_likelihoods(path, self.experiment, step, *found)
@@ -494,10 +582,12 @@ def _size(params: Any) -> int:
 
 def ended(signals: Signals) -> int:
     """Leave at once: a sampler that is still at work in its thread has nothing to save."""
+    from scoregen import mesh
+
     sys.stdout.flush()
     sys.stderr.flush()
-    assert signals.caught is not None
-    os._exit(128 + signals.caught)
+    mesh.finish()
+    os._exit(128 + signals.heard)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from scoregen import mesh
 from scoregen.config import Config
 from scoregen.errors import UsageError
 from scoregen.experiment import Experiment
@@ -79,10 +80,14 @@ def init_state(experiment: Experiment) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, times)
 
 
+def abstract_state(experiment: Experiment) -> TrainState:
+    """The state without its values: what a checkpoint is read by. On every device, where there are several."""
+    return mesh.abstract(jax.eval_shape(lambda: init_state(experiment)))
+
+
 def restore_average(experiment: Experiment, checkpoints: Checkpoints, best: bool = False) -> tuple[Any, int] | None:
     """The averaged parameters, to sample with, of the newest checkpoint or the best, and its step; None without one."""
-    template = jax.eval_shape(lambda: init_state(experiment))
-    return checkpoints.restore_part("ema", template.ema, best=best)
+    return checkpoints.restore_part("ema", abstract_state(experiment).ema, best=best)
 
 
 def mean_loss(
@@ -130,31 +135,39 @@ def make_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[st
 
     With `config.train.microbatch` the gradient is added up over parts of the batch: the same step in less memory,
     but for the draws of dropout.
+
+    On several devices the batch comes from `spread_batch` and the state from `mesh.replicate`. What is drawn depends
+    on the step and the example alone, so it is the same step but for the order of sums.
+
+    Raises:
+        UsageError: if a part of the batch cannot be spread evenly over the devices.
     """
+    refuse_uneven(experiment)
     train = experiment.config.train
     optimizer = make_optimizer(train)
-    parts = train.batch // (train.microbatch or train.batch)
 
     def step(state: TrainState, raw: Array, labels: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
         noise, dropout = jax.random.split(jax.random.fold_in(jax.random.key(experiment.config.seed), state.step))
         keys = example_keys(noise, train.batch)
+        # Part i is row i of [parts, B / parts, ...]: each is spread over all devices, and none has to be moved.
+        raw, labels, keys = (mesh.keep_spread(a, 1) for a in in_parts(experiment, raw, labels, keys))
 
         total = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         times = state.times
         # Unrolled, not scanned: within a loop XLA's CPU backend runs a convolution's gradient many times slower.
+        parts = len(raw)
         for i in range(parts):
-            part = slice(i * (train.batch // parts), (i + 1) * (train.batch // parts))
             # The barrier has each part wait for the one before, whose memory it can then take over.
             params, total = jax.lax.optimization_barrier((state.params, total))
             loss = functools.partial(mean_loss, experiment, experiment.times, state.times)
             found, grads = jax.value_and_grad(loss, has_aux=True)(
                 params,
-                raw[part],
-                keys[part],
+                raw[i],
+                keys[i],
                 jax.random.fold_in(dropout, i),
-                None if labels is None else labels[part],
+                None if labels is None else labels[i],
             )
-            times = experiment.times.update(times, *jax.lax.stop_gradient(found[1]))
+            times = experiment.times.update(times, *mesh.keep_whole(jax.lax.stop_gradient(found[1])))
             total = jax.tree.map(jnp.add, total, (found[0], grads))
         loss, grads = jax.tree.map(lambda a: a / parts, total)
 
@@ -168,7 +181,42 @@ def make_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[st
             "grad_norm": optax.tree.norm(grads),
         }
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=mesh.everywhere())
+
+
+def refuse_uneven(experiment: Experiment) -> None:
+    """Raises UsageError if the batch, or a part of it, cannot be spread evenly over the devices."""
+    train, n = experiment.config.train, mesh.count()
+    if train.batch % n:
+        near = [k for k in (train.batch // n * n, mesh.round_up(train.batch)) if k]
+        raise UsageError(
+            f"config.train.batch={train.batch} cannot be spread evenly over {n} devices: take a multiple of {n}, such "
+            f"as {' or '.join(map(str, near))}"
+        )
+    if train.microbatch % n:
+        fit = [k for k in range(n, train.batch + 1, n) if train.batch % k == 0]
+        raise UsageError(
+            f"config.train.microbatch={train.microbatch} cannot be spread evenly over {n} devices: take one that can, "
+            f"and divides the batch of {train.batch}: {', '.join(map(str, fit))}"
+        )
+
+
+def in_parts(experiment: Experiment, raw: Any, *others: Any) -> list[Any]:
+    """A raw batch `[B, ...]`, and what else has an entry `[B]` an example, in the parts of `config.train.microbatch`.
+
+    So `[parts, B / parts, ...]`; None stays None, and what is in parts stays as it is.
+    """
+    train = experiment.config.train
+    shape = train.batch // (train.microbatch or train.batch), -1
+    return [raw.reshape(*shape, *experiment.dataset.shape), *(a if a is None else a.reshape(shape) for a in others)]
+
+
+def spread_batch(experiment: Experiment, raw: np.ndarray, labels: np.ndarray | None = None) -> list[Any]:
+    """A batch on the host, the same in every process, as `make_step` takes it: each part spread over all devices.
+
+    Every process gathers all of it and keeps its share, a few microseconds an image while the devices work.
+    """
+    return [mesh.spread(a, 1) for a in in_parts(experiment, raw, labels)]
 
 
 def make_eval(experiment: Experiment) -> Callable[..., float | None]:
@@ -181,12 +229,12 @@ def make_eval(experiment: Experiment) -> Callable[..., float | None]:
     """
     config, dataset = experiment.config, experiment.dataset
     count = min(512, len(dataset.test))
-    size = min(64, config.train.microbatch or config.train.batch, count)
+    size = mesh.round_up(min(64, config.train.microbatch or config.train.batch, count))
     batches = -(-count // size)
 
     labels = dataset.test_labels if experiment.classes else None
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=mesh.everywhere())
     def step(params: Any, raw: Array, labels: Array | None, keys: Array, counts: Array) -> Array:
         terms = losses_of(experiment, Own(), (), params, raw, keys, None, labels)[0]
         return jnp.sum(jnp.where(counts, terms, 0.0))
@@ -205,27 +253,20 @@ def make_eval(experiment: Experiment) -> Callable[..., float | None]:
             at = np.arange(i * size, (i + 1) * size)
             held = np.minimum(at, count - 1)
             told = None if labels is None else labels[held]
-            total += wait(step(params, dataset.test[held], told, keys[at], at < count))
+            total += wait(step(params, *map(mesh.spread, (dataset.test[held], told, keys[at], at < count))))
         return total / count
 
     return evaluate
 
 
-def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
-    """(params, count, progress=None) -> samples `[count, ...]`, drawn a batch of `config.sampler.batch` at a time.
+def make_draw(experiment: Experiment, progress: Callable[[int], None] | None = None) -> Callable[..., Array]:
+    """One jitted walk: (params, a key an example `[B]`, labels `[B]` or None, what is completed or None) -> `[B, ...]`.
 
-    Sample i depends on the seed and on i, not on the size of the batches; so does its class, and the held-out example
-    that it completes if `config.sampler.control` says so. `progress` is called with the number of
-    levels that are done of `levels * batches`.
+    `progress` is called from the device with the number of levels that are done.
     """
     config = experiment.config.sampler
-    told: list[Callable[[int], None]] = []  # whom to tell of the levels that are done
 
-    def tell(level: int) -> None:
-        for listener in told:
-            listener(int(level))
-
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=mesh.everywhere())
     def draw(params: Any, keys: Array, labels: Array | None, clean: Array | None) -> Array:
         return sample(
             experiment.walk,
@@ -237,21 +278,53 @@ def make_sampler(experiment: Experiment) -> Callable[..., np.ndarray]:
             config.n or None,
             grid=experiment.grid,
             denoise=config.denoise,
-            progress=tell,
+            progress=progress,
         )
 
-    def run(params: Any, count: int, progress: Callable[[int], None] | None = None) -> np.ndarray:
+    return draw
+
+
+def make_sampler(experiment: Experiment) -> Callable[..., Any]:
+    """(params, count, progress=None, stopped=...) -> samples `[count, ...]`, `config.sampler.batch` at a time.
+
+    Sample i depends on the seed and on i, not on the size of the batches; so does its class, and the held-out example
+    that it completes if `config.sampler.control` says so. `progress` is called with the number of levels that are done
+    of `levels * batches`. `stopped` is asked before every batch, and the answer is then None.
+
+    A batch is spread over the devices, and so rounded up to what can be.
+    """
+    size = mesh.round_up(experiment.config.sampler.batch)
+    told: list[Callable[[int], None]] = []  # whom to tell of the levels that are done
+
+    def tell(level: int) -> None:
+        for listener in told:
+            listener(int(level))
+
+    several = mesh.processes() > 1  # a device can call its own process alone: then each counts the batches
+    draw = make_draw(experiment, None if several else tell)
+
+    def run(
+        params: Any,
+        count: int,
+        progress: Callable[[int], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray | None:
         # The last batch is filled up, so that one program serves them all.
-        batches = -(-count // config.batch)
-        keys = example_keys(jax.random.key(experiment.config.seed + 2), batches * config.batch)
+        batches = -(-count // size)
+        keys = example_keys(jax.random.key(experiment.config.seed + 2), batches * size)
         drawn = []
         for i in range(batches):
+            if stopped():
+                return None
             done = i * levels(experiment)
             told[:] = [lambda level, done=done: progress(done + level)] if progress else []
-            index = np.arange(i * config.batch, (i + 1) * config.batch)
+            index = np.arange(i * size, (i + 1) * size)
             clean = None if experiment.control is None else experiment.held_out(index)
-            drawn.append(np.asarray(draw(params, keys[index], experiment.labels_to_sample(index), clean)))
+            examples = map(mesh.spread, (keys[index], experiment.labels_to_sample(index), clean))
+            drawn.append(np.asarray(draw(params, *examples)))
             jax.effects_barrier()
+            if several:
+                tell(levels(experiment))
         return np.concatenate(drawn)[:count]
 
     return run
@@ -284,7 +357,7 @@ def fit(
 
     Args:
         experiment: the parts.
-        state: a fresh or a restored state; it is donated.
+        state: a fresh or a restored state, on every device (`mesh.replicate`); it is donated.
         checkpoints: where states go; the metric of the best is the held-out loss of the averaged parameters, which
             is left out, also when half done, once `stopped()`.
         log: where metrics go.
@@ -328,7 +401,7 @@ def fit(
 
     in_flight = None
     while step < train.steps and not stopped():
-        state, metrics = step_fn(state, *experiment.batch(step))
+        state, metrics = step_fn(state, *spread_batch(experiment, *experiment.batch(step)))
         step += 1
         # One step runs while the next is prepared, and no more: what the bar shows has happened.
         if in_flight is not None:

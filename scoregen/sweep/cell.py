@@ -203,7 +203,7 @@ class _Work:
         again = f"python -m scoregen.sweep --sweep={shlex.quote(self.task['sweep'])}"
         with locked(trained / ".lock", wait=True):
             agree(config, trained, "train")
-            training = Run(experiment, trained, "train", self.console, self.signals, again)
+            training = Run(experiment, trained, trained, "train", self.console, self.signals, again)
             fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
             # Also where that was done: a checkpoint that was damaged since is passed over, and made again.
             step, params = training.train()
