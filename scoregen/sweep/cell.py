@@ -218,7 +218,7 @@ class _Work:
                 step, params = training.restore()
         judged = config.eval.at_end and config.sampler.control.name == "none" and config.sampler.label < 0
         mode = "eval" if judged else "sample"
-        Run(experiment, self.folder, mode, self.console, self.signals, again).show(step, params)
+        Run(experiment, self.folder, self.folder, mode, self.console, self.signals, again).show(step, params)
         found = json.loads((self.folder / "distances.json").read_text())["distances"] if judged else []
         figures = {row["name"]: row["value"] for row in found}
         floors = {row["name"]: row["floor"] for row in found if "floor" in row}
