@@ -15,6 +15,7 @@ import difflib
 import inspect
 import json
 import re
+import sys
 import traceback
 import types
 import typing
@@ -152,12 +153,14 @@ def load(name: str) -> Config:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
     if path.suffix == ".json":
         return _saved(source.decode(errors="replace"), path)
-    module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    # Registered, since a dataclass or a network that the file defines is looked up there.
+    module = sys.modules[f"preset {path}"] = types.ModuleType(f"preset {path}")
+    module.__file__ = str(path)
     try:
-        exec(compile(source, str(path), "exec"), module)
-        if "get_config" not in module:
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        if not hasattr(module, "get_config"):
             raise UsageError(f"{path}: it has no get_config(): define one that returns the configuration")
-        config = module["get_config"]()
+        config = module.get_config()
     except UsageError:
         raise
     except SyntaxError as error:
@@ -177,6 +180,12 @@ def load(name: str) -> Config:
 def _saved(text: str, path: Path) -> Config:
     """A saved configuration over the defaults, which know the types of its values."""
     saved, config = from_json(text, str(path)), load("default")
+    parts, known = ({key for key, _ in _sections(of)} for of in (saved, config))
+    if foreign := sorted(parts - known):
+        raise UsageError(
+            f"{path} has parts that are not scoregen's own ({', '.join(foreign)}): say --config=FILE.py, the preset "
+            "that brings them"
+        )
     try:
         config.update(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
