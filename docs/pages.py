@@ -177,17 +177,19 @@ class Prose(griffe.Extension):
 def prose(text: str) -> str:
     r"""A docstring, which is written to be read as it is, as Markdown: its examples are blocks, and nothing is a link.
 
-    >>> print(prose("Two: [a](b).\n\n>>> 1 + 1\n2"))
-    Two: [a]\(b).
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> prose("Two: [a](b).\n\n>>> 1 + 1\n2").splitlines()
+    ['Two: [a]\\(b).', '', '```pycon', '>>> 1 + 1', '2', '```']
     """
     text = re.sub(r"^Fields:$", "Attributes:", text, flags=re.MULTILINE)
     text = re.sub(
         r"^Call:\n((?: {4}.*\n)+)", lambda found: f"**Call:**\n{textwrap.dedent(found[1])}", text, flags=re.MULTILINE
+    )
+    # Names that share a line of a section: a space would end the first.
+    text = re.sub(
+        r"^( {4}\w+(?:, \w+)+)(?=: )",
+        lambda found: found[1].replace(", ", ",\N{NO-BREAK SPACE}"),
+        text,
+        flags=re.MULTILINE,
     )
     text = re.sub(r"^(?! {4})(.*\])(?=\()", r"\1\\", text, flags=re.MULTILINE)
     return re.sub(r"^>>> (?:.+\n?)+", lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text, flags=re.MULTILINE)

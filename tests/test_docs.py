@@ -1,12 +1,14 @@
 """The documentation is true: its code runs and prints what it shows, its commands are understood, its links lead on."""
 
 import contextlib
+import doctest
 import importlib.util
 import io
 import re
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,10 +28,18 @@ from scoregen.times import TIMES
 from scoregen.weights import command as weights
 
 ROOT = Path(__file__).parent.parent
-SPEC = importlib.util.spec_from_file_location("execute", ROOT / "docs" / "execute.py")
-assert SPEC is not None and SPEC.loader is not None
-execute = sys.modules.setdefault("execute", importlib.util.module_from_spec(SPEC))
-SPEC.loader.exec_module(execute)
+
+
+def tool(name: str) -> ModuleType:
+    """A script of docs/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+execute = tool("execute")
 
 TEXTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
@@ -78,13 +88,22 @@ def test_code_prints_what_is_shown(path, tmp_path):
         assert len(found.pictures) == len(piece.pictures), piece.where
 
 
+@pytest.mark.parametrize("name", ["execute", "pages"])
+def test_examples_of_the_tools(name):
+    if name == "pages":
+        pytest.importorskip("mkdocs", reason="the site is built with what `make docs` installs")
+    assert doctest.testmod(tool(name)).failed == 0
+
+
 class Parsed(BaseException):
     """A command line was understood, and what follows is not done."""
 
 
 def commands(path: Path) -> list[str]:
     """The command lines of the package in a file; one with brackets or dots says how others are made."""
-    lines = re.findall(r"^ {4,}(python -m scoregen\.\w+ .*)$", path.read_text(), re.MULTILINE)
+    text = path.read_text()
+    lines = re.findall(r"^ {4,}(python -m scoregen\.\w+ .*)$", text, re.MULTILINE)
+    lines += re.findall(r"`(python -m scoregen\.\w+ [^`\n]+)`", text)
     return [line for line in lines if "[" not in line and "=..." not in line]
 
 
