@@ -33,7 +33,7 @@ lint: $(VENV)/.installed $(VENV)/.dev  ## ruff (rules, layout) and pyright (type
 	$(py) -m pyright --pythonpath $(py)
 
 docs: $(VENV)/.dev  ## the documentation as a site, into site/
-	NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --strict
 
 format: $(VENV)/.dev  ## mend what ruff can mend
 	$(py) -m ruff check --fix-only
