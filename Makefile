@@ -13,7 +13,7 @@ pip  := $(py) -m pip --disable-pip-version-check --no-input
 test := $(py) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format lock clean
+.PHONY: help run test test-all lint docs format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -32,12 +32,15 @@ lint: $(VENV)/.installed $(VENV)/.dev  ## ruff (rules, layout) and pyright (type
 	$(py) -m ruff format --check
 	$(py) -m pyright --pythonpath $(py)
 
+docs: $(VENV)/.dev  ## the documentation as a site, into site/
+	NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --strict
+
 format: $(VENV)/.dev  ## mend what ruff can mend
 	$(py) -m ruff check --fix-only
 	$(py) -m ruff format
 
 clean:  ## remove the environment, caches and build products; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # --- the environment -------------------------------------------------------------------------------------------

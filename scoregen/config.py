@@ -16,6 +16,7 @@ import difflib
 import inspect
 import json
 import re
+import sys
 import traceback
 import types
 import typing
@@ -129,6 +130,20 @@ def is_bare(name: str) -> bool:
     return not (name.endswith((".py", ".json")) or "/" in name or "\\" in name)
 
 
+def execute(path: Path, source: str | bytes) -> types.ModuleType:
+    """A person's own Python file, run: what it defines.
+
+    Raises:
+        UsageError: if it fails, with the line of it that does.
+    """
+    # Registered, since a dataclass or a network that the file defines is looked up there.
+    module = sys.modules[f"file {path}"] = types.ModuleType(f"file {path}")
+    module.__file__ = str(path)
+    with blaming(path):
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
 def load(name: str) -> Config:
     """The configuration of a preset: of a bare name such as "ncsn_cifar", or of the path of a .py file.
 
@@ -153,12 +168,11 @@ def load(name: str) -> Config:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
     if path.suffix == ".json":
         return _saved(source.decode(errors="replace"), path)
-    module: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    module = execute(path, source)
     with blaming(path):
-        exec(compile(source, str(path), "exec"), module)
-        if "get_config" not in module:
+        if not hasattr(module, "get_config"):
             raise UsageError(f"{path}: it has no get_config(): define one that returns the configuration")
-        config = module["get_config"]()
+        config = module.get_config()
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
     with config.unlocked():
@@ -193,6 +207,12 @@ def blaming(path: Path) -> Iterator[None]:
 def _saved(text: str, path: Path) -> Config:
     """A saved configuration over the defaults, which know the types of its values."""
     saved, config = from_json(text, str(path)), load("default")
+    parts, known = ({key for key, _ in _sections(of)} for of in (saved, config))
+    if foreign := sorted(parts - known):
+        raise UsageError(
+            f"{path} has parts that are not scoregen's own ({', '.join(foreign)}): say --config=FILE.py, the preset "
+            "that brings them"
+        )
     try:
         config.update(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -81,7 +81,7 @@ def save_completed(path: Path, experiment: Experiment, samples: np.ndarray, most
     names = (
         "held out",
         "seen",
-        f"completed,\nthe first {count} of {len(samples)}" if len(samples) > count else "completed",
+        f"completed,\n{count} of {len(samples)}" if len(samples) > count else "completed",
     )
     panel.set_yticks([height * (i + 0.5) / 3 for i in range(3)], names)
     panel.set_xticks([])

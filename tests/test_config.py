@@ -134,6 +134,47 @@ def test_load(folder, tmp_path_factory, monkeypatch):
     assert {path.suffix for path in folder.iterdir()} == {".py"}  # nothing is compiled into the folder
 
 
+OWN = PRESET.replace(
+    "from scoregen.config import load\n",
+    """from __future__ import annotations
+
+import dataclasses
+import flax.linen as nn
+from scoregen.config import choice, load
+
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    power: int | None = None
+
+class Net(nn.Module):
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.width)(x)
+""",
+)
+
+
+@pytest.mark.parametrize("text", [OWN, OWN.replace("from __future__ import annotations\n", "")])
+def test_a_preset_can_define_parts(folder, text):
+    """Dataclasses and networks, with annotations as objects or as text."""
+    return_ = "    config = choice({'mine': Mine, 'net': Net}, 'mine')\n    return config\n"
+    (folder / "own.py").write_text(text.replace("    return config\n", return_))
+    config = C.load("own")
+    assert config.mine.get_type("power") is int and config.mine.power is None
+    assert config.net.to_dict() == {"width": 8}
+
+
+def test_a_saved_configuration_with_parts_of_ones_own(folder):
+    saved = folder / "config.json"
+    config = C.load("ncsn_cifar").copy_and_resolve_references().unlock()
+    config.loss.huber = ConfigDict({"delta": 1.0})
+    config.loss.name = "huber"
+    saved.write_text(C.to_json(config))
+    refused(lambda: C.load(str(saved)), str(saved), "loss.huber", "--config=FILE.py")
+
+
 def test_load_refuses(folder):
     said = refused(lambda: C.load("ncsn_cifr"), "no preset 'ncsn_cifr'", "did you mean 'ncsn_cifar'")
     assert "default" not in said and "_private" not in said

@@ -1,7 +1,7 @@
 """Perturbation processes, how data turn into noise: `kernel` says what one is, the other modules which there are."""
 
 from scoregen.process.chain import Chain, betas, cosine, ddpm, ncsn, sigmas
-from scoregen.process.continuous import EDM, VE, VP, CosineVP, Flow, SubVP
+from scoregen.process.continuous import EDM, VE, VP, Continuous, CosineVP, Flow, SubVP
 from scoregen.process.kernel import (
     Noised,
     Process,
@@ -37,6 +37,7 @@ __all__ = [
     "VE",
     "VP",
     "Chain",
+    "Continuous",
     "CosineVP",
     "Flow",
     "Noised",

@@ -10,7 +10,6 @@ import itertools
 import json
 import operator
 import sys
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,14 +163,9 @@ def execute(path: Path) -> tuple[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"cannot read the sweep {path}: {reason}") from None
-    module = types.ModuleType("sweep_file")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for it
     if (beside := str(path.parent.resolve())) not in sys.path:
         sys.path.insert(0, beside)
-    with blaming(path):
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    return source, module.__dict__
+    return source, config_lib.execute(path, source).__dict__
 
 
 def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:

@@ -1,0 +1,195 @@
+"""The site's hooks (`mkdocs.yml`): what lies outside of docs/, and the pages that are made from the sources.
+
+Every link in a Markdown file is one between files of the repository, so that it works where the file is read as it
+is. Here each becomes one between pages of the site, and what it leads to is brought along: a file of docs/ is the page
+of its name, any other is at its path in the repository, and a Python file is shown as text.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import posixpath
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"(?<=\]\()[^)#\s:]+(?=[)#])")  # the path of a file; a URL has a colon
+OUTER = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md")  # pages that lie outside of docs/
+
+
+def experiments() -> list[str]:
+    """The pages of the experiments, as paths in the repository."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/*/README.md"))
+
+
+def modules() -> dict[str, list[str]]:
+    """The public modules of each page of the API: those of a package, or one that stands alone."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "scoregen").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        if len(parts) > 1 and not any(part.startswith("_") for part in parts):
+            found.setdefault(parts[1], []).append(".".join(parts))
+    return found
+
+
+def reference(of_it: list[str]) -> str:
+    """The page of a package, its modules in turn, or of one module; mkdocstrings fills it in."""
+    package, *inner = of_it
+    lines = [f"# {package}", f"::: {package}", "    options:", "      show_root_heading: false"]
+    if inner:
+        tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
+        names = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__all__"
+        ]
+        lines += ["      members: false", ""]
+        lines += [f"`from {package} import` {', '.join(f'`{name}`' for name in names[0])}", ""] if names else []
+    return "\n".join([*lines, "", *(f"::: {module}\n" for module in inner)])
+
+
+def page_of(path: str) -> str:
+    """Where a file of the repository is on the site.
+
+    >>> page_of("docs/img/digits.png"), page_of("experiments/README.md"), page_of("configs/default.py")
+    ('img/digits.png', 'experiments/README.md', 'configs/default.py.md')
+    """
+    inside = path.removeprefix("docs/")
+    if inside != path:
+        return inside.removesuffix(".ipynb") + ".md" * inside.endswith(".ipynb")
+    if path == "README.md":
+        return "manual.md"  # a README is the index of its folder, and the site has one
+    return path if path.endswith((".md", ".png")) else f"{path}.md"
+
+
+def linked(text: str, path: str) -> dict[str, str]:
+    """Every link of a Markdown file to another of the repository: as it is written -> the path in the repository."""
+    targets = {link: posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in LINK.findall(text)}
+    return {link: target for link, target in targets.items() if (ROOT / target).is_file()}
+
+
+def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its pictures by their names."""
+    parts, pictures = [], {}
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            if picture := output.get("data", {}).get("image/png"):
+                name = f"{path.stem}_{len(pictures)}.png"
+                pictures[name] = base64.b64decode(picture)
+                parts.append(f"![{path.stem}, picture {len(pictures)}]({name})")
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The navigation's generated parts."""
+    parts: dict[str, list[Any]] = {
+        "experiments": ["experiments/README.md", *experiments()],
+        "api": [{name: f"api/{name}.md"} for name in modules()],
+    }
+    assert config.nav is not None
+    config.nav = [
+        {title: parts.get(page, page) if isinstance(page, str) else page}
+        for entry in config.nav
+        for title, page in entry.items()
+    ]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Bring in the pages from outside, and whatever a link of any page leads to."""
+    for name, of_it in modules().items():
+        files.append(File.generated(config, f"api/{name}.md", content=reference(of_it)))
+    for path in (ROOT / "docs").glob("*.ipynb"):
+        text, pictures = notebook(path)
+        files.append(File.generated(config, page_of(f"docs/{path.name}"), content=text))
+        for name, content in pictures.items():
+            files.append(File.generated(config, name, content=content))
+    inside = [f"docs/{file.src_uri}" for file in files.documentation_pages() if not file.generated_by]
+    todo = [*OUTER, *experiments(), *inside]
+    for path in todo:  # which grows
+        uri, source = page_of(path), ROOT / path
+        if files.get_file_from_path(uri) is None:
+            if uri == path or path == "README.md":
+                files.append(File.generated(config, uri, abs_src_path=str(source)))
+            else:
+                text = f"# {path}\n\n````{'python' if path.endswith('.py') else 'text'}\n{source.read_text()}\n````\n"
+                files.append(File.generated(config, uri, content=text))
+        if path.endswith(".md"):
+            todo += [target for target in linked(source.read_text(), path).values() if target not in todo]
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn every link between files of the repository into one between pages."""
+    del config, files
+    uri = page.file.src_uri
+    path = "README.md" if uri == "manual.md" else uri if (ROOT / uri).is_file() else f"docs/{uri}"
+    targets = linked(markdown, path)
+
+    def moved(found: re.Match[str]) -> str:
+        target = targets.get(found[0])
+        return found[0] if target is None else posixpath.relpath(page_of(target), posixpath.dirname(uri))
+
+    return LINK.sub(moved, markdown)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Hold every page to what the site itself has: nothing is fetched from elsewhere."""
+    fetched = re.compile(
+        r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?(?:https?:)?//[^\" >]+|"
+        r"<link\b(?![^>]*rel=\"?canonical)[^>]*\bhref=\"?(?:https?:)?//[^\" >]+"
+    )
+    for path in sorted(Path(config.site_dir).rglob("*.html")):
+        if found := fetched.search(path.read_text()):
+            raise PluginError(f"{path.relative_to(config.site_dir)} needs another host: {found[0]}")
+
+
+class Prose(griffe.Extension):
+    """Docstrings as Markdown (`prose`), and the signatures of what is a dataclass by another name."""
+
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        marks = [str(decorator.value) for decorator in cls.decorators] + [str(base) for base in cls.bases]
+        if {"_constants", "nn.Module"} & set(marks):
+            cls.decorators.append(
+                griffe.Decorator(griffe.ExprName("dataclasses.dataclass"), lineno=None, endlineno=None)
+            )
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = prose(obj.docstring.value)
+
+
+def prose(text: str) -> str:
+    r"""A docstring, which is written to be read as it is, as Markdown: its examples are blocks, and nothing is a link.
+
+    >>> prose("Two: [a](b).\n\n>>> 1 + 1\n2").splitlines()
+    ['Two: [a]\\(b).', '', '```pycon', '>>> 1 + 1', '2', '```']
+    """
+    text = re.sub(r"^Fields:$", "Attributes:", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^Call:\n((?: {4}.*\n)+)", lambda found: f"**Call:**\n{textwrap.dedent(found[1])}", text, flags=re.MULTILINE
+    )
+    # Names that share a line of a section: a space would end the first.
+    text = re.sub(
+        r"^( {4}\w+(?:, \w+)+)(?=: )",
+        lambda found: found[1].replace(", ", ",\N{NO-BREAK SPACE}"),
+        text,
+        flags=re.MULTILINE,
+    )
+    text = re.sub(r"^(?! {4})(.*\])(?=\()", r"\1\\", text, flags=re.MULTILINE)
+    return re.sub(r"^>>> (?:.+\n?)+", lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text, flags=re.MULTILINE)

@@ -1,0 +1,162 @@
+"""The documentation is true: its code runs and prints what it shows, its commands are understood, its links lead on."""
+
+import contextlib
+import doctest
+import importlib.util
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from scoregen import config as config_lib
+from scoregen import run
+from scoregen.averages import AVERAGES
+from scoregen.conformance.matrix import OBJECTIVES
+from scoregen.data import SCALINGS, SOURCES
+from scoregen.denoiser import CONDITIONS, TARGETS
+from scoregen.design import command as design
+from scoregen.experiment import assemble
+from scoregen.losses import LOSSES, WEIGHTINGS
+from scoregen.nets import NETS
+from scoregen.process import PROCESSES
+from scoregen.samplers import CORRECTORS, GRIDS, PREDICTORS
+from scoregen.times import TIMES
+from scoregen.weights import command as weights
+
+ROOT = Path(__file__).parent.parent
+
+
+def tool(name: str) -> ModuleType:
+    """A script of docs/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+execute = tool("execute")
+
+TEXTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "experiments").rglob("*.md")),
+]
+PAGES = [path for path in [*TEXTS, *sorted((ROOT / "docs").glob("*.ipynb"))] if execute.pieces(path)]
+SLOW = {"docs/recipes/diffusers.md"}
+# The interfaces, in the words of Python but with bodies left out.
+NO_PROGRAM = {"docs/architecture.md"}
+TABLES = (
+    *(PROCESSES, TARGETS, CONDITIONS, TIMES, LOSSES, WEIGHTINGS, PREDICTORS, CORRECTORS, GRIDS, NETS, SOURCES),
+    *(SCALINGS, AVERAGES, OBJECTIVES),
+)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(autouse=True)
+def as_they_were(monkeypatch):
+    """What a page puts into the tables of the package goes with it, and no picture opens a window."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    before = [dict(table) for table in TABLES]
+    yield
+    for table, entries in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=name_of(path), marks=[pytest.mark.slow] * (name_of(path) in SLOW))
+        for path in PAGES
+        if name_of(path) not in NO_PROGRAM
+    ],
+)
+def test_code_prints_what_is_shown(path, tmp_path):
+    rough = 0.5 if path.suffix == ".ipynb" else 0  # there it is what training came to
+    for piece, found in execute.run(path, tmp_path):
+        assert not piece.shown or execute.same(found.shown, piece.shown, rough), (
+            f"{piece.where} prints\n{found.shown}and not\n{piece.shown}"
+        )
+        assert len(found.pictures) == len(piece.pictures), piece.where
+
+
+@pytest.mark.parametrize("name", ["execute", "pages"])
+def test_examples_of_the_tools(name):
+    if name == "pages":
+        pytest.importorskip("mkdocs", reason="the site is built with what `make docs` installs")
+    assert doctest.testmod(tool(name)).failed == 0
+
+
+class Parsed(BaseException):
+    """A command line was understood, and what follows is not done."""
+
+
+def commands(path: Path) -> list[str]:
+    """The command lines of the package in a file; one with brackets or dots says how others are made."""
+    text = path.read_text()
+    lines = re.findall(r"^ {4,}(python -m scoregen\.\w+ .*)$", text, re.MULTILINE)
+    lines += re.findall(r"`(python -m scoregen\.\w+ [^`\n]+)`", text)
+    return [line for line in lines if "[" not in line and "=..." not in line]
+
+
+COMMANDS = [(path, line) for path in TEXTS for line in commands(path)]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"), COMMANDS, ids=[f"{name_of(path)}-{i}" for i, (path, _) in enumerate(COMMANDS)]
+)
+def test_commands_are_understood(path, line, tmp_path, monkeypatch):
+    """Every flag, preset, option and mode; of a recipe's own preset also that its parts go together."""
+    parse = config_lib.parse
+
+    def parsed(argv, flags=None, needed=True):
+        config, _ = parse(argv, flags, needed)
+        raise Parsed(config, flags["mode"].value if flags is not None and "mode" in flags else None)
+
+    monkeypatch.setattr(config_lib, "parse", parsed)
+    monkeypatch.chdir(tmp_path)
+    for piece in execute.pieces(path):
+        if found := re.match(r"# (\w+\.py)\n", piece.code):
+            Path(found[1]).write_text(piece.code)
+    _, _, module, *argv = shlex.split(line, comments=True)
+    main = {"scoregen.run": run.main, "scoregen.weights": weights.main, "scoregen.design": design.main}.get(module)
+    if main is None or "--help" in argv:
+        assert importlib.util.find_spec(module) is not None
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            code = main(argv)
+        except Parsed as end:
+            config, mode = end.args
+        else:
+            # A workdir that is there has its configuration; here there is none.
+            assert "--workdir" in line and "--config=" not in line, f"{line}: {code}, {said.getvalue()}"
+            return
+    assert mode is None or mode in run.MODES
+    if "--config=mine.py" in argv and "dir=" not in line:
+        assemble(config)
+
+
+def test_make_knows_its_targets():
+    """`make X CONFIG=Y`: there is such a target, and such a preset."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in TEXTS:
+        for target, rest in re.findall(r"^ {4}make ([a-z-]+)(.*)$", path.read_text(), re.MULTILINE):
+            assert target in targets, (path, target)
+            assert all(name in config_lib.presets() for name in re.findall(r"CONFIG=(\w+)", rest)), (path, rest)
+
+
+def test_links_lead_to_files():
+    """Where a file is read as it is; on the site, mkdocs looks for itself."""
+    for path in TEXTS:
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", re.sub(r"`[^`\n]*`", "", path.read_text())):
+            assert (path.parent / target).exists(), f"{name_of(path)}: {target}"
