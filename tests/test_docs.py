@@ -101,7 +101,7 @@ class Parsed(BaseException):
 
 def commands(path: Path) -> list[str]:
     """The command lines of the package in a file; one with brackets or dots says how others are made."""
-    text = path.read_text()
+    text = re.sub(r" *\\\n *", " ", path.read_text())  # what goes on in the next line
     lines = re.findall(r"^ {4,}(python -m scoregen\.\w+ .*)$", text, re.MULTILINE)
     lines += re.findall(r"`(python -m scoregen\.\w+ [^`\n]+)`", text)
     return [line for line in lines if "[" not in line and "=..." not in line]
