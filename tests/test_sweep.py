@@ -21,7 +21,7 @@ from refusal import refused
 
 from scoregen.config import load
 from scoregen.files import locked
-from scoregen.sweep import cell, command, grid, launch, plan
+from scoregen.sweep import cell, command, grid, launch, page, plan
 from scoregen.sweep.table import as_csv, as_markdown, rows_of, time_left
 
 ROOT = Path(__file__).parent.parent
@@ -344,6 +344,32 @@ def test_a_result_of_another_key_does_not_count(tmp_path):
     assert "1 (floor 0.25)" in as_markdown(sweep, [row])
 
 
+def test_what_was_measured_otherwise_has_a_table_of_its_own(tmp_path):
+    """Without the options that it does not know; a row that has found nothing yet stands with the one before it."""
+    sweep = plan.read(
+        write(
+            tmp_path / "two",
+            """
+            def cells():
+                yield from ({"config": None, "radius": r} for r in (1, 2))
+                yield {"config": None, "side": 3}
+
+            def measure(run):
+                return {}
+            """,
+        )
+    )
+    first, _, third = sweep.cells
+    result(cell.folder_of(tmp_path, first), first.key, {"area": 3.0}, 1.0)
+    result(cell.folder_of(tmp_path, third), third.key, {"edge": 12.0}, 1.0)
+    rows = rows_of(sweep, tmp_path)
+    text = as_markdown(sweep, rows)
+    assert "| radius | cells | area |\n|---|---|---|\n| 1 | 1 | 3 |\n| 2 | 0 of 1 | – |\n\n" in text
+    assert "| side | cells | edge |\n|---|---|---|\n| 3 | 1 | 12 |\n\n" in text
+    assert page.page(sweep, rows, tmp_path).count("<th>radius</th>") == 1
+    assert [row.folders for row in rows] == [[cell.folder_of(tmp_path, first)], [], [cell.folder_of(tmp_path, third)]]
+
+
 def test_a_gpu_for_each_cell(tmp_path, monkeypatch):
     """On a machine of four, of which two may be used; and where more share them, none takes all the memory."""
     started = []
@@ -659,10 +685,10 @@ def test_the_page_in_a_browser(areas, tmp_path):
     if browser is None:
         pytest.skip("no Chromium here")
 
-    def console(page: Path) -> str:
+    def console(path: Path) -> str:
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-        kept = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={page.with_suffix('.png')}"]
-        argv = [browser, *flags, *kept, page.as_uri()]
+        kept = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={path.with_suffix('.png')}"]
+        argv = [browser, *flags, *kept, path.as_uri()]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
         return "".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from scoregen.log import MetricsLog
 from scoregen.sweep.cell import folder_of
 from scoregen.sweep.plan import Cell, Sweep, short
-from scoregen.sweep.table import Row, all_figures, cell_text, legend
+from scoregen.sweep.table import Row, all_figures, cell_text, legend, tables
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #22313f; --back: #fbfaf8; --soft: #6b7780; --line: #dfdcd6; --card: #ffffff;
@@ -27,6 +27,7 @@ h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
 h3 { font-size: .95rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 p { max-width: 46rem; white-space: pre-line; }
 .soft { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
+.wide + .wide { margin-top: 1rem; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
 .wide > table { min-width: 100%; }
@@ -55,7 +56,7 @@ def page(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
         f"<h1>{escape(sweep.title)}</h1>",
         f"<p>{escape(sweep.claim)}</p>" if sweep.claim else "",
         f'<div class="soft">{counts}. {legend(rows)}{_devices(rows)}</div>',
-        f"<h2>Compared</h2>{_table(rows)}",
+        f"<h2>Compared</h2>{''.join(_table(*table) for table in tables(rows))}",
         _failures(rows) if failed else "",
         f'<h2>Figure</h2><div class="card figure">{_image(figure, "the rows compared")}</div>'
         if figure.is_file()
@@ -76,15 +77,12 @@ def _devices(rows: Sequence[Row]) -> str:
     return f" Computed on {escape(', '.join(found))}." if found else ""
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(options: Sequence[str], rows: Sequence[Row]) -> str:
     figures = all_figures(rows)
     reach = {figure: _reach(rows, figure) for figure in figures}
-    lines = [
-        "".join(f"<th>{escape(name)}</th>" for name in [*map(short, rows[0].options), "cells", *figures, "seconds"])
-    ]
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in [*map(short, options), "cells", *figures, "seconds"])]
     for row in rows:
-        count = f"{len(row.results)}" + (f" of {len(row.cells)}" if len(row.results) < len(row.cells) else "")
-        line = [escape(str(value)) for value in row.options.values()] + [count]
+        line = [escape(str(row.options[key])) for key in options] + [row.count]
         line += [escape(cell_text(row, figure)) + _strip(row, figure, *reach[figure]) for figure in figures]
         line.append("–" if math.isnan(row.seconds()) else f"{row.seconds():.3g}")
         lines.append("".join(f"<td>{text}</td>" for text in line))

@@ -24,17 +24,29 @@ class Row:
         cells: all of them.
         results: what those have found that are finished, by their name.
         failed: why the others failed, of those that did, by their name.
+        out: the sweep's folder.
     """
 
     options: dict[str, Any]
     cells: list[Cell]
     results: dict[str, dict[str, Any]]
     failed: dict[str, str]
+    out: Path
+
+    @property
+    def folders(self) -> list[Path]:
+        """Those of the finished cells, with what measure(run) left there in its `workdir`."""
+        return [folder_of(self.out, cell) for cell in self.cells if cell.name in self.results]
 
     @property
     def label(self) -> str:
         """The options in a line, in short."""
         return ", ".join(f"{short(key)}={value}" for key, value in self.options.items()) or "all"
+
+    @property
+    def count(self) -> str:
+        """How many cells are finished, and of how many, if not all are."""
+        return f"{len(self.results)}" + (f" of {len(self.cells)}" if len(self.results) < len(self.cells) else "")
 
     @property
     def figures(self) -> list[str]:
@@ -80,7 +92,7 @@ def rows_of(sweep: Sweep, out: Path) -> list[Row]:
             elif found := note(folder_of(out, cell), FAILED, cell.key):
                 failed[cell.name] = found["reason"]
         options = {key: "" if (value := cells[0].said.get(key)) is None else value for key in keys}
-        rows.append(Row(options, cells, results, failed))
+        rows.append(Row(options, cells, results, failed, out))
     return rows
 
 
@@ -104,6 +116,22 @@ def plus_minus(mean: float, error: float | None) -> str:
 def all_figures(rows: Sequence[Row]) -> list[str]:
     """The names of what was measured in any row."""
     return _once(name for row in rows for name in row.figures)
+
+
+def tables(rows: Sequence[Row]) -> list[tuple[list[str], list[Row]]]:
+    """The rows as tables, each with its options: what was measured alike stands together, without options it lacks.
+
+    A row that has found nothing yet stands with the one before it.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    kind = next((tuple(row.figures) for row in rows if row.figures), ())
+    for row in rows:
+        kind = tuple(row.figures) or kind
+        groups.setdefault(kind, []).append(row)
+    return [
+        ([key for key in group[0].options if any(row.options[key] != "" for row in group)], group)
+        for group in groups.values()
+    ]
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -135,18 +163,21 @@ def cells_csv(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The table in Markdown, with what it is of and what failed."""
-    figures = all_figures(rows)
-    lines = [[*map(short, rows[0].options), "cells", *figures]]
-    for row in rows:
-        count = f"{len(row.results)}" + (f" of {len(row.cells)}" if len(row.results) < len(row.cells) else "")
-        lines.append([*map(str, row.options.values()), count, *(cell_text(row, figure) for figure in figures)])
-    marked = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines]
-    marked.insert(1, "|" + "---|" * len(lines[0]))
-    parts = [f"# {sweep.title}", sweep.claim, "\n".join(marked), legend(rows)]
+    """The tables in Markdown, with what they are of and what failed."""
+    parts = [f"# {sweep.title}", sweep.claim, *(_marked(*table) for table in tables(rows)), legend(rows)]
     failed = [f"- `{name}`: {reason}" for row in rows for name, reason in row.failed.items()]
     parts.append("\n".join([f"Failed, {len(failed)}:", "", *failed]) if failed else "")
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _marked(options: Sequence[str], rows: Sequence[Row]) -> str:
+    figures = all_figures(rows)
+    lines = [[*map(short, options), "cells", *figures]]
+    for row in rows:
+        said = [str(row.options[key]) for key in options]
+        lines.append([*said, row.count, *(cell_text(row, figure) for figure in figures)])
+    marked = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines]
+    return "\n".join([marked[0], "|" + "---|" * len(lines[0]), *marked[1:]])
 
 
 def legend(rows: Sequence[Row]) -> str:

@@ -1,0 +1,144 @@
+"""DDPM and NCSN are one model
+
+A network that was trained as either is sampled as the other, and nothing is lost; and every term L_{t-1} of the
+variational bound, a divergence of two Gaussians, is denoising score matching at its noise level with its own weight.
+Distances: of points the sliced Wasserstein distance, of digits the Frechet distance in a small classifier's features.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoregen.config import load
+from scoregen.experiment import assemble
+from scoregen.losses import DSM
+from scoregen.metrics import classifier_features, frechet_distance, sliced_wasserstein, with_floor
+from scoregen.process import perturb, posterior
+from scoregen.report import ACCENT, INK, pyplot, sheet
+from scoregen.sweep import grid
+from scoregen.train import make_sampler
+
+PAIRS = {"ddpm_toy": "ncsn_toy", "ncsn_toy": "ddpm_toy", "ddpm_digits": "ncsn_digits", "ncsn_digits": "ddpm_digits"}
+NAMES = {"ddpm": "DDPM, ancestral", "ncsn": "NCSN, annealed Langevin"}
+SMALL = {"eval.at_end": False, "sampler.images": 64, "net.unet.channels": 16, "sampler.batch": 500}
+
+
+def cells():
+    yield from grid(SMALL, {"config": ["ddpm_toy", "ncsn_toy"], "eval.samples": 4000, "seed": range(3)})
+    yield from grid(SMALL, {"config": ["ddpm_digits", "ncsn_digits"], "eval.samples": 500, "seed": range(2)})
+
+
+def measure(run):
+    figures, floor = {}, 0.0
+    distance = distance_to_data(run.experiment)
+    for name, experiment in sorted(both(run.experiment).items()):
+        drawn = make_sampler(experiment)(run.params, run.experiment.config.eval.samples)
+        shown = drawn if drawn.ndim == 2 else experiment.scaling.to_bytes(drawn[:16])
+        np.save(run.workdir / f"{name}.npy", shown)
+        figures[f"distance, sampled as {NAMES[name]}"], floor = distance(drawn)
+    return figures | {"of real data (the floor)": floor} | terms(run)
+
+
+def both(experiment):
+    """The experiment, and the one that samples the same network as the other preset is sampled."""
+    config = experiment.config.copy_and_resolve_references()
+    other = load(PAIRS[config.name])
+    config.sampler = other.sampler
+    config.sampler.batch = experiment.config.sampler.batch
+    config.sampler.process.name = other.process.name
+    config.sampler.process[other.process.name] = other.process[other.process.name]
+    return {config.process.name: experiment, other.process.name: assemble(config)}
+
+
+def distance_to_data(experiment):
+    """samples -> their distance to the held-out data, and that of as many training examples."""
+    data, of = experiment.dataset, lambda x: x
+    train, test, distance = data.train, data.test, sliced_wasserstein
+    if data.is_image:
+        features = classifier_features(data)
+        train, test, distance = features(train), features(test), frechet_distance
+        of = lambda x: features(experiment.scaling.to_bytes(x))  # noqa: E731
+
+    def judged(samples):
+        found = with_floor(distance, of(samples), train, test)
+        return found.value, found.floor
+
+    return judged
+
+
+def terms(run):
+    """L_{t-1} of all levels, from the two Gaussians and from the DSM loss, in double precision.
+
+    The network's parameters are as they were learned; the levels are computed anew, since in single precision the
+    difference of two neighbours' log-SNR has few digits. All levels have the same noise, so that they compare.
+    """
+    examples = 16 if run.experiment.dataset.is_image else 256
+    noise = jax.random.key(run.experiment.config.seed)
+    with jax.enable_x64(True):
+        experiment = assemble(run.experiment.config)
+        process = experiment.process
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), run.params)
+        x0 = jnp.asarray(experiment.held_out(np.arange(examples)), jnp.float64)
+
+        @jax.jit
+        def at(params, level):
+            t = jnp.full(examples, level)
+            noised = perturb(process, noise, x0, t)
+            predict = experiment.predict(params)
+            estimate = predict(noised.x, t).x0
+            (mean, std), (guess, _) = (posterior(process, noised.x, x, t, t - 1) for x in (x0, estimate))
+            kl = jnp.sum((mean - guess) ** 2, range(1, x0.ndim)) / (2 * std**2)
+            dsm = DSM()(process, predict, noised, noise)
+            return kl.mean(), dsm.mean(), process.rate(t)[0]
+
+        found = np.array([at(params, level) for level in range(1, process.levels)])
+    kl, dsm, weight = found.T
+    np.save(run.workdir / "terms.npy", found)
+    return {
+        "sum of L_{t-1} (nats)": kl.sum(),
+        "sum of weighted DSM (nats)": (weight * dsm).sum(),
+        "largest difference of a term (relative)": np.abs(weight * dsm / kl - 1).max(),
+    }
+
+
+def draw(rows, path):
+    plt = pyplot()
+    figure = plt.figure(figsize=(17, 6.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.85, 1))
+    panels = left.subplots(2, 4)
+    done = {row.options["config"]: row.folders[0] for row in rows if row.folders}
+    for line, kind in zip(panels, ("toy", "digits"), strict=True):
+        pairs = [(a, b) for a in ("ddpm", "ncsn") for b in ("ddpm", "ncsn")]
+        for panel, (trained, sampled) in zip(line, pairs, strict=True):
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+            if kind == "toy":
+                panel.set_title(f"trained as {trained.upper()},\nsampled as {sampled.upper()}", fontsize=13)
+            if folder := done.get(f"{trained}_{kind}"):
+                show(panel, np.load(folder / f"{sampled}.npy"), INK if trained == sampled else ACCENT)
+
+    panel = right.subplots()
+    if "ddpm_toy" in done:
+        kl, dsm, weight = np.load(done["ddpm_toy"] / "terms.npy").T
+        t = np.arange(1, len(kl) + 1)
+        some = np.unique(np.geomspace(1, len(kl), 22).astype(int)) - 1
+        panel.loglog(t, kl, color=ACCENT, lw=3, label="divergence of the two Gaussians")
+        panel.loglog(t[some], (weight * dsm)[some], "o", color=INK, ms=7, mfc="none", mew=1.6, label="DSM x its weight")
+        panel.loglog(t, dsm, color=INK, lw=1.5, ls=":", label="DSM without the weight")
+    panel.set_xlabel("level t of DDPM (right: noise)", fontsize=12)
+    panel.set_ylabel("nats", fontsize=12)
+    panel.set_title("Each term of the bound, L$_{t-1}$,\nis denoising score matching", fontsize=13)
+    panel.legend(frameon=False, fontsize=12)
+    panel.tick_params(labelsize=11)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def show(panel, samples, color):
+    """Points, or a sheet of digits; in one colour what is sampled as it was trained, in the other what is not."""
+    if samples.ndim == 2:
+        panel.scatter(*samples.T, s=3, lw=0, alpha=0.4, color=color)
+        panel.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1), aspect="equal")
+    else:
+        panel.imshow(sheet(samples, 320))

@@ -1,0 +1,12 @@
+"""The same network over noise levels from there to twice the size of the data, by denoising score matching."""
+
+from scoregen.config import load
+
+
+def get_config():
+    config = load("ncsn_toy")
+    config.data.name = "two_modes"
+    config.process.ncsn.data_std = 1.0
+    config.train.steps = 4000
+    config.eval.at_end = False
+    return config

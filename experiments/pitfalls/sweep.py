@@ -1,0 +1,203 @@
+"""Langevin dynamics without noise levels, and with them
+
+Between modes that are far apart plain Langevin dynamics does not mix, so it keeps the weights that its start gave them;
+a network that saw the data alone has learned no score where there are none; and on a curve score matching has no
+minimum. Noise at many levels mends all three (Song & Ermon 2019, section 3).
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoregen.log import MetricsLog
+from scoregen.metrics import sliced_wasserstein
+from scoregen.oracle import Mixture
+from scoregen.process import ncsn
+from scoregen.report import ACCENT, INK, pyplot
+from scoregen.samplers import Hold, Langevin, sample
+from scoregen.sweep import grid
+
+SEPARATIONS = [4, 6, 8, 12]  # of the modes, in units of their width
+NOISE = [0.0, 0.1]
+ERRORS = ("error of the score where data are", "where they are scarce", "where sampling starts")
+DRAWS, LEVELS, STEPS = 4000, 25, 60
+
+
+def cells():
+    yield from grid({"config": None, "separation": SEPARATIONS, "seed": range(3)})
+    yield from grid({"config": ["one_level.py", "all_levels.py"], "seed": range(3)})
+    yield from grid({"config": "on_a_curve.py", "data.moons.noise": NOISE, "seed": range(3)})
+
+
+def measure(run):
+    if run.experiment is None:
+        return mixing(run.options["separation"], run.options["seed"])
+    return settling(run) if run.experiment.dataset.name == "moons" else errors(run)
+
+
+def mixing(separation, seed):
+    """From one start, with the exact score of two modes of 80 and 20 % and as many evaluations of it."""
+    data = Mixture((0.8, 0.2), ((0.0, 0.0), (float(separation), 0.0)), (1.0, 1.0))
+    process = ncsn(0.1, 25.0, LEVELS, data_std=0.0)
+    predict = data.predict(process)
+    keys = jax.random.split(jax.random.key(seed), 4)
+    start = process.prior(keys[0], (DRAWS, 2)) + jnp.array([separation / 2, 0.0])  # no mode is nearer
+    lowest = jnp.zeros(DRAWS, jnp.int32)
+
+    @jax.jit
+    def walk():
+        plain = Langevin(0.1, LEVELS * STEPS)(process, predict, keys[1], start, lowest)
+        annealed = sample(process, predict, keys[2], start.shape, Hold(), Langevin(0.1 * 0.1**2, STEPS), start=start)
+        return {"plain": plain, "annealed": annealed, "exact draws": data.sample(keys[3], DRAWS)}
+
+    def heavy(x):
+        """The share of the heavy mode: the mean of its probability given x."""
+        light = np.log(0.2 / 0.8) + separation * x[:, 0] - separation**2 / 2
+        return 100 * np.mean(1 / (1 + np.exp(light)))
+
+    drawn = walk()
+    found = {name: np.asarray(drawn[name], np.float64) for name in ("plain", "annealed", "exact draws")}
+    real = np.asarray(data.sample(jax.random.key(seed + 1000), DRAWS))
+    shares = {f"heavy mode, {name} (%)": heavy(x) for name, x in found.items()}
+    return shares | {f"sliced Wasserstein, {name}": sliced_wasserstein(x, real) for name, x in found.items()}
+
+
+def exact(config):
+    """The mixture that a data set's points were drawn from."""
+    options = config.two_modes
+    along = options.separation * np.array([-(1 - options.weight), options.weight])
+    means = along[:, None] * np.full((1, 2), np.sqrt(0.5))
+    return Mixture((options.weight, 1 - options.weight), tuple(map(tuple, means)), (options.std,) * 2)
+
+
+def errors(run):
+    """Of the score: the root of its mean square error over that of the mean square of the exact one."""
+    process, predict = run.experiment.process, run.experiment.predict(run.params)
+    data = exact(run.experiment.config.data)
+    keys = jax.random.split(jax.random.key(run.experiment.config.seed), 4)
+    t = jnp.zeros(10_000, jnp.int32)
+    noise = float(process.sigma(t[0]))
+    at_data = data.sample(keys[0], len(t)) + noise * jax.random.normal(keys[1], (len(t), 2))
+    square = jax.random.uniform(keys[2], (len(t), 2), minval=-3.0, maxval=3.0)
+    density = data.log_prob(square, 1.0, noise)
+    most = data.log_prob(jnp.array([data.means[0]]), 1.0, noise)[0]
+    scarce = square[density < most + np.log(1e-3)]
+    top = process.grid(1)[0]
+    begin = process.prior(keys[3], (len(t), 2))
+
+    @jax.jit
+    def error(x, t):
+        truth = data.score(process, x, t)
+        return jnp.sqrt(jnp.sum((predict(x, t).score - truth) ** 2) / jnp.sum(truth**2))
+
+    np.savez(run.workdir / "field.npz", **field(process, predict, data))
+    return {
+        "sliced Wasserstein of the samples": sliced_wasserstein(run.samples, run.experiment.dataset.test),
+        ERRORS[0]: error(at_data, t),
+        ERRORS[1]: error(scarce, t[: len(scarce)]),
+        ERRORS[2]: error(begin, jnp.full(len(t), top)),
+    }
+
+
+def field(process, predict, data, n=121):
+    """The error of the score at its least noisy level, on a square."""
+    axis = np.linspace(-3.4, 3.4, n)
+    x = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
+    t = jnp.zeros(len(x), jnp.int32)
+    off = jnp.linalg.norm(predict(x, t).score - data.score(process, x, t), axis=1)
+    density = data.log_prob(x, 1.0, process.sigma(t))
+    return {"axis": axis, "off": off.reshape(n, n), "density": density.reshape(n, n)}
+
+
+def settling(run):
+    """The objective, E[ tr(grad s) + 1/2 ||s||^2 ], on the way; its least value is -1/2 E ||grad log p||^2."""
+    config, process = run.experiment.config, run.experiment.process
+    noise = float(process.sigma(jnp.zeros((), jnp.int32)))
+    rows = [(row["step"], row["loss"] / noise**2) for row in MetricsLog.read(run.trained) if "loss" in row]
+    step, objective = np.array(rows).T
+    (run.workdir / "objective.json").write_text(json.dumps([step.tolist(), objective.tolist()]))
+
+    def around(share):
+        near = np.abs(step - share * config.train.steps) <= 0.05 * config.train.steps
+        return np.median(objective[near])
+
+    x = run.experiment.dataset.test
+    x = jnp.asarray(x) + noise * jax.random.normal(jax.random.key(config.seed), x.shape)
+    score = run.experiment.predict(run.params)(x, jnp.zeros(len(x), jnp.int32)).score
+    return {
+        "objective, half way": around(0.5),
+        "at the end": around(0.95),
+        "its scatter over the second half": objective[step > 0.5 * config.train.steps].std(),
+        "norm of the learned score": jnp.linalg.norm(score, axis=1).mean(),
+    }
+
+
+def draw(rows, path):
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.3), layout="constrained", width_ratios=(1.1, 1.05, 1.2, 1.1))
+    apart = [row for row in rows if "separation" in row.options and row.options["separation"] != ""]
+    where = [row.options["separation"] for row in apart]
+    for name, color, label in (("plain", ACCENT, "plain Langevin"), ("annealed", INK, "annealed Langevin")):
+        what = f"heavy mode, {name} (%)"
+        means, spread = [row.mean(what) for row in apart], [row.error(what) or 0 for row in apart]
+        axes[0].errorbar(where, means, spread, color=color, marker="o", capsize=3, lw=2, label=label)
+    axes[0].axhline(80, color=INK, ls="--", lw=1)
+    axes[0].text(where[-1], 80.8, "the truth: 80 %", ha="right", va="bottom", fontsize=12)
+    axes[0].set(xlabel="distance of the modes, in widths", ylabel="share of the heavy mode (%)", ylim=(40, 100))
+    axes[0].set_title("Far modes: weights are those\nof the start, unless annealed", fontsize=13)
+    axes[0].legend(frameon=False, fontsize=12, loc="lower left")
+
+    trained = {row.options["config"]: row for row in rows}
+    one, every = trained["one_level.py"], trained["all_levels.py"]
+    if one.folders:
+        drawn = picture(axes[1], np.load(one.folders[0] / "field.npz"))
+        bar = figure.colorbar(drawn, ax=axes[1], shrink=0.85, ticks=[-1, 0, 1, 2])
+        bar.ax.set_yticklabels(["0.1", "1", "10", "100"])
+    axes[1].set_title("Error of a score learned at one level:\nsmall only where data are (lines)", fontsize=13)
+
+    for i, (row, color, label) in enumerate(((one, ACCENT, "one level"), (every, INK, "all levels"))):
+        place = np.arange(3) + 0.4 * i - 0.2
+        spread = [row.error(what) or 0.0 for what in ERRORS]
+        bars = axes[2].bar(place, [row.mean(what) for what in ERRORS], 0.36, color=color, yerr=spread, label=label)
+        axes[2].bar_label(bars, fmt="%.2g", fontsize=11, padding=2)
+    axes[2].set_xticks(range(3), ["where\ndata are", "where they\nare scarce", "where a\nchain starts"])
+    axes[2].set(ylabel="error of the score, relative", ylim=(0, 0.72))
+    axes[2].set_title("A chain starts where one level\nwas not learned, and many were", fontsize=13)
+    axes[2].legend(frameon=False, fontsize=12, loc="upper left")
+
+    curved = [row for row in rows if "curve" in str(row.options["config"])]
+    for row, color, place in zip(curved, (ACCENT, INK), (-3e5, -14), strict=True):
+        for folder in row.folders:
+            step, objective = json.loads(Path(folder, "objective.json").read_text())
+            axes[3].plot(step, objective, color=color, lw=1.3, alpha=0.8)
+        label = f"noise of {row.options['data.moons.noise']:g}" if row.options["data.moons.noise"] else "no noise"
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        middle = 0.5 * max(axes[3].get_xlim())
+        axes[3].text(middle, place, label, color=color, fontsize=13, ha="center", va="center", bbox=white)
+    axes[3].set_yscale("symlog", linthresh=10)
+    axes[3].set(xlabel="training step", ylabel="score matching objective", ylim=(-2e6, 2e5))
+    axes[3].set_title("Data on a curve: training does not\nsettle, unless there is noise", fontsize=13)
+    for panel in (axes[0], axes[2], axes[3]):
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=11)
+        panel.xaxis.label.set_size(12)
+        panel.yaxis.label.set_size(12)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def picture(panel, found):
+    """The error as a shade, on a log scale, and the data's density as lines."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    embers = LinearSegmentedColormap.from_list("embers", ["#ffffff", "#f0d9c8", ACCENT, "#6b2417"])
+    axis, density = found["axis"], found["density"]
+    ends = (axis[0], axis[-1]) * 2
+    shade = np.log10(np.maximum(found["off"], 1e-9))
+    drawn = panel.imshow(shade, extent=ends, origin="lower", cmap=embers, vmin=-1, vmax=2)
+    panel.contour(axis, axis, density, levels=density.max() + np.log([0.01, 0.1, 0.5]), colors=INK, linewidths=1)
+    panel.set(xticks=[], yticks=[])
+    return drawn
