@@ -180,7 +180,8 @@ def draw(rows, path):
         panel.set_xticks(LEVELS, map(str, LEVELS))
         panel.minorticks_off()
         panel.tick_params(labelsize=11)
-        panel.legend(frameon=False, fontsize=11)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False, fontsize=11)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -146,7 +146,8 @@ def draw(rows, path):
         axes[0].errorbar(where, means, spread, color=color, marker="o", capsize=3, lw=2, label=label)
     axes[0].axhline(80, color=INK, ls="--", lw=1)
     axes[0].text(where[-1], 80.8, "the truth: 80 %", ha="right", va="bottom", fontsize=12)
-    axes[0].set(xlabel="distance of the modes, in widths", ylabel="share of the heavy mode (%)", ylim=(40, 100))
+    axes[0].set(xlabel="distance of the modes, in widths", ylabel="share of the heavy mode (%)")
+    axes[0].set(xlim=(where[0] - 0.4, where[-1] + 0.4), ylim=(40, 100))
     axes[0].set_title("Far modes: weights are those\nof the start, unless annealed", fontsize=13)
     axes[0].legend(frameon=False, fontsize=12, loc="lower left")
 
@@ -159,6 +160,8 @@ def draw(rows, path):
     axes[1].set_title("Error of a score learned at one level:\nsmall only where data are (lines)", fontsize=13)
 
     for i, (row, color, label) in enumerate(((one, ACCENT, "one level"), (every, INK, "all levels"))):
+        if not row.results:
+            continue
         place = np.arange(3) + 0.4 * i - 0.2
         spread = [row.error(what) or 0.0 for what in ERRORS]
         bars = axes[2].bar(place, [row.mean(what) for what in ERRORS], 0.36, color=color, yerr=spread, label=label)
