@@ -91,12 +91,7 @@ def _table(options: Sequence[str], rows: Sequence[Row]) -> str:
 
 def _reach(rows: Sequence[Row], figure: str) -> tuple[float, float]:
     """The least and the largest that a strip of this figure shows."""
-    ends = [
-        value + side * (row.error(figure) or 0.0)
-        for row in rows
-        for value in row.values(figure)[:0] or [row.mean(figure)]
-        for side in (-1, 1)
-    ]
+    ends = [row.mean(figure) + side * (row.error(figure) or 0.0) for row in rows for side in (-1, 1)]
     ends += [floor for row in rows if (floor := row.floor(figure)) is not None]
     known = [end for end in ends if not math.isnan(end)]
     return (min(known), max(known)) if known else (0.0, 0.0)

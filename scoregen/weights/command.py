@@ -92,6 +92,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
 
 def _import(path: Path, workdir: Path, config: Config | None, name: str, console: Console) -> int:
     # Here and not above: a wrong flag is answered before JAX is loaded.
+    from scoregen.data import SHAPES
     from scoregen.weights import pipeline
     from scoregen.weights import workdir as runs
     from scoregen.weights.source import check, converted, opened
@@ -123,8 +124,6 @@ def _import(path: Path, workdir: Path, config: Config | None, name: str, console
     )
     if kind == "diffusers" and "scheduler" not in source.configs:
         say(console, "It has no scheduler_config.json: the process and the sampler are those of the configuration")
-    from scoregen.data import SHAPES
-
     data = " --config.data.dir=DIR" if made.data.name in SHAPES else ""
     say(console, f"To sample: python -m scoregen.run --workdir={shlex.quote(str(workdir))} --mode=sample{data}")
     return 0
@@ -201,12 +200,12 @@ def _export(path: Path, out: Path, asked: dict[str, Any], console: Console) -> i
         scheduler |= {key: value for key, value in record.get("scheduler", {}).items() if key in scheduler}
         arrays = {key: a.astype(kinds if isinstance(kinds, str) else kinds[key]) for key, a in arrays.items()}
 
+    pipe = scheduler["_class_name"].replace("Scheduler", "Pipeline")
     with runs.fresh_folder(out, "--out") as folder:
         for part in ("unet", "scheduler"):
             (folder / part).mkdir()
         _write_safetensors(folder / "unet" / WEIGHTS, arrays)
-        kinds = scheduler["_class_name"], scheduler["_class_name"].replace("Scheduler", "Pipeline")
-        index = {"_class_name": kinds[1], "scheduler": ["diffusers", kinds[0]]}
+        index = {"_class_name": pipe, "scheduler": ["diffusers", scheduler["_class_name"]]}
         _write_json(folder / "model_index.json", index | {"unet": ["diffusers", "UNet2DModel"]})
         _write_json(folder / "unet" / "config.json", pipeline.unet_config(net, shape))
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -217,10 +216,10 @@ def _export(path: Path, out: Path, asked: dict[str, Any], console: Console) -> i
             "kind": kind,
         }
         told = card.card(config, path, step, weights, record, averaged=not asked["raw"])
-        card.write(folder, told, USE.replace("FOLDER", out.resolve().name).replace("DDPMPipeline", kinds[1]))
+        card.write(folder, told, USE.replace("FOLDER", out.resolve().name).replace("DDPMPipeline", pipe))
     if (name := config.sampler.predictor.name) != "ancestral":
         say(console, f"the run samples by {name}, and the pipeline as its scheduler does")
-    say(console, f"{out}: a diffusers {kinds[1]} of {weights['parameters']:,} parameters, of step {step} of {path}")
+    say(console, f"{out}: a diffusers {pipe} of {weights['parameters']:,} parameters, of step {step} of {path}")
     return 0
 
 

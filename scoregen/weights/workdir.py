@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,10 @@ def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
     target, beside = target.resolve(), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        fresh.mkdir()  # one that is there already is somebody else's
+        beside = fresh
         unfinished.add(beside)
-        beside.chmod(0o777 & ~_umask())
         yield beside
         if target.exists():  # and empty; it may be the folder that one is in, which a rename would take away
             for part in beside.iterdir():
@@ -56,12 +56,6 @@ def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
             unfinished.discard(beside)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def shapes_of(config: Config, shape: tuple[int, ...]) -> dict[str, Any]:
