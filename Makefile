@@ -24,7 +24,7 @@ run: $(VENV)/.installed  ## train, sample and report: CONFIG=ddpm_digits WORKDIR
 test: $(VENV)/.installed  ## the quick tests and the docstrings' examples (WORKERS=2 ARGS='-k name')
 	$(test) -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.installed  ## every test, the slow ones too
+test-all: $(VENV)/.installed $(VENV)/.launchers  ## every test, the slow ones too
 	$(test) $(ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.dev  ## ruff (rules, layout) and pyright (types)
@@ -60,8 +60,9 @@ $(VENV)/.installed: $(VENV)/.locked setup.cfg pyproject.toml
 	@$(pip) check || { echo "setup.cfg and requirements.lock disagree: make lock" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.locked requirements-dev.lock
-	$(pip) install --quiet --require-hashes -r requirements-dev.lock
+# On top of them: the tools, and what sweeps need for the tests of every launcher.
+$(VENV)/.dev $(VENV)/.launchers: $(VENV)/.%: $(VENV)/.locked requirements-%.lock
+	$(pip) install --quiet --require-hashes -r requirements-$*.lock
 	@touch $@
 
 # --- the locks -------------------------------------------------------------------------------------------------
@@ -75,8 +76,11 @@ compile  = $(or $(UV),$(py) -m uv) pip compile --quiet --universal --python-vers
            --custom-compile-command "make lock" $(UPGRADE)
 # The build backend is locked with the rest; pip and friends may not be, so setuptools is named from pyproject.toml.
 backend  = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
-dev      = import configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); print(p["options.extras_require"]["dev"])
+extras   = import sys, configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); \
+           print(*(p["options.extras_require"][name] for name in sys.argv[1:]))
 
-lock: $(if $(UV),,$(VENV)/.dev)  ## make requirements.lock and requirements-dev.lock anew from setup.cfg
+lock: $(if $(UV),,$(VENV)/.dev)  ## make the lock files anew from setup.cfg
 	$(PYTHON) -c '$(backend)' | $(compile) setup.cfg - --extra test -o requirements.lock
-	$(PYTHON) -c '$(dev)' | $(compile) - --constraint requirements.lock -o requirements-dev.lock
+	$(PYTHON) -c '$(extras)' dev | $(compile) - --constraint requirements.lock -o requirements-dev.lock
+	$(PYTHON) -c '$(extras)' ray slurm | $(compile) - --constraint requirements.lock \
+	  --constraint requirements-dev.lock -o requirements-launchers.lock

@@ -98,7 +98,7 @@ def build(table: Mapping[str, Callable], section: Config, **extra: Any) -> Any:
         raise UsageError(_unknown("choice", name, table))
     make = table[name]
     chosen: Any = section.get(name, ConfigDict())
-    options = _tuples(chosen.to_dict())
+    options = tuples(chosen.to_dict())
     accepted = inspect.signature(make).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         for key in options:
@@ -305,7 +305,7 @@ def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
 
 
 def used(config: ConfigDict) -> Config:
-    """The configuration without the options of parts that it does not choose.
+    """The configuration without the options of parts that it does not choose; the name "both" chooses all.
 
     >>> used(ConfigDict({"loss": {"name": "dsm", "dsm": {"a": 1}, "ssm": {"b": 2}}})).to_dict()
     {'loss': {'dsm': {'a': 1}, 'name': 'dsm'}}
@@ -315,7 +315,7 @@ def used(config: ConfigDict) -> Config:
         if isinstance(value, ConfigDict):
             inner = used(value)
             choices = [name for name, part in value.items() if isinstance(part, ConfigDict)]
-            found[key] = {k: v for k, v in inner.items() if k not in choices or k == value.get("name")}
+            found[key] = {k: v for k, v in inner.items() if k not in choices or value.get("name") in (k, "both")}
             if "name" not in value:
                 found[key] = inner
         else:
@@ -353,7 +353,18 @@ def from_json(text: str, source: str = "the saved configuration") -> Config:
     if not isinstance(values, dict):
         reason = first_line(values) if isinstance(values, ValueError) else "it is not a table"
         raise UsageError(f"{source} is damaged ({reason}): restore it from a copy or delete it")
-    return ConfigDict(_tuples(values)).lock()
+    return ConfigDict(tuples(values)).lock()
+
+
+def tuples(value: Any) -> Any:
+    """What JSON makes of a value, with its sequences as tuples again.
+
+    >>> tuples({"shape": [8, [1, 2]]})
+    {'shape': (8, (1, 2))}
+    """
+    if isinstance(value, dict):
+        return {key: tuples(inner) for key, inner in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
 class _Preset(absl_flags.ArgumentParser):
@@ -436,12 +447,6 @@ def _optional(make: Callable, key: str) -> type | None:
         return None
     kinds = [typing.get_origin(kind) or kind for kind in typing.get_args(hint) if kind is not type(None)]
     return kinds[0] if len(kinds) == 1 and kinds[0] in (*_PLAIN, tuple) else None
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _sections(config: ConfigDict, key: str = "") -> Iterator[tuple[str, ConfigDict]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from scoregen.errors import UsageError
 
@@ -25,7 +28,7 @@ def whole(path: Path) -> Iterator[Path]:
     ['note.txt']
     >>> folder.cleanup()
     """
-    fresh = path.with_name(f".{path.stem}.new{path.suffix}")
+    fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # two processes may be at it
     try:
         yield fresh
         fresh.replace(path)
@@ -37,29 +40,41 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[None]:
     """A file that one process at a time holds, until it leaves or dies: a kill leaves no lock behind.
 
-    Raises UsageError if another one holds it and there is to be no `wait`, or if the file cannot be written.
+    While another one holds it, `wait` is called again and again, and may raise; without it, that is the UsageError.
+    So is a file that cannot be written.
 
     >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder, "lock")), locked(Path(folder, "lock")):
     ...     pass
     Traceback (most recent call last):
     scoregen.errors.UsageError: ... is at work in ...: wait until it has ended, or take another folder
     """
-    import fcntl
-
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UsageError(
-                f"another command is at work in {path.parent}: wait until it has ended, or take another folder"
-            ) from None
+            while not _held(file):
+                if wait is None:
+                    raise UsageError(
+                        f"another command is at work in {path.parent}: wait until it has ended, or take another folder"
+                    )
+                wait()
+                time.sleep(0.1)
         except OSError as error:
             raise UsageError(_cannot(path, error)) from None
         yield
+
+
+def _held(file: IO[str]) -> bool:
+    """Whether this process has the lock of an open file now."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def check_writable(folder: Path) -> None:

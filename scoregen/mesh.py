@@ -11,6 +11,7 @@ be called by all of them, with the same values.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -115,6 +116,8 @@ def start(coordinator: str, process: int | None = None, processes: int | None = 
     Raises:
         UsageError: if the others cannot be found.
     """
+    if not re.fullmatch(r"auto|.+:\d+", coordinator):
+        raise UsageError(f"--coordinator={coordinator}: auto or HOST:PORT is needed, such as 10.0.0.2:8476")
     # It would take SIGTERM for itself; that all stop together is the business of `loudest`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -163,6 +166,16 @@ def all_of(true: bool) -> bool:
 def of_first(number: int) -> int:
     """What the first process says, a number from 0 up to, but not, 2^31."""
     return number if processes() == 1 else int(_largest(number if first() else 0))
+
+
+def check_same(number: int, what: str) -> None:
+    """Of several processes: that all have the same number, from 0 on.
+
+    Raises:
+        UsageError: in all of them, if one has another; `what` is what to call it.
+    """
+    if not all_of(of_first(number) == number):
+        raise UsageError(f"the processes see different {what}, this one {number}: all must see the same files")
 
 
 def loudest() -> Callable[[int], int]:

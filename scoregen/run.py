@@ -55,7 +55,7 @@ FREE = (
 
 
 class Signals:
-    """Remembers SIGINT and SIGTERM, so that the run can end at a good place; a second SIGINT ends it at once.
+    """Remembers SIGINT, SIGTERM and SIGHUP, so that the run can end at a good place; a second SIGINT ends it at once.
 
     One that follows within half a second is the same one twice: `timeout` signals its child and then the group.
     """
@@ -65,9 +65,13 @@ class Signals:
         self.console, self.loudest = console, loudest
         self.caught: int | None = None  # what this process was sent
         self.heard = 0  # what it stops for
+        self.terminal = [output for output in (1, 2) if os.isatty(output)]
 
     def __enter__(self) -> Signals:
-        self.before = {n: signal.signal(n, self._catch) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup asks for
+            numbers.append(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self._catch) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,11 +79,16 @@ class Signals:
             signal.signal(number, handler)
 
     def _catch(self, number: int, _: object) -> None:
+        if number == signal.SIGHUP:  # the terminal is gone, and to print there would fail
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for output in self.terminal:
+                os.dup2(nowhere, output)
         if self.caught is None:
             self.caught, self.at = number, time.monotonic()
             again = "; Ctrl-C again: at once" if number == signal.SIGINT else ""
             self.console.print(f"{signal.Signals(number).name}: stopping once all is saved{again}", highlight=False)
         elif number == signal.SIGINT and time.monotonic() - self.at > 0.5:
+            self.console.show_cursor()  # which a bar hides
             os._exit(128 + number)
 
     def __call__(self) -> bool:
@@ -323,12 +332,14 @@ class Run:
 
     def restore(self) -> tuple[int, Any]:
         """The step and the averaged parameters of the newest checkpoint, or of the best."""
+        from scoregen import mesh
         from scoregen.train import restore_average
 
         with self.checkpoints() as checkpoints:
             found = restore_average(self.experiment, checkpoints, self.config.sampler.best)
         if found is None:
             raise UsageError(f"no checkpoint in {self.workdir}: train first, with --mode=train")
+        mesh.check_same(found[1], "checkpoints")
         return found[1], found[0]
 
     def train(self) -> tuple[int, Any]:
@@ -341,6 +352,7 @@ class Run:
         with self.checkpoints() as checkpoints:
             found = checkpoints.restore(abstract_state(self.experiment))
             state, begin = found if found else (mesh.replicate(init_state(self.experiment)), 0)
+            mesh.check_same(begin, "checkpoints")
             if found:
                 done = "trained to the end already" if begin >= steps else f"going on to step {steps}"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")

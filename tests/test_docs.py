@@ -6,6 +6,7 @@ import importlib.util
 import io
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES
 from scoregen.samplers import CORRECTORS, GRIDS, PREDICTORS
+from scoregen.sweep import command as sweep
 from scoregen.times import TIMES
 from scoregen.weights import command as weights
 
@@ -48,6 +50,12 @@ TEXTS = [
 ]
 PAGES = [path for path in [*TEXTS, *sorted((ROOT / "docs").glob("*.ipynb"))] if execute.pieces(path)]
 SLOW = {"docs/recipes/diffusers.md"}
+MAINS = {
+    "scoregen.run": run.main,
+    "scoregen.weights": weights.main,
+    "scoregen.design": design.main,
+    "scoregen.sweep": sweep.main,
+}
 # The interfaces, in the words of Python but with bodies left out.
 NO_PROGRAM = {"docs/architecture.md"}
 TABLES = (
@@ -102,12 +110,39 @@ class Parsed(BaseException):
 def commands(path: Path) -> list[str]:
     """The command lines of the package in a file; one with brackets or dots says how others are made."""
     text = re.sub(r" *\\\n *", " ", path.read_text())  # what goes on in the next line
-    lines = re.findall(r"^ {4,}(python -m scoregen\.\w+ .*)$", text, re.MULTILINE)
+    lines = re.findall(r"^ {4,}.*?(\bpython -m scoregen\.\w+ [^\">#&\n]+)", text, re.MULTILINE)
     lines += re.findall(r"`(python -m scoregen\.\w+ [^`\n]+)`", text)
     return [line for line in lines if "[" not in line and "=..." not in line]
 
 
 COMMANDS = [(path, line) for path in TEXTS for line in commands(path)]
+
+
+def as_if_there(module: str, argv: list[str], folder: Path) -> list[str]:
+    """The arguments with what they take as given: a run that was made, a sweep's file; of a sweep nothing is run."""
+    flags = dict(arg.split("=", 1) for arg in argv if "=" in arg)
+    if module == "scoregen.run" and "--workdir" in flags and "--config" not in flags:
+        made = folder / "made"
+        made.mkdir()
+        name = re.split(r"[/,]", flags["--workdir"].rstrip("/"))[-1]  # else it has weights from elsewhere
+        config = config_lib.load(name if name in config_lib.presets() else "ddpm_cifar")
+        (made / "config.json").write_text(config_lib.to_json(config))
+        return [f"--workdir={made}" if arg.startswith("--workdir=") else arg for arg in argv]
+    if module != "scoregen.sweep":
+        return argv
+    path = ROOT / flags["--sweep"]
+    if not path.is_file():
+        path = folder / "sweep.py"
+        path.write_text('def cells(): return [{"config": "ddpm_toy"}]')
+    kept = [arg for arg in argv if not arg.startswith(("--sweep=", "--only=", "--out="))]
+    return [f"--sweep={path}", f"--out={folder / 'out'}", "--dry-run", *kept]
+
+
+def test_a_shell_reads_the_commands():
+    """Brackets, for one, want quotes."""
+    for path, line in COMMANDS:
+        done = subprocess.run(["bash", "-n"], input=line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{path}: {line}: {done.stderr}"
 
 
 @pytest.mark.parametrize(
@@ -127,19 +162,17 @@ def test_commands_are_understood(path, line, tmp_path, monkeypatch):
         if found := re.match(r"# (\w+\.py)\n", piece.code):
             Path(found[1]).write_text(piece.code)
     _, _, module, *argv = shlex.split(line, comments=True)
-    main = {"scoregen.run": run.main, "scoregen.weights": weights.main, "scoregen.design": design.main}.get(module)
-    if main is None or "--help" in argv:
+    if module not in MAINS or "--help" in argv:
         assert importlib.util.find_spec(module) is not None
         return
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
-            code = main(argv)
+            code = MAINS[module](as_if_there(module, argv, tmp_path))
         except Parsed as end:
             config, mode = end.args
         else:
-            # A workdir that is there has its configuration; here there is none.
-            assert "--workdir" in line and "--config=" not in line, f"{line}: {code}, {said.getvalue()}"
+            assert module == "scoregen.sweep" and code == 0, f"{line}: {code}, {said.getvalue()}"
             return
     assert mode is None or mode in run.MODES
     if "--config=mine.py" in argv and "dir=" not in line:

@@ -204,6 +204,9 @@ def draw(rows, path):
     code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
     assert code == 1 and f"draw(rows, path) failed: {path}, line " in said and "ZeroDivisionError" in said
     assert (out / "figure.png").read_bytes() == usual
+    path.write_text(text + "def draw(rows, path):\n    open('absent.npz')\n")
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    assert code == 1 and f"draw(rows, path) failed: {path}, line " in said and "FileNotFoundError" in said
     assert ran(path) == before
 
 
@@ -211,6 +214,11 @@ def test_comments_are_no_other_measure_and_helpers_are():
     text = textwrap.dedent(AREAS)
     assert plan.stamp_of(text) == plan.stamp_of("# note\n" + text.replace("range(2)", "range(9)"))
     assert plan.stamp_of(text) != plan.stamp_of(text.replace("* radius", "/ radius"))
+    local = text.replace("return grid(", "area = 1; return grid(").replace("return {", "area = 3; return {")
+    assert plan.stamp_of(local) == plan.stamp_of(local.replace("area = 1", "area = 2"))
+    made = "import a\nT = {}\nT['x'] = 1\nT.y = 2\nT.update(z=3)\ndef measure(run): return a.f(T)\n"
+    for old, new in (("import a", "import b as a"), ("= 1", "= 5"), ("= 2", "= 5"), ("z=3", "z=5")):
+        assert plan.stamp_of(made) != plan.stamp_of(made.replace(old, new)), new
     helped = "K = 2\ndef f(x): return K * x\ndef measure(run): return f(1)\ndef g(): pass\n"
     assert plan.stamp_of(helped) == plan.stamp_of(helped.replace("def g(): pass", "def g(): return 1"))
     assert plan.stamp_of(helped) != plan.stamp_of(helped.replace("K = 2", "K = 3"))
@@ -231,6 +239,24 @@ def test_cells_that_train_alike_share_a_network_and_no_others(tmp_path):
     trainings = cells_of(tmp_path, '{"loss.name": "ssm"}', '{"train.steps": 5}', '{"data.mixture.size": 50}', "{}")
     assert len({each.training for each in trainings}) == 8
     assert [each.options for each in samplers[:3]] == [{}, {}, {"cost": 3}]
+
+
+def test_where_data_lie_counts_unless_they_are_the_same_everywhere(tmp_path):
+    points = cells_of(tmp_path, '{"data.dir": "a"}', '{"data.dir": "b"}')
+    assert len({each.key for each in points}) == len({each.training for each in points}) == 4
+    text = "def cells(): return [{'config': 'ddpm_cifar', 'data.dir': 'a'}]"
+    (here,), (there,) = (plan.read(write(tmp_path / "x", text.replace("'a'", name))).cells for name in ("'a'", "'b'"))
+    assert (here.key, here.training[-8:]) == (there.key, there.training[-8:])
+
+
+def test_options_of_both_likelihoods_count(tmp_path):
+    one, other = cells_of(tmp_path, '{"eval.likelihood.ode.rtol": 1e-3}', '{"eval.likelihood.ode.rtol": 1e-4}')[:2]
+    assert one.key != other.key and one.training == other.training
+
+
+def test_a_name_is_no_longer_than_a_file_system_takes(tmp_path):
+    (long, _) = cells_of(tmp_path, '{"sweep.of": "a"}', '{"sweep.of": "' + "\u6570" * 120 + '"}')[1:3]
+    assert len(long.name.encode()) <= 120 and "\u6570" in long.name
 
 
 def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(tmp_path, monkeypatch):
@@ -269,6 +295,14 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
         ("def cells(): return [{'config': 'ddpm_toy', 'train.steps': 'x'}]", ["train.steps=x: expected int"]),
         ("def cells(): return [{'config': 'ddpm_toy', 'seed': {1}}]", ["seed={1}: a number"]),
         ("def cells(): return [{'config': 'ddpm_toy'}, {'config': 'ddpm_toy', 'seed': 0}]", ["1 and 2 are the same"]),
+        (
+            "def cells(): return [{'config': 'ddpm_toy', 'sweep.seconds': n} for n in (1, 2)]",
+            ["sweep.seconds would be called 'seconds' in the table", "a column that every table has"],
+        ),
+        (
+            "def cells(): return [{'config': 'ddpm_toy', 'loss.name': n, 'sweep.loss': n} for n in ('eps', 'dsm')]",
+            ["sweep.loss would be called 'loss' in the table, as is loss.name"],
+        ),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_sweep_is_refused_in_one_line(tmp_path, text, parts):
@@ -313,6 +347,7 @@ def test_help_names_every_flag():
 def result(folder: Path, key: str, figures: dict, seconds: float, training: float = 0.0) -> None:
     folder.mkdir(parents=True)
     found = {"key": key, "figures": figures, "floors": {"d": 0.25}, "seconds": seconds, "training": training}
+    found["measure"] = "another"
     (folder / "result.json").write_text(json.dumps(found))
 
 
@@ -342,6 +377,7 @@ def test_a_result_of_another_key_does_not_count(tmp_path):
     assert row.floor("d") == 0.25 and row.floor("only") is None
     assert 'd,"d, standard error","d, floor",only' in as_csv([row])
     assert "1 (floor 0.25)" in as_markdown(sweep, [row])
+    assert "1 cells were measured by another measure(run)" in as_markdown(sweep, [row])
 
 
 def test_what_was_measured_otherwise_has_a_table_of_its_own(tmp_path):
@@ -496,7 +532,7 @@ SLOW = '''
         time.sleep(0.4)
         with (here / "ran").open("a") as ran:
             ran.write(f"{n}\\n")
-        return {"n": n}
+        return {"found": n}
 '''
 
 
@@ -582,10 +618,13 @@ def test_ctrl_c_tells_the_cells_and_the_next_start_goes_on(tmp_path):
         ("3", "measure(run) returned int, not a dict of numbers"),
         ("{'a': float('nan')}", "measure(run) gave nan as 'a', which is not a finite number"),
         ("{'a': 'x'}", "measure(run) gave 'x' as 'a'"),
+        ("{'a': (1.0, float('inf'))}", "measure(run) gave (1.0, inf) as 'a'"),
+        ("{'seconds': 1}", "measure(run) calls a figure 'seconds', as another column"),
+        ("{'b': 1}", "measure(run) calls a figure 'b', as another column"),
     ],
 )
 def test_what_measure_may_not_return(tmp_path, returned, reason):
-    text = "def cells(): return [{'config': None, 'a': 1}]\ndef measure(run): return " + returned
+    text = "def cells(): return [{'config': None, 'b': n} for n in (1, 2)]\ndef measure(run): return " + returned
     path = write(tmp_path / "bad", text)
     sweep = plan.read(path)
     folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
@@ -604,9 +643,143 @@ def test_a_cell_that_two_were_told_to_run_is_run_once(tmp_path):
     assert ran(path) == [sweep.cells[0].name]
 
 
+def test_a_cell_refuses_another_measure_than_the_sweep_began_with(tmp_path, capsys):
+    path = write(tmp_path / "areas", AREAS)
+    sweep = plan.read(path)
+    folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
+    path.write_text(path.read_text().replace("radius**2", "radius**3"))
+    assert cell.main([str(folder)]) == 2 and ran(path) == []
+    assert "its measure(run) has changed since the sweep began" in capsys.readouterr().err
+
+
+def test_what_was_found_stays_until_it_is_found_anew(tmp_path, capsys):
+    """Of a cell that is run again, and fails; and then does not."""
+    path = write(tmp_path / "areas", AREAS.replace("(2, 1)", "(1, 0)"))
+    text = path.read_text()
+    path.write_text(text.replace("(1, 0)", "(7, 7)"))
+    sweep = plan.read(path)
+    it = sweep.cells[0]
+    folder = cell.prepare(tmp_path, sweep, it)
+    assert cell.main([str(folder)]) == 0
+    found = cell.result_of(folder, it.key)
+    path.write_text(text)
+    sweep = plan.read(path)
+    cell.prepare(tmp_path, sweep, it, again="now")
+    assert cell.main([str(folder)]) == 2 and "made to fail" in capsys.readouterr().err
+    assert cell.result_of(folder, it.key) == found and cell.result_of(folder, it.key, "now") is None
+    path.write_text(text.replace("(1, 0)", "(7, 7)").replace("+ seed", "+ seed + 5"))
+    cell.prepare(tmp_path, plan.read(path), it, again="now")
+    assert cell.main([str(folder)]) == 0
+    assert cell.result_of(folder, it.key, "now")["figures"]["area"] == found["figures"]["area"] + 5
+
+
+def test_a_pair_is_a_figure_and_its_floor(tmp_path):
+    text = "def cells(): return [{'config': None, 'a': (1, 2)}]\ndef measure(run): return {'b': run.options['a']}"
+    path = write(tmp_path / "pair", text)
+    sweep = plan.read(path)
+    folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
+    assert cell.main([str(folder)]) == 0
+    found = cell.result_of(folder, sweep.cells[0].key)
+    assert (found["figures"], found["floors"]) == ({"b": 1.0}, {"b": 2.0})
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", ""])
+def test_a_result_that_is_none_does_not_count(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    assert cell.result_of(tmp_path, "key") is None
+
+
+def test_where_more_jobs_are_refused_the_others_wait(tmp_path):
+    """A queue that takes two at a time, and says so by an error."""
+    sweep = plan.read(write(tmp_path / "areas", AREAS))
+    launcher = Fake(10_000, lambda folder: 0)
+    begin = launcher.start
+
+    def start(folder, slot):
+        if len(launcher.running) == 2:
+            raise RuntimeError("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+        return begin(folder, slot)
+
+    launcher.start = start
+    ended = [reason for _, reason in launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False)]
+    assert ended == ["ended with the exit code 0"] * 4 and max(map(len, launcher.together)) == 2
+
+
+def test_cells_are_told_to_stop_if_the_sweep_itself_fails(tmp_path):
+    sweep = plan.read(write(tmp_path / "areas", AREAS))
+    launcher = Fake(2, lambda folder: -signal.SIGTERM)
+
+    def tick(running):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        list(launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False, tick))
+    assert len(launcher.together) == 2 and not launcher.running
+
+
+def test_a_job_is_stopped_by_the_signal_that_slurm_cancels_with(tmp_path):
+    path = write(tmp_path / "slow", SLOW.replace("0.4", "30"))
+    sweep = plan.read(path)
+    folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
+    code = f"import sys; from scoregen.sweep.launch import job; sys.exit(job({str(folder)!r}, {str(tmp_path)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    wait_until((path.parent / "begun").is_file, process)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert "SIGTERM: stopping" in (folder / "log.txt").read_text() and not any(map(alive, pids(path)))
+
+
+def test_a_cell_that_waits_for_a_network_hears_that_it_is_to_stop(tmp_path):
+    """And says what it waits for: the lock of a node that was lost may be kept by the file system."""
+    toy = plan.read(write(tmp_path / "toy", TOY % "{}"))
+    folder = cell.prepare(tmp_path, toy, toy.cells[0])
+    network = cell.network_of(tmp_path, toy.cells[0])
+    network.mkdir(parents=True)
+    with locked(network / ".lock"):
+        process = launch.spawn(folder)
+        log = folder / "log.txt"
+        wait_until(lambda: f"waiting for the cell that trains in {network}" in log.read_text(), process)
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    process.stdin.close()
+
+
+def test_names_are_written_as_they_are(tmp_path):
+    """Dollars, bars, angles, line ends: in tables, page and figure. The pictures of a cell are on the page."""
+    text = """
+        def cells():
+            return [{"config": None, "cost ($": "a|b <\\n$x^"}, {"config": None, "cost ($": "c"}]
+
+        def measure(run):
+            from matplotlib.image import imsave
+            imsave(run.workdir / "mine.png", [[0.0, 1.0]])
+            return {"$ per $^ <b>": 1.0}
+    """
+    path = write(tmp_path / "names", text)
+    sweep = plan.read(path)
+    for each in sweep.cells:
+        assert cell.main([str(cell.prepare(tmp_path, sweep, each))]) == 0
+    code, said, err = main(f"--sweep={path}", f"--out={tmp_path}", "--table")
+    assert (code, err) == (0, "") and (tmp_path / "figure.png").is_file()
+    assert "| a\\|b &lt; $x^ | 1 | 1 |" in said
+    whole = (tmp_path / "index.html").read_text()
+    assert "<b>" not in whole and "$ per $^ &lt;b&gt;" in whole and whole.count('alt="mine of ') == 2
+
+
+# A preset file that brings a part of its own, which no cell would know by the saved configuration alone.
+OWN = """
+    from scoregen.config import load
+    from scoregen.data import SOURCES, mixture
+
+    SOURCES["few"] = lambda size=200: mixture(size=size)
+
+    def get_config():
+        config = load("ddpm_toy")
+        config.data.name = "few"
+        return config
+"""
 TINY = {
-    "config": "ddpm_toy",
-    "data.mixture.size": 200,
+    "config": "own.py",
     "net.mlp.width": 8,
     "net.mlp.depth": 1,
     "net.mlp.embedding": 8,
@@ -642,6 +815,7 @@ TRAINED = f'''
 def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
     """Of twelve cells one diverges; the others share four networks, each trained once."""
     path, out = write(tmp_path / "tiny", TRAINED), tmp_path / "out"
+    (path.parent / "own.py").write_text(textwrap.dedent(OWN))
     for done in (1, 4):
         process = start(path, out)
         wait_until(lambda done=done: len(list(out.glob("cells/*/result.json"))) >= done, process, 400)

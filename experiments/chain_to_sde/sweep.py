@@ -80,7 +80,8 @@ def distance(name, levels):
     predictor, on_chain = WALKS[name]
     process = ddpm_levels(levels) if on_chain else VP(t_min=1 / levels)
     predict, times = LINE.predict(process), process.grid(levels)
-    # Closer than the shortest step's noise is wide, 0.0077; without noise, so that some end between the modes.
+    # Some 0.0086 apart: a sum over a normal density whose deviation is 0.0077, that of the shortest step's noise, is
+    # then exact to 1e-7. Without noise so many that some end between the modes.
     x = jnp.linspace(-6.0, 6.0, 40_001 if name in DETERMINISTIC else 1401)
     width = x[1] - x[0]
     keys = [jax.vmap(lambda _, i=i: jax.random.key(i))(x) for i in (0, 1)]  # so that all points have one noise

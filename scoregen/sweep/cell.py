@@ -17,19 +17,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from scoregen import config as config_lib
-from scoregen.command import advice, answer, hush
+from scoregen.command import advice, answer, hush, say
 from scoregen.config import Config, blaming
 from scoregen.errors import UsageError
 from scoregen.files import locked, whole
 from scoregen.run import Run, Signals, agree, ended
-from scoregen.sweep.plan import Cell, Sweep, execute, stamp_of
+from scoregen.sweep.plan import Cell, Sweep, execute, headings, stamp_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,18 +73,32 @@ def folder_of(out: Path, cell: Cell) -> Path:
     return out / "cells" / cell.name
 
 
-def is_trained(trained: Path, config: Config) -> bool:
+def network_of(out: Path, cell: Cell) -> Path:
+    """Where its network is trained, by `scoregen.run`'s own hands."""
+    assert cell.training is not None
+    return out / "trained" / cell.training
+
+
+def is_trained(network: Path, config: Config) -> bool:
     """Whether a network is trained to the end, in this folder."""
-    return (trained / "checkpoints" / str(config.train.steps)).is_dir()
+    return (network / "checkpoints" / str(config.train.steps)).is_dir()
 
 
-def prepare(out: Path, sweep: Sweep, cell: Cell) -> Path:
-    """Write what the cell's process is to know into its folder."""
+def prepare(out: Path, sweep: Sweep, cell: Cell, again: str = "") -> Path:
+    """Write what the cell's process is to know into its folder; `again` as in `result_of`."""
     folder = folder_of(out, cell)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
-    task = {"sweep": str(sweep.path.resolve()), "key": cell.key, "options": cell.options, "training": cell.training}
+    task = {
+        "sweep": str(sweep.path.resolve()),
+        "measure": sweep.stamp,
+        "headings": headings(sweep.cells),
+        "key": cell.key,
+        "again": again,
+        "options": cell.options,
+    }
     if cell.config is not None:
+        task |= {"preset": cell.preset, "trained": str(network_of(out, cell))}
         with whole(folder / "config.json") as fresh:
             fresh.write_text(config_lib.to_json(cell.config))
     with whole(folder / TASK) as fresh:
@@ -98,7 +112,13 @@ def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
         found = json.loads((folder / name).read_text())
     except (OSError, ValueError):
         return None
-    return found if found.get("key") == key else None
+    return found if isinstance(found, dict) and found.get("key") == key else None
+
+
+def result_of(folder: Path, key: str, again: str = "") -> dict[str, Any] | None:
+    """The result of a cell; with `again`, the name of a command that runs what is finished, only if it is of that."""
+    found = note(folder, RESULT, key)
+    return found if found and again in ("", found.get("again")) else None
 
 
 def at_work(folder: Path) -> bool:
@@ -137,8 +157,8 @@ def _end_with_parent() -> None:
 def _run(folder: Path, console: Console) -> int:
     task = json.loads((folder / TASK).read_text())
     # Whoever else was told to do the same, after a connection that broke, waits and then finds it done.
-    with locked(folder / LOCK, wait=True), Signals(console) as signals:
-        if note(folder, RESULT, task["key"]):
+    with locked(folder / LOCK, wait=lambda: None), Signals(console) as signals:
+        if result_of(folder, task["key"], task["again"]):
             return 0
         work = _Work(folder, task, console, signals)
         began = time.monotonic()
@@ -150,7 +170,8 @@ def _run(folder: Path, console: Console) -> int:
                 traceback.print_exception(error.__cause__)
             raise
         seconds = time.monotonic() - began - work.trained_for
-        result = {"key": task["key"], "seconds": round(seconds, 2), "training": round(work.trained_for, 2), **found}
+        times = {"seconds": round(seconds, 2), "training": round(work.trained_for, 2)}
+        result = {"key": task["key"], "again": task["again"]} | times | found
         with whole(folder / RESULT) as fresh:
             fresh.write_text(json.dumps(result, indent=2) + "\n")
     return 0
@@ -175,33 +196,40 @@ class _Work:
     console: Console
     signals: Signals
     training: bool = False  # whether it is at its training
+    waiting: bool = False  # for that of another
     trained_for: float = 0.0  # seconds
 
     def __call__(self) -> dict[str, Any]:
         path = Path(self.task["sweep"])
         source, module = execute(path)
-        options, figures, floors = dict(self.task["options"]), {}, {}
+        if stamp_of(source) != self.task["measure"]:  # cells of two measures would be one row
+            raise UsageError(
+                f"{path}: its measure(run) has changed since the sweep began: the same command begins anew"
+            )
+        options, figures, floors = config_lib.tuples(self.task["options"]), {}, {}
         subject = Subject(options, self.folder)
-        if self.task["training"] is not None:
+        if "trained" in self.task:
             subject, figures, floors = self.train_and_judge(options)
         if measure := module.get("measure"):
             with blaming(path):
                 measured = self.signals.watch(lambda: measure(subject))
             if measured is None and self.signals():
                 ended(self.signals)
-            figures |= _numbers(measured, path)
-        return {"figures": figures, "floors": floors, "step": subject.step, "measure": stamp_of(source)} | _device()
+            more, its_floors = _numbers(measured, path, {*self.task["headings"], *figures})
+            figures, floors = figures | more, floors | its_floors
+        return {"figures": figures, "floors": floors, "step": subject.step, "measure": self.task["measure"]} | _device()
 
     def train_and_judge(self, options: dict[str, Any]) -> tuple[Subject, dict[str, float], dict[str, float]]:
         from scoregen.experiment import assemble
         from scoregen.report import save_curve
 
+        config_lib.load(self.task["preset"])  # for the parts that it brings
         config = config_lib.load(str(self.folder / "config.json"))
         experiment = assemble(config)
-        trained = self.folder.parent.parent / "trained" / self.task["training"]
+        trained = Path(self.task["trained"])
         trained.mkdir(parents=True, exist_ok=True)
         again = f"python -m scoregen.sweep --sweep={shlex.quote(self.task['sweep'])}"
-        with locked(trained / ".lock", wait=True):
+        with locked(trained / ".lock", wait=self.wait):
             agree(config, trained, "train")
             training = Run(experiment, trained, trained, "train", self.console, self.signals, again)
             fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
@@ -224,18 +252,30 @@ class _Work:
         floors = {row["name"]: row["floor"] for row in found if "floor" in row}
         return Subject(options, self.folder, experiment, params, step, trained), figures, floors
 
+    def wait(self) -> None:
+        """While another cell, or one that was lost on a node whose locks the file system keeps, has the network."""
+        if not self.waiting:
+            self.waiting = True
+            say(self.console, f"waiting for the cell that trains in {self.task['trained']}")
+        if self.signals():
+            ended(self.signals)
 
-def _numbers(measured: Any, path: Path) -> dict[str, float]:
-    """The figures that measure(run) returned."""
+
+def _numbers(measured: Any, path: Path, taken: Container[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """The figures that measure(run) returned, and the floors of those that came with one."""
     if not isinstance(measured, Mapping):
         raise UsageError(f"{path}: measure(run) returned {type(measured).__name__}, not a dict of numbers")
-    figures = {}
+    found: tuple[dict[str, float], dict[str, float]] = {}, {}
     for name, value in measured.items():
-        with contextlib.suppress(TypeError, ValueError):
-            figures[str(name)] = float(value)
-        if not math.isfinite(figures.get(str(name), math.nan)):
-            raise UsageError(f"{path}: measure(run) gave {value!r} as {name!r}, which is not a finite number")
-    return figures
+        if str(name) in taken:
+            raise UsageError(f"{path}: measure(run) calls a figure {name!r}, as another column of the table is called")
+        pair: tuple[Any, ...] = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+        for of, number in zip(found, pair, strict=False):
+            with contextlib.suppress(TypeError, ValueError):
+                of[str(name)] = float(number)
+            if not math.isfinite(of.get(str(name), math.nan)):
+                raise UsageError(f"{path}: measure(run) gave {value!r} as {name!r}, which is not a finite number")
+    return found
 
 
 def _device() -> dict[str, str]:

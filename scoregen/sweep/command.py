@@ -8,13 +8,14 @@ The file's `cells()` yields a dict for each run: its preset as "config", its see
 is finished is never run again; what was cut short goes on where it was; what failed is named, and is tried again the
 next time. See docs/sweeps.md.
 
-Exit codes: 0 all cells are finished; 1 some failed; 2 something that you can mend, said in one line; 128 + n ended by
-signal n, with everything saved.
+Exit codes: 0 all that was to run is done; 1 some failed; 2 something that you can mend, said in one line; 128 + n ended
+by signal n, with everything saved.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import fnmatch
 import re
 import time
@@ -33,10 +34,10 @@ from scoregen.errors import UsageError
 from scoregen.files import check_writable, locked, whole
 from scoregen.log import clock
 from scoregen.run import Signals
-from scoregen.sweep.cell import FAILED, RESULT, folder_of, is_trained, note
+from scoregen.sweep.cell import FAILED, folder_of, is_trained, network_of, note, result_of
 from scoregen.sweep.launch import LAUNCHERS, Launcher, last_line, launch
 from scoregen.sweep.plan import Cell, Sweep, placed, read
-from scoregen.sweep.table import as_csv, as_markdown, cells_csv, rows_of, time_left
+from scoregen.sweep.table import as_csv, as_markdown, cells_csv, rows_of, stale, time_left
 
 FLAGS = {
     "--sweep=FILE": "what to run; a sweep.py is called by the name of its folder",
@@ -90,9 +91,10 @@ def _run(argv: list[str], console: Console) -> int:
     chosen = [cell for cell in sweep.cells if fnmatch.fnmatchcase(cell.name, options.only or "*")]
     if not chosen:
         raise UsageError(f"--only={options.only}: no cell is called so, but for instance {sweep.cells[0].name}")
-    todo = [cell for cell in chosen if options.again or not note(folder_of(out, cell), RESULT, cell.key)]
+    todo = [cell for cell in chosen if options.again or not result_of(folder_of(out, cell), cell.key)]
     say(console, "\n\n".join(filter(None, [sweep.title, sweep.claim])) + "\n")
-    _tell_of_another_measure(console, sweep, out)
+    if text := stale(rows_of(sweep, out)):
+        say(console, text)
     if options.dry_run:
         room = make(options.workers, out, launching).room if options.launcher == "local" else options.workers
         return _show(console, sweep, chosen, todo, out, room)
@@ -102,17 +104,21 @@ def _run(argv: list[str], console: Console) -> int:
         raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
     check_writable(out)
     if options.table:
-        return _report(console, sweep, out)
+        return _report(console, sweep, out, sum(len(row.failed) for row in rows_of(sweep, out)))
     with locked(out / ".lock"):
-        launcher = make(options.workers, out, launching)
-        if options.again:
-            for cell in todo:
-                (folder_of(out, cell) / RESULT).unlink(missing_ok=True)
+        launcher = make(options.workers, out, dict(launching))
+        if launcher.room == 0:
+            takes = ", ".join(f"{name}={value}" for name, value in launching.items())
+            say(console, f"no node of the cluster has room for a cell ({takes}); waiting for one that has")
+        again = time.strftime("%Y-%m-%d %H:%M:%S") if options.again else ""
         with Signals(console) as signals:
-            with Display(console, sweep, out, chosen, todo, launcher) as display:
-                for cell, reason in launch(sweep, todo, out, launcher, signals, display.tick):
+            with (
+                Display(console, sweep, out, chosen, todo, launcher) as display,
+                contextlib.closing(launch(sweep, todo, out, launcher, signals, display.tick, again)) as ends,
+            ):
+                for cell, reason in ends:
                     display.ended(cell, reason)
-            code = _report(console, sweep, out)
+            code = _report(console, sweep, out, display.failed)
             if signals.caught is not None:
                 say(console, "stopped; what was done is saved. The same command goes on")
                 return 128 + signals.caught
@@ -136,26 +142,17 @@ def _sorted_out(rest: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return flags, launching
 
 
-def _tell_of_another_measure(console: Console, sweep: Sweep, out: Path) -> None:
-    found = [note(folder_of(out, cell), RESULT, cell.key) for cell in sweep.cells]
-    if other := sum(result is not None and result["measure"] != sweep.stamp for result in found):
-        say(
-            console,
-            f"{other} cells were measured by another measure(run) than is in the file now: --again does so anew",
-        )
-
-
 def _show(
     console: Console, sweep: Sweep, chosen: Sequence[Cell], todo: Sequence[Cell], out: Path, room: int | None
 ) -> int:
     """Say what would run."""
     for cell in chosen:
         folder = folder_of(out, cell)
-        done, failed = (note(folder, name, cell.key) for name in (RESULT, FAILED))
+        done, failed = result_of(folder, cell.key), note(folder, FAILED, cell.key)
         state = "done" if done else f"failed: {failed['reason']}" if failed else "to run"
         say(console, f"  {cell.name}  {state}")
     networks = {cell.training: cell for cell in todo if cell.training is not None}
-    missing = sum(not is_trained(out / "trained" / name, cell.config) for name, cell in networks.items())
+    missing = sum(not is_trained(network_of(out, cell), cell.config) for cell in networks.values())
     say(console, f"\n{len(todo)} of {len(chosen)} cells to run, {missing} networks to train, in {out}")
     say(console, f"time: {_left(todo, sweep, out, room)}")
     return 0
@@ -173,22 +170,25 @@ def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> s
     return "unknown until a cell is finished" if seconds is None else f"about {clock(seconds)}"
 
 
-def _report(console: Console, sweep: Sweep, out: Path) -> int:
-    """Write the tables, the figure and the page; returns the exit code."""
+def _report(console: Console, sweep: Sweep, out: Path, failures: int) -> int:
+    """Write the tables, the figure and the page; returns the exit code after so many failures."""
     from scoregen.sweep.page import page
 
-    rows = rows_of(sweep, out)
-    missing = 0
-    if any(row.results for row in rows):
-        missing = _draw(console, sweep, rows, out / "figure.png")
-    texts = {"table.csv": as_csv(rows), "cells.csv": cells_csv(rows), "table.md": as_markdown(sweep, rows)}
-    for name, text in (texts | {"index.html": page(sweep, rows, out)}).items():
+    def write(name: str, text: str) -> None:
         with whole(out / name) as fresh:
             fresh.write_text(text, encoding="utf-8")
-    say(console, "\n" + texts["table.md"].partition("\n")[2].removeprefix(f"\n{sweep.claim}\n").strip())
+
+    rows = rows_of(sweep, out)
+    markdown = as_markdown(sweep, rows)
+    for name, text in {"table.csv": as_csv(rows), "cells.csv": cells_csv(rows), "table.md": markdown}.items():
+        write(name, text)
+    (out / "figure.png").unlink(missing_ok=True)  # of other rows than these
+    missing = any(row.results for row in rows) and _draw(console, sweep, rows, out / "figure.png")
+    write("index.html", page(sweep, rows, out))
+    say(console, "\n" + markdown.partition("\n")[2].removeprefix(f"\n{sweep.claim}\n").strip())
     finished, failed = sum(len(row.results) for row in rows), sum(len(row.failed) for row in rows)
     say(console, f"\n{finished} of {len(sweep.cells)} cells finished, {failed} failed; {out / 'index.html'}")
-    return int(failed > 0 or missing)
+    return int(failures > 0 or missing)
 
 
 def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:
@@ -197,7 +197,7 @@ def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:
 
     if sweep.draw is not None:
         try:
-            with blaming(sweep.path), whole(path) as fresh:
+            with whole(path) as fresh, blaming(sweep.path):  # what it cannot read is no failure to write
                 sweep.draw(rows, fresh)
             return 0
         except UsageError as error:

@@ -17,7 +17,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     columns = min(3, len(figures))
     lines = -(-len(figures) // columns)
     long = max(len(row.label) for row in rows)
-    size = (0.075 * min(long, 60) + 3.2 * columns, lines * (1.1 + 0.3 * len(rows)))
+    size = (0.075 * min(long, 60) + 3.2 * columns, min(200.0, lines * (1.1 + 0.3 * len(rows))))
     drawing, panels = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for panel in panels.flat[len(figures) :]:
         panel.axis("off")
@@ -31,8 +31,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             if (floor := row.floor(figure)) is not None:
                 panel.plot([floor, floor], [y - 0.35, y + 0.35], color=INK, lw=1)
         panel.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
-        panel.set_yticklabels([row.label[:60] for row in rows])
-        panel.set_title(figure, fontsize=10)
+        panel.set_yticklabels([_text(row.label[:60]) for row in rows])
+        panel.set_title(_text(figure), fontsize=10)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
@@ -40,3 +40,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     with whole(path) as fresh:
         drawing.savefig(fresh, dpi=110)
     plt.close(drawing)
+
+
+def _text(text: str) -> str:
+    """A text as it is, where matplotlib would read mathematics between two dollars."""
+    return text.replace("$", r"\$")

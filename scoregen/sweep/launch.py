@@ -9,25 +9,39 @@ cell is `python -m scoregen.sweep.cell FOLDER`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from scoregen.command import need
 from scoregen.config import first_line
 from scoregen.errors import UsageError
-from scoregen.sweep.cell import FAILED, LOG, RESULT, at_work, fail, folder_of, is_trained, note, prepare
+from scoregen.sweep.cell import (
+    FAILED,
+    LOG,
+    at_work,
+    fail,
+    folder_of,
+    is_trained,
+    network_of,
+    note,
+    prepare,
+    result_of,
+)
 from scoregen.sweep.plan import Cell, Sweep
 
 # How a cell ends that is told to stop; by the bare signal while it was still loading.
 STOPPED = [sign for number in (signal.SIGTERM, signal.SIGINT) for sign in (128 + number, -number)]
 _ANY = 10_000  # cells in a queue that is not ours to keep
+_BEGUN = "--- begun "  # a line of the log for each time
 
 
 class Handle(Protocol):
@@ -59,6 +73,8 @@ def spawn(folder: Path, env: dict[str, str] | None = None, cwd: str | None = Non
     if here.name not in ("site-packages", "dist-packages"):  # a checkout, which need not be the folder of the command
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), env.get("PYTHONPATH")]))
     with (folder / LOG).open("ab") as log:
+        log.write(f"{_BEGUN}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        log.flush()
         return subprocess.Popen(
             [sys.executable, "-u", "-m", "scoregen.sweep.cell", str(folder)],
             stdin=subprocess.PIPE,
@@ -81,6 +97,12 @@ def work(folder: str, cwd: str) -> int:
         if process.poll() is None:
             process.terminate()
             process.wait()
+
+
+def job(folder: str, cwd: str) -> int:
+    """As `work`, and stopped by SIGTERM too: so Slurm cancels a job, and submitit would pass over it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    return work(folder, cwd)
 
 
 class Local:
@@ -144,7 +166,13 @@ class Ray:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             # A node that is lost is no fault of the cell's.
             task = ray.remote(max_retries=5)(work)
-            self.task = task.options(num_cpus=takes["CPU"], num_gpus=takes["GPU"], resources=options)
+            shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < takes["GPU"] < 1 else {}
+            self.task = task.options(
+                num_cpus=takes["CPU"],
+                num_gpus=takes["GPU"],
+                resources=options,
+                runtime_env={"env_vars": shared},
+            )
             there = ray.cluster_resources()
             self.room = min([self.slots, *(int(there.get(name, 0) / least) for name, least in takes.items() if least)])
         except Exception as error:
@@ -169,7 +197,7 @@ class _Task:
         except self.ray.exceptions.TaskCancelledError:
             return STOPPED[0]
         except self.ray.exceptions.RayError as error:
-            return f"Ray: {first_line(error)}"
+            return f"Ray: {_last_line(error)}"
 
     def stop(self) -> None:
         self.ray.cancel(self.reference)
@@ -190,7 +218,7 @@ class Slurm:
             raise UsageError(f"--launcher=slurm: {first_line(error)}") from error
 
     def start(self, folder: Path, slot: int) -> Handle:
-        return _Job(self.executor.submit(work, str(folder), os.getcwd()))
+        return _Job(self.executor.submit(job, str(folder), os.getcwd()))
 
 
 class _Job:
@@ -203,7 +231,7 @@ class _Job:
         try:
             return self.job.result()
         except Exception as error:  # submitit's own, which it pickles from the job, and what the job died of
-            return STOPPED[0] if self.stopped else f"Slurm: {first_line(error)}"
+            return STOPPED[0] if self.stopped else f"Slurm: {_last_line(error)}"
 
     def stop(self) -> None:
         self.stopped = True
@@ -220,56 +248,99 @@ def launch(
     launcher: Launcher,
     stopped: Callable[[], bool],
     tick: Callable[[Sequence[Cell]], None] = lambda running: None,
-) -> Iterator[tuple[Cell, str | None]]:
+    again: str = "",
+) -> Generator[tuple[Cell, str | None]]:
     """Run these cells; gives each that has ended, with None or with why it failed.
 
     Of those that share a network one trains it, and the others wait for that; if the training fails they all have.
-    After `stopped()` nothing is started, and what runs is told to stop. `tick` is told every moment what runs.
+    After `stopped()` nothing is started, and what runs is told to stop; so it is if this generator is closed.
+
+    Args:
+        tick: told every moment what runs.
+        again: as in `result_of`.
     """
-    pending, running, told = list(cells), {}, False
-    while running or (pending and not stopped()):
-        for slot in range(min(launcher.slots, len(cells))):
-            if slot in running or stopped():
-                continue
-            busy = {cell.training for cell, _ in running.values()}
-            cell = next((cell for cell in pending if _may_start(cell, busy, out)), None)
-            if cell is not None:
-                pending.remove(cell)
-                folder = prepare(out, sweep, cell)
-                try:
-                    running[slot] = cell, launcher.start(folder, slot)
-                except Exception as error:  # no process, no place in a queue
-                    fail(folder, cell.key, f"could not be started: {first_line(error)}")
-                    yield cell, f"could not be started: {first_line(error)}"
-        if stopped() and not told:
-            told = True
-            for _, handle in running.values():
-                handle.stop()
-        tick([cell for cell, _ in running.values()])
-        for slot, (cell, handle) in list(running.items()):
-            code, folder = handle.poll(), folder_of(out, cell)
+    queue, told = _Queue(sweep, out, launcher, again, list(cells), min(launcher.slots, len(cells))), False
+    try:
+        while queue.running or (queue.pending and not stopped()):
+            if not stopped():
+                yield from queue.start()
+            elif not told:
+                told = True
+                for _, handle in queue.running.values():
+                    handle.stop()
+            tick([cell for cell, _ in queue.running.values()])
+            yield from queue.end(stopped())
+            time.sleep(0.05)
+    finally:
+        _stop([handle for _, handle in queue.running.values()])
+
+
+@dataclasses.dataclass
+class _Queue:
+    """The cells that wait and those that run, by their slots."""
+
+    sweep: Sweep
+    out: Path
+    launcher: Launcher
+    again: str
+    pending: list[Cell]
+    most: int  # that run at once
+    running: dict[int, tuple[Cell, Handle]] = dataclasses.field(default_factory=dict)
+
+    def start(self) -> Iterator[tuple[Cell, str]]:
+        """Start what may be; gives what could not be."""
+        while len(self.running) < self.most and (cell := next(filter(self._may_start, self.pending), None)):
+            folder = prepare(self.out, self.sweep, cell, self.again)
+            slot = next(slot for slot in itertools.count() if slot not in self.running)
+            try:
+                self.running[slot] = cell, self.launcher.start(folder, slot)
+            except Exception as error:  # no process, no place in a queue
+                if self.running:  # there is place for so many; for this one too, once one of them has ended
+                    self.most = len(self.running)
+                    return
+                reason = f"could not be started: {_last_line(error)}"
+                fail(folder, cell.key, reason)
+                yield cell, reason
+            self.pending.remove(cell)
+
+    def _may_start(self, cell: Cell) -> bool:
+        """Whether it has its network, or may train it."""
+        if cell.training is None or all(cell.training != other.training for other, _ in self.running.values()):
+            return True
+        return is_trained(network_of(self.out, cell), cell.config)
+
+    def end(self, stopping: bool) -> Iterator[tuple[Cell, str | None]]:
+        """Let go of what has ended; gives it, and what has failed with it."""
+        for slot, (cell, handle) in list(self.running.items()):
+            code, folder = handle.poll(), folder_of(self.out, cell)
             # A cluster gives a task up before what that started has saved.
             if code is None or (code in STOPPED and at_work(folder)):
                 continue
-            del running[slot]
-            if note(folder, RESULT, cell.key):
+            del self.running[slot]
+            if result_of(folder, cell.key, self.again):
                 yield cell, None
-            elif not (stopped() and code in STOPPED):
+            elif not (stopping and code in STOPPED):
                 failure = _failure(folder, cell, code)
                 yield cell, failure["reason"]
                 if failure["training"]:
-                    for other in [other for other in pending if other.training == cell.training]:
-                        pending.remove(other)
-                        reason = f"its training failed: {failure['reason']}"
-                        fail(prepare(out, sweep, other), other.key, reason, training=True)
-                        yield other, reason
+                    yield from self._without(cell, f"its training failed: {failure['reason']}")
+
+    def _without(self, failed: Cell, reason: str) -> Iterator[tuple[Cell, str]]:
+        """The cells that wait for a network that there will not be: they have failed too."""
+        for cell in [cell for cell in self.pending if cell.training == failed.training]:
+            self.pending.remove(cell)
+            fail(prepare(self.out, self.sweep, cell), cell.key, reason, training=True)
+            yield cell, reason
+
+
+def _stop(handles: Sequence[Handle]) -> None:
+    """Tell these to save what they have, and give them half a minute for it."""
+    for handle in handles:
+        with contextlib.suppress(Exception):  # the others are to hear of it too
+            handle.stop()
+    until = time.monotonic() + 30
+    while time.monotonic() < until and any(handle.poll() is None for handle in handles):
         time.sleep(0.05)
-
-
-def _may_start(cell: Cell, busy: set[str | None], out: Path) -> bool:
-    if cell.training is None or cell.training not in busy:
-        return True
-    return is_trained(out / "trained" / cell.training, cell.config)
 
 
 def _failure(folder: Path, cell: Cell, code: int | str) -> dict[str, Any]:
@@ -288,9 +359,14 @@ def _failure(folder: Path, cell: Cell, code: int | str) -> dict[str, Any]:
 
 
 def last_line(folder: Path) -> str:
-    """The last line of a cell's log, or ""."""
+    """The last line that a cell has said since it was begun, or ""."""
     with contextlib.suppress(OSError), (folder / LOG).open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
         lines = log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip().removeprefix("scoregen: ") if lines else ""
+        return lines[-1].strip().removeprefix("scoregen: ") if lines and not lines[-1].startswith(_BEGUN) else ""
     return ""
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of an exception's message: a cluster's begins with the trace of what went wrong elsewhere."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

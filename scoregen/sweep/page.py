@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from scoregen.log import MetricsLog
-from scoregen.sweep.cell import folder_of
+from scoregen.sweep.cell import folder_of, network_of
 from scoregen.sweep.plan import Cell, Sweep, short
 from scoregen.sweep.table import Row, all_figures, cell_text, legend, tables
 
@@ -124,12 +124,12 @@ def _failures(rows: Sequence[Row]) -> str:
 
 
 def _card(row: Row, out: Path) -> str:
-    """The samples of a row's first finished cell, the losses of all of them, and each one's figures."""
+    """The pictures of a row's first finished cell, the losses of all of them, and each one's figures."""
     finished = [cell for cell in row.cells if cell.name in row.results]
     parts = [f"<h3>{escape(row.label)}</h3>"]
     for cell in finished[:1]:
-        pictures = [folder_of(out, cell) / name for name in ("samples.png", "figure.png")]
-        parts += [_image(path, f"samples of {cell.name}") for path in pictures if path.is_file()]
+        pictures = sorted(folder_of(out, cell).glob("[!.]*.png"), key=lambda path: (path.name != "samples.png", path))
+        parts += [_image(path, f"{path.stem} of {cell.name}") for path in pictures]
     parts.append(_curves(finished, out))
     parts += [f'<div class="soft">failed: {escape(reason)}</div>' for reason in row.failed.values()]
     figures = row.figures
@@ -147,7 +147,7 @@ def _card(row: Row, out: Path) -> str:
 
 def _curves(cells: Iterable[Cell], out: Path) -> str:
     """The training losses over the steps, a line a network, as SVG."""
-    named = {cell.training: MetricsLog.read(out / "trained" / cell.training) for cell in cells if cell.training}
+    named = {cell.training: MetricsLog.read(network_of(out, cell)) for cell in cells if cell.training}
     curves = [[(row["step"], row["loss"]) for row in rows if "loss" in row] for rows in named.values()]
     curves = [curve[:: max(1, len(curve) // 200)] for curve in curves if len(curve) > 1]
     values = [loss for curve in curves for _, loss in curve]

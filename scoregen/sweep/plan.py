@@ -22,6 +22,7 @@ from scoregen.errors import UsageError
 OWN = "sweep."  # what begins so is no option of a configuration, but is handed to measure(run)
 # What training does not see; all else, how long and how often too, makes another network.
 _UNTRAINED = ("name", "sampler", "eval")
+_COLUMNS = ("cell", "cells", "finished", "failed", "seconds")  # of the tables, beside options and figures
 _KEY = 8  # digits of a key that stand in a folder's name
 
 
@@ -54,6 +55,7 @@ class Cell:
         name: of its folder: what sets it apart from the others, and the first of its key, by which it is found again.
         key: a digest of all that its figures depend on but the code, so of the whole configuration.
         said: what the file and the command line say of it, as they say it.
+        preset: the name or the path of what its configuration is of, which may bring parts of its own.
         config: its configuration; None where there is nothing to train.
         options: what is handed to measure(run) beside it.
         training: the name of the folder of its network, which it may share: what sets that apart, and its own key.
@@ -62,6 +64,7 @@ class Cell:
     name: str
     key: str
     said: dict[str, Any]
+    preset: str | None
     config: Config | None
     options: dict[str, Any]
     training: str | None
@@ -98,7 +101,7 @@ def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
 
     Raises:
         UsageError: if it cannot be read, is not Python or fails, if it gives no cells, or one that cannot be: an
-            option that is not there, two that are the same.
+            option that is not there, two that are the same; or if two columns of its table had one name.
     """
     source, module = execute(path)
     if not callable(module.get("cells")):
@@ -121,6 +124,7 @@ def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
         cells[cell.key] = i, cell
     if flags and all(cell.config is None for _, cell in cells.values()):
         raise UsageError(f"{flags[0]}: no cell of {path} has a configuration")
+    _check_headings([cell for _, cell in cells.values()], path)
     title, _, claim = (module.get("__doc__") or path.parent.name).strip().partition("\n")
     named = _named([cell for _, cell in cells.values()])
     return Sweep(path, title, claim.strip(), named, measure, module.get("draw"), stamp_of(source))
@@ -156,6 +160,11 @@ def short(key: str) -> str:
     return key.removeprefix(OWN).removesuffix(".name")
 
 
+def headings(cells: Sequence[Cell]) -> list[str]:
+    """What the columns of the table are called that are no figures."""
+    return [*map(short, apart(cells)), *_COLUMNS]
+
+
 def execute(path: Path) -> tuple[str, dict[str, Any]]:
     """A sweep's file, and what it defines. What lies beside it can be imported there, as in a script."""
     try:
@@ -169,6 +178,8 @@ def execute(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
+    from scoregen.data import SHAPES  # not where nothing is trained: it imports JAX
+
     if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
         raise UsageError(f"{said!r} is not a dict of options")
     if "config" not in said:
@@ -181,21 +192,30 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     if preset is None:
         options |= rest
         key = _digest({"options": options})
-        return Cell("", key, said, None, options, None)
+        return Cell("", key, said, None, None, options, None)
     if not isinstance(preset, str):
         raise UsageError(f"config={preset!r}: a preset or the path of a .py file is needed")
     if not config_lib.is_bare(preset):
-        preset = str(path.parent / Path(preset).expanduser())
+        preset = str((path.parent / Path(preset).expanduser()).absolute())
     argv = [f"--config={preset}", *(f"--config.{key}={value}" for key, value in rest.items()), *flags]
     config, changes = config_lib.parse(argv)
     # As the configuration has it: a flag wins over the file, and 1 is 1.0 where a float is meant.
     changed = (key for key, _, _ in changes)
     rest = {key: functools.reduce(operator.getitem, key.split("."), config) for key in (*rest, *changed)}
     used = config_lib.used(config).to_dict()
+    if used["data"]["name"] in SHAPES:  # whose files are the same in every folder
+        del used["data"]["dir"]
     key = _digest({"config": {part: used[part] for part in used if part != "name"}, "options": options})
     trained = {part: used[part] for part in used if part not in _UNTRAINED}
-    trained["data"] = {part: value for part, value in trained["data"].items() if part != "dir"}
-    return Cell("", key, said | rest, config, options, _digest(trained))
+    return Cell("", key, said | rest, preset, config, options, _digest(trained))
+
+
+def _check_headings(cells: Sequence[Cell], path: Path) -> None:
+    seen: dict[str, str] = dict.fromkeys(_COLUMNS, "a column that every table has")
+    for key in apart(cells):
+        if short(key) in seen:
+            raise UsageError(f"{path}: {key} would be called {short(key)!r} in the table, as is {seen[short(key)]}")
+        seen[short(key)] = key
 
 
 def _named(cells: list[Cell]) -> list[Cell]:
@@ -206,10 +226,11 @@ def _named(cells: list[Cell]) -> list[Cell]:
         preset = Path(cell.said["config"] or "computed").stem
         said = {option: cell.said[option] for option in keys if option in cell.said}
         if of_training:
-            said = {k: v for k, v in said.items() if k.split(".")[0] not in (*_UNTRAINED, "sweep") and k != "data.dir"}
+            said = {k: v for k, v in said.items() if k.split(".")[0] not in (*_UNTRAINED, "sweep")}
         stem = preset if "config" in said or not said else ""
         text = name_of(stem, ((short(option), value) for option, value in said.items() if option != "config"))
-        return f"{text.strip(',')[:100]}-{key[:_KEY]}"
+        readable = text.strip(",").encode()[:100].decode(errors="ignore")  # a file system counts bytes
+        return f"{readable}-{key[:_KEY]}"
 
     def named(cell: Cell) -> Cell:
         training = cell.training and name(cell, cell.training, True)
@@ -236,9 +257,7 @@ def stamp_of(source: str) -> str:
     """A digest of measure(run) and of all in its file that it names, whatever the comments and the layout."""
     defined: dict[str, list[ast.stmt]] = {}
     for node in ast.parse(source).body:
-        names = [getattr(node, "name", None)]
-        names += [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
-        for name in filter(None, names):
+        for name in _bound(node):
             defined.setdefault(name, []).append(node)
     wanted, found = ["measure"], {}
     while wanted:
@@ -246,3 +265,14 @@ def stamp_of(source: str) -> str:
             found[node.lineno] = ast.unparse(node)
             wanted += [each.id for each in ast.walk(node) if isinstance(each, ast.Name)]
     return _digest([found[line] for line in sorted(found)])
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that a statement of a file's own level defines or changes: x = 1, x.y = 1, x[y] = 1, x.update(y)."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}  # what is assigned inside is its own
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {(each.asname or each.name).partition(".")[0] for each in node.names}
+    called = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)] if isinstance(node, ast.Expr) else []
+    stored = [each for each in ast.walk(node) if isinstance(getattr(each, "ctx", None), ast.Store)]
+    return {each.id for target in [*called, *stored] for each in ast.walk(target) if isinstance(each, ast.Name)}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoregen.sweep.cell import FAILED, RESULT, folder_of, is_trained, note
+from scoregen.sweep.cell import FAILED, folder_of, is_trained, network_of, note, result_of
 from scoregen.sweep.plan import Cell, Sweep, apart, short
 
 
@@ -24,6 +24,7 @@ class Row:
         cells: all of them.
         results: what those have found that are finished, by their name.
         failed: why the others failed, of those that did, by their name.
+        stale: how many results are of another measure(run) than the file has now.
         out: the sweep's folder.
     """
 
@@ -31,6 +32,7 @@ class Row:
     cells: list[Cell]
     results: dict[str, dict[str, Any]]
     failed: dict[str, str]
+    stale: int
     out: Path
 
     @property
@@ -87,12 +89,13 @@ def rows_of(sweep: Sweep, out: Path) -> list[Row]:
     for cells in groups.values():
         results, failed = {}, {}
         for cell in cells:
-            if found := note(folder_of(out, cell), RESULT, cell.key):
+            if found := result_of(folder_of(out, cell), cell.key):
                 results[cell.name] = found
             elif found := note(folder_of(out, cell), FAILED, cell.key):
                 failed[cell.name] = found["reason"]
         options = {key: "" if (value := cells[0].said.get(key)) is None else value for key in keys}
-        rows.append(Row(options, cells, results, failed, out))
+        stale = sum(found["measure"] != sweep.stamp for found in results.values())
+        rows.append(Row(options, cells, results, failed, stale, out))
     return rows
 
 
@@ -176,8 +179,24 @@ def _marked(options: Sequence[str], rows: Sequence[Row]) -> str:
     for row in rows:
         said = [str(row.options[key]) for key in options]
         lines.append([*said, row.count, *(cell_text(row, figure) for figure in figures)])
-    marked = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines]
+    marked = [f"| {' | '.join(map(_safe, line))} |" for line in lines]
     return "\n".join([marked[0], "|" + "---|" * len(lines[0]), *marked[1:]])
+
+
+def _safe(text: str) -> str:
+    """A text in a cell of Markdown.
+
+    >>> _safe("a|b < c\nd")
+    'a\\\\|b &lt; c d'
+    """
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def stale(rows: Sequence[Row]) -> str:
+    """What there is to say of results that another measure(run) has found; "" if there are none."""
+    count = sum(row.stale for row in rows)
+    text = f"{count} cells were measured by another measure(run) than is in the file now: --again does so anew."
+    return text * (count > 0)
 
 
 def legend(rows: Sequence[Row]) -> str:
@@ -185,7 +204,8 @@ def legend(rows: Sequence[Row]) -> str:
     most = max(len(row.cells) for row in rows)
     text = "Mean ± standard error over the seeds." if most > 1 else "One cell a row, so without an error."
     floors = any(row.floor(figure) is not None for row in rows for figure in row.figures)
-    return text + " Floor: the same distance of as many real examples." * floors
+    parts = [text, "Floor: the same distance of as many real examples." * floors, stale(rows)]
+    return " ".join(filter(None, parts))
 
 
 def cell_text(row: Row, figure: str) -> str:
@@ -210,7 +230,7 @@ def time_left(cells: Sequence[Cell], sweep: Sweep, out: Path, slots: int) -> flo
         total += statistics.fmean(found["seconds"] for found in usual[cell.name] or finished)
         if cell.training is not None and cell.training not in seen and trained:
             seen.add(cell.training)
-            if not is_trained(out / "trained" / cell.training, cell.config):
+            if not is_trained(network_of(out, cell), cell.config):
                 alike = [found["training"] for found in usual[cell.name] if found["training"]]
                 total += statistics.fmean(alike or trained)
     return total / max(1, min(slots, len(cells)))
