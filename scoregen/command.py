@@ -38,9 +38,9 @@ def answer(
         bare: whether there is work to do without arguments.
     """
     keep_compiled()
-    console = Console(soft_wrap=True)
+    console = _Console(soft_wrap=True)
     if not console.is_terminal:
-        console = Console(soft_wrap=True, width=120)  # a file has no width of its own
+        console = _Console(soft_wrap=True, width=120)  # a file has no width of its own
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if not (argv or bare) or {"--help", "-h", "--helpfull", "-help"} & set(argv):
@@ -56,6 +56,14 @@ def answer(
     line = plain(message).replace("\n", " ")
     Console(stderr=True, soft_wrap=True).print(f"scoregen: {line}", markup=False, highlight=False)
     return 2
+
+
+class _Console(Console):
+    """A console that goes quiet when who read it is gone: what is said is less than what is done."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def advice(error: Exception) -> str | None:

@@ -144,7 +144,7 @@ def execute(path: Path, source: str | bytes) -> types.ModuleType:
     return module
 
 
-def load(name: str) -> Config:
+def load(name: str, over: str = "default") -> Config:
     """The configuration of a preset: of a bare name such as "ncsn_cifar", or of the path of a .py file.
 
     Runs the file and returns what its `get_config()` returns, locked, so that a misspelt key is an error,
@@ -152,7 +152,8 @@ def load(name: str) -> Config:
     .json file is that of a configuration that a run has saved.
 
     Raises UsageError if there is no such preset, if the file is not Python, has no `get_config`, or
-    fails (the file and line are named), or if it chooses a name that is not there to be chosen.
+    fails (the file and line are named), or if it chooses a name that is not there to be chosen; and if a saved
+    configuration has parts that the preset which it is laid `over` has not.
 
     >>> load("no_such_preset")
     Traceback (most recent call last):
@@ -167,7 +168,7 @@ def load(name: str) -> Config:
             raise UsageError(_unknown("preset", name, _names())) from None
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
     if path.suffix == ".json":
-        return _saved(source.decode(errors="replace"), path)
+        return _saved(source.decode(errors="replace"), path, load(over))
     module = execute(path, source)
     with blaming(path):
         if not hasattr(module, "get_config"):
@@ -204,9 +205,9 @@ def blaming(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}, line {line[0]}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _saved(text: str, path: Path) -> Config:
-    """A saved configuration over the defaults, which know the types of its values."""
-    saved, config = from_json(text, str(path)), load("default")
+def _saved(text: str, path: Path, config: Config) -> Config:
+    """A saved configuration over one that knows the types of its values."""
+    saved = from_json(text, str(path))
     parts, known = ({key for key, _ in _sections(of)} for of in (saved, config))
     if foreign := sorted(parts - known):
         raise UsageError(

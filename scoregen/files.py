@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ def whole(path: Path) -> Iterator[Path]:
     ['note.txt']
     >>> folder.cleanup()
     """
-    fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # two processes may be at it
+    fresh = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         yield fresh
         fresh.replace(path)

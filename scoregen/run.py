@@ -337,9 +337,9 @@ class Run:
 
         with self.checkpoints() as checkpoints:
             found = restore_average(self.experiment, checkpoints, self.config.sampler.best)
+        mesh.check_same(found[1] if found else 0, "checkpoints")
         if found is None:
             raise UsageError(f"no checkpoint in {self.workdir}: train first, with --mode=train")
-        mesh.check_same(found[1], "checkpoints")
         return found[1], found[0]
 
     def train(self) -> tuple[int, Any]:

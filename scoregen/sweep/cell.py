@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from scoregen.experiment import Experiment
 
 TASK, RESULT, FAILED, LOG, LOCK = "cell.json", "result.json", "failed.json", "log.txt", ".lock"
+BEFORE = "result.before.json"  # of a cell that is run again, and fails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,9 @@ def at_work(folder: Path) -> bool:
 
 
 def fail(folder: Path, key: str, reason: str, training: bool = False) -> None:
-    """Note why a cell failed, and whether it was its training that did."""
+    """Note why a cell failed, and whether it was its training that did; what it had found before is put aside."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / RESULT).replace(folder / BEFORE)
     with whole(folder / FAILED) as fresh:
         fresh.write_text(json.dumps({"key": key, "reason": reason, "training": training}, indent=2) + "\n")
 
@@ -157,7 +161,7 @@ def _end_with_parent() -> None:
 def _run(folder: Path, console: Console) -> int:
     task = json.loads((folder / TASK).read_text())
     # Whoever else was told to do the same, after a connection that broke, waits and then finds it done.
-    with locked(folder / LOCK, wait=lambda: None), Signals(console) as signals:
+    with locked(folder / LOCK, wait=_saying(console, folder)), Signals(console) as signals:
         if result_of(folder, task["key"], task["again"]):
             return 0
         work = _Work(folder, task, console, signals)
@@ -196,7 +200,6 @@ class _Work:
     console: Console
     signals: Signals
     training: bool = False  # whether it is at its training
-    waiting: bool = False  # for that of another
     trained_for: float = 0.0  # seconds
 
     def __call__(self) -> dict[str, Any]:
@@ -223,13 +226,12 @@ class _Work:
         from scoregen.experiment import assemble
         from scoregen.report import save_curve
 
-        config_lib.load(self.task["preset"])  # for the parts that it brings
-        config = config_lib.load(str(self.folder / "config.json"))
+        config = config_lib.load(str(self.folder / "config.json"), over=self.task["preset"])
         experiment = assemble(config)
         trained = Path(self.task["trained"])
         trained.mkdir(parents=True, exist_ok=True)
         again = f"python -m scoregen.sweep --sweep={shlex.quote(self.task['sweep'])}"
-        with locked(trained / ".lock", wait=self.wait):
+        with locked(trained / ".lock", wait=_saying(self.console, trained, self.signals)):
             agree(config, trained, "train")
             training = Run(experiment, trained, trained, "train", self.console, self.signals, again)
             fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
@@ -252,13 +254,17 @@ class _Work:
         floors = {row["name"]: row["floor"] for row in found if "floor" in row}
         return Subject(options, self.folder, experiment, params, step, trained), figures, floors
 
-    def wait(self) -> None:
-        """While another cell, or one that was lost on a node whose locks the file system keeps, has the network."""
-        if not self.waiting:
-            self.waiting = True
-            say(self.console, f"waiting for the cell that trains in {self.task['trained']}")
-        if self.signals():
-            ended(self.signals)
+
+def _saying(console: Console, folder: Path, signals: Signals | None = None) -> Callable[[], None]:
+    """What to do while another process holds a lock: say so, since a file system may keep that of a lost node."""
+    say_once = functools.cache(lambda: say(console, f"waiting for another process that is at work in {folder}"))
+
+    def wait() -> None:
+        say_once()
+        if signals is not None and signals():
+            ended(signals)
+
+    return wait
 
 
 def _numbers(measured: Any, path: Path, taken: Container[str]) -> tuple[dict[str, float], dict[str, float]]:

@@ -39,6 +39,7 @@ from scoregen.sweep.launch import LAUNCHERS, Launcher, last_line, launch
 from scoregen.sweep.plan import Cell, Sweep, placed, read
 from scoregen.sweep.table import as_csv, as_markdown, cells_csv, rows_of, stale, time_left
 
+AGAIN = ".again"  # while a command runs: what it is called, if it is one with --again
 FLAGS = {
     "--sweep=FILE": "what to run; a sweep.py is called by the name of its folder",
     "--out=DIR": "where everything goes (sweeps/NAME)",
@@ -91,7 +92,8 @@ def _run(argv: list[str], console: Console) -> int:
     chosen = [cell for cell in sweep.cells if fnmatch.fnmatchcase(cell.name, options.only or "*")]
     if not chosen:
         raise UsageError(f"--only={options.only}: no cell is called so, but for instance {sweep.cells[0].name}")
-    todo = [cell for cell in chosen if options.again or not result_of(folder_of(out, cell), cell.key)]
+    again = _again(out) if options.again else ""
+    todo = [cell for cell in chosen if not result_of(folder_of(out, cell), cell.key, again)]
     say(console, "\n\n".join(filter(None, [sweep.title, sweep.claim])) + "\n")
     if text := stale(rows_of(sweep, out)):
         say(console, text)
@@ -110,7 +112,7 @@ def _run(argv: list[str], console: Console) -> int:
         if launcher.room == 0:
             takes = ", ".join(f"{name}={value}" for name, value in launching.items())
             say(console, f"no node of the cluster has room for a cell ({takes}); waiting for one that has")
-        again = time.strftime("%Y-%m-%d %H:%M:%S") if options.again else ""
+        (out / AGAIN).write_text(again)
         with Signals(console) as signals:
             with (
                 Display(console, sweep, out, chosen, todo, launcher) as display,
@@ -122,7 +124,16 @@ def _run(argv: list[str], console: Console) -> int:
             if signals.caught is not None:
                 say(console, "stopped; what was done is saved. The same command goes on")
                 return 128 + signals.caught
+            (out / AGAIN).unlink()
             return code
+
+
+def _again(out: Path) -> str:
+    """What to call a command with --again: as the one was called that has not come to its end, and so goes on."""
+    with contextlib.suppress(OSError):
+        if before := (out / AGAIN).read_text():
+            return before
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _sorted_out(rest: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -172,6 +183,11 @@ def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> s
 
 def _report(console: Console, sweep: Sweep, out: Path, failures: int) -> int:
     """Write the tables, the figure and the page; returns the exit code after so many failures."""
+    with locked(out / ".report", wait=lambda: None):  # by --table beside a sweep that ends
+        return _written(console, sweep, out, failures)
+
+
+def _written(console: Console, sweep: Sweep, out: Path, failures: int) -> int:
     from scoregen.sweep.page import page
 
     def write(name: str, text: str) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -173,8 +174,10 @@ class Ray:
                 resources=options,
                 runtime_env={"env_vars": shared},
             )
-            there = ray.cluster_resources()
-            self.room = min([self.slots, *(int(there.get(name, 0) / least) for name, least in takes.items() if least)])
+            there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            takes = {name: least for name, least in takes.items() if least}
+            rooms = (min(int(node.get(name, 0) / least) for name, least in takes.items()) for node in there)
+            self.room = min(self.slots, sum(rooms)) if takes else self.slots
         except Exception as error:
             raise UsageError(
                 f"--launcher=ray: {first_line(error)}; `ray start --head` starts a cluster, "
@@ -262,9 +265,8 @@ def launch(
     queue, told = _Queue(sweep, out, launcher, again, list(cells), min(launcher.slots, len(cells))), False
     try:
         while queue.running or (queue.pending and not stopped()):
-            if not stopped():
-                yield from queue.start()
-            elif not told:
+            yield from queue.start(stopped)
+            if stopped() and not told:
                 told = True
                 for _, handle in queue.running.values():
                     handle.stop()
@@ -286,22 +288,27 @@ class _Queue:
     pending: list[Cell]
     most: int  # that run at once
     running: dict[int, tuple[Cell, Handle]] = dataclasses.field(default_factory=dict)
+    full: bool = False  # whether one was refused, until one has ended
 
-    def start(self) -> Iterator[tuple[Cell, str]]:
+    def start(self, stopped: Callable[[], bool]) -> Iterator[tuple[Cell, str]]:
         """Start what may be; gives what could not be."""
-        while len(self.running) < self.most and (cell := next(filter(self._may_start, self.pending), None)):
+        while not (self.full or stopped()) and len(self.running) < self.most:
+            cell = next(filter(self._may_start, self.pending), None)
+            if cell is None:
+                return
+            self.pending.remove(cell)
             folder = prepare(self.out, self.sweep, cell, self.again)
             slot = next(slot for slot in itertools.count() if slot not in self.running)
             try:
                 self.running[slot] = cell, self.launcher.start(folder, slot)
             except Exception as error:  # no process, no place in a queue
-                if self.running:  # there is place for so many; for this one too, once one of them has ended
-                    self.most = len(self.running)
+                if self.running:
+                    self.pending.append(cell)
+                    self.full = True
                     return
                 reason = f"could not be started: {_last_line(error)}"
                 fail(folder, cell.key, reason)
                 yield cell, reason
-            self.pending.remove(cell)
 
     def _may_start(self, cell: Cell) -> bool:
         """Whether it has its network, or may train it."""
@@ -317,6 +324,7 @@ class _Queue:
             if code is None or (code in STOPPED and at_work(folder)):
                 continue
             del self.running[slot]
+            self.full = False
             if result_of(folder, cell.key, self.again):
                 yield cell, None
             elif not (stopping and code in STOPPED):
@@ -329,7 +337,7 @@ class _Queue:
         """The cells that wait for a network that there will not be: they have failed too."""
         for cell in [cell for cell in self.pending if cell.training == failed.training]:
             self.pending.remove(cell)
-            fail(prepare(self.out, self.sweep, cell), cell.key, reason, training=True)
+            fail(prepare(self.out, self.sweep, cell, self.again), cell.key, reason, training=True)
             yield cell, reason
 
 
@@ -339,8 +347,9 @@ def _stop(handles: Sequence[Handle]) -> None:
         with contextlib.suppress(Exception):  # the others are to hear of it too
             handle.stop()
     until = time.monotonic() + 30
-    while time.monotonic() < until and any(handle.poll() is None for handle in handles):
-        time.sleep(0.05)
+    with contextlib.suppress(Exception):
+        while time.monotonic() < until and any(handle.poll() is None for handle in handles):
+            time.sleep(0.05)
 
 
 def _failure(folder: Path, cell: Cell, code: int | str) -> dict[str, Any]:
@@ -368,5 +377,11 @@ def last_line(folder: Path) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """The last line of an exception's message: a cluster's begins with the trace of what went wrong elsewhere."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    """The last line of an exception's message, or of the trace in it: what went wrong elsewhere.
+
+    >>> _last_line(Exception("failed\\n-----\\nTraceback:\\n  line 1\\nValueError: 3\\n-----\\nlogs are in\\n - /out"))
+    'ValueError: 3'
+    """
+    _, *traces = re.split(r"^-{5,}$", str(error), flags=re.MULTILINE)
+    text = traces[0] if traces else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[-1].strip()

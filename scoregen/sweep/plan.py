@@ -22,7 +22,8 @@ from scoregen.errors import UsageError
 OWN = "sweep."  # what begins so is no option of a configuration, but is handed to measure(run)
 # What training does not see; all else, how long and how often too, makes another network.
 _UNTRAINED = ("name", "sampler", "eval")
-_COLUMNS = ("cell", "cells", "finished", "failed", "seconds")  # of the tables, beside options and figures
+_COLUMNS = ("cell", "cells", "seed", "finished", "failed", "stale", "seconds")  # beside options and figures
+_FIXED = ("fashion_mnist",)  # data whose files are held to their checksums, so are the same in every folder
 _KEY = 8  # digits of a key that stand in a folder's name
 
 
@@ -178,8 +179,6 @@ def execute(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
-    from scoregen.data import SHAPES  # not where nothing is trained: it imports JAX
-
     if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
         raise UsageError(f"{said!r} is not a dict of options")
     if "config" not in said:
@@ -203,7 +202,7 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     changed = (key for key, _, _ in changes)
     rest = {key: functools.reduce(operator.getitem, key.split("."), config) for key in (*rest, *changed)}
     used = config_lib.used(config).to_dict()
-    if used["data"]["name"] in SHAPES:  # whose files are the same in every folder
+    if used["data"]["name"] in _FIXED:
         del used["data"]["dir"]
     key = _digest({"config": {part: used[part] for part in used if part != "name"}, "options": options})
     trained = {part: used[part] for part in used if part not in _UNTRAINED}
@@ -213,6 +212,8 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
 def _check_headings(cells: Sequence[Cell], path: Path) -> None:
     seen: dict[str, str] = dict.fromkeys(_COLUMNS, "a column that every table has")
     for key in apart(cells):
+        if key == "seed":
+            continue
         if short(key) in seen:
             raise UsageError(f"{path}: {key} would be called {short(key)!r} in the table, as is {seen[short(key)]}")
         seen[short(key)] = key
@@ -259,20 +260,21 @@ def stamp_of(source: str) -> str:
     for node in ast.parse(source).body:
         for name in _bound(node):
             defined.setdefault(name, []).append(node)
-    wanted, found = ["measure"], {}
+    wanted, found = ["measure", ""], {}
     while wanted:
         for node in defined.pop(wanted.pop(), ()):
-            found[node.lineno] = ast.unparse(node)
+            found[node.lineno, node.col_offset] = ast.unparse(node)
             wanted += [each.id for each in ast.walk(node) if isinstance(each, ast.Name)]
-    return _digest([found[line] for line in sorted(found)])
+    return _digest([found[place] for place in sorted(found)])
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    """The names that a statement of a file's own level defines or changes: x = 1, x.y = 1, x[y] = 1, x.update(y)."""
+    """The names that a statement of a file's own level defines; "" if it changes what is there, as by x.y = 1."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}  # what is assigned inside is its own
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {(each.asname or each.name).partition(".")[0] for each in node.names}
-    called = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)] if isinstance(node, ast.Expr) else []
+    if isinstance(node, ast.Expr):
+        return set() if isinstance(node.value, ast.Constant) else {""}  # a docstring is no call
     stored = [each for each in ast.walk(node) if isinstance(getattr(each, "ctx", None), ast.Store)]
-    return {each.id for target in [*called, *stored] for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return {each.id if isinstance(each, ast.Name) else "" for each in stored}

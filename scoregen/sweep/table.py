@@ -24,7 +24,7 @@ class Row:
         cells: all of them.
         results: what those have found that are finished, by their name.
         failed: why the others failed, of those that did, by their name.
-        stale: how many results are of another measure(run) than the file has now.
+        stale: the names of those whose results are of another measure(run) than the file has now.
         out: the sweep's folder.
     """
 
@@ -32,7 +32,7 @@ class Row:
     cells: list[Cell]
     results: dict[str, dict[str, Any]]
     failed: dict[str, str]
-    stale: int
+    stale: list[str]
     out: Path
 
     @property
@@ -47,8 +47,9 @@ class Row:
 
     @property
     def count(self) -> str:
-        """How many cells are finished, and of how many, if not all are."""
-        return f"{len(self.results)}" + (f" of {len(self.cells)}" if len(self.results) < len(self.cells) else "")
+        """How many cells are finished, of how many, if not all are, and how many were measured otherwise."""
+        text = f"{len(self.results)}" + (f" of {len(self.cells)}" if len(self.results) < len(self.cells) else "")
+        return text + f", {len(self.stale)} stale" * bool(self.stale)
 
     @property
     def figures(self) -> list[str]:
@@ -94,7 +95,7 @@ def rows_of(sweep: Sweep, out: Path) -> list[Row]:
             elif found := note(folder_of(out, cell), FAILED, cell.key):
                 failed[cell.name] = found["reason"]
         options = {key: "" if (value := cells[0].said.get(key)) is None else value for key in keys}
-        stale = sum(found["measure"] != sweep.stamp for found in results.values())
+        stale = [name for name, found in results.items() if found["measure"] != sweep.stamp]
         rows.append(Row(options, cells, results, failed, stale, out))
     return rows
 
@@ -141,12 +142,12 @@ def as_csv(rows: Sequence[Row]) -> str:
     """A line a row: its options, how many cells ended how; mean, standard error and floor of each figure."""
     figures, options = all_figures(rows), rows[0].options
     floors = [figure for figure in figures if any(row.floor(figure) is not None for row in rows)]
-    head = [*map(short, options), "finished", "failed"]
+    head = [*map(short, options), "finished", "failed", "stale"]
     for figure in figures:
         head += [figure, f"{figure}, standard error", *([f"{figure}, floor"] if figure in floors else [])]
     lines = [[*head, "seconds"]]
     for row in rows:
-        line = [*row.options.values(), len(row.results), len(row.failed)]
+        line = [*row.options.values(), len(row.results), len(row.failed), len(row.stale)]
         for figure in figures:
             line += [row.mean(figure), row.error(figure), *([row.floor(figure)] if figure in floors else [])]
         lines.append([*map(_blank, line), _blank(round(row.seconds(), 2))])
@@ -156,11 +157,11 @@ def as_csv(rows: Sequence[Row]) -> str:
 def cells_csv(rows: Sequence[Row]) -> str:
     """A line a cell, of those that are finished: its name, options, seed and figures, as they are."""
     figures = all_figures(rows)
-    lines = [["cell", *map(short, rows[0].options), "seed", *figures, "seconds"]]
+    lines = [["cell", *map(short, rows[0].options), "seed", "stale", *figures, "seconds"]]
     for row in rows:
         for cell in row.cells:
             if found := row.results.get(cell.name):
-                line = [cell.name, *row.options.values(), cell.said.get("seed", "")]
+                line = [cell.name, *row.options.values(), cell.said.get("seed", ""), int(cell.name in row.stale)]
                 lines.append([*line, *(found["figures"].get(figure, "") for figure in figures), found["seconds"]])
     return _csv(lines)
 
@@ -184,18 +185,18 @@ def _marked(options: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def _safe(text: str) -> str:
-    """A text in a cell of Markdown.
+    r"""A text in a cell of Markdown.
 
     >>> _safe("a|b < c\nd")
-    'a\\\\|b &lt; c d'
+    'a\\|b &lt; c d'
     """
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def stale(rows: Sequence[Row]) -> str:
     """What there is to say of results that another measure(run) has found; "" if there are none."""
-    count = sum(row.stale for row in rows)
-    text = f"{count} cells were measured by another measure(run) than is in the file now: --again does so anew."
+    count = sum(len(row.stale) for row in rows)
+    text = f"Stale, {count}: measured by another measure(run) than is in the file now; --again does so anew."
     return text * (count > 0)
 
 
