@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -438,6 +439,32 @@ def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, number):
     out = done(*TINY, f"--config.train.steps={step + 2}", f"--workdir={tmp_path / 'my run'}")
     assert f"found the checkpoint of step {step}" in out
     assert steps_logged(tmp_path / "my run")[-3:] == [step, step + 1, step + 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["terminal", "reader"])
+def test_a_run_whose_output_nobody_reads_any_more_saves(tmp_path, gone):
+    """The terminal is closed, which sends SIGHUP; or what it was piped into has died, and later it is told to stop."""
+    argv = (*TINY, *LONG, "--config.train.log_every=50", "--workdir=run")
+    if gone == "terminal":
+        pid, output = pty.fork()
+        if pid == 0:
+            os.chdir(tmp_path)
+            os.environ["PYTHONPATH"] = str(ROOT)
+            os.execv(sys.executable, [sys.executable, "-m", "scoregen.run", *argv])
+        while not steps_logged(tmp_path / "run"):
+            os.read(output, 1000)
+        os.close(output)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    else:
+        process = start(tmp_path, *argv)
+        wait_for(process, "training 1")
+        process.stdout.close()
+        time.sleep(1)  # it says more, to nobody
+        process.terminate()
+        with process.stderr:
+            assert process.wait(60) == 128 + signal.SIGTERM and process.stderr.read() == ""
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps()
 
 
 def test_a_kill_loses_no_more_than_the_last_steps(tmp_path):
