@@ -73,17 +73,20 @@ def run(path: Path, folder: Path) -> Iterator[tuple[Piece, Piece]]:
 def same(found: str, shown: str, rough: float = 0) -> bool:
     """Whether two outputs agree: the words, and each number to the digits that are shown, give or take one in the last.
 
-    Or give or take the share `rough` of it, where a number is what training came to, on whatever machine.
+    Or give or take the share `rough` of it, where a number is what training came to, on whatever machine. Integers are
+    compared as they are.
 
     >>> same("a 0.1249 b", "a  0.12 b"), same("a 0.149", "a 0.12"), same("a 1", "b 1"), same("x 1.99e-5", "x 2e-05")
     (True, False, False, True)
+    >>> same("a 1.4", "a 1.0", 0.5), same("a 14", "a 10", 0.5)
+    (True, False)
     """
     words = [" ".join(NUMBER.sub("#", text).split()) for text in (found, shown)]
     numbers = [NUMBER.findall(text) for text in (found, shown)]
     if words[0] != words[1]:
         return False
     pairs = [(float(a), float(b), _last(b)) for a, b in zip(*numbers, strict=True)]
-    return all(abs(a - b) <= max(last, rough * abs(b)) for a, b, last in pairs)
+    return all(abs(a - b) <= (last and max(last, rough * abs(b))) for a, b, last in pairs)
 
 
 def _last(number: str) -> float:

@@ -38,9 +38,9 @@ def answer(
         bare: whether there is work to do without arguments.
     """
     keep_compiled()
-    console = _Console(soft_wrap=True)
+    console = _Console(soft_wrap=True, emoji=False)
     if not console.is_terminal:
-        console = _Console(soft_wrap=True, width=120)  # a file has no width of its own
+        console = _Console(soft_wrap=True, emoji=False, width=120)  # a file has no width of its own
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if not (argv or bare) or {"--help", "-h", "--helpfull", "-help"} & set(argv):
@@ -54,7 +54,7 @@ def answer(
         if message is None:
             raise
     line = plain(message).replace("\n", " ")
-    Console(stderr=True, soft_wrap=True).print(f"scoregen: {line}", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True, emoji=False).print(f"scoregen: {line}", markup=False, highlight=False)
     return 2
 
 

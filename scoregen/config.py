@@ -468,7 +468,7 @@ def _leaves(config: ConfigDict) -> Iterator[tuple[str, Any]]:
 def _at(config: ConfigDict, key: str) -> Any:
     """The value under a dotted key; UsageError with the nearest key if there is none."""
     value, passed = config, []
-    for name in filter(None, key.split(".")):
+    for name in key.split(".") if key else ():
         where = ".".join(["config", *passed])
         if not isinstance(value, ConfigDict):
             raise UsageError(f"no config.{key}: {where} is a value ({value!r}), not a section")

@@ -65,6 +65,15 @@ def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[Non
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a file by `locked`."""
+    try:
+        with path.open("a") as file:
+            return not _held(file)
+    except OSError:
+        return False
+
+
 def _held(file: IO[str]) -> bool:
     """Whether this process has the lock of an open file now."""
     import fcntl

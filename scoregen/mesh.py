@@ -175,7 +175,7 @@ def check_same(number: int, what: str) -> None:
         UsageError: in all of them, if one has another; `what` is what to call it.
     """
     if not all_of(of_first(number) == number):
-        raise UsageError(f"the processes see different {what}, this one {number}: all must see the same files")
+        raise UsageError(f"the processes see different {what}: all must see the same files")
 
 
 def loudest() -> Callable[[int], int]:

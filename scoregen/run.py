@@ -337,7 +337,7 @@ class Run:
 
         with self.checkpoints() as checkpoints:
             found = restore_average(self.experiment, checkpoints, self.config.sampler.best)
-        mesh.check_same(found[1] if found else 0, "checkpoints")
+        mesh.check_same(found[1] + 1 if found else 0, "checkpoints")
         if found is None:
             raise UsageError(f"no checkpoint in {self.workdir}: train first, with --mode=train")
         return found[1], found[0]
@@ -352,7 +352,7 @@ class Run:
         with self.checkpoints() as checkpoints:
             found = checkpoints.restore(abstract_state(self.experiment))
             state, begin = found if found else (mesh.replicate(init_state(self.experiment)), 0)
-            mesh.check_same(begin, "checkpoints")
+            mesh.check_same(begin + 1 if found else 0, "checkpoints")
             if found:
                 done = "trained to the end already" if begin >= steps else f"going on to step {steps}"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")

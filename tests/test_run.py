@@ -264,6 +264,7 @@ def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
     ("argv", "parts"),
     [
         (["--config=dpm_toy"], ["no preset 'dpm_toy'", *(name for name in presets() if name != "default")]),
+        (["--config=a:cat:b"], ["no preset 'a:cat:b'"]),
         (["--mode=train"], ["--config=NAME"]),
         (["--config=ddpm_toy", "--wrkdir=x"], ["no flag '--wrkdir'", "'--workdir'"]),
         (["--config=ddpm_toy", "--config.train.step=3"], ["no config.train.step", "config.train.steps"]),

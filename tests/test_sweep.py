@@ -255,6 +255,16 @@ def test_where_data_lie_counts_unless_they_are_the_same_everywhere(tmp_path):
     assert (here.key, here.training[-8:]) == (there.key, there.training[-8:])
 
 
+def test_what_no_figure_depends_on_does_not_count(tmp_path):
+    often = '{"train.log_every": 7, "sampler.batch": 9}'
+    seldom = '{"train.log_every": 8, "sampler.batch": 10}'
+    one, other = (cells_of(tmp_path, text)[0] for text in (often, seldom))
+    assert (one.key, one.training[-8:]) == (other.key, other.training[-8:])
+    snr = '"sampler.corrector.name": "snr", "sampler.corrector.snr.batch_mean": True'  # where draws depend on the batch
+    one, other = (cells_of(tmp_path, f"{text[:-1]}, {snr}}}")[0] for text in (often, seldom))
+    assert one.key != other.key
+
+
 def test_options_of_both_likelihoods_count(tmp_path):
     one, other = cells_of(tmp_path, '{"eval.likelihood.ode.rtol": 1e-3}', '{"eval.likelihood.ode.rtol": 1e-4}')[:2]
     assert one.key != other.key and one.training == other.training
@@ -301,6 +311,11 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
         ("def cells(): return [{'config': 'ddpm_toy', 'train.steps': 'x'}]", ["train.steps=x: expected int"]),
         ("def cells(): return [{'config': 'ddpm_toy', 'seed': {1}}]", ["seed={1}: a number"]),
         ("def cells(): return [{'config': 'ddpm_toy'}, {'config': 'ddpm_toy', 'seed': 0}]", ["1 and 2 are the same"]),
+        ("def cells(): return [{'config': 'ddpm_toy', 'seed.': 1}]", ["no config.seed."]),
+        (
+            "def measure(run): pass\ndef cells(): return [{'config': None, 'a': 1, 'sweep.a': 2}]",
+            ["a and sweep.a are one option"],
+        ),
         (
             "def cells(): return [{'config': 'ddpm_toy', 'sweep.seconds': n} for n in (1, 2)]",
             ["sweep.seconds would be called 'seconds' in the table", "a column that every table has"],
@@ -439,7 +454,7 @@ def test_a_gpu_for_each_cell(tmp_path, monkeypatch):
 def test_a_cell_that_cannot_be_started_keeps_no_other_from_it(tmp_path):
     path = write(tmp_path / "areas", AREAS)
     sweep = plan.read(path)
-    launcher = Fake(1, lambda folder: 0)
+    launcher = Fake(1, lambda folder: 1)
     begin = launcher.start
 
     def start(folder, slot):
@@ -451,7 +466,7 @@ def test_a_cell_that_cannot_be_started_keeps_no_other_from_it(tmp_path):
     launcher.start = start
     ended = [reason for _, reason in launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False)]
     assert len(ended) == 4 and ended[0] == "could not be started: [Errno 12] Cannot allocate memory"
-    assert ended[1:] == ["ended with the exit code 0"] * 3
+    assert ended[1:] == ["ended with the exit code 1"] * 3
 
 
 class Fake:
@@ -475,7 +490,7 @@ class FakeHandle:
         self.polled += 1
         if self.polled < 3:
             return None
-        self.launcher.running.remove(self.folder.name)
+        self.launcher.running.discard(self.folder.name)
         return self.launcher.fate(self.folder)
 
     def stop(self):
@@ -681,6 +696,19 @@ def test_what_was_found_stays_until_it_is_found_anew(tmp_path, capsys):
     assert cell.result_of(folder, it.key, "now")["figures"]["area"] == found["figures"]["area"] + 5
 
 
+def test_again_goes_on_where_it_was_cut_short_and_with_another_measure_anew(areas, tmp_path):
+    shutil.copytree(areas[0].parent, tmp_path / "copy")
+    path, out = tmp_path / "copy" / "sweep.py", tmp_path / "copy" / "out"
+    stamp = plan.read(path).stamp
+    (out / ".again").write_text(f"then {stamp}")
+    done = next(out.glob("cells/radius=1,seed=0-*/result.json"))
+    done.write_text(json.dumps(json.loads(done.read_text()) | {"again": f"then {stamp}"}))
+    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--again", "--dry-run")
+    assert code == 0 and "3 of 4 cells to run" in said
+    path.write_text(path.read_text().replace("+ seed", "+ 2 * seed"))
+    assert "4 of 4 cells to run" in main(f"--sweep={path}", f"--out={out}", "--again", "--dry-run")[1]
+
+
 def test_a_pair_is_a_figure_and_its_floor(tmp_path):
     text = "def cells(): return [{'config': None, 'a': (1, 2)}]\ndef measure(run): return {'b': run.options['a']}"
     path = write(tmp_path / "pair", text)
@@ -700,7 +728,7 @@ def test_a_result_that_is_none_does_not_count(tmp_path, text):
 def test_where_more_jobs_are_refused_the_others_wait(tmp_path):
     """A queue that takes two at a time, and says so by an error."""
     sweep = plan.read(write(tmp_path / "areas", AREAS))
-    launcher = Fake(10_000, lambda folder: 0)
+    launcher = Fake(10_000, lambda folder: 1)
     begin = launcher.start
 
     def start(folder, slot):
@@ -710,7 +738,26 @@ def test_where_more_jobs_are_refused_the_others_wait(tmp_path):
 
     launcher.start = start
     ended = [reason for _, reason in launch.launch(sweep, sweep.cells, tmp_path, launcher, lambda: False)]
-    assert ended == ["ended with the exit code 0"] * 4 and list(map(len, launcher.together)) == [1, 2, 1, 2]
+    assert ended == ["ended with the exit code 1"] * 4 and list(map(len, launcher.together)) == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_result_may_be_seen_late(tmp_path, monkeypatch, late):
+    """On a network file system; but if it does not come, the cell has failed, though it said that it had not."""
+    sweep = plan.read(write(tmp_path / "areas", AREAS))
+    it = sweep.cells[0]
+    monkeypatch.setattr(launch, "LATE", 0.5)
+    polls = []
+
+    def tick(running):
+        polls.append(running)
+        if late and len(polls) == 6:
+            result(tmp_path / "elsewhere", it.key, {}, 1.0)
+            (tmp_path / "elsewhere" / "result.json").replace(cell.folder_of(tmp_path, it) / "result.json")
+
+    launcher = Fake(1, lambda folder: 0)
+    ((_, reason),) = launch.launch(sweep, [it], tmp_path, launcher, lambda: False, tick)
+    assert reason == (None if late else "ended with the exit code 0")
 
 
 def test_cells_are_told_to_stop_if_the_sweep_itself_fails(tmp_path):

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.special import ndtr
 
 from scoregen.denoiser import as_process
@@ -108,10 +109,10 @@ def distance(name, levels):
         return predict(state[0][:, None], at(times[-1])).x0[:, 0], state[1]
 
     ends, density = map(np.asarray, walk(times))
-    below = np.cumsum(density) * width - 0.5 * density * width
+    below = PchipInterpolator(ends, CubicSpline(x, density).antiderivative()(x))
     y = np.linspace(-3.5, 3.5, 20_001)
     truth = sum(w * ndtr((y - m[0]) / c) for w, m, c in zip(LINE.weights, LINE.means, LINE.stds, strict=True))
-    return np.trapezoid(np.abs(np.interp(y, ends, below) - truth), y)
+    return np.trapezoid(np.abs(below(np.clip(y, ends[0], ends[-1])) - truth), y)
 
 
 def gap(run, levels):

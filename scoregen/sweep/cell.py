@@ -123,18 +123,9 @@ def result_of(folder: Path, key: str, again: str = "") -> dict[str, Any] | None:
     return found if found and again in ("", found.get("again")) else None
 
 
-def at_work(folder: Path) -> bool:
-    """Whether the process of a cell is there."""
-    try:
-        with locked(folder / LOCK):
-            return False
-    except UsageError:
-        return True
-
-
-def fail(folder: Path, key: str, reason: str, training: bool = False) -> None:
+def fail(folder: Path, key: str, reason: str, training: bool = False, again: str = "") -> None:
     """Note why a cell failed, and whether it was its training that did; what it had found before is put aside."""
-    with contextlib.suppress(FileNotFoundError):
+    if again and (found := note(folder, RESULT, key)) and found["again"] != again:
         (folder / RESULT).replace(folder / BEFORE)
     with whole(folder / FAILED) as fresh:
         fresh.write_text(json.dumps({"key": key, "reason": reason, "training": training}, indent=2) + "\n")
@@ -169,7 +160,7 @@ def _run(folder: Path, console: Console) -> int:
         try:
             found = work()
         except Exception as error:
-            fail(folder, task["key"], _reason(error), work.training)
+            fail(folder, task["key"], _reason(error), work.training, task["again"])
             if isinstance(error, UsageError) and error.__cause__ is not None:  # of a person's own code: where, in full
                 traceback.print_exception(error.__cause__)
             raise

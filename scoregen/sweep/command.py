@@ -39,7 +39,7 @@ from scoregen.sweep.launch import LAUNCHERS, Launcher, last_line, launch
 from scoregen.sweep.plan import Cell, Sweep, placed, read
 from scoregen.sweep.table import as_csv, as_markdown, cells_csv, rows_of, stale, time_left
 
-AGAIN = ".again"  # while a command runs: what it is called, if it is one with --again
+AGAIN = ".again"  # until a command has done all: what it is called, if it is one with --again
 FLAGS = {
     "--sweep=FILE": "what to run; a sweep.py is called by the name of its folder",
     "--out=DIR": "where everything goes (sweeps/NAME)",
@@ -92,7 +92,7 @@ def _run(argv: list[str], console: Console) -> int:
     chosen = [cell for cell in sweep.cells if fnmatch.fnmatchcase(cell.name, options.only or "*")]
     if not chosen:
         raise UsageError(f"--only={options.only}: no cell is called so, but for instance {sweep.cells[0].name}")
-    again = _again(out) if options.again else ""
+    again = _again(out, sweep.stamp) if options.again else ""
     todo = [cell for cell in chosen if not result_of(folder_of(out, cell), cell.key, again)]
     say(console, "\n\n".join(filter(None, [sweep.title, sweep.claim])) + "\n")
     if text := stale(rows_of(sweep, out)):
@@ -124,16 +124,17 @@ def _run(argv: list[str], console: Console) -> int:
             if signals.caught is not None:
                 say(console, "stopped; what was done is saved. The same command goes on")
                 return 128 + signals.caught
-            (out / AGAIN).unlink()
+            if not display.failed:
+                (out / AGAIN).unlink()
             return code
 
 
-def _again(out: Path) -> str:
-    """What to call a command with --again: as the one was called that has not come to its end, and so goes on."""
+def _again(out: Path, stamp: str) -> str:
+    """What to call a command with --again: as the one with this measure(run) that has not done all, and so goes on."""
     with contextlib.suppress(OSError):
-        if before := (out / AGAIN).read_text():
+        if (before := (out / AGAIN).read_text()).endswith(stamp):
             return before
-    return time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {stamp}"
 
 
 def _sorted_out(rest: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import re
 import shutil
@@ -25,10 +26,11 @@ from typing import Any, Protocol
 from scoregen.command import need
 from scoregen.config import first_line
 from scoregen.errors import UsageError
+from scoregen.files import is_locked
 from scoregen.sweep.cell import (
     FAILED,
+    LOCK,
     LOG,
-    at_work,
     fail,
     folder_of,
     is_trained,
@@ -42,6 +44,7 @@ from scoregen.sweep.plan import Cell, Sweep
 # How a cell ends that is told to stop; by the bare signal while it was still loading.
 STOPPED = [sign for number in (signal.SIGTERM, signal.SIGINT) for sign in (128 + number, -number)]
 _ANY = 10_000  # cells in a queue that is not ours to keep
+LATE = 60.0  # seconds
 _BEGUN = "--- begun "  # a line of the log for each time
 
 
@@ -164,7 +167,7 @@ class Ray:
         address = options.pop("address", "auto")
         takes = {"CPU": options.pop("num_cpus", 1), "GPU": options.pop("num_gpus", 0), **options}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             # A node that is lost is no fault of the cell's.
             task = ray.remote(max_retries=5)(work)
             shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < takes["GPU"] < 1 else {}
@@ -289,6 +292,7 @@ class _Queue:
     most: int  # that run at once
     running: dict[int, tuple[Cell, Handle]] = dataclasses.field(default_factory=dict)
     full: bool = False  # whether one was refused, until one has ended
+    late: dict[int, float] = dataclasses.field(default_factory=dict)  # when those ended whose result is not seen
 
     def start(self, stopped: Callable[[], bool]) -> Iterator[tuple[Cell, str]]:
         """Start what may be; gives what could not be."""
@@ -307,7 +311,7 @@ class _Queue:
                     self.full = True
                     return
                 reason = f"could not be started: {_last_line(error)}"
-                fail(folder, cell.key, reason)
+                fail(folder, cell.key, reason, again=self.again)
                 yield cell, reason
 
     def _may_start(self, cell: Cell) -> bool:
@@ -321,23 +325,30 @@ class _Queue:
         for slot, (cell, handle) in list(self.running.items()):
             code, folder = handle.poll(), folder_of(self.out, cell)
             # A cluster gives a task up before what that started has saved.
-            if code is None or (code in STOPPED and at_work(folder)):
+            if code is None or (code in STOPPED and is_locked(folder / LOCK)):
                 continue
+            if code == 0 and not result_of(folder, cell.key, self.again) and not self._is_late(slot):
+                continue
+            self.late.pop(slot, None)
             del self.running[slot]
             self.full = False
             if result_of(folder, cell.key, self.again):
                 yield cell, None
             elif not (stopping and code in STOPPED):
-                failure = _failure(folder, cell, code)
+                failure = _failure(folder, cell, code, self.again)
                 yield cell, failure["reason"]
                 if failure["training"]:
                     yield from self._without(cell, f"its training failed: {failure['reason']}")
+
+    def _is_late(self, slot: int) -> bool:
+        """Whether it is a while since a cell has ended well: a network file system may not show a new file at once."""
+        return time.monotonic() - self.late.setdefault(slot, time.monotonic()) > LATE
 
     def _without(self, failed: Cell, reason: str) -> Iterator[tuple[Cell, str]]:
         """The cells that wait for a network that there will not be: they have failed too."""
         for cell in [cell for cell in self.pending if cell.training == failed.training]:
             self.pending.remove(cell)
-            fail(prepare(self.out, self.sweep, cell, self.again), cell.key, reason, training=True)
+            fail(prepare(self.out, self.sweep, cell, self.again), cell.key, reason, True, self.again)
             yield cell, reason
 
 
@@ -352,7 +363,7 @@ def _stop(handles: Sequence[Handle]) -> None:
             time.sleep(0.05)
 
 
-def _failure(folder: Path, cell: Cell, code: int | str) -> dict[str, Any]:
+def _failure(folder: Path, cell: Cell, code: int | str, again: str) -> dict[str, Any]:
     """Why a cell failed: as it says itself, or how it died."""
     found = note(folder, FAILED, cell.key)
     if found is None:
@@ -361,7 +372,7 @@ def _failure(folder: Path, cell: Cell, code: int | str) -> dict[str, Any]:
             how = f"ended by {signal.Signals(-code).name}"
             how += ", perhaps since there was no memory left" * (code == -signal.SIGKILL)
         said = last_line(folder)
-        fail(folder, cell.key, f"{how}; the last that it said: {said}" if said else how)
+        fail(folder, cell.key, f"{how}; the last that it said: {said}" if said else how, again=again)
         found = note(folder, FAILED, cell.key)
     assert found is not None
     return found

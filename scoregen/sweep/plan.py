@@ -22,6 +22,8 @@ from scoregen.errors import UsageError
 OWN = "sweep."  # what begins so is no option of a configuration, but is handed to measure(run)
 # What training does not see; all else, how long and how often too, makes another network.
 _UNTRAINED = ("name", "sampler", "eval")
+# How often something is said, and how many examples go at once: no figure depends on it.
+_SEEN = ("train.log_every", "train.sample_every", "sampler.batch", "eval.likelihood.batch")
 _COLUMNS = ("cell", "cells", "seed", "finished", "failed", "stale", "seconds")  # beside options and figures
 _FIXED = ("fashion_mnist",)  # data whose files are held to their checksums, so are the same in every folder
 _KEY = 8  # digits of a key that stand in a folder's name
@@ -189,6 +191,8 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     rest = {key: value for key, value in said.items() if key != "config" and key not in own}
     options = {key.removeprefix(OWN): value for key, value in own.items()}
     if preset is None:
+        if twice := sorted(options.keys() & rest):
+            raise UsageError(f"{twice[0]} and {OWN}{twice[0]} are one option, where the config is None")
         options |= rest
         key = _digest({"options": options})
         return Cell("", key, said, None, None, options, None)
@@ -202,8 +206,12 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     changed = (key for key, _, _ in changes)
     rest = {key: functools.reduce(operator.getitem, key.split("."), config) for key in (*rest, *changed)}
     used = config_lib.used(config).to_dict()
-    if used["data"]["name"] in _FIXED:
-        del used["data"]["dir"]
+    unseen = [*_SEEN, *["data.dir"] * (config.data.name in _FIXED)]
+    if config.sampler.corrector.name == "snr" and config.sampler.corrector.snr.batch_mean:
+        unseen.remove("sampler.batch")  # each draw depends on those that are drawn with it
+    for option in unseen:
+        section, _, last = option.rpartition(".")
+        functools.reduce(operator.getitem, section.split("."), used).pop(last)
     key = _digest({"config": {part: used[part] for part in used if part != "name"}, "options": options})
     trained = {part: used[part] for part in used if part not in _UNTRAINED}
     return Cell("", key, said | rest, preset, config, options, _digest(trained))
@@ -270,11 +278,11 @@ def stamp_of(source: str) -> str:
 
 def _bound(node: ast.stmt) -> set[str]:
     """The names that a statement of a file's own level defines; "" if it changes what is there, as by x.y = 1."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}  # what is assigned inside is its own
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {(each.asname or each.name).partition(".")[0] for each in node.names}
     if isinstance(node, ast.Expr):
         return set() if isinstance(node.value, ast.Constant) else {""}  # a docstring is no call
     stored = [each for each in ast.walk(node) if isinstance(getattr(each, "ctx", None), ast.Store)]
-    return {each.id if isinstance(each, ast.Name) else "" for each in stored}
+    return {each.id if isinstance(each, ast.Name) else "" for each in stored} or {""}
