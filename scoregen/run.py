@@ -166,6 +166,8 @@ def _run(argv: Sequence[str], console: Console) -> int:
     from scoregen.experiment import assemble
     from scoregen.train import refuse_uneven
 
+    if flags["coordinator"].value and not flags["process"].value:
+        say(console, f"joining the other processes, as --coordinator={flags['coordinator'].value} says")
     _join(str(flags["coordinator"].value), flags["process"].value, flags["processes"].value)
     several, console.quiet = mesh.processes() > 1, not mesh.first()
     experiment = assemble(config)
