@@ -30,6 +30,12 @@ TINY = {
         "--config.sampler.batch=64",
     ),
     "chain_to_sde": ("*DDIM*",),
+    "samplers": (
+        "points*UniPC*seed=0*",
+        "--config.train.steps=20",
+        "--config.net.mlp.width=16",
+        "--config.eval.samples=64",
+    ),
 }
 
 

@@ -36,6 +36,7 @@ from scoregen.samplers import (
 )
 
 STARTS = 16
+COUNTS = {"ODE": (129, 257), "SDE": (513, 1025)}  # levels of the walks that an order is taken between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,20 +80,25 @@ PROCESSES = {
 }
 
 
+def once(function: Callable) -> Callable:
+    """Compiled in haste, since that takes longer here than to run it."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def ode_errors(process: Process, case: Case, counts: tuple[int, ...]) -> list[float]:
     """RMS distance of the walk's end, not denoised, from the exact one, for walks of so many levels."""
     predict = TWO_MODES.predict(process)
     start = process.prior(jax.random.key(0), (STARTS, 2))
     first, last = (float(end) for end in process.grid(2))
 
-    @jax.jit
+    @once
     def field(t, x):
         return velocity(process, predict, x.reshape(STARTS, 2), jnp.full(STARTS, t)).ravel()
 
     flow = solve_ivp(field, (first, last), np.asarray(start).ravel(), "DOP853", rtol=1e-11, atol=1e-11)
     errors = []
     for n in counts:
-        walk = jax.jit(
+        walk = once(
             lambda start, n=n: sample(
                 process,
                 predict,
@@ -125,7 +131,7 @@ def walked_variance(process: Process, case: Case, n: int, std: float) -> float:
     levels = case.grid(process, n)
     remembers = hasattr(predictor, "init")
 
-    @jax.jit
+    @once
     def walk(levels):
         # Row 0 carries what the start becomes, row k the noise of step k - 1, each of unit size.
         x = jnp.zeros((n, 1)).at[0].set(1.0)
@@ -153,9 +159,9 @@ def walked_variance(process: Process, case: Case, n: int, std: float) -> float:
     return float(x[0, 0] ** 2 * _variance(process, 0, std) + np.sum(x[1:] ** 2))
 
 
-def order(process: Process, case: Case, counts: tuple[int, ...]) -> tuple[float, list[float]]:
-    """The order between the last two of the counts, and the errors at all."""
+def order(process: Process, case: Case) -> tuple[float, list[float]]:
+    """The slope of the error in the steps between the two `COUNTS`, and the errors."""
+    counts = COUNTS[case.follows]
     with jax.enable_x64(True):
         errors = (ode_errors if case.follows == "ODE" else sde_errors)(process, case, counts)
-    steps = math.log((counts[-1] - 1) / (counts[-2] - 1))
-    return math.log(errors[-2] / errors[-1]) / steps, errors
+    return math.log(errors[0] / errors[1]) / math.log((counts[1] - 1) / (counts[0] - 1)), errors

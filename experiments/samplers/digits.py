@@ -1,0 +1,14 @@
+"""DDPM on 8x8 digits, with a network of half the preset's channels."""
+
+from scoregen.config import load
+
+
+def get_config():
+    config = load("ddpm_digits")
+    config.net.unet.channels = 16
+    config.train.steps = 600
+    config.train.sample_every = 0
+    config.sampler.images = 64
+    config.eval.samples = 500
+    config.eval.at_end = False
+    return config
