@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scoregen.experiment import assemble
 from scoregen.sweep import command, plan
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,13 @@ TINY = {
         "--config.train.steps=20",
         "--config.net.mlp.width=16",
         "--config.eval.samples=64",
+    ),
+    "losses": (
+        "points*loss=ism*seed=0*",
+        "--config.train.steps=20",
+        "--config.net.mlp.width=16",
+        "--config.sampler.n=5",
+        "--config.sampler.images=64",
     ),
 }
 
@@ -64,6 +72,17 @@ def test_it_can_be_read_and_its_table_is_of_it(path):
     command_line = f"python -m scoregen.sweep --sweep=experiments/{path.parent.name}/sweep.py"
     assert command_line in page and "(figure.png)" in page and "(table.md)" in page
     assert f"]({path.parent.name}/README.md)" in (ROOT / "experiments" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_losses_have_one_budget():
+    """The steps of each loss cost as much as another's, by the operations of a step, to the nearest step."""
+    path = ROOT / "experiments" / "losses" / "sweep.py"
+    _, script = plan.execute(path)
+    for cell in plan.read(path).cells:
+        if cell.said["seed"] == 0:
+            each, budget = script["cost"](assemble(cell.config)), script["BUDGET"][cell.said["config"]]
+            assert abs(each * cell.config.train.steps - budget) <= 0.51 * each, cell.name
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The gradients of ISM, SSM, SSM-VR, FD-SSM and DSM in a network's parameters agree in expectation, in float64.
 
-    python experiments/score_matching_estimators/agreement.py        writes agreement.md beside itself
+    python experiments/losses/agreement.py        writes agreement.md beside itself
 
 On a Gaussian mixture in the plane with a perceptron, and on images of 4x4 pixels from a mixture with a small U-Net that
 has every kind of layer.

@@ -1,7 +1,7 @@
 """What sliced, finite-difference and exact score matching cost, and how noisy and biased their gradients are.
 
-    python experiments/score_matching_estimators/estimators.py            writes table.md and figure.png beside itself
-    python experiments/score_matching_estimators/estimators.py --quick    the same in little, into the folder runs/
+    python experiments/losses/estimators.py            writes estimators.md and .png beside itself
+    python experiments/losses/estimators.py --quick    the same in little, into the folder runs/
 
 Every error is of one example's gradient in the network's parameters, in units of ||E gradient||: in a batch of B it
 is sqrt(B) times smaller. The sliced losses are held against `ISM`, whose trace is exact, at the same x_t; `DSM` against
@@ -412,7 +412,7 @@ def main():
     parser = argparse.ArgumentParser(description="Bias, noise, time and memory of score matching's estimators.")
     parser.add_argument("--quick", action="store_true", help="the same in little, into the folder runs/")
     if parser.parse_args().quick:
-        out, shown = Path("runs", "score_matching_estimators"), ((2, 8), 8, (1, 4), (1e-3, 1e-1))
+        out, shown = Path("runs", "losses"), ((2, 8), 8, (1, 4), (1e-3, 1e-1))
         counts = 64, 32, 3
     else:
         out, shown = HERE, ((2, 8, 32, 128, 256), 32, (1, 2, 4, 16), (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3))
@@ -420,9 +420,9 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     results = measure(*shown, *counts)
     text = table(*shown, *results)
-    (out / "table.md").write_text(text)
+    (out / "estimators.md").write_text(text)
     print(text)
-    figure(out / "figure.png", *shown, *results)
+    figure(out / "estimators.png", *shown, *results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,21 @@
+"""DDPM on 8x8 digits, with 16 channels. What a run does does not depend on how many steps it has."""
+
+from scoregen.config import load
+
+
+def get_config():
+    config = load("ddpm_digits")
+    config.loss.eps.reduce = "sum"
+    config.weighting.name = "sigma2"  # of all losses: the error of eps, summed over dimensions
+    config.net.unet.channels = 16
+    config.train.batch = 32
+    config.train.learning_rate = 3e-3
+    config.train.warmup = 0
+    config.train.clip = 0.0
+    config.train.ema.name = "power"
+    config.train.keep = 8
+    config.train.sample_every = 0
+    config.sampler.batch = 500
+    config.sampler.images = 500
+    config.eval.at_end = False
+    return config

@@ -1,0 +1,196 @@
+"""Losses at equal compute
+
+All six have one minimum, and the same weight at every noise level; each is trained for as many floating-point
+operations. To regress on the noise that is known, by eps or DSM, which are one loss, is worth more than to match a
+score unseen. Of what does that, ISM is worth the most in two dimensions and the least in 64, where a step of it costs
+as much as 66; SSM-VR comes next to it, or first. Cost and compute: in steps of eps. Fisher divergence: with the factor
+1/2 sigma^2; error of eps: a mean over pixels; both are means over t. Distances: of the samples from held-out data.
+"""
+
+import estimators
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoregen.checkpoint import Checkpoints
+from scoregen.experiment import assemble
+from scoregen.metrics import classifier_features, frechet_distance, sliced_wasserstein, with_floor
+from scoregen.nets.cost import operations
+from scoregen.oracle import Mixture
+from scoregen.process import perturb
+from scoregen.report import pyplot, sheet
+from scoregen.sweep import grid
+from scoregen.train import abstract_state, make_step
+
+LOSSES = {
+    "eps": {"loss.name": "eps"},
+    "DSM": {"loss.name": "dsm"},
+    "SSM": {"loss.name": "ssm", "loss.ssm.variance_reduced": False},
+    "SSM-VR": {"loss.name": "ssm", "loss.ssm.variance_reduced": True},
+    "FD-SSM": {"loss.name": "fdssm"},
+    "ISM": {"loss.name": "ism"},
+}
+SEEDS = {"points.py": 3, "digits.py": 2}
+BUDGET = {"points.py": 4000, "digits.py": 660}  # in steps of eps
+# Of a step, in those of eps: floating-point operations, as `cost` counts them.
+COST = {
+    "points.py": {"eps": 1.0, "DSM": 1.0, "SSM": 1.579, "SSM-VR": 1.579, "FD-SSM": 2.0, "ISM": 2.157},
+    "digits.py": {"eps": 1.0, "DSM": 1.0, "SSM": 2.012, "SSM-VR": 2.012, "FD-SSM": 2.0, "ISM": 65.74},
+}
+COLOURS = estimators.COLOURS | {"eps": "#9bc2a4"}
+PARTS = {"points.py": 8, "digits.py": 4}  # of a training, after each of which its error is taken ...
+FEWEST = 6  # ... but steps apart, since the held-out loss that comes with it is as dear as steps where the loss is
+LOOKS = {"eps": {"lw": 5, "alpha": 0.5}, "DSM": {"lw": 1.5}, "FD-SSM": {"ls": "--"}}  # of lines that lie on others
+NOISE = (0.1, 1.0)  # sigma / alpha, between what is low, medium and high
+
+
+def cells():
+    for config, budget in BUDGET.items():
+        for name, options in LOSSES.items():
+            steps = round(budget / COST[config][name])
+            trained = {"train.steps": steps, "train.checkpoint_every": max(FEWEST, -(-steps // PARTS[config]))}
+            yield from grid({"config": config, **options, **trained, "seed": range(SEEDS[config])})
+
+
+def measure(run):
+    experiment = run.experiment
+    each, at = cost(experiment), levels(experiment)
+    noise = np.exp(-0.5 * np.asarray(experiment.process.logsnr(at)))
+    steps, error = on_the_way(run, error_of(experiment))
+    means = [mean_over_time(at, row) for row in error]
+    np.savez(run.workdir / "error.npz", spent=each * np.array(steps), means=means, noise=noise, error=error[-1])
+    if experiment.dataset.is_image:
+        np.save(run.workdir / "samples.npy", experiment.scaling.to_bytes(run.samples[:10]))
+        figures = {"error of eps, held out": means[-1]}
+    else:
+        bands = zip(("low", "middle", "high"), np.split(np.arange(len(at)), np.searchsorted(noise, NOISE)), strict=True)
+        figures = {"Fisher divergence": means[-1]}
+        figures |= {f"at {name} noise": mean_over_time(at[band], error[-1][band]) for name, band in bands}
+    return {
+        "cost of a step": each,
+        "compute": each * run.step,
+        **figures,
+        **distance(run),
+    }
+
+
+def distance(run):
+    """Of the samples from the held-out data, and of as many training examples: a figure and its floor."""
+    data, samples = run.experiment.dataset, run.samples
+    if data.is_image:
+        features = classifier_features(data)
+        images = (run.experiment.scaling.to_bytes(samples), data.train, data.test)
+        found = with_floor(frechet_distance, *map(features, images))
+    else:
+        found = with_floor(sliced_wasserstein, samples, data.train, data.test)
+    name = "Frechet distance" if data.is_image else "sliced Wasserstein"
+    return {name: (found.value, found.floor)}
+
+
+def cost(experiment):
+    """The floating-point operations of a step of training, in those of a step on eps."""
+    config = experiment.config.copy_and_resolve_references()
+    config.loss.name = "eps"
+    raw = jax.ShapeDtypeStruct((config.train.batch, *experiment.dataset.shape), experiment.dataset.train.dtype)
+    this, eps = (operations(make_step(it), abstract_state(it), raw) for it in (experiment, assemble(config)))
+    return this / eps
+
+
+def on_the_way(run, error):
+    """The steps of the checkpoints `[C]`, and the error of their averaged parameters, level by level `[C, L]`."""
+    like = abstract_state(run.experiment).ema
+    with Checkpoints(run.trained / "checkpoints") as checkpoints:
+        steps = checkpoints.steps()
+        return steps, np.array([error(checkpoints.restore_part("ema", like, step=step)[0]) for step in steps])
+
+
+def levels(experiment):
+    """Noise levels `[L]`, the least noisy first, and closer together there."""
+    return np.unique(np.geomspace(1, experiment.process.levels, 32).astype(int)) - 1
+
+
+def mean_over_time(at, error):
+    """The mean over all levels, each as likely as any other, of what is known at these."""
+    return np.trapezoid(error, at) / (at[-1] - at[0])
+
+
+def error_of(experiment):
+    """params -> the error at each level `[L]`, of examples and noise that are the same for all losses and seeds.
+
+    Of points the Fisher divergence 1/2 sigma^2 ||s_theta - grad log p_t||^2; of digits that are held out
+    ||eps_theta - eps||^2, a mean over pixels.
+    """
+    process, data = experiment.process, experiment.dataset
+    example, noise = jax.random.split(jax.random.key(1))
+    if data.is_image:
+        x0 = experiment.scaling(data.test, jax.random.split(example, len(data.test)))
+    else:
+        x0 = exact(experiment.config.data.mixture).sample(example, 2000)
+
+    @jax.jit
+    def at(params, level):
+        t = jnp.full(len(x0), level)
+        noised = perturb(process, jax.random.fold_in(noise, level), x0, t)
+        found = experiment.predict(params)(noised.x, t)
+        if data.is_image:
+            return jnp.mean((found.eps - noised.eps) ** 2)
+        truth = exact(experiment.config.data.mixture).score(process, noised.x, t)
+        return 0.5 * jnp.mean(process.sigma(t) ** 2 * jnp.sum((found.score - truth) ** 2, 1))
+
+    return lambda params: np.array([at(params, level) for level in levels(experiment)])
+
+
+def exact(options):
+    """The mixture that the points were drawn from."""
+    angle = 2 * np.pi * np.arange(options.modes) / options.modes
+    means = options.radius * np.stack([np.cos(angle), np.sin(angle)], 1)
+    return Mixture((1 / options.modes,) * options.modes, tuple(map(tuple, means)), (options.std,) * options.modes)
+
+
+def called(row):
+    """The loss of a row, by its name in `LOSSES`."""
+    return next(name for name, options in LOSSES.items() if options.items() <= row.options.items())
+
+
+def draw(rows, path):
+    plt = pyplot()
+    figure, panels = plt.subplots(1, 4, figsize=(17, 4.6), layout="constrained", width_ratios=(1, 1, 1, 0.95))
+    done = [row for row in rows if row.folders]
+    points, digits = ([row for row in done if row.options["config"] == config] for config in SEEDS)
+    for row in done:
+        found = [dict(np.load(folder / "error.npz")) for folder in row.folders]
+        along = {key: np.mean([each[key] for each in found], 0) for key in found[0]}
+        look = {"color": COLOURS[called(row)], "label": called(row), **LOOKS.get(called(row), {})}
+        panels[0 if row in points else 2].loglog(along["spent"], along["means"], **look)
+        if row in points:
+            panels[1].loglog(along["noise"], along["error"], **look)
+    panels[0].set_title("Points: the score's error falls\nwith what was spent on it", fontsize=13)
+    panels[0].set(xlabel="compute, in steps of eps", ylabel="Fisher divergence, mean over t")
+    panels[1].set_title("Points: at the end,\nnoise level by noise level", fontsize=13)
+    panels[1].set(xlabel="noise sigma / alpha", ylabel="Fisher divergence")
+    panels[2].set_title("Digits: the error of the noise,\nheld out", fontsize=13)
+    panels[2].set(xlabel="compute, in steps of eps", ylabel="error of eps, a pixel, mean over t")
+    panels[0].legend(frameon=False, fontsize=11)
+    for panel, config in ((panels[0], "points.py"), (panels[2], "digits.py")):
+        spent = [BUDGET[config] // part for part in (8, 4, 2, 1)]
+        panel.set_xticks(spent, [f"{each:,}" for each in spent])
+        panel.xaxis.minorticks_off()
+    panels[2].set_yticks([0.1, 0.2, 0.3, 0.5], ["0.1", "0.2", "0.3", "0.5"])
+    panels[2].yaxis.minorticks_off()
+    for panel in panels[:3]:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=11)
+        panel.xaxis.label.set_size(12)
+        panel.yaxis.label.set_size(12)
+    drawn = [np.load(row.folders[0] / "samples.npy")[:8] for row in digits]
+    if drawn:
+        whole = sheet(np.concatenate(drawn), 640, columns=8)
+        panels[3].imshow(whole)
+        labels = [f"{called(row)}\n{row.mean('Frechet distance'):.3g}" for row in digits]
+        panels[3].set_yticks(len(whole) * (np.arange(len(drawn)) + 0.5) / len(drawn), labels, fontsize=12)
+    panels[3].set_title("Digits: samples, and their\nFrechet distance from the data", fontsize=13)
+    panels[3].set_xticks([])
+    panels[3].tick_params(length=0)
+    panels[3].spines[:].set_visible(False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
