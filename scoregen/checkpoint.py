@@ -262,7 +262,7 @@ class Checkpoints:
             last = self.latest_step()
         except OSError:
             last = None
-        good = "there is no other" if last is None else f"the last good checkpoint is step {last}"
+        good = "there is no earlier one" if last is None else f"the last good checkpoint is step {last}"
         return UsageError(f"could not write {self.directory / str(step)}: {reason(error)}; {good}")
 
     def _clean(self) -> None:

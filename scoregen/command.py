@@ -75,7 +75,7 @@ def advice(error: Exception) -> str | None:
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, OSError):
-        return f"{error.filename or 'the system'}: {error.strerror or error}"
+        return f"{error.filename}: {error.strerror or error}" if error.filename else str(error.strerror or error)
     # Out of memory is the one failure of the runtime that a flag can mend.
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return (
@@ -165,6 +165,6 @@ def say_presets(console: Console) -> None:
     from scoregen import config
 
     say(console, "--config=NAME or the path of a .py file. The presets:")
-    for name, line in config.presets().items():
-        if name != "default":
-            say(console, f"  {name:<14} {line}")
+    presets = {name: line for name, line in config.presets().items() if name != "default"}
+    for name, line in presets.items():
+        say(console, f"  {name:<{max(map(len, presets))}} {line}")

@@ -31,8 +31,8 @@ class Bar:
 
     def __init__(self, console: Console, what: str, total: int, done: int = 0) -> None:
         self.console, self.what, self.total = console, what, total
-        self.first = self.done = done
-        self.began = self.said = time.monotonic()
+        self.first, self.done, self.cold = done, done, True
+        self.began = self.said = self.started = time.monotonic()
         self.figures = ""
         self.progress = Progress(
             SpinnerColumn(),
@@ -57,7 +57,9 @@ class Bar:
             self.console.print(self.line(), highlight=False)
 
     def update(self, done: int, **figures: float) -> None:
-        """Move to `done`, with figures to show beside it."""
+        """Move to `done`, with figures to show beside it. The first move is not counted in the pace: it compiles."""
+        if self.cold and self.done < done < self.total:
+            self.first, self.began, self.cold = done, time.monotonic(), False
         self.done = max(done, self.done)
         if figures:
             self.figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -74,7 +76,8 @@ class Bar:
         try:
             yield update
         finally:
-            self.began += time.monotonic() - began
+            aside = time.monotonic() - began
+            self.began, self.started = self.began + aside, self.started + aside
 
     def _show(self, figures: str, line: str) -> None:
         self.progress.update(self.task, completed=self.done, figures=figures)
@@ -84,18 +87,17 @@ class Bar:
             self.console.print(line, highlight=False)
 
     def rate(self) -> float:
-        """Steps a second since the start, what was done aside not counted."""
+        """Steps a second since the first, what was done aside not counted."""
         return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
     def pace(self) -> str:
-        """Steps a second since the start, and the time that is left at that pace."""
+        """Steps a second since the first, and the time that is left at that pace; at the end, what all took."""
         rate = self.rate()
         if not rate:
             return ""
-        spent = (self.done - self.first) / rate
         speed = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
         left = (self.total - self.done) / rate
-        return f"{speed}  {clock(left)} left" if left else f"{speed}  in {clock(spent)}"
+        return f"{speed}  {clock(left)} left" if left else f"{speed}  in {clock(time.monotonic() - self.started)}"
 
     def line(self) -> str:
         """The bar as a line of text."""

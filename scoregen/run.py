@@ -30,7 +30,7 @@ from rich.console import Console
 from scoregen import config as config_lib
 from scoregen.command import answer, hush, name_of, say, say_presets
 from scoregen.errors import UsageError
-from scoregen.files import check_writable, whole
+from scoregen.files import check_writable, locked, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,6 +159,8 @@ def _run(argv: Sequence[str], console: Console) -> int:
             f"config.sampler.control={config.sampler.control.name} completes held-out images, for --mode=sample alone: "
             f"with --mode={mode} say --config.sampler.control.name=none"
         )
+    if any(re.fullmatch("--?workdir=", argument) for argument in argv):
+        raise UsageError("--workdir= names no folder: say which, or leave the flag out")
     workdir = Path(flags["workdir"].value or Path("runs", _run_name(config.name, changes))).expanduser()
 
     # Here and not above: a wrong flag is answered before JAX is loaded.
@@ -177,7 +179,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     agree(config, workdir, mode)
     if several:
         _refuse_unshared(workdir)
-    with Signals(console, mesh.loudest() if several else None) as signals, _files(workdir) as files:
+    with Signals(console, mesh.loudest() if several else None) as signals, _files(workdir, mode) as files:
         again = f"python -m scoregen.run {shlex.join(argv)}"
         run = Run(experiment, workdir, files, mode, console, signals, again)
         try:
@@ -227,15 +229,17 @@ def _refuse_unshared(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _files(workdir: Path) -> Iterator[Path]:
+def _files(workdir: Path, mode: str) -> Iterator[Path]:
     """Where this process's files go: into the workdir, and those of all processes but the first into oblivion.
 
-    So all of them run the same programs in the same order, whoever is to keep what comes of it.
+    So all of them run the same programs in the same order, whoever is to keep what comes of it. Nobody else may train
+    there at the same time.
     """
     from scoregen import mesh
 
     if mesh.first():
-        yield workdir
+        with locked(workdir / ".lock") if mode == "train" else contextlib.nullcontext():
+            yield workdir
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)

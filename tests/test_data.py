@@ -162,6 +162,10 @@ def test_an_array_is_read_or_its_file_is_named(tmp_path):
     refused(lambda: read_array(str(tmp_path / "none.npy")), "none.npy", "No such file", "--config.data.dir=")
 
 
+def test_examples_that_are_all_the_same_are_refused():
+    refused(lambda: hold_out("mine", np.ones((30, 2), np.float32), 0.3, seed=1), "mine: all 30 examples are the same")
+
+
 def test_hold_out_loses_and_repeats_nothing():
     x = np.arange(50, dtype=np.float32)[:, None]
     data = hold_out("x", x, 0.3, seed=1, labels=np.arange(50))

@@ -76,13 +76,13 @@ def test_it_can_be_read_and_its_table_is_of_it(path):
 
 @pytest.mark.slow
 def test_losses_have_one_budget():
-    """The steps of each loss cost as much as another's, by the operations of a step, to the nearest step."""
+    """The steps of each loss cost as much as another's: to the nearest step, and the four digits of its cost."""
     path = ROOT / "experiments" / "losses" / "sweep.py"
     _, script = plan.execute(path)
     for cell in plan.read(path).cells:
         if cell.said["seed"] == 0:
             each, budget = script["cost"](assemble(cell.config)), script["BUDGET"][cell.said["config"]]
-            assert abs(each * cell.config.train.steps - budget) <= 0.51 * each, cell.name
+            assert abs(each * cell.config.train.steps - budget) <= 0.5 * each + 5e-4 * budget, cell.name
 
 
 @pytest.mark.slow

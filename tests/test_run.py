@@ -468,6 +468,12 @@ def test_a_run_whose_output_nobody_reads_any_more_saves(tmp_path, gone):
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps()
 
 
+def test_two_do_not_train_in_one_folder(tmp_path):
+    with files.locked(tmp_path / ".lock"):
+        refused(*TINY, f"--workdir={tmp_path}", parts=[f"another command is at work in {tmp_path}"])
+    refused(*TINY, "--workdir=", parts=["--workdir= names no folder"])
+
+
 def test_a_kill_loses_no_more_than_the_last_steps(tmp_path):
     often = ("--config.train.checkpoint_every=200", "--config.train.log_every=1")
     process = start(tmp_path, *TINY, *LONG, *often, "--workdir=run")

@@ -320,17 +320,23 @@ def test_the_bar_tells_of_work_aside_and_does_not_count_it(monkeypatch):
     monkeypatch.setattr("scoregen.log.time.monotonic", lambda: now[0])
     bar = Bar(Console(file=page), "training", 10)
     with bar:
+        now[0] += 60.0  # it compiles
+        bar.update(1)
+        assert bar.rate() == 0 and "left" not in bar.line()
         now[0] += 4.0
-        bar.update(2)
+        bar.update(3)
         with bar.aside("held-out loss, batch") as progress:
             for i in range(3):
                 progress(i, 8)
                 now[0] += 30.0
-        assert bar.rate() == 0.5 and "0:16 left" in bar.line()
+        assert bar.rate() == 0.5 and "0:14 left" in bar.line()
+        now[0] += 14.0
+        bar.update(10)
     assert page.getvalue().splitlines() == [
-        "training 2/10  held-out loss, batch 1/8",
-        "training 2/10  held-out loss, batch 2/8",
-        "training 2/10  2 s each  0:16 left",
+        "training 1/10",
+        "training 3/10  held-out loss, batch 1/8",
+        "training 3/10  held-out loss, batch 2/8",
+        "training 10/10  2 s each  in 1:18",
     ]
 
 

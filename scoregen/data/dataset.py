@@ -146,6 +146,8 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
         raise UsageError(f"{name}: {len(labels)} labels for {n} examples: each example needs one")
     if isinstance(examples, np.ndarray):
         _check_finite(name, examples)  # before they are shuffled: the index is that in the person's own data
+    if (examples == examples[:1]).all():
+        raise UsageError(f"{name}: all {n} examples are the same: there is nothing to learn but one point")
     order = np.random.default_rng(seed).permutation(n)
     test, train = order[:cut], order[cut:]
     pick = (lambda index: None) if labels is None else (lambda index: labels[index].astype(np.int32))

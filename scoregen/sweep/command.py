@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import fnmatch
 import re
 import time
@@ -149,8 +150,10 @@ def _sorted_out(rest: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         elif re.fullmatch(r"--config\.[^=]+=.*", argument, re.DOTALL):
             flags.append(argument)
         else:
-            known = ", ".join(flag.partition("=")[0] for flag in FLAGS)
-            raise UsageError(f"unexpected argument {argument!r}: say --name=value; the flags are {known}")
+            known = [flag.partition("=")[0] for flag in FLAGS]
+            near = difflib.get_close_matches(argument.partition("=")[0], known, n=1)
+            hint = f"did you mean {near[0]}? The" if near else "say --name=value; the"
+            raise UsageError(f"unexpected argument {argument!r}: {hint} flags are {', '.join(known)}")
     return flags, launching
 
 

@@ -37,6 +37,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
         panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(plt.MaxNLocator(4))
     with whole(path) as fresh:
         drawing.savefig(fresh, dpi=110)
     plt.close(drawing)

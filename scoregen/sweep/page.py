@@ -25,7 +25,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.2rem; background: var(--back
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0; }
 h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
 h3 { font-size: .95rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-p { max-width: 46rem; white-space: pre-line; }
+p { max-width: 46rem; }
 .soft { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
 .wide + .wide { margin-top: 1rem; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
@@ -54,7 +54,7 @@ def page(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
     figure = out / "figure.png"
     parts = [
         f"<h1>{escape(sweep.title)}</h1>",
-        f"<p>{escape(sweep.claim)}</p>" if sweep.claim else "",
+        *(f"<p>{escape(text)}</p>" for text in filter(None, sweep.claim.split("\n\n"))),
         f'<div class="soft">{counts}. {legend(rows)}{_devices(rows)}</div>',
         f"<h2>Compared</h2>{''.join(_table(*table) for table in tables(rows))}",
         _failures(rows) if failed else "",

@@ -110,7 +110,10 @@ def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
     if not callable(module.get("cells")):
         raise UsageError(f"{path}: it has no cells(): define one that yields a dict for each cell")
     with blaming(path):
-        said = list(module["cells"]())
+        said = module["cells"]()
+        if not isinstance(said, Iterable):
+            raise UsageError(f"{path}: cells() returned {said!r}: it is to yield a dict for each cell")
+        said = list(said)
     if not said:
         raise UsageError(f"{path}: cells() gave none")
     measure = module.get("measure")

@@ -43,7 +43,7 @@ class Row:
     @property
     def label(self) -> str:
         """The options in a line, in short."""
-        return ", ".join(f"{short(key)}={value}" for key, value in self.options.items()) or "all"
+        return ", ".join(f"{short(key)}={value}" for key, value in self.options.items() if value != "") or "all"
 
     @property
     def count(self) -> str:
@@ -205,7 +205,7 @@ def legend(rows: Sequence[Row]) -> str:
     most = max(len(row.cells) for row in rows)
     text = "Mean ± standard error over the seeds." if most > 1 else "One cell a row, so without an error."
     floors = any(row.floor(figure) is not None for row in rows for figure in row.figures)
-    parts = [text, "Floor: the same distance of as many real examples." * floors, stale(rows)]
+    parts = [text, "Floor: what a perfect sampler scores, as do as many real examples." * floors, stale(rows)]
     return " ".join(filter(None, parts))
 
 
