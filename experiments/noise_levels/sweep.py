@@ -30,7 +30,7 @@ SIGMA_MIN, DIMS = 0.01, 64
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 COUNTS = (3, 5, 7, 15, 21, 35, 105)  # of levels, each of which divides
 BUDGET = 105
-SEEDS = 1  # networks of a kind
+SEEDS = 2  # networks of a kind
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2)  # in units of sigma^2
 
 
@@ -133,7 +133,7 @@ def initial(fraction, key):
     prior, _ = walk(data, found, keys[0])
     worst, _ = walk(data, found, keys[1], start=jnp.tile(jnp.array(data.means[0]), (len(prior), 1)))
     return {
-        "levels": found.levels,
+        "levels that follow": found.levels,
         "weights wrong, from the prior (%)": wrong(data, prior),
         "weights wrong, from the lightest digit (%)": wrong(data, worst),
         "weights wrong, exact draws (%)": wrong(data, data.sample(keys[2], len(prior))),
