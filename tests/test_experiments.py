@@ -44,6 +44,16 @@ TINY = {
         "--config.sampler.n=5",
         "--config.sampler.images=64",
     ),
+    "noise_levels": (
+        "*seed=0,techniques=all_five,*",
+        "--config.train.steps=20",
+        "--config.train.checkpoint_every=20",
+        "--config.net.unet.channels=8",
+        "--config.sampler.process.ncsn.levels=3",
+        "--config.sampler.corrector.langevin.steps=1",
+        "--config.sampler.images=8",
+        "--config.eval.at_end=false",
+    ),
 }
 
 

@@ -1,0 +1,32 @@
+"""NCSN v2 in small: digits in [0, 1], noise levels and step as scoregen.design finds them, and all five techniques.
+
+Its U-Net is told nothing of the noise ("none", of sweep.py), and what it gives is divided by sigma.
+"""
+
+from scoregen.config import load
+from scoregen.data import digits
+from scoregen.design import design, largest_distance
+from scoregen.design.preset import settings, with_settings
+
+
+def levels(sigma_max=None):
+    train = digits().train / 255
+    return design(train[0].size, sigma_max or largest_distance(train), sigma_min=0.01, steps=5)
+
+
+def get_config(sigma_max=None):
+    config = with_settings(load("ddpm_digits"), settings(levels(sigma_max), "unet"))
+    config.scaling.name = "unit"
+    config.scaling.unit.dequantize = False
+    config.net.condition = "none"
+    config.net.unet.channels = 16
+    config.train.steps = 800
+    config.train.sample_every = 0
+    config.train.checkpoint_every = 800
+    config.sampler.x0.name = "free"
+    config.sampler.batch = 500
+    config.eval.samples = 500
+    # As trained, but so that a row can say other levels.
+    config.sampler.process.name = "ncsn"
+    config.sampler.process.ncsn.update(config.process.ncsn)
+    return config

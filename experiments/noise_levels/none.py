@@ -1,0 +1,18 @@
+"""NCSN v1: its levels, step, number of steps and start (Song & Ermon 2019), on the same network."""
+
+from all_five import get_config as all_five
+
+
+def get_config():
+    config = all_five()
+    config.process.ncsn.sigma_max = 1.0
+    config.process.ncsn.levels = 10
+    config.process.ncsn.start = "uniform"
+    config.target = "score"
+    config.net.condition = "index"
+    config.train.ema.name = "none"
+    config.sampler.process.name = "trained"
+    config.sampler.corrector.langevin.step_size = 2e-5
+    config.sampler.corrector.langevin.steps = 100
+    config.sampler.denoise = False
+    return config

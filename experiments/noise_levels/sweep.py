@@ -1,0 +1,299 @@
+"""The techniques of NCSN's second version, one by one
+
+With the exact score: from a first level below half of the largest distance walks come to the wrong modes, and so they
+do from level to level if these are few, or many of one step each. The variance after one level is what the paper's
+criterion for the step says; but a level is entered with what the one before has left, and along the walk this adds up.
+Networks on small digits need the levels, a step that is long enough and the division by sigma; the first level, the
+average and the denoising at the end make next to no difference to them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from all_five import levels as of_digits
+
+from scoregen.data import digits
+from scoregen.denoiser import CONDITIONS
+from scoregen.design import Levels, coverage, design, largest_distance, step_size
+from scoregen.oracle import Mixture, gaussian
+from scoregen.process import ncsn
+from scoregen.report import ACCENT, INK, pyplot, sheet
+from scoregen.samplers import Hold, Langevin, evaluations, sample
+from scoregen.sweep import grid
+
+# A network that is not told the noise, as the paper's is not.
+CONDITIONS["none"] = lambda process, t: jnp.zeros(jnp.shape(t))
+
+SIGMA_MIN, DIMS = 0.01, 64
+FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+COUNTS = (3, 5, 7, 15, 21, 35, 105)  # of levels, each of which divides
+BUDGET = 105
+SEEDS = 2  # networks of a kind
+STEPS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2)  # in units of sigma^2
+
+
+def cells():
+    yield from grid({"config": None, "sweep.sigma_1 over d": list(FRACTIONS), "seed": range(3)})
+    yield from grid({"config": None, "sweep.levels": list(COUNTS), "seed": range(3)})
+    yield from grid(
+        {"config": None, "sweep.variance after": ["one level", "the walk"], "sweep.steps": [5, 25], "seed": range(3)}
+    )
+    yield from grid(list(networks()), {"seed": range(SEEDS)})
+
+
+def networks():
+    """All five techniques; then one of them off, as NCSN v1 has it; then all. As a rule with 110 evaluations."""
+    found = of_digits()
+    length, count, steps = (
+        f"sampler.{key}" for key in ("corrector.langevin.step_size", "process.ncsn.levels", "corrector.langevin.steps")
+    )
+
+    def spaced(levels, each):
+        gamma = Levels(found.sigma_min, found.sigma_max, levels, None, None).gamma
+        return {count: levels, steps: each, length: float(f"{step_size(found.sigma_min, gamma, each):.3g}")}
+
+    for preset, name, changed in (
+        ("all_five", "all five", {}),
+        ("without_1", "1 off: sigma_1 = 1", {}),
+        ("all_five", "2 off: 10 levels of 11 steps", spaced(10, 11)),
+        ("all_five", "2 off: 110 levels of 1 step", spaced(110, 1)),
+        ("without_3", "3 off: score, told the level", {}),
+        ("told", "3 in part: told log sigma too", {}),
+        ("all_five", "4 off: steps 5 times shorter", {length: found.step_size / 5}),
+        ("all_five", "4 off: steps 5 times longer", {length: found.step_size * 5}),
+        ("without_5", "5 off: no average", {}),
+        ("all_five", "no denoising at the end", {"sampler.denoise": False}),
+        ("none", "all off: NCSN v1, 110 evaluations", {steps: 11}),
+    ):
+        yield {"sweep.techniques": name, "config": f"{preset}.py", **changed}
+
+
+def measure(run):
+    if run.experiment is not None:
+        return of_network(run)
+    options, key = run.options, jax.random.key(run.options["seed"])
+    if "sigma_1 over d" in options:
+        return initial(options["sigma_1 over d"], key)
+    if "levels" in options:
+        return spacing(options["levels"], key)
+    return variance(options["variance after"], options["steps"], key)
+
+
+def of_network(run):
+    experiment = run.experiment
+    np.save(run.workdir / "shown.npy", experiment.scaling.to_bytes(run.samples[:8]))
+    parts = experiment.walk, experiment.predictor, experiment.corrector
+    return {"evaluations": evaluations(*parts, denoise=experiment.config.sampler.denoise)}
+
+
+def ten_digits():
+    """The first training digit of each class, in [0, 1], as points; k has the weight (k + 1) / 55."""
+    data = digits()
+    first = [int(np.argmax(data.train_labels == k)) for k in range(10)]
+    points = data.train[first].reshape(10, -1) / 255
+    return Mixture(tuple((k + 1) / 55 for k in range(10)), tuple(map(tuple, points)), (0.0,) * 10)
+
+
+def farthest():
+    return largest_distance(np.array(ten_digits().means))
+
+
+def walk(data, found, key, draws=4000, start=None):
+    """Annealed Langevin dynamics with the exact score, and its last x denoised."""
+    process = ncsn(found.sigma_min, found.sigma_max, found.levels, data_std=0.0)
+    predict, langevin = data.predict(process), Langevin(found.step_size, found.steps)
+
+    @jax.jit
+    def walked(key, start):
+        shape = (draws, data.dim)
+        x = sample(process, predict, key, shape, Hold(), langevin, start=start, denoise=False)
+        return x, predict(x, jnp.zeros(draws, jnp.int32)).x0
+
+    return walked(key, start)
+
+
+def nearest(data, x):
+    """Which of the points is nearest to each draw, and how far it is."""
+    away = np.linalg.norm(np.asarray(x, np.float64)[:, None] - np.array(data.means)[None], axis=2)
+    return away.argmin(1), away.min(1)
+
+
+def wrong(data, x):
+    """How much of the weights is with the wrong points, in %: half of the sum of the differences."""
+    found = np.bincount(nearest(data, x)[0], minlength=len(data.weights)) / len(x)
+    return 50 * np.abs(found - data.weights).sum()
+
+
+def initial(fraction, key):
+    """Technique 1: the largest sigma is this fraction of the largest distance d; all else follows from it."""
+    data, keys = ten_digits(), jax.random.split(key, 3)
+    found = design(data.dim, fraction * farthest(), SIGMA_MIN, steps=5)
+    prior, _ = walk(data, found, keys[0])
+    worst, _ = walk(data, found, keys[1], start=jnp.tile(jnp.array(data.means[0]), (len(prior), 1)))
+    return {
+        "levels that follow": found.levels,
+        "weights wrong, from the prior (%)": wrong(data, prior),
+        "weights wrong, from the lightest digit (%)": wrong(data, worst),
+        "weights wrong, exact draws (%)": wrong(data, data.sample(keys[2], len(prior))),
+    }
+
+
+def spacing(count, key):
+    """Technique 2: so many levels, from d down, for as many evaluations; the step follows by technique 4."""
+    data, keys, steps = ten_digits(), jax.random.split(key, 2), BUDGET // count
+    gamma = Levels(SIGMA_MIN, farthest(), count, None, None).gamma
+    found = Levels(SIGMA_MIN, farthest(), count, step_size(SIGMA_MIN, gamma, steps), steps)
+    x, x0 = walk(data, found, keys[0])
+    radius = np.linalg.norm(jax.random.normal(keys[1], x.shape), axis=1)
+    shell = np.abs(radius - np.sqrt(DIMS) * gamma) < 3 * gamma / np.sqrt(2)
+    noise, left = (np.square(nearest(data, each)[1]).mean() / (DIMS * SIGMA_MIN**2) for each in (x, x0))
+    return {
+        "ratio of levels": gamma,
+        "overlap C of the rule (%)": 100 * coverage(DIMS, gamma),
+        "of drawn noise (%)": 100 * shell.mean(),
+        "weights wrong (%)": wrong(data, x),
+        "variance at the end / sigma_L^2": noise,
+        "denoised": left,
+    }
+
+
+def variance(after, steps, key, draws=1000):
+    """Technique 4: the variance of the walk over sigma^2, for each length of step, and how far off the formula is."""
+    data, rule = gaussian((0.0,) * DIMS, 0.0), design(DIMS, farthest(), SIGMA_MIN, steps)
+    process = ncsn(rule.sigma_min, rule.sigma_max, rule.levels, data_std=0.0)
+    keys, lowest = jax.random.split(key, 2), jnp.zeros(draws, jnp.int32)
+    begin = rule.gamma * SIGMA_MIN * jax.random.normal(keys[0], (draws, DIMS))
+    figures, errors = {}, []
+    for h in STEPS:
+        found = Levels(rule.sigma_min, rule.sigma_max, rule.levels, h * SIGMA_MIN**2, steps)
+        if after == "one level":
+            langevin = Langevin(found.step_size, steps)
+            x = jax.jit(functools.partial(langevin, process, data.predict(process)))(keys[1], begin, lowest)
+        else:
+            x, _ = walk(data, found, keys[1], draws)
+        figures[f"h = {h}"] = measured = float(jnp.mean(x**2)) / SIGMA_MIN**2
+        errors.append(measured / expected(after, found) - 1)
+    return figures | {"largest error of the formula (%)": 100 * np.abs(errors).max()}
+
+
+def expected(after, found):
+    """The variance over sigma^2 in closed form: of a level that is entered with the right variance, or of the walk.
+
+    The paper's criterion is the first, q gamma^2 + (1 - q) c with q = a^{2T}. But a level is entered with what the
+    one before has left, so along the walk v <- q gamma^2 v + (1 - q) c, from the noisiest level, where v = 1.
+    """
+    if after == "one level":
+        return found.settled
+    h = found.step_size / found.sigma_min**2
+    q, c = (1 - h) ** (2 * found.steps), 1 / (1 - h / 2)
+    v = q + (1 - q) * c
+    for _ in range(found.levels - 1):
+        v = q * found.gamma**2 * v + (1 - q) * c
+    return v
+
+
+def draw(rows, path):
+    plt = pyplot()
+    figure = plt.figure(figsize=(16, 12), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    first, second, third = top.subplots(1, 3)
+    top.suptitle("The exact score of ten digits of 64 pixels, as points", fontsize=15)
+    bottom.suptitle("Networks trained on digits", fontsize=15)
+    done = [row for row in rows if row.results]
+
+    one = [row for row in done if row.options["sweep.sigma_1 over d"] != ""]
+    where = [row.options["sweep.sigma_1 over d"] for row in one]
+    for name, color, ls in (
+        ("from the lightest digit", ACCENT, "-"),
+        ("from the prior", INK, "-"),
+        ("exact draws", INK, ":"),
+    ):
+        line(first, one, where, f"weights wrong, {name} (%)", color=color, ls=ls, label=name)
+    mark(first, 1.0, "technique 1:\n$\\sigma_1$ = d", 0.5)
+    first.set(xscale="log", ylim=(0, 100))
+    first.set_xticks(FRACTIONS, ["1/16", "1/8", "1/4", "1/2", "1", "2"])
+    first.set_xlabel("$\\sigma_1$ / largest distance d", fontsize=12)
+    first.set_ylabel("weight at wrong digits (%)", fontsize=12)
+    first.set_title("1: from too small a $\\sigma_1$\nmodes have wrong weights", fontsize=13)
+
+    two = [row for row in done if row.options["sweep.levels"] != ""]
+    where = [row.options["sweep.levels"] for row in two]
+    line(second, two, where, "weights wrong (%)", color=ACCENT, label="weight at wrong digits")
+    excess = [100 * (row.mean("variance at the end / sigma_L^2") - 1) for row in two]
+    second.plot(where, excess, "o-", color=INK, lw=2, label="variance at the end above $\\sigma_L^2$")
+    rule = design(DIMS, farthest(), SIGMA_MIN, 5)
+    mark(second, rule.levels, "technique 2")
+    second.set(xscale="log", yscale="log", xlim=(2.6, 125), ylim=(1, 200))
+    ratios = [Levels(SIGMA_MIN, farthest(), count, None, None).gamma for count in COUNTS]
+    second.set_xticks(COUNTS, [f"{count}\n{gamma:.3g}" for count, gamma in zip(COUNTS, ratios, strict=True)])
+    second.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+    second.set_xlabel("levels L, and their ratio $\\gamma$", fontsize=12)
+    second.set_ylabel("%", fontsize=12)
+    second.set_title(f"2: {BUDGET} evaluations,\non few levels or on many", fontsize=13)
+
+    h = np.geomspace(0.015, 1.3, 200)
+    for steps, color in ((5, ACCENT), (25, INK)):
+        rule = design(DIMS, farthest(), SIGMA_MIN, steps)
+        for after, ls, shape in (("one level", "--", "s"), ("the walk", "-", "o")):
+            each = [Levels(SIGMA_MIN, rule.sigma_max, rule.levels, x * SIGMA_MIN**2, steps) for x in h]
+            third.plot(h, [expected(after, found) for found in each], color=color, ls=ls, lw=1.5)
+            third.plot([], [], color=color, ls=ls, marker=shape, mfc="white", label=f"T = {steps}, after {after}")
+            for row in done:
+                if (row.options["sweep.variance after"], row.options["sweep.steps"]) == (after, steps):
+                    found = [row.mean(f"h = {x}") for x in STEPS]
+                    third.plot(STEPS, found, shape, color=color, mfc="white", ms=6)
+        third.plot(rule.step_size / SIGMA_MIN**2, 0.93, "^", color=color, ms=10)
+    third.text(0.016, 0.93, "technique 4:", va="center", fontsize=11)
+    third.set(xscale="log", yscale="log", ylim=(0.88, 6))
+    third.set_yticks([1, 1.2, 1.5, 2, 3, 5], ["1", "1.2", "1.5", "2", "3", "5"])
+    third.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1], ["0.02", "0.05", "0.1", "0.2", "0.5", "1"])
+    third.set_xlabel("step h = $\\epsilon$ / $\\sigma_L^2$", fontsize=12)
+    third.set_ylabel("variance / $\\sigma^2$", fontsize=12)
+    third.set_title("4: measured (marks) and in closed form (lines):\nlevels pass on what they leave", fontsize=13)
+
+    nets = [row for row in done if "Frechet distance" in row.figures]
+    bars, shown = bottom.subplots(1, 2, width_ratios=(1.7, 1))
+    for y, row in enumerate(reversed(nets)):
+        mean, spread = row.mean("Frechet distance"), row.error("Frechet distance") or 0.0
+        bars.barh(y, mean, 0.62, xerr=spread, color=INK if row.options["sweep.techniques"] == "all five" else ACCENT)
+        bars.text(
+            1.06 * (mean + spread), y, f"{mean:.2f}" + f" ± {spread:.2f}" * (spread > 0), va="center", fontsize=11
+        )
+        strip = sheet(np.load(row.folders[0] / "shown.npy"), 480, columns=8)
+        shown.imshow(strip, extent=(0, 8, y - 0.46, y + 0.46), aspect="auto")
+    if nets:
+        bars.axvline(nets[0].floor("Frechet distance"), color=INK, ls=":", lw=1.5)
+        bars.set_xscale("log")
+        bars.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    bars.set_yticks(range(len(nets)), [row.options["sweep.techniques"] for row in reversed(nets)], fontsize=12)
+    bars.set_xlabel("Frechet distance from held-out digits (dotted: as many real ones)", fontsize=12)
+    for panel in (bars, shown):
+        panel.set_ylim(-0.6, max(len(nets), 1) - 0.4)
+    shown.set_xlim(0, 9)
+    shown.axis("off")
+    bars.minorticks_off()
+    for panel in (first, second, third):
+        panel.minorticks_off()
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=11, facecolor="white", edgecolor="none", framealpha=1)
+    for panel in (first, second, third, bars):
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(axis="x", labelsize=11)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def line(panel, rows, where, what, **look):
+    """A figure of these rows, with its errors."""
+    spread = [row.error(what) or 0.0 for row in rows]
+    panel.errorbar(where, [row.mean(what) for row in rows], spread, marker="o", capsize=3, lw=2, **look)
+
+
+def mark(panel, x, text, y=0.97):
+    """Where a technique is, as a line across."""
+    panel.axvline(x, color="#8b9aa8", ls="--", lw=1.2)
+    panel.annotate(
+        text, (x, 0.97), (5, 0), ("data", "axes fraction"), textcoords="offset points", va="top", fontsize=11
+    )
