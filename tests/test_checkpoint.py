@@ -212,7 +212,7 @@ def test_any_damaged_file_falls_back(tmp_path, state, how, capfd):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     checkpoints = Checkpoints(tmp_path / "file" / "checkpoints")
-    refused(lambda: checkpoints.save(1, {"x": np.zeros(3)}), "could not write", "Not a directory", "no other")
+    refused(lambda: checkpoints.save(1, {"x": np.zeros(3)}), "could not write", "Not a directory", "no earlier one")
     assert checkpoints.steps() == []
 
 

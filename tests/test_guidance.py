@@ -486,7 +486,9 @@ def test_codes_of_gaussian_data_are_known(process):
     first, last = (float(np.asarray(f)) for f in process.grid()[jnp.array([0, -1])])
     kinds = jnp.array([first, last], jnp.int32 if process.discrete else jnp.float32)
     q = np.sqrt((np.asarray(process.alpha(kinds)) * c) ** 2 + np.asarray(process.sigma(kinds)) ** 2)
-    np.testing.assert_allclose(code, float(process.alpha(kinds)[1]) * x0 * q[0] / q[1], rtol=2e-3)
+    # Of the chain's 100 levels 2.7e-3 in double precision, of whatever version; single precision scatters around it.
+    rtol = 3e-3 if process.discrete else 2e-3
+    np.testing.assert_allclose(code, float(process.alpha(kinds)[1]) * x0 * q[0] / q[1], rtol=rtol)
     back = decode(process, predict, code, Adaptive(1e-6, 1e-6))
     # The equation through a chain's levels has kinks there, and slopes that are differences of two numbers.
     np.testing.assert_allclose(back, x0, rtol=5e-3 if process.discrete else 1e-3, atol=1e-4)
@@ -684,9 +686,13 @@ def test_scale_1_is_the_conditional_model_bit_for_bit():
     experiment = assemble(toy())
     params, keys = alive(experiment), example_keys(jax.random.key(2), 4)
     for labels, scale in ((experiment.labels_to_sample(np.arange(4)), 1.0), (None, 0.0)):
-        predict = experiment.hold_x0(experiment.walk, experiment.predict(params, labels=labels))
-        walk = lambda key, predict=predict: sample(experiment.walk, predict, key, (4, 2), experiment.predictor, n=3)  # noqa: E731
-        np.testing.assert_array_equal(jax.jit(walk)(keys), drawn[scale])
+
+        @jax.jit
+        def walk(params, keys, labels=labels):
+            predict = experiment.hold_x0(experiment.walk, experiment.predict(params, labels=labels))
+            return sample(experiment.walk, predict, keys, (4, 2), experiment.predictor, n=3)
+
+        np.testing.assert_array_equal(walk(params, keys), drawn[scale])
     assert np.abs(drawn[1.0] - drawn[0.0]).max() > 1e-3
 
 

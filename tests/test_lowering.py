@@ -11,7 +11,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from scoregen import data, experiment, mesh, train
 from scoregen.config import load, presets
@@ -46,7 +46,7 @@ def assembled(monkeypatch):
 @pytest.fixture
 def eight_devices(monkeypatch):
     """A mesh of devices that are not there: what lowers does not ask for them."""
-    absent = AbstractMesh((8,), ("examples",))
+    absent = AbstractMesh((8,), ("examples",), axis_types=(AxisType.Auto,))
     monkeypatch.setattr(mesh, "devices", lambda: [None] * 8)
     monkeypatch.setattr(mesh, "_sharding", lambda *axes: NamedSharding(absent, PartitionSpec(*axes)))
 

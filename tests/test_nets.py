@@ -284,8 +284,8 @@ def test_dropout_only_in_training(case):
     still = case.apply(case.params, case.x, case.c)
     np.testing.assert_array_equal(case.apply(case.params, case.x, case.c, rngs={"dropout": one}), still)
     noisy = case.noisy(case.x, one)
-    if isinstance(case.net, DiT):  # which has none
-        np.testing.assert_allclose(noisy, still, atol=1e-6)
+    if isinstance(case.net, DiT):  # which has none: two programs of one function, each with its own rounding
+        np.testing.assert_allclose(noisy, still, rtol=1e-5, atol=1e-6)
         return
     assert np.abs(noisy - still).max() > 1e-2
     assert np.abs(noisy - case.noisy(case.x, two)).max() > 1e-2
