@@ -16,14 +16,14 @@ SWEEPS = sorted((ROOT / "experiments").glob("*/sweep.py"))
 # One cell of each, and what makes it small.
 TINY = {
     "pitfalls": (
-        "config=one_level*seed=0*",
+        "one_level*seed=0*",
         "--config.train.steps=20",
         "--config.net.mlp.width=16",
         "--config.sampler.images=64",
         "--config.sampler.corrector.langevin.steps=2",
     ),
     "connection": (
-        "config=ddpm_toy*seed=0*",
+        "ddpm_toy*seed=0*",
         "--config.train.steps=20",
         "--config.net.mlp.width=16",
         "--config.eval.samples=64",
