@@ -200,7 +200,16 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(tmp_path, told):
     assert (code, err) == (0, "") and other == (0, "", "")
     assert f"found the checkpoint of step {step}" in out
     assert {path.name for path in workdir.iterdir()} == {
-        *("checkpoints", "config.json", "metrics.jsonl", "tensorboard", "samples.npz", "figure.png", "loss.png")
+        *(
+            ".lock",
+            "checkpoints",
+            "config.json",
+            "metrics.jsonl",
+            "tensorboard",
+            "samples.npz",
+            "figure.png",
+            "loss.png",
+        )
     }
     assert steps_logged(workdir) == list(range(1, step + 3))
     straight = tmp_path / "straight"
