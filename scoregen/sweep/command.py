@@ -107,7 +107,7 @@ def _run(argv: list[str], console: Console) -> int:
         raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
     check_writable(out)
     if options.table:
-        return _report(console, sweep, out, sum(len(row.failed) for row in rows_of(sweep, out)))
+        return _report(console, sweep, out)
     with locked(out / ".lock"):
         launcher = make(options.workers, out, dict(launching))
         if launcher.room == 0:
@@ -185,13 +185,13 @@ def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> s
     return "unknown until a cell is finished" if seconds is None else f"about {clock(seconds)}"
 
 
-def _report(console: Console, sweep: Sweep, out: Path, failures: int) -> int:
-    """Write the tables, the figure and the page; returns the exit code after so many failures."""
+def _report(console: Console, sweep: Sweep, out: Path, failures: int | None = None) -> int:
+    """Write the tables, the figure and the page; returns the exit code after so many failures, or the table's own."""
     with locked(out / ".report", wait=lambda: None):  # by --table beside a sweep that ends
         return _written(console, sweep, out, failures)
 
 
-def _written(console: Console, sweep: Sweep, out: Path, failures: int) -> int:
+def _written(console: Console, sweep: Sweep, out: Path, failures: int | None) -> int:
     from scoregen.sweep.page import page
 
     def write(name: str, text: str) -> None:
@@ -208,7 +208,7 @@ def _written(console: Console, sweep: Sweep, out: Path, failures: int) -> int:
     say(console, "\n" + markdown.partition("\n")[2].removeprefix(f"\n{sweep.claim}\n").strip())
     finished, failed = sum(len(row.results) for row in rows), sum(len(row.failed) for row in rows)
     say(console, f"\n{finished} of {len(sweep.cells)} cells finished, {failed} failed; {out / 'index.html'}")
-    return int(failures > 0 or missing)
+    return int((failed if failures is None else failures) > 0 or missing)
 
 
 def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:

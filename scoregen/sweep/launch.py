@@ -327,12 +327,13 @@ class _Queue:
             # A cluster gives a task up before what that started has saved.
             if code is None or (code in STOPPED and is_locked(folder / LOCK)):
                 continue
-            if code == 0 and not result_of(folder, cell.key, self.again) and not self._is_late(slot):
+            found = result_of(folder, cell.key, self.again)
+            if code == 0 and not found and not self._is_late(slot):
                 continue
             self.late.pop(slot, None)
             del self.running[slot]
             self.full = False
-            if result_of(folder, cell.key, self.again):
+            if found:
                 yield cell, None
             elif not (stopping and code in STOPPED):
                 failure = _failure(folder, cell, code, self.again)
