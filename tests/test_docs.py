@@ -5,6 +5,7 @@ import doctest
 import importlib.util
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -193,3 +194,11 @@ def test_links_lead_to_files():
     for path in TEXTS:
         for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", re.sub(r"`[^`\n]*`", "", path.read_text())):
             assert (path.parent / target).exists(), f"{name_of(path)}: {target}"
+
+
+def test_the_package_names_its_commands(capsys):
+    """`python -m scoregen` lists every module that is a command, and no other."""
+    runpy.run_module("scoregen", run_name="__main__")
+    named = set(re.findall(r"python -m scoregen\.(\w+) ", capsys.readouterr().out))
+    packages = {path.parent.name for path in (ROOT / "scoregen").glob("*/__main__.py")}
+    assert named == packages | {"run"}

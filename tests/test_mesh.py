@@ -21,6 +21,7 @@ from scoregen import mesh, run, train
 from scoregen.checkpoint import Checkpoints
 from scoregen.experiment import assemble
 from scoregen.process import example_keys
+from scoregen.signals import Signals
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("random64", "learned64")
@@ -280,10 +281,10 @@ def test_all_hear_at_the_same_call_what_one_was_sent():
         before.append(max(mine, others.pop(0)))
         return before[-2]
 
-    signals = run.Signals(None, loudest)  # pyright: ignore[reportArgumentType] - it says nothing
+    signals = Signals(None, loudest)  # pyright: ignore[reportArgumentType] - it says nothing
     assert [signals() for _ in range(3)] == [False, False, True] and signals.heard == 15 and signals.caught is None
     assert signals() and len(others) == 1  # it asks no more
-    late = run.Signals(None, lambda mine: before.append(mine) or before[-2])  # pyright: ignore[reportArgumentType]
+    late = Signals(None, lambda mine: before.append(mine) or before[-2])  # pyright: ignore[reportArgumentType]
     before[:], late.caught = [0], 2
     assert late.now() and late.heard == 2
     assert late.watch(lambda: "done") is None

@@ -29,7 +29,8 @@ from scoregen.command import advice, answer, hush, say
 from scoregen.config import Config, blaming
 from scoregen.errors import UsageError
 from scoregen.files import locked, whole
-from scoregen.run import Run, Signals, agree, ended
+from scoregen.run import Run, agree
+from scoregen.signals import Signals, ended
 from scoregen.sweep.plan import Cell, Sweep, execute, headings, stamp_of
 
 if TYPE_CHECKING:

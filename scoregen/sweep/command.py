@@ -34,7 +34,7 @@ from scoregen.config import blaming, pick
 from scoregen.errors import UsageError
 from scoregen.files import check_writable, locked, whole
 from scoregen.log import clock
-from scoregen.run import Signals
+from scoregen.signals import Signals
 from scoregen.sweep.cell import FAILED, folder_of, is_trained, network_of, note, result_of
 from scoregen.sweep.launch import LAUNCHERS, Launcher, last_line, launch
 from scoregen.sweep.plan import Cell, Sweep, placed, read
