@@ -19,8 +19,8 @@ from jax import Array
 from scoregen.denoiser import Predict
 from scoregen.losses import VLB
 from scoregen.losses.bound import Bins
-from scoregen.process import Process, draw, example_keys, fold_keys, perturb, rows, split_keys
-from scoregen.samplers.adaptive import solve
+from scoregen.process import Process, draw, example_keys, fold_keys, perturb, split_keys
+from scoregen.samplers.adaptive import polar, rotation, solve
 from scoregen.times import Drawn, UniformLogSNR
 
 LogProb = Callable[[Array], Array]
@@ -76,12 +76,8 @@ class ProbabilityFlow:
     Grathwohl et al. 2019, eq. 8), drawn once an example, so that what is solved is a smooth equation. Each example
     has its own steps, and each direction its own integral, whose scatter is the standard error.
 
-    It is solved in the coordinates in which it is the same for every process (Salimans & Ho 2022, appendix D): with
-    the angle phi = arctan(sigma / alpha) for time and y = x / sqrt(alpha^2 + sigma^2),
-
-        dy/dphi = cos(phi) eps - sin(phi) x0
-
-    which is finite where alpha = 0, and has no jumps: in t, that of a chain has one at every level.
+    It is solved in the coordinates in which it is the same for every process, and without jumps
+    (`samplers.adaptive.rotation`): the angle phi = arctan(sigma / alpha) for time and y = x / sqrt(alpha^2 + sigma^2).
 
     There is no score at t = 0, so a datum x0 is taken where its mean is at the least noisy level:
 
@@ -153,20 +149,16 @@ class ProbabilityFlow:
             directions = jnp.broadcast_to(basis, (len(x), *basis.shape[1:]))
         else:
             directions = draw(jax.random.rademacher, key, (len(x), self.probes, *x.shape[1:])).astype(x.dtype)
-        alpha, sigma = (a(process.grid(2)).astype(x.dtype) for a in (process.alpha, process.sigma))
-        (last, first), (most, least) = jnp.arctan2(sigma, alpha), jnp.hypot(alpha, sigma)
+        (last, first), (most, least) = polar(process, process.grid(2), x.dtype)
+        rotate = rotation(process, predict)
 
         def one(y: Array, directions: Array) -> tuple[Array, Array, Array]:
             def field(angle: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-                cos, sin = jnp.maximum(jnp.cos(angle), 0), jnp.sin(angle)  # a right angle may round to more than one
-                t = process.time(2 * (jnp.log(cos) - jnp.log(sin))).astype(y.dtype)[None]
-                size = jnp.hypot(process.alpha(t), process.sigma(t))
-
                 def flow(y: Array) -> Array:
-                    found = predict(rows(size, y[None]) * y[None], t)
-                    if found.x0.shape != (1, *y.shape):
+                    found = rotate(angle[None], y[None])
+                    if found.shape != (1, *y.shape):
                         raise ValueError("the denoiser knows something of each example of a batch; it is asked for one")
-                    return (cos * found.eps - sin * found.x0)[0]
+                    return found[0]
 
                 def derivative(w: Array) -> tuple[Array, Array]:
                     v, along = jax.jvp(flow, (state[0],), (w,))

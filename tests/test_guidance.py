@@ -486,12 +486,9 @@ def test_codes_of_gaussian_data_are_known(process):
     first, last = (float(np.asarray(f)) for f in process.grid()[jnp.array([0, -1])])
     kinds = jnp.array([first, last], jnp.int32 if process.discrete else jnp.float32)
     q = np.sqrt((np.asarray(process.alpha(kinds)) * c) ** 2 + np.asarray(process.sigma(kinds)) ** 2)
-    # Of the chain's 100 levels 2.7e-3 in double precision, of whatever version; single precision scatters around it.
-    rtol = 3e-3 if process.discrete else 2e-3
-    np.testing.assert_allclose(code, float(process.alpha(kinds)[1]) * x0 * q[0] / q[1], rtol=rtol)
+    np.testing.assert_allclose(code, float(process.alpha(kinds)[1]) * x0 * q[0] / q[1], rtol=5e-6)
     back = decode(process, predict, code, Adaptive(1e-6, 1e-6))
-    # The equation through a chain's levels has kinks there, and slopes that are differences of two numbers.
-    np.testing.assert_allclose(back, x0, rtol=5e-3 if process.discrete else 1e-3, atol=1e-4)
+    np.testing.assert_allclose(back, x0, rtol=5e-5)
 
 
 @pytest.mark.slow

@@ -242,10 +242,15 @@ def test_the_ode_is_solved_exactly_where_x0_does_not_change(predictor):
     close(x, process.alpha(last) * mean + shrink * (start - process.alpha(first) * mean), rtol=1e-6)
 
 
-def test_adaptive_solves_the_ode_to_its_tolerance():
-    """Gaussian data: x - alpha m is scaled by the ratio of the standard deviations."""
-    data, process = gaussian((0.5, -0.2), 0.3), VP()
-    x, t, s = jnp.array([[0.3, -1.0], [2.0, 0.1]]), jnp.array([1.0, 0.6]), jnp.array([0.01, 0.2])
+@pytest.mark.parametrize(
+    ("make", "t", "s"),
+    [(VP, [1.0, 0.6], [0.01, 0.2]), (Flow, [1.0, 0.2], [0.01, 0.6]), (ddpm, [999, 10], [0, 30])],
+    ids=["VP", "Flow", "DDPM"],
+)
+def test_adaptive_solves_the_ode_to_its_tolerance(make, t, s):
+    """Gaussian data: x - alpha m is scaled by the ratio of the standard deviations. Down, and the second up."""
+    data, process = gaussian((0.5, -0.2), 0.3), make()
+    x, t, s = jnp.array([[0.3, -1.0], [2.0, 0.1]]), jnp.array(t), jnp.array(s)
     mean = jnp.array([[0.5, -0.2]])
     spread = lambda u: jnp.hypot(0.3 * process.alpha(u), process.sigma(u))  # noqa: E731
     want = rows(process.alpha(s), x) * mean + rows(spread(s) / spread(t), x) * (x - rows(process.alpha(t), x) * mean)
@@ -253,7 +258,7 @@ def test_adaptive_solves_the_ode_to_its_tolerance():
     for tolerance in (1e-4, 1e-7):
         found = Adaptive(tolerance, tolerance)(process, data.predict(process), KEY, x, t, s)
         errors.append(float(jnp.abs(found - want).max()))
-    assert errors[0] < 3e-3 and errors[1] < 3e-6, errors
+    assert errors[0] < 3e-4 and errors[1] < 3e-6, errors
 
 
 def test_langevin_by_signal_to_noise_is_song_et_al():

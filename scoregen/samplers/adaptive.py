@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import eval_jaxpr
 
-from scoregen.denoiser import Predict, velocity
-from scoregen.process import Process
+from scoregen.denoiser import Predict
+from scoregen.process import Process, rows
 
 
 def solve(field: Callable[[Array, Any], Any], state: Any, begin: Array, end: Array, rtol: float, atol: float) -> Any:
@@ -49,7 +49,8 @@ class Adaptive:
     as many as it needs, so the grid only says where to stop: two levels do, and more are a trajectory.
 
     Attributes:
-        rtol, atol: the local error that is allowed, atol + rtol |x|; 1e-5 is the paper's.
+        rtol, atol: the local error that is allowed, atol + rtol |y|, of y = x / sqrt(alpha^2 + sigma^2); 1e-5 is the
+            paper's, there of x.
 
     Raises:
         ValueError: unless both are positive.
@@ -68,28 +69,60 @@ class Adaptive:
 
 
 def transport(process: Process, predict: Predict, x: Array, t: Array, s: Array, rtol: float, atol: float) -> Array:
-    """Along the probability-flow ODE from x `[B, ...]` at the times t `[B]` to the times s `[B]`, up or down."""
-    field, (t, s) = together(process, predict, x), (time.astype(x.dtype) for time in (t, s))
-    return jax.vmap(lambda x, t, s: solve(field, x, t, s, rtol, atol)[0])(x, t, s)
+    """Along the probability-flow ODE from x `[B, ...]` at the times t `[B]` to the times s `[B]`, up or down.
+
+    In the coordinates of `rotation`; the tolerances are on y.
+    """
+    (begin, size), (end, other) = polar(process, t, x.dtype), polar(process, s, x.dtype)
+    field = together(rotation(process, predict), x)
+    y = jax.vmap(lambda y, begin, end: solve(field, y, begin, end, rtol, atol)[0])(x / rows(size, x), begin, end)
+    return rows(other, x) * y
 
 
-def together(process: Process, predict: Predict, batch: Array) -> Callable[[Array, Array], Array]:
-    """The velocity of one example, `(t, x) -> dx/dt`, to be used inside a `vmap` over all of a batch `[B, ...]`.
+def polar(process: Process, t: Array, dtype: Any) -> tuple[Array, Array]:
+    """(alpha, sigma) in polar coordinates: the angle phi = arctan(sigma / alpha) and the size, as t is shaped."""
+    alpha, sigma = process.alpha(t).astype(dtype), process.sigma(t).astype(dtype)
+    return jnp.arctan2(sigma, alpha), jnp.hypot(alpha, sigma)
 
-    `predict` is asked for the whole batch at once, since it may know something of each of its examples: a label, or
+
+def rotation(process: Process, predict: Predict) -> Callable[[Array, Array], Array]:
+    """The probability-flow ODE where it is the same for every process (Salimans & Ho 2022, appendix D).
+
+    With the angle phi = arctan(sigma / alpha) for time and y = x / sqrt(alpha^2 + sigma^2),
+
+        dy/dphi = cos(phi) eps - sin(phi) x0
+
+    which is finite where alpha = 0, and has no jumps: in t, that of a chain has one at every level, which an adaptive
+    solver passes over with far more error than it thinks.
+
+    Returns:
+        (phi `[B]`, y `[B, ...]`) -> dy/dphi `[B, ...]`.
+    """
+
+    def field(phi: Array, y: Array) -> Array:
+        cos, sin = jnp.maximum(jnp.cos(phi), 0), jnp.sin(phi)  # a right angle may round to more than one
+        t = process.time(2 * (jnp.log(cos) - jnp.log(sin))).astype(y.dtype)
+        found = predict(rows(jnp.hypot(process.alpha(t), process.sigma(t)), y) * y, t)
+        return rows(cos, y) * found.eps - rows(sin, y) * found.x0
+
+    return field
+
+
+def together(field: Callable[[Array, Array], Array], batch: Array) -> Callable[[Array, Array], Array]:
+    """Of a field of all examples, (`[B]`, `[B, ...]`) -> `[B, ...]`, that of one, to be used inside a `vmap` over them.
+
+    It is asked for the whole batch at once, since a denoiser may know something of each of its examples: a label, or
     what has been measured of it.
     """
-    times = jnp.zeros(batch.shape[:1], batch.dtype)
-    whole = jax.make_jaxpr(lambda t, x: velocity(process, predict, x, t))(times, batch)
+    whole = jax.make_jaxpr(field)(jnp.zeros(batch.shape[:1], batch.dtype), batch)
 
     # What the closure holds goes in by the front door: a rule for `vmap` may not close over what is being traced.
     @jax.custom_batching.custom_vmap
-    def field(consts: list[Array], t: Array, x: Array) -> Array:
+    def single(consts: list[Array], time: Array, x: Array) -> Array:
         return jnp.zeros_like(x)  # of one example alone, only the shape is asked
 
-    @field.def_vmap
-    def _(size: int, batched: Any, consts: list[Array], t: Array, x: Array) -> tuple[Array, bool]:
-        t = jnp.broadcast_to(t, (size,))
-        return eval_jaxpr(whole.jaxpr, consts, t, x)[0], True
+    @single.def_vmap
+    def _(size: int, batched: Any, consts: list[Array], time: Array, x: Array) -> tuple[Array, bool]:
+        return eval_jaxpr(whole.jaxpr, consts, jnp.broadcast_to(time, (size,)), x)[0], True
 
-    return lambda t, x: field(whole.consts, t, x)
+    return lambda time, x: single(whole.consts, time, x)

@@ -19,8 +19,7 @@ def encode(process: Process, predict: Predict, x0: Array, solver: Adaptive = Ada
     least noisy level has.
 
     Args:
-        process: the process; of a chain it is the equation through its levels, where the velocity jumps, so that the
-            way back ends at x0 to some 1e-2 only: its continuous twin comes back exactly.
+        process: the process; of a chain it is the equation through its levels.
         predict: its denoiser.
         x0: the data.
         solver: with its tolerances.
@@ -84,5 +83,5 @@ def interpolate(
 
 def _ends(process: Process, x: Array) -> tuple[Array, Array]:
     """The noisiest and the least noisy time, `[B]` each."""
-    top, bottom = process.grid()[jnp.array([0, -1])].astype(x.dtype)
+    top, bottom = process.grid(2)
     return jnp.full(len(x), top), jnp.full(len(x), bottom)

@@ -495,6 +495,10 @@ MUTATIONS = [
                 "diffrax.PIDController(1e-2, 1e-2)",
                 "the tolerance of the ODE's solver",
             ),
+            ("rows(cos, y) * found.eps - rows", "rows(cos, y) * found.eps + rows", "the sign of x0 in the ODE"),
+            ("process.sigma(t)), y) * y, t)", "process.sigma(t)) ** 0, y) * y, t)", "the network shown normalised x"),
+            ("2 * (jnp.log(cos) - jnp.log(sin))", "jnp.log(cos) - jnp.log(sin)", "SNR's root in the ODE's time"),
+            ("return rows(other, x) * y", "return rows(size, x) * y", "the size at the end of the ODE"),
         ],
         "likelihood.py": [
             ("return -nats / (dims * math.log(2))", "return -nats / dims", "nats for bits"),
@@ -507,10 +511,7 @@ MUTATIONS = [
             ),
             ("* (jnp.log(alpha) + math.log", "* (-jnp.log(alpha) + math.log", "the sign of D log alpha"),
             ("+ math.log(self.width)))", "- math.log(self.width)))", "the sign of a byte's width by the ODE"),
-            ("(cos * found.eps - sin * found.x0)", "(cos * found.eps + sin * found.x0)", "the sign of x0 in the ODE"),
-            ("rows(size, y[None]) * y[None]", "y[None]", "the network shown normalised x"),
             ("return v, jnp.sum(w * along)", "return v, jnp.sum(along)", "the directions not multiplied again"),
-            ("2 * (jnp.log(cos) - jnp.log(sin))", "jnp.log(cos) - jnp.log(sin)", "SNR's root in the ODE's time"),
             (
                 "+ dims * jnp.log(most / least)",
                 "- dims * jnp.log(most / least)",
@@ -587,6 +588,7 @@ MUTATIONS = [
 # The tests that guard a file, the quickest first; the first failure ends it.
 TESTS = {
     "samplers": ["test_predictors.py", "test_samplers.py", "test_orders.py"],
+    "samplers/adaptive": ["test_predictors.py", "test_likelihood.py"],
     "samplers/predictors": ["test_predictors.py", "test_samplers.py"],
     "samplers/grids": ["test_predictors.py"],
     "rules": ["test_rules.py", "test_predictors.py"],
