@@ -38,9 +38,7 @@ class Verdict:
 def judge(experiment: Experiment, samples: np.ndarray, say: Callable[[str], None] | None = None) -> list[Verdict]:
     """Judge samples `[N, ...]`, in the network's units, against the held-out data.
 
-    Points: sliced 1-Wasserstein distance and MMD. Images: the Frechet distance in the features of a small
-    classifier of that data set, which is no FID, and the distance to the nearest training image, in bytes. The
-    floor is the same distance for as many training examples, which is what a perfect sampler would score.
+    First `distance_to_data`; then of points MMD, and of images the distance to the nearest training image, in bytes.
 
     Raises:
         UsageError: if images have no labels to train the classifier on, or if a distance cannot be taken.
@@ -53,28 +51,14 @@ def judge(experiment: Experiment, samples: np.ndarray, say: Callable[[str], None
 
 def _judge(experiment: Experiment, samples: np.ndarray, say: Callable[[str], None] | None) -> list[Verdict]:
     dataset = experiment.dataset
+    first = distance_to_data(experiment, say)(samples)
     if not dataset.is_image:
-        verdicts = []
-        for name, distance in (("sliced Wasserstein", sliced_wasserstein), ("MMD", mmd)):
-            found = floored(distance, samples, dataset.train, dataset.test)
-            verdicts.append(Verdict(name, found.value, found.floor, found.floor_std))
-        return verdicts
-    features = classifier_features(dataset, progress=say)
+        return [first, Verdict("MMD", *dataclasses.astuple(floored(mmd, samples, dataset.train, dataset.test)))]
     images = experiment.scaling.to_bytes(samples)
-    found = floored(frechet_distance, features(images), features(dataset.train), features(dataset.test))
     near = nearest_neighbours(images, dataset.train, dataset.test)
     close = float(np.quantile(near.held_out, 0.01))
-    spread = (
-        "" if 5 * len(images) <= len(dataset.train) else "; the floor's subsets overlap, so its spread is too small"
-    )
     return [
-        Verdict(
-            "Frechet distance",
-            found.value,
-            found.floor,
-            found.floor_std,
-            f"features of {features.name}, key {features.key}{spread}",
-        ),
+        first,
         Verdict(
             "distance to nearest training image",
             float(np.median(near.samples)),
@@ -90,6 +74,35 @@ def _judge(experiment: Experiment, samples: np.ndarray, say: Callable[[str], Non
             against="that of held-out images,",
         ),
     ]
+
+
+def distance_to_data(
+    experiment: Experiment, say: Callable[[str], None] | None = None
+) -> Callable[[np.ndarray], Verdict]:
+    """Samples `[N, ...]`, in the network's units -> their distance to the held-out data.
+
+    Of points the sliced 1-Wasserstein distance; of images the Frechet distance in the features of a small classifier
+    of that data set, which is no FID. The floor is the same distance for as many training examples, which is what a
+    perfect sampler would score. The features of the data are taken once, however many samples are judged.
+
+    Raises:
+        UsageError: if images have no labels to train the classifier on.
+    """
+    train, test = experiment.dataset.train, experiment.dataset.test
+    if not experiment.dataset.is_image:
+        return lambda points: Verdict(
+            "sliced Wasserstein", *dataclasses.astuple(floored(sliced_wasserstein, points, train, test))
+        )
+    features = classifier_features(experiment.dataset, progress=say)
+    real, held_out = features(train), features(test)
+
+    def judged(samples: np.ndarray) -> Verdict:
+        found = floored(frechet_distance, features(experiment.scaling.to_bytes(samples)), real, held_out)
+        overlap = "; the floor's subsets overlap, so its spread is too small" if 5 * len(samples) > len(real) else ""
+        note = f"features of {features.name}, key {features.key}{overlap}"
+        return Verdict("Frechet distance", *dataclasses.astuple(found), note)
+
+    return judged
 
 
 @dataclasses.dataclass(frozen=True)

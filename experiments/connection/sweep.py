@@ -11,8 +11,8 @@ import numpy as np
 
 from scoregen.config import load
 from scoregen.experiment import assemble
+from scoregen.judge import distance_to_data
 from scoregen.losses import DSM
-from scoregen.metrics import classifier_features, frechet_distance, sliced_wasserstein, with_floor
 from scoregen.process import perturb, posterior
 from scoregen.report import ACCENT, INK, pyplot, sheet
 from scoregen.sweep import grid
@@ -35,7 +35,8 @@ def measure(run):
         drawn = make_sampler(experiment)(run.params, run.experiment.config.eval.samples)
         shown = drawn if drawn.ndim == 2 else experiment.scaling.to_bytes(drawn[:16])
         np.save(run.workdir / f"{name}.npy", shown)
-        figures[f"distance, sampled as {NAMES[name]}"] = distance(drawn)
+        found = distance(drawn)
+        figures[f"distance, sampled as {NAMES[name]}"] = found.value, found.floor
     return figures | terms(run)
 
 
@@ -48,22 +49,6 @@ def both(experiment):
     config.sampler.process.name = other.process.name
     config.sampler.process[other.process.name] = other.process[other.process.name]
     return {config.process.name: experiment, other.process.name: assemble(config)}
-
-
-def distance_to_data(experiment):
-    """samples -> their distance to the held-out data, and that of as many training examples."""
-    data, of = experiment.dataset, lambda x: x
-    train, test, distance = data.train, data.test, sliced_wasserstein
-    if data.is_image:
-        features = classifier_features(data)
-        train, test, distance = features(train), features(test), frechet_distance
-        of = lambda x: features(experiment.scaling.to_bytes(x))  # noqa: E731
-
-    def judged(samples):
-        found = with_floor(distance, of(samples), train, test)
-        return found.value, found.floor
-
-    return judged
 
 
 def terms(run):

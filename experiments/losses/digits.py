@@ -13,7 +13,7 @@ def get_config():
     config.train.warmup = 0
     config.train.clip = 0.0
     config.train.ema.name = "power"
-    config.train.keep = 8
+    config.train.keep = 8  # all that PARTS asks for
     config.train.sample_every = 0
     config.sampler.batch = 500
     config.sampler.images = 500

@@ -126,13 +126,10 @@ class Accuracy:
 
     def __call__(self, loss):
         """(RMS error of the loss, RMS error of the gradient, that with the data's own noise, bias, its error)."""
-        if isinstance(loss, ISM):
-            (value, gradient), exact = self.ism, self.ism
-            bias = (gradient - self.fisher[1]) @ self.direction / self.size
-        else:
-            value, gradient = per_example(loss, self.predict, self.weights, self.noised)
-            exact = self.fisher if isinstance(loss, DSM) else self.ism
-            bias = (gradient - exact[1]) @ self.direction / self.size
+        is_ism = isinstance(loss, ISM)
+        value, gradient = self.ism if is_ism else per_example(loss, self.predict, self.weights, self.noised)
+        exact = self.fisher if isinstance(loss, DSM) else self.ism
+        bias = (gradient - (self.fisher if is_ism else exact)[1]) @ self.direction / self.size
         return (
             math.sqrt(np.mean((value - exact[0]) ** 2)) / float(self.scale),
             math.sqrt(np.mean(np.sum((gradient - exact[1]) ** 2, 1))) / self.size,
@@ -252,7 +249,7 @@ def table(dims, middle, slices, steps, errors, times, memory, by_step):
     lines = [
         "One direction an example, Rademacher. Errors are of one example; the loss's in units of the mean Fisher",
         "divergence, the gradient's in units of ||E gradient||. *Own*: at a given x_t. *Total*: with the noise that",
-        "the data and x_t bring to any of them. The bias is along the true gradient, with its standard error. Time",
+        "the data and x_t bring. The bias is along the true gradient, with its standard error. Time",
         "(median and quartiles) and memory are of a jitted gradient step, noising included, as multiples of DSM's.",
         "*Work*: how many times DSM's for a gradient of the same total error, time x (total / total of DSM)^2.",
         "",
@@ -366,7 +363,7 @@ def figure(path, dims, middle, slices, steps, errors, times, memory, by_step):
         slices,
         [
             *((name, y, colour, "s--" if name == "FD-SSM" else "o-") for name, y, colour in ends),
-            ("1/sqrt(slices)", [1.35 * ends[0][1][0] / math.sqrt(s) for s in slices], "#aaaaaa", ":"),
+            ("1/sqrt(directions)", [1.35 * ends[0][1][0] / math.sqrt(s) for s in slices], "#aaaaaa", ":"),
             ("DSM", [errors[middle, "DSM"][1]] * len(slices), COLOURS["DSM"], "-"),
         ],
         f"More directions, D = {middle}",

@@ -9,6 +9,6 @@ def get_config():
     config.weighting.name = "sigma2"  # of all losses: the error of eps, summed over dimensions
     config.train.clip = 0.0
     config.train.ema.name = "power"
-    config.train.keep = 8
+    config.train.keep = 8  # all that PARTS asks for
     config.eval.at_end = False
     return config

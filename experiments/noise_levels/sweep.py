@@ -15,7 +15,6 @@ import numpy as np
 from all_five import levels as of_digits
 
 from scoregen.data import digits
-from scoregen.denoiser import CONDITIONS
 from scoregen.design import Levels, coverage, design, largest_distance, step_size
 from scoregen.oracle import Mixture, gaussian
 from scoregen.process import ncsn
@@ -23,14 +22,11 @@ from scoregen.report import ACCENT, INK, pyplot, sheet
 from scoregen.samplers import Hold, Langevin, evaluations, sample
 from scoregen.sweep import grid
 
-# A network that is not told the noise, as the paper's is not.
-CONDITIONS["none"] = lambda process, t: jnp.zeros(jnp.shape(t))
-
 SIGMA_MIN, DIMS = 0.01, 64
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 COUNTS = (3, 5, 7, 15, 21, 35, 105)  # of levels, each of which divides
 BUDGET = 105
-SEEDS = 2  # networks of a kind
+SEEDS = 3  # networks of a kind
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2)  # in units of sigma^2
 
 
@@ -44,7 +40,10 @@ def cells():
 
 
 def networks():
-    """All five techniques; then one of them off, as NCSN v1 has it; then all. As a rule with 110 evaluations."""
+    """All five techniques; then each of them off; then all, as NCSN v1 has them. As a rule with 110 evaluations.
+
+    What replaces levels and steps is tried with networks that are told sigma, too.
+    """
     found = of_digits()
     length, count, steps = (
         f"sampler.{key}" for key in ("corrector.langevin.step_size", "process.ncsn.levels", "corrector.langevin.steps")
@@ -54,20 +53,21 @@ def networks():
         gamma = Levels(found.sigma_min, found.sigma_max, levels, None, None).gamma
         return {count: levels, steps: each, length: float(f"{step_size(found.sigma_min, gamma, each):.3g}")}
 
-    for preset, name, changed in (
-        ("all_five", "all five", {}),
+    for presets, name, changed in (
+        ("all_five told", "all five", {}),
         ("without_1", "1 off: sigma_1 = 1", {}),
-        ("all_five", "2 off: 10 levels of 11 steps", spaced(10, 11)),
-        ("all_five", "2 off: 110 levels of 1 step", spaced(110, 1)),
-        ("without_3", "3 off: score, told the level", {}),
-        ("told", "3 in part: told log sigma too", {}),
-        ("all_five", "4 off: steps 5 times shorter", {length: found.step_size / 5}),
-        ("all_five", "4 off: steps 5 times longer", {length: found.step_size * 5}),
+        ("all_five told", "2 off: 10 levels of 11 steps", spaced(10, 11)),
+        ("all_five told", "2 off: 110 levels of 1 step", spaced(110, 1)),
+        ("without_3", "3 off: the score itself", {}),
+        ("all_five told", "4 off: steps 5 times shorter", {length: found.step_size / 5}),
+        ("all_five told", "4 off: steps 5 times longer", {length: found.step_size * 5}),
         ("without_5", "5 off: no average", {}),
         ("all_five", "no denoising at the end", {"sampler.denoise": False}),
-        ("none", "all off: NCSN v1, 110 evaluations", {steps: 11}),
+        ("none", "all off: NCSN v1, 11 steps a level", {steps: 11}),
+        ("none", "NCSN v1, 100 steps a level", {}),
     ):
-        yield {"sweep.techniques": name, "config": f"{preset}.py", **changed}
+        for preset in presets.split():
+            yield {"config": f"{preset}.py", "sweep.techniques": name, **changed}
 
 
 def measure(run):
@@ -84,8 +84,14 @@ def measure(run):
 def of_network(run):
     experiment = run.experiment
     np.save(run.workdir / "shown.npy", experiment.scaling.to_bytes(run.samples[:8]))
-    parts = experiment.walk, experiment.predictor, experiment.corrector
-    return {"evaluations": evaluations(*parts, denoise=experiment.config.sampler.denoise)}
+    walk, langevin, denoise = experiment.walk, experiment.corrector, experiment.config.sampler.denoise
+    sigma = np.asarray(walk.sigma(walk.grid()), np.float64)
+    h, told = langevin.step_size / sigma[-1] ** 2, experiment.config.net.condition != "none"
+    left = passed_on(sigma[0] / sigma[1], len(sigma), h, langevin.steps, told)
+    return {
+        "evaluations": evaluations(walk, experiment.predictor, langevin, denoise=denoise),
+        "noise at the end, of a point (sigma_L)": float(np.sqrt(left)),
+    }
 
 
 def ten_digits():
@@ -101,15 +107,13 @@ def farthest():
 
 
 def walk(data, found, key, draws=4000, start=None):
-    """Annealed Langevin dynamics with the exact score, and its last x denoised."""
+    """The end of annealed Langevin dynamics with the exact score, from N(0, sigma_1^2) or from a start."""
     process = ncsn(found.sigma_min, found.sigma_max, found.levels, data_std=0.0)
     predict, langevin = data.predict(process), Langevin(found.step_size, found.steps)
 
     @jax.jit
     def walked(key, start):
-        shape = (draws, data.dim)
-        x = sample(process, predict, key, shape, Hold(), langevin, start=start, denoise=False)
-        return x, predict(x, jnp.zeros(draws, jnp.int32)).x0
+        return sample(process, predict, key, (draws, data.dim), Hold(), langevin, start=start, denoise=False)
 
     return walked(key, start)
 
@@ -130,8 +134,8 @@ def initial(fraction, key):
     """Technique 1: the largest sigma is this fraction of the largest distance d; all else follows from it."""
     data, keys = ten_digits(), jax.random.split(key, 3)
     found = design(data.dim, fraction * farthest(), SIGMA_MIN, steps=5)
-    prior, _ = walk(data, found, keys[0])
-    worst, _ = walk(data, found, keys[1], start=jnp.tile(jnp.array(data.means[0]), (len(prior), 1)))
+    prior = walk(data, found, keys[0])
+    worst = walk(data, found, keys[1], start=jnp.tile(jnp.array(data.means[0]), (len(prior), 1)))
     return {
         "levels that follow": found.levels,
         "weights wrong, from the prior (%)": wrong(data, prior),
@@ -145,17 +149,15 @@ def spacing(count, key):
     data, keys, steps = ten_digits(), jax.random.split(key, 2), BUDGET // count
     gamma = Levels(SIGMA_MIN, farthest(), count, None, None).gamma
     found = Levels(SIGMA_MIN, farthest(), count, step_size(SIGMA_MIN, gamma, steps), steps)
-    x, x0 = walk(data, found, keys[0])
+    x = walk(data, found, keys[0])
     radius = np.linalg.norm(jax.random.normal(keys[1], x.shape), axis=1)
     shell = np.abs(radius - np.sqrt(DIMS) * gamma) < 3 * gamma / np.sqrt(2)
-    noise, left = (np.square(nearest(data, each)[1]).mean() / (DIMS * SIGMA_MIN**2) for each in (x, x0))
     return {
         "ratio of levels": gamma,
         "overlap C of the rule (%)": 100 * coverage(DIMS, gamma),
         "of drawn noise (%)": 100 * shell.mean(),
         "weights wrong (%)": wrong(data, x),
-        "variance at the end / sigma_L^2": noise,
-        "denoised": left,
+        "variance at the end / sigma_L^2": np.square(nearest(data, x)[1]).mean() / (DIMS * SIGMA_MIN**2),
     }
 
 
@@ -172,26 +174,32 @@ def variance(after, steps, key, draws=1000):
             langevin = Langevin(found.step_size, steps)
             x = jax.jit(functools.partial(langevin, process, data.predict(process)))(keys[1], begin, lowest)
         else:
-            x, _ = walk(data, found, keys[1], draws)
+            x = walk(data, found, keys[1], draws)
         figures[f"h = {h}"] = measured = float(jnp.mean(x**2)) / SIGMA_MIN**2
         errors.append(measured / expected(after, found) - 1)
     return figures | {"largest error of the formula (%)": 100 * np.abs(errors).max()}
 
 
 def expected(after, found):
-    """The variance over sigma^2 in closed form: of a level that is entered with the right variance, or of the walk.
-
-    The paper's criterion is the first, q gamma^2 + (1 - q) c with q = a^{2T}. But a level is entered with what the
-    one before has left, so along the walk v <- q gamma^2 v + (1 - q) c, from the noisiest level, where v = 1.
-    """
+    """The variance over sigma^2: of a level that is entered with gamma^2, which is the paper's criterion, or of all."""
     if after == "one level":
         return found.settled
-    h = found.step_size / found.sigma_min**2
-    q, c = (1 - h) ** (2 * found.steps), 1 / (1 - h / 2)
-    v = q + (1 - q) * c
-    for _ in range(found.levels - 1):
-        v = q * found.gamma**2 * v + (1 - q) * c
-    return v
+    return passed_on(found.gamma, found.levels, found.step_size / found.sigma_min**2, found.steps)
+
+
+def passed_on(gamma, levels, h, steps, told=True):
+    """The variance u^2 over sigma^2 at the end of a walk, of data at a point: a level is entered with gamma u.
+
+    With the exact score a step takes x = x_0 + u sigma z to x_0 + (1 - h) u sigma z + sqrt(2 h) sigma w. A network
+    that is not told sigma reads the noise off x, and its eps is z whatever u is: so -z / sigma is its score, and a
+    step goes to x_0 + (u - h) sigma z + sqrt(2 h) sigma w. It pulls back no harder from noise that is too much.
+    """
+    u = 1.0
+    for level in range(levels):
+        u = u * gamma if level else u
+        for _ in range(steps):
+            u = np.sqrt(((1 - h) * u if told else u - h) ** 2 + 2 * h)
+    return u**2
 
 
 def draw(rows, path):
@@ -211,7 +219,7 @@ def draw(rows, path):
         ("exact draws", INK, ":"),
     ):
         line(first, one, where, f"weights wrong, {name} (%)", color=color, ls=ls, label=name)
-    mark(first, 1.0, "technique 1:\n$\\sigma_1$ = d", 0.5)
+    mark(first, 1.0, "technique 1:\n$\\sigma_1$ = d")
     first.set(xscale="log", ylim=(0, 100))
     first.set_xticks(FRACTIONS, ["1/16", "1/8", "1/4", "1/2", "1", "2"])
     first.set_xlabel("$\\sigma_1$ / largest distance d", fontsize=12)
@@ -225,13 +233,13 @@ def draw(rows, path):
     second.plot(where, excess, "o-", color=INK, lw=2, label="variance at the end above $\\sigma_L^2$")
     rule = design(DIMS, farthest(), SIGMA_MIN, 5)
     mark(second, rule.levels, "technique 2")
-    second.set(xscale="log", yscale="log", xlim=(2.6, 125), ylim=(1, 200))
+    second.set(xscale="log", yscale="log", xlim=(2.6, 125), ylim=(1, 300))
     ratios = [Levels(SIGMA_MIN, farthest(), count, None, None).gamma for count in COUNTS]
     second.set_xticks(COUNTS, [f"{count}\n{gamma:.3g}" for count, gamma in zip(COUNTS, ratios, strict=True)])
     second.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
     second.set_xlabel("levels L, and their ratio $\\gamma$", fontsize=12)
     second.set_ylabel("%", fontsize=12)
-    second.set_title(f"2: {BUDGET} evaluations,\non few levels or on many", fontsize=13)
+    second.set_title(f"2: of {BUDGET} evaluations, too few levels\nlose weights, too many the variance", fontsize=13)
 
     h = np.geomspace(0.015, 1.3, 200)
     for steps, color in ((5, ACCENT), (25, INK)):
@@ -244,9 +252,9 @@ def draw(rows, path):
                 if (row.options["sweep.variance after"], row.options["sweep.steps"]) == (after, steps):
                     found = [row.mean(f"h = {x}") for x in STEPS]
                     third.plot(STEPS, found, shape, color=color, mfc="white", ms=6)
-        third.plot(rule.step_size / SIGMA_MIN**2, 0.93, "^", color=color, ms=10)
-    third.text(0.016, 0.93, "technique 4:", va="center", fontsize=11)
-    third.set(xscale="log", yscale="log", ylim=(0.88, 6))
+        third.plot(rule.step_size / SIGMA_MIN**2, rule.settled, "*", color=color, ms=17, mec="white", zorder=3)
+    third.plot([], [], "*", color=INK, ms=13, ls="none", label="technique 4")
+    third.set(xscale="log", yscale="log", ylim=(0.95, 6))
     third.set_yticks([1, 1.2, 1.5, 2, 3, 5], ["1", "1.2", "1.5", "2", "3", "5"])
     third.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1], ["0.02", "0.05", "0.1", "0.2", "0.5", "1"])
     third.set_xlabel("step h = $\\epsilon$ / $\\sigma_L^2$", fontsize=12)
@@ -254,31 +262,35 @@ def draw(rows, path):
     third.set_title("4: measured (marks) and in closed form (lines):\nlevels pass on what they leave", fontsize=13)
 
     nets = [row for row in done if "Frechet distance" in row.figures]
-    bars, shown = bottom.subplots(1, 2, width_ratios=(1.7, 1))
-    for y, row in enumerate(reversed(nets)):
+    ways = list(dict.fromkeys(row.options["sweep.techniques"] for row in reversed(nets)))
+    dots, shown = bottom.subplots(1, 2, width_ratios=(1, 1.25))
+    for row in nets:
+        told = row.options["config"] not in ("all_five.py", "without_1.py", "without_5.py")
+        y = ways.index(row.options["sweep.techniques"]) + (-0.14 if told else 0.14)
         mean, spread = row.mean("Frechet distance"), row.error("Frechet distance") or 0.0
-        bars.barh(y, mean, 0.62, xerr=spread, color=INK if row.options["sweep.techniques"] == "all five" else ACCENT)
-        bars.text(
-            1.06 * (mean + spread), y, f"{mean:.2f}" + f" ± {spread:.2f}" * (spread > 0), va="center", fontsize=11
-        )
-        strip = sheet(np.load(row.folders[0] / "shown.npy"), 480, columns=8)
-        shown.imshow(strip, extent=(0, 8, y - 0.46, y + 0.46), aspect="auto")
+        dots.errorbar(mean, y, xerr=spread, marker="o", ms=8, lw=2, color=ACCENT if told else INK)
+        dots.text(1.13 * (mean + spread), y, f"{mean:#.3g}", va="center", color=ACCENT if told else INK, fontsize=10)
+        strip, left = sheet(np.load(row.folders[0] / "shown.npy"), 480, columns=8), 8.6 * told
+        shown.imshow(strip, extent=(left, left + 8, round(y) - 0.46, round(y) + 0.46), aspect="auto")
     if nets:
-        bars.axvline(nets[0].floor("Frechet distance"), color=INK, ls=":", lw=1.5)
-        bars.set_xscale("log")
-        bars.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
-    bars.set_yticks(range(len(nets)), [row.options["sweep.techniques"] for row in reversed(nets)], fontsize=12)
-    bars.set_xlabel("Frechet distance from held-out digits (dotted: as many real ones)", fontsize=12)
-    for panel in (bars, shown):
-        panel.set_ylim(-0.6, max(len(nets), 1) - 0.4)
-    shown.set_xlim(0, 9)
+        dots.axvline(nets[0].floor("Frechet distance"), color=INK, ls=":", lw=1.5)
+        dots.set(xscale="log", xlim=(0.3, 60))
+        dots.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    dots.set_yticks(range(len(ways)), ways, fontsize=12)
+    dots.set_xlabel("Frechet distance from held-out digits (dotted: as many real ones)", fontsize=12)
+    for panel in (dots, shown):
+        panel.set_ylim(-0.6, max(len(ways), 1) - 0.4)
+    for x, title, color in ((4, "the network is not told sigma", INK), (12.6, "it is told sigma", ACCENT)):
+        shown.text(x, len(ways) - 0.45, title, ha="center", va="bottom", color=color, fontsize=13)
+    shown.set_xlim(0, 16.6)
     shown.axis("off")
-    bars.minorticks_off()
-    for panel in (first, second, third):
+    dots.minorticks_off()
+    dots.grid(axis="y", alpha=0.2)
+    for panel, where in ((first, (0.76, 1.0)), (second, (0.62, 1.0)), (third, (1.0, 1.0))):
         panel.minorticks_off()
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=11, facecolor="white", edgecolor="none", framealpha=1)
-    for panel in (first, second, third, bars):
+            panel.legend(fontsize=11, frameon=False, loc="upper right", bbox_to_anchor=where)
+    for panel in (first, second, third, dots):
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(axis="x", labelsize=11)
     figure.savefig(path, dpi=90)
@@ -291,9 +303,8 @@ def line(panel, rows, where, what, **look):
     panel.errorbar(where, [row.mean(what) for row in rows], spread, marker="o", capsize=3, lw=2, **look)
 
 
-def mark(panel, x, text, y=0.97):
+def mark(panel, x, text):
     """Where a technique is, as a line across."""
-    panel.axvline(x, color="#8b9aa8", ls="--", lw=1.2)
-    panel.annotate(
-        text, (x, 0.97), (5, 0), ("data", "axes fraction"), textcoords="offset points", va="top", fontsize=11
-    )
+    panel.axvline(x, color="#8b9aa8", ls="--", lw=1.2, zorder=0)
+    at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    panel.annotate(text, (x, 0.97), (5, 0), va="top", fontsize=11, **at)

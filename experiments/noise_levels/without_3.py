@@ -1,10 +1,9 @@
-"""As NCSN v1: the network gives the score itself, and is told which level it is."""
+"""As NCSN v1 the network gives the score itself and is told the noise: `told` but for the division by sigma."""
 
-from all_five import get_config as all_five
+from told import get_config as told
 
 
 def get_config():
-    config = all_five()
+    config = told()
     config.target = "score"
-    config.net.condition = "index"
     return config

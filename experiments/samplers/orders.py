@@ -41,7 +41,7 @@ COUNTS = {"ODE": (129, 257), "SDE": (513, 1025)}  # levels of the walks that an 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A sampler with the grid that it is meant for, what it follows, and the order that theory gives it."""
+    """A sampler with a grid that suits it, what it follows, and the order that theory gives it."""
 
     predictor: Callable
     grid: Grid
@@ -58,8 +58,8 @@ CASES = {
     "reverse diffusion, no noise": Case(ReverseDiffusion(False), LAM, "ODE", 1, "Euler's method, in the coefficients"),
     "Heun": Case(Heun(), OWN, "ODE", 2, "Heun's method in t", 2),
     "EDM": Case(EDMHeun(), Karras(), "ODE", 2, "Heun's method in sigma / alpha", 2),
-    "DPM-Solver++ 2M": Case(DPMSolver(), LAM, "ODE", 2, "Lu et al. 2022, theorem 5.1"),
-    "UniPC-2": Case(UniPC(2), LAM, "ODE", 3, "Zhao et al. 2023, corollary 3.2"),
+    "DPM-Solver++ 2M": Case(DPMSolver(), LAM, "ODE", 2, "Lu et al. 2022"),
+    "UniPC-2": Case(UniPC(2), LAM, "ODE", 3, "2, and 1 by its corrector: Zhao et al. 2023"),
     "ancestral": Case(Ancestral(), OWN, "SDE", 1, "exact given x0, which is held over a step"),
     "ancestral, large variance": Case(Ancestral(variance="large"), OWN, "SDE", 1, "the same to first order"),
     "reverse diffusion": Case(ReverseDiffusion(), LAM, "SDE", 1, "Euler-Maruyama, in the coefficients"),

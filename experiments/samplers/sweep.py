@@ -15,14 +15,17 @@ import numpy as np
 from orders import CASES, LAM, OWN, once, order
 from orders import PROCESSES as SMOOTH
 
-from scoregen.metrics import classifier_features, frechet_distance, sliced_wasserstein, with_floor
+from scoregen.judge import distance_to_data
+from scoregen.metrics import sliced_wasserstein
 from scoregen.oracle import Mixture
 from scoregen.process import EDM, VE, VP, Flow, ddpm, ncsn
 from scoregen.report import ACCENT, INK, pyplot
 from scoregen.samplers import (
     Ancestral,
     Consistent,
+    EDMHeun,
     Hold,
+    Karras,
     Langevin,
     NoCorrector,
     ReverseDiffusion,
@@ -31,9 +34,9 @@ from scoregen.samplers import (
 )
 from scoregen.sweep import grid
 
-DRAWS = 4000
+DRAWS = 16000
+PAIRS = 16  # of exact sets, a seed
 EVALUATIONS = (5, 10, 20, 50, 100, 1000)  # the last with the exact denoiser alone
-FLOORS = {"points": "two sets of exact draws", "digits": "two sets of real digits"}
 SIDE = 3.5 / np.sqrt(2)
 MODES = Mixture((0.8, 0.2), ((-0.2 * SIDE,) * 2, (0.8 * SIDE,) * 2), (0.2, 0.2))  # the law of the data two_modes
 PROCESSES = {"vp": VP(), "ve": VE(), "edm": EDM(), "flow": Flow(), "ddpm": ddpm(), "ncsn": ncsn(0.01, 50.0, 1000)}
@@ -41,7 +44,7 @@ PROCESSES = {"vp": VP(), "ve": VE(), "edm": EDM(), "flow": Flow(), "ddpm": ddpm(
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A sampler on the grid that it is meant for, with how many evaluations its steps and its corrections take."""
+    """A sampler on a grid, with how many evaluations its steps and its corrections take."""
 
     predictor: Any
     grid: Any
@@ -56,12 +59,15 @@ def least(process):
 
 
 WALKS = {name: Walk(case.predictor, case.grid, case.evaluations) for name, case in CASES.items()} | {
+    "DDIM, Karras's levels": Walk(Ancestral(0.0), Karras()),
+    "EDM, own levels": Walk(EDMHeun(), OWN, 2),
     "consistent": Walk(Consistent(0.2), LAM),
     "annealed Langevin, 2 steps": Walk(Hold(), LAM, 0, lambda process: Langevin(0.2 * least(process), 2), 2),
     "ancestral + Langevin": Walk(Ancestral(), OWN, 1, lambda process: Langevin(0.05 * least(process), 1), 1),
     "reverse diffusion + snr 0.16": Walk(ReverseDiffusion(), LAM, 1, lambda process: SNRLangevin(0.16), 1),
 }
-EXACT, MANY = "none: exact draws", "mean of 16 pairs of exact sets"
+EXACT = "none: exact draws"
+MANY, SCATTER = f"mean of {PAIRS} pairs of sets", "standard deviation of a pair"
 TRAINED = ["ancestral", "DDIM", "EDM", "UniPC-2"]
 
 
@@ -71,7 +77,7 @@ def cells():
     yield from grid(exact | {"sweep.process": [key for key in PROCESSES if key != "vp"]}, {"seed": range(3)})
     yield from grid({"config": None, "sweep.sampler": EXACT, "seed": range(3)})
     yield from grid({"config": "points.py", "sweep.sampler": TRAINED, "seed": range(3)})
-    yield from grid({"config": "digits.py", "sweep.sampler": TRAINED, "seed": range(1)})
+    yield from grid({"config": "digits.py", "sweep.sampler": TRAINED, "seed": range(2)})
     for name, case in CASES.items():
         yield {"config": None, "sweep.order of": name, "sweep.what it is": case.theory}
 
@@ -81,46 +87,40 @@ def measure(run):
         orders = {f"under {key}": order(process, CASES[name])[0] for key, process in SMOOTH.items()}
         return {"order in theory": CASES[name].order} | orders
     if run.options["sampler"] == EXACT:
-        pairs = [run.options["seed"] + 3 * i for i in range(16)]
-        return {MANY: np.mean([to_points(pair, DRAWS)[1] for pair in pairs])}
+        found = [sliced_wasserstein(*exact_sets(run.options["seed"] + 3 * i)) for i in range(PAIRS)]
+        return {"the pair of this seed": found[0], MANY: np.mean(found), SCATTER: np.std(found, ddof=1)}
     walk, experiment = WALKS[run.options["sampler"]], run.experiment
     if experiment is None:
         process, seed, shape = PROCESSES[run.options["process"]], run.options["seed"], (DRAWS, 2)
         predict = lambda params: MODES.predict(process)  # noqa: E731
     else:
         process, seed, predict = experiment.walk, experiment.config.seed, experiment.predict_to_sample
-        shape = (experiment.config.eval.samples, *experiment.dataset.shape)
-    kind = "points" if len(shape) == 2 else "digits"
-    distance, floor = to_points(seed, shape[0]) if kind == "points" else to_digits(experiment)
-    figures = {FLOORS[kind]: floor}
-    for most in EVALUATIONS if experiment is None else EVALUATIONS[:-1]:
-        figures[f"N = {most}"] = distance(draws(process, predict, run.params, walk, most, seed, shape))
-    return figures
+        data = experiment.dataset
+        shape = (experiment.config.eval.samples if data.is_image else DRAWS, *data.shape)
+    if len(shape) == 2:
+        real, _ = exact_sets(seed)
+        distance = lambda points: sliced_wasserstein(points, real)  # noqa: E731
+    else:
+        judged = distance_to_data(experiment)
+        distance = lambda images: ((found := judged(images)).value, found.floor)  # noqa: E731
+    counts = EVALUATIONS if experiment is None else EVALUATIONS[:-1]
+    return {f"N = {most}": distance(draws(process, predict, run.params, walk, most, seed, shape)) for most in counts}
 
 
-def to_points(seed, count):
-    """samples -> their distance to exact draws, and that of as many other ones."""
-    keys = [jax.random.key(1000 * i + seed) for i in (1, 2)]
-    real, other = map(np.asarray, once(lambda: [MODES.sample(key, count) for key in keys])())
-    return lambda samples: sliced_wasserstein(samples, real), sliced_wasserstein(other, real)
+def exact_sets(seed):
+    """Two sets of exact draws `[DRAWS, 2]`."""
+    return [np.asarray(drawn_exactly(jax.random.key(1000 * i + seed))) for i in (1, 2)]
 
 
-def to_digits(experiment):
-    """samples -> their distance to the held-out digits, and that of as many training digits."""
-    data, count = experiment.dataset, experiment.config.eval.samples
-    features = classifier_features(data)
-    train, test = features(data.train), features(data.test)
-
-    def distance(samples):
-        return frechet_distance(features(experiment.scaling.to_bytes(samples)), test)
-
-    return distance, with_floor(frechet_distance, train[:count], train, test).floor
+@once
+def drawn_exactly(key):
+    return MODES.sample(key, DRAWS)
 
 
 def draws(process, predict, params, walk, most, seed, shape):
     """By the longest walk of no more than so many evaluations of the network, which are counted as they happen."""
-    each = walk.stepping + walk.correcting
-    levels = (most - 1 - walk.correcting) // each + 1
+    levels = (most - 1 - walk.correcting) // (walk.stepping + walk.correcting) + 1
+    due = (levels - 1) * walk.stepping + levels * walk.correcting + 1  # to denoise the end
     asked = 0
 
     def count():
@@ -141,8 +141,8 @@ def draws(process, predict, params, walk, most, seed, shape):
 
     found = np.asarray(drawn(params, jax.random.key(seed)))
     jax.effects_barrier()
-    if not most - each < asked <= most:
-        raise ValueError(f"a walk of {levels} levels took {asked} evaluations, not {most} or a little fewer")
+    if asked != due:
+        raise ValueError(f"a walk of {levels} levels took {asked} evaluations, not {due}")
     return found
 
 
@@ -156,6 +156,7 @@ COLORS = {
     "UniPC-2": ACCENT,
 }
 REST = "#c4c8cc"
+APART = "reverse diffusion + snr 0.16"
 
 
 def draw(rows, path):
@@ -163,25 +164,31 @@ def draw(rows, path):
     figure = plt.figure(figsize=(17, 10.5), layout="constrained")
     above, below = figure.subfigures(2, 1)
     exact, points, digits = above.subplots(1, 3)
+    points.sharey(exact)
     between, orders = below.subplots(1, 2, width_ratios=(1.1, 1))
-    found = {}
+    found, floor = {}, None
     for row in rows:
         if row.results:
             what = row.options["sweep.order of"] or row.options["sweep.sampler"]
             where = row.options["config"] or row.options["sweep.process"] or "orders"
-            found.setdefault(where, {})[what] = row
-    floor = found.get("orders", {}).pop(EXACT, None)
-    floor = floor and floor.mean(MANY)
-    curves(exact, found.get("vp", {}), EVALUATIONS, floor)
-    exact.set_title(
-        "Exact denoiser: UniPC meets the floor, within error,\nafter 20 evaluations, ancestral sampling after 100"
-    )
-    curves(points, found.get("points.py", {}), EVALUATIONS[:-1], floor)
-    points.set_title("The same, with a learned denoiser:\nlittle is lost")
+            if what == EXACT:
+                floor = row.mean(MANY), row.mean(SCATTER) / np.sqrt(3)
+            else:
+                found.setdefault(where, {})[what] = row
+    curves(exact, found.get("vp", {}), EVALUATIONS)
+    for panel in (exact, points, between):
+        mark(panel, floor)
+    exact.set_title("TITLE")
+    curves(points, found.get("points.py", {}), EVALUATIONS[:-1])
+    points.set_title("With a learned denoiser: from 20 evaluations on\nlittle is lost, at 5 much by EDM and UniPC")
     curves(digits, found.get("digits.py", {}), EVALUATIONS[:-1])
+    if rows_of_digits := found.get("digits.py"):
+        least = next(iter(rows_of_digits.values())).floor("N = 5")
+        digits.axhline(least, color=INK, ls=":", lw=1.5)
+        digits.text(100, 1.05 * least, "as many real digits", ha="right", va="bottom", fontsize=11)
     digits.set(ylabel="Frechet distance, in features")
-    digits.set_title("Digits, learned: the ODE's samplers all end\nat the network's own error, 5 times the floor")
-    every_process(between, found, floor)
+    digits.set_title("Digits, learned: the ODE's samplers all end\nwhere the network's error is left")
+    every_process(between, found)
     dots(orders, found.get("orders", {}))
     for panel in (exact, points, digits, between, orders):
         panel.spines[["top", "right"]].set_visible(False)
@@ -192,44 +199,38 @@ def draw(rows, path):
     plt.close(figure)
 
 
-def curves(panel, rows, counts, floor=None):
-    """Distance against evaluations: some samplers in colour, with their names, the others in grey."""
-    starts = {}
+def curves(panel, rows, counts):
+    """Distance against evaluations: some samplers in colour, the others in grey."""
     for name, row in rows.items():
         means = [row.mean(f"N = {most}") for most in counts]
         spread = [row.error(f"N = {most}") or 0.0 for most in counts]
-        look = {"color": COLORS[name], "lw": 2, "zorder": 3} if name in COLORS else {"color": REST, "lw": 1}
-        panel.errorbar(counts, means, spread, marker="o", ms=4, capsize=2, **look)
+        look = {"color": REST, "lw": 1}
         if name in COLORS:
-            starts[name] = means[0]
-    panel.set(xscale="log", yscale="log", xlim=(0.5, 1.3 * counts[-1]), xlabel="network evaluations")
+            look = {"color": COLORS[name], "lw": 2, "zorder": 3, "label": NAMES.get(name, name)}
+        panel.errorbar(counts, means, spread, marker="o", ms=4, capsize=2, **look)
+        if name == APART:
+            panel.text(counts[-1], 1.25 * means[-1], name, ha="right", color="#7d868d", fontsize=11)
+    panel.set(xscale="log", yscale="log", xlim=(4, 1.3 * counts[-1]), xlabel="network evaluations")
     panel.set_ylabel("sliced Wasserstein distance")
     panel.set_xticks(counts, map(str, counts))
     panel.xaxis.minorticks_off()
+    if others := len(rows.keys() - COLORS.keys()):
+        panel.plot([], [], color=REST, label=f"{others} others, in table.md")
     if rows:
-        mark(panel, floor or next(iter(rows.values())).mean(FLOORS["digits"]), FLOORS["points" if floor else "digits"])
-        names(panel, 4.5, starts)
+        panel.legend(fontsize=11, frameon=False, loc="upper right")
 
 
-def mark(panel, floor, what):
-    """Shade what lies below the floor."""
-    if not np.isnan(floor):
-        panel.axhspan(0.4 * floor, floor, color=INK, alpha=0.12, lw=0)
-        panel.set_ylim(0.4 * floor, None)
-        panel.text(0.98, 0.03, what, transform=panel.transAxes, ha="right", va="bottom", fontsize=11)
+def mark(panel, floor):
+    """What exact draws have: the mean, and how far from it three seeds may be by chance."""
+    if floor is not None:
+        mean, error = floor
+        panel.axhspan(mean - error, mean + error, color=INK, alpha=0.12, lw=0)
+        panel.axhline(mean, color=INK, ls=":", lw=1.5)
+        at = {"transform": panel.get_yaxis_transform(), "ha": "right", "va": "top", "fontsize": 11}
+        panel.text(0.98, 0.94 * (mean - error), "exact draws, ± error of three seeds", **at)
 
 
-def names(panel, x, starts):
-    """Names before the curves, moved apart where they would touch."""
-    low, high = np.log(panel.get_ylim())
-    gap, last = 0.055 * (high - low), -np.inf
-    for name, y in sorted(starts.items(), key=lambda start: start[1]):
-        last = max(np.log(y), last + gap)
-        at = {"ha": "right", "va": "center", "color": COLORS[name], "fontsize": 11}
-        panel.text(x, np.exp(last), NAMES.get(name, name), **at)
-
-
-def every_process(panel, found, floor):
+def every_process(panel, found):
     """After 20 and after 100 evaluations, process by process."""
     for i, key in enumerate(PROCESSES):
         for name in ("ancestral", "UniPC-2"):
@@ -241,8 +242,7 @@ def every_process(panel, found, floor):
                     panel.text(i + 0.25, row.mean("N = 20"), name, color=COLORS[name], va="center", fontsize=11)
     panel.set(yscale="log", xlim=(-0.4, len(PROCESSES) + 0.3), ylabel="sliced Wasserstein distance")
     panel.set_xticks(range(len(PROCESSES)), [*PROCESSES])
-    panel.set_title("Exact denoiser: under every process much the same\n(filled: 20 evaluations, open: 100)")
-    mark(panel, np.nan if floor is None else floor, FLOORS["points"])
+    panel.set_title("Exact denoiser: UniPC has it under every process\nafter 20 evaluations (filled; open: 100)")
 
 
 def dots(panel, rows):
@@ -251,6 +251,8 @@ def dots(panel, rows):
         measured = [row.mean(figure) for figure in row.figures if figure != "order in theory"]
         panel.plot(row.mean("order in theory"), y, "|", color=ACCENT, ms=22, mew=3)
         panel.plot(measured, [y] * len(measured), "o", color=INK, ms=5, alpha=0.5, mew=0)
+        if abs(max(measured) - row.mean("order in theory")) > 0.2:
+            panel.text(max(measured) + 0.06, y, "ve: nearer to 1 with more levels", va="center", fontsize=11)
     panel.set_yticks(range(len(rows)), [*rows])
     panel.set(xlim=(0.5, 3.5), ylim=(len(rows) - 0.4, -0.6), xticks=(1, 2, 3), xlabel="order of convergence")
-    panel.set_title("Each has its order: measured under six processes (dots),\nand of theory (bars)")
+    panel.set_title("Orders: measured under " + ", ".join(SMOOTH) + "\n(dots), and of theory (bars)")

@@ -147,9 +147,10 @@ def settled(step: float, sigma_min: float, gamma: float, steps: int) -> float:
     in the end. It is above 1 always: the steps are too few, or too long.
 
     This is the paper's criterion. Along a walk each level is entered with what the one before has left, so that v <-
-    q gamma^2 v + (1 - q) c with q = a^{2T}, which settles at c (1 - q) / (1 - q gamma^2): 1.128 rather than 1.055 for
-    NCSN v2 on CIFAR-10, and without bound where steps are so short that q gamma^2 comes near 1
-    (experiments/noise_levels).
+    q gamma^2 v + (1 - q) c with q = a^{2T}, which settles at c (1 - q) / (1 - q gamma^2): 1.128 rather than 1.055 at
+    NCSN v2's levels for CIFAR-10, and without bound where steps are so short that q gamma^2 comes near 1. A network
+    that is not told the level reads the noise off x and pulls back no harder from noise that is too much, so with it
+    more is left (experiments/noise_levels).
 
     Args:
         step: the `step_size` of `samplers.Langevin`: h at the least noisy level, in units of sigma^2.
