@@ -45,7 +45,7 @@ TINY = {
         "--config.sampler.images=64",
     ),
     "noise_levels": (
-        "*seed=0,techniques=all_five,*",
+        "all_five,seed=0,techniques=all_five,*",
         "--config.train.steps=20",
         "--config.train.checkpoint_every=20",
         "--config.net.unet.channels=8",

@@ -1,4 +1,4 @@
-"""Score matching without noise levels, on data that are as good as clean: noise of a tenth of a mode's width."""
+"""`all_levels` without its levels: on data that are as good as clean, with noise of a tenth of a mode's width."""
 
 from scoregen.config import load
 
@@ -9,8 +9,6 @@ def get_config():
     config.process.name = "sigmas"
     config.process.sigmas.values = (0.02, 0.02002)  # a chain has two levels or more: these are one
     config.process.sigmas.data_std = 1.0
-    config.target = "score"
-    config.loss.name = "ssm"
     config.sampler.corrector.langevin.step_size = 0.02**2
     config.sampler.corrector.langevin.steps = 250
     config.train.steps = 4000

@@ -1,8 +1,9 @@
 """Langevin dynamics without noise levels, and with them
 
 Between modes that are far apart plain Langevin dynamics does not mix, so it keeps the weights that its start gave them;
-a network that saw the data alone has learned no score where there are none; and on a curve score matching has no
-minimum. Noise at many levels mends all three (Song & Ermon 2019, section 3).
+a network that saw the data alone has learned no score where there are none; and on a curve, where it has no minimum,
+score matching with next to no noise does not come near its least value. Noise at many levels mends all three (Song &
+Ermon 2019, section 3).
 """
 
 import json
@@ -11,7 +12,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import expit
 
+from scoregen.judge import distance_to_data
 from scoregen.log import MetricsLog
 from scoregen.metrics import sliced_wasserstein
 from scoregen.oracle import Mixture
@@ -22,7 +25,8 @@ from scoregen.sweep import grid
 
 SEPARATIONS = [4, 6, 8, 12]  # of the modes, in units of their width
 NOISE = [0.0, 0.1]
-ERRORS = ("error of the score where data are", "where they are scarce", "where sampling starts")
+PLACES = ("where data are", "where they are scarce", "where a chain starts")
+HEAVY = "samples in the heavy mode (%)"
 DRAWS, LEVELS, STEPS = 4000, 25, 60
 
 
@@ -39,11 +43,11 @@ def measure(run):
 
 
 def mixing(separation, seed):
-    """From one start, with the exact score of two modes of 80 and 20 % and as many evaluations of it."""
+    """From the same points, with the exact score of two modes of 80 and 20 % and as many evaluations of it."""
     data = Mixture((0.8, 0.2), ((0.0, 0.0), (float(separation), 0.0)), (1.0, 1.0))
     process = ncsn(0.1, 25.0, LEVELS, data_std=0.0)
     predict = data.predict(process)
-    keys = jax.random.split(jax.random.key(seed), 4)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), separation), 5)
     start = process.prior(keys[0], (DRAWS, 2)) + jnp.array([separation / 2, 0.0])  # no mode is nearer
     lowest = jnp.zeros(DRAWS, jnp.int32)
 
@@ -53,16 +57,20 @@ def mixing(separation, seed):
         annealed = sample(process, predict, keys[2], start.shape, Hold(), Langevin(0.1 * 0.1**2, STEPS), start=start)
         return {"plain": plain, "annealed": annealed, "exact draws": data.sample(keys[3], DRAWS)}
 
-    def heavy(x):
-        """The share of the heavy mode: the mean of its probability given x."""
-        light = np.log(0.2 / 0.8) + separation * x[:, 0] - separation**2 / 2
-        return 100 * np.mean(1 / (1 + np.exp(light)))
-
     drawn = walk()
     found = {name: np.asarray(drawn[name], np.float64) for name in ("plain", "annealed", "exact draws")}
-    real = np.asarray(data.sample(jax.random.key(seed + 1000), DRAWS))
-    shares = {f"heavy mode, {name} (%)": heavy(x) for name, x in found.items()}
+    real = np.asarray(data.sample(keys[4], DRAWS))
+    shares = {f"heavy mode, {name} (%)": heavy(data, x) for name, x in found.items()}
     return shares | {f"sliced Wasserstein, {name}": sliced_wasserstein(x, real) for name, x in found.items()}
+
+
+def heavy(data, x):
+    """How much is in the first of two modes of one width, in %: the mean of its probability given x."""
+    one, two = (
+        np.log(weight) - 0.5 * np.sum((x - mean) ** 2, 1) / data.stds[0] ** 2
+        for weight, mean in zip(data.weights, data.means, strict=True)
+    )
+    return 100 * np.mean(expit(one - two))
 
 
 def exact(config):
@@ -93,12 +101,24 @@ def errors(run):
         truth = data.score(process, x, t)
         return jnp.sqrt(jnp.sum((predict(x, t).score - truth) ** 2) / jnp.sum(truth**2))
 
+    by_the_exact_score = sample(
+        process,
+        data.predict(process),
+        jax.random.key(run.experiment.config.seed + 2),
+        run.samples.shape,
+        run.experiment.predictor,
+        run.experiment.corrector,
+        denoise=run.experiment.config.sampler.denoise,
+    )
     np.savez(run.workdir / "field.npz", **field(process, predict, data))
+    figures = zip(PLACES, ((at_data, t), (scarce, t[: len(scarce)]), (begin, jnp.full(len(t), top))), strict=True)
+    distance = distance_to_data(run.experiment)
+    judged = {"": distance(run.samples), ", exact score": distance(np.asarray(by_the_exact_score))}
     return {
-        "sliced Wasserstein of the samples": sliced_wasserstein(run.samples, run.experiment.dataset.test),
-        ERRORS[0]: error(at_data, t),
-        ERRORS[1]: error(scarce, t[: len(scarce)]),
-        ERRORS[2]: error(begin, jnp.full(len(t), top)),
+        **{f"error of the score {where}": error(*at) for where, at in figures},
+        **{f"{found.name}{how}": (found.value, found.floor) for how, found in judged.items()},
+        HEAVY: heavy(data, run.samples),
+        f"{HEAVY}, exact score": heavy(data, np.asarray(by_the_exact_score)),
     }
 
 
@@ -113,24 +133,25 @@ def field(process, predict, data, n=121):
 
 
 def settling(run):
-    """The objective, E[ tr(grad s) + 1/2 ||s||^2 ], on the way; its least value is -1/2 E ||grad log p||^2."""
+    """The objective, E[ tr(grad s) + 1/2 ||s||^2 ], on the way.
+
+    Its least value is -1/2 E ||grad log p||^2, near to -1 / (2 sigma^2), which is that of a line with noise across it.
+    """
     config, process = run.experiment.config, run.experiment.process
     noise = float(process.sigma(jnp.zeros((), jnp.int32)))
     rows = [(row["step"], row["loss"] / noise**2) for row in MetricsLog.read(run.trained) if "loss" in row]
     step, objective = np.array(rows).T
     (run.workdir / "objective.json").write_text(json.dumps([step.tolist(), objective.tolist()]))
 
-    def around(share):
-        near = np.abs(step - share * config.train.steps) <= 0.05 * config.train.steps
-        return np.median(objective[near])
-
+    quarter = np.minimum(4 * (step - 1) // config.train.steps, 3)
+    last = objective[quarter >= 2]
     x = run.experiment.dataset.test
     x = jnp.asarray(x) + noise * jax.random.normal(jax.random.key(config.seed), x.shape)
     score = run.experiment.predict(run.params)(x, jnp.zeros(len(x), jnp.int32)).score
     return {
-        "objective, half way": around(0.5),
-        "at the end": around(0.95),
-        "its scatter over the second half": objective[step > 0.5 * config.train.steps].std(),
+        **{f"objective, quarter {i + 1}": np.median(objective[quarter == i]) for i in range(4)},
+        "its least value": -0.5 / noise**2,
+        "scatter in the second half / median": last.std() / abs(np.median(last)),
         "norm of the learned score": jnp.linalg.norm(score, axis=1).mean(),
     }
 
@@ -157,32 +178,38 @@ def draw(rows, path):
         drawn = picture(axes[1], np.load(one.folders[0] / "field.npz"))
         bar = figure.colorbar(drawn, ax=axes[1], shrink=0.85, ticks=[-1, 0, 1, 2])
         bar.ax.set_yticklabels(["0.1", "1", "10", "100"])
+        bar.set_label("length of the error", fontsize=11)
     axes[1].set_title("Error of a score learned at one level:\nsmall only where data are (lines)", fontsize=13)
 
     for i, (row, color, label) in enumerate(((one, ACCENT, "one level"), (every, INK, "all levels"))):
         if not row.results:
             continue
         place = np.arange(3) + 0.4 * i - 0.2
-        spread = [row.error(what) or 0.0 for what in ERRORS]
-        bars = axes[2].bar(place, [row.mean(what) for what in ERRORS], 0.36, color=color, yerr=spread, label=label)
-        axes[2].bar_label(bars, fmt="%.2g", fontsize=11, padding=2)
+        figures = [f"error of the score {where}" for where in PLACES]
+        means, spread = [row.mean(what) for what in figures], [row.error(what) or 0.0 for what in figures]
+        bars = axes[2].bar(place, means, 0.36, color=color, yerr=spread, label=label)
+        axes[2].bar_label(bars, fmt="{:#.2g}", fontsize=11, padding=2)
     axes[2].set_xticks(range(3), ["where\ndata are", "where they\nare scarce", "where a\nchain starts"])
     axes[2].set(ylabel="error of the score, relative", ylim=(0, 0.72))
-    axes[2].set_title("A chain starts where one level\nwas not learned, and many were", fontsize=13)
+    axes[2].set_title("One level was not learned where its chain\nstarts; many levels were", fontsize=13)
     axes[2].legend(frameon=False, fontsize=12, loc="upper left")
 
     curved = [row for row in rows if "curve" in str(row.options["config"])]
-    for row, color, place in zip(curved, (ACCENT, INK), (-3e5, -14), strict=True):
+    for row, color, place in zip(curved, (ACCENT, INK), (-4e5, -14), strict=True):
         for folder in row.folders:
             step, objective = json.loads(Path(folder, "objective.json").read_text())
             axes[3].plot(step, objective, color=color, lw=1.3, alpha=0.8)
+        if row.results:
+            axes[3].axhline(row.mean("its least value"), color=color, ls="--", lw=1)
         label = f"noise of {row.options['data.moons.noise']:g}" if row.options["data.moons.noise"] else "no noise"
         white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         middle = 0.5 * max(axes[3].get_xlim())
         axes[3].text(middle, place, label, color=color, fontsize=13, ha="center", va="center", bbox=white)
     axes[3].set_yscale("symlog", linthresh=10)
     axes[3].set(xlabel="training step", ylabel="score matching objective", ylim=(-2e6, 2e5))
-    axes[3].set_title("Data on a curve: training does not\nsettle, unless there is noise", fontsize=13)
+    axes[3].set_title(
+        "Data on a curve: training comes to the least\nvalue (dashed) only if there is noise", fontsize=13
+    )
     for panel in (axes[0], axes[2], axes[3]):
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=11)
