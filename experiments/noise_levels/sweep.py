@@ -306,7 +306,7 @@ def draw(rows, path):
     shown.axis("off")
     dots.minorticks_off()
     dots.grid(axis="y", alpha=0.2)
-    for panel, where in ((first, (0.76, 1.0)), (second, (0.6, 1.0)), (third, (1.0, 1.0))):
+    for panel, where in ((first, (0.76, 1.0)), (second, (0.57, 1.0)), (third, (1.0, 1.0))):
         panel.minorticks_off()
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=11, frameon=False, loc="upper right", bbox_to_anchor=where)
