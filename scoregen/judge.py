@@ -100,7 +100,7 @@ def distance_to_data(
         found = floored(frechet_distance, features(experiment.scaling.to_bytes(samples)), real, held_out)
         overlap = "; the floor's subsets overlap, so its spread is too small" if 5 * len(samples) > len(real) else ""
         note = f"features of {features.name}, key {features.key}{overlap}"
-        return Verdict("Frechet distance", *dataclasses.astuple(found), note)
+        return Verdict("Frechet distance", *dataclasses.astuple(found), note=note)
 
     return judged
 
