@@ -208,7 +208,7 @@ def draw(rows, path):
         axes[3].text(middle, place, label, color=color, fontsize=13, ha="center", va="center", bbox=white)
     axes[3].set_yscale("symlog", linthresh=10)
     axes[3].set(xlabel="training step", ylabel="score matching objective", ylim=(-2e6, 2e5))
-    axes[3].set_title("Data on a curve: the objective comes to\nits least (dashed) only if there is noise", fontsize=13)
+    axes[3].set_title("Data on a curve: the least value\n(dashed) is found only with noise", fontsize=13)
     for panel in (axes[0], axes[2], axes[3]):
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=11)
