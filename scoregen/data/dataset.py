@@ -146,7 +146,7 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
         raise UsageError(f"{name}: {len(labels)} labels for {n} examples: each example needs one")
     if isinstance(examples, np.ndarray):
         _check_finite(name, examples)  # before they are shuffled: the index is that in the person's own data
-    if (examples == examples[:1]).all():
+    if all(np.array_equal(each, examples[0]) for each in examples):  # as a rule the second is another
         raise UsageError(f"{name}: all {n} examples are the same: there is nothing to learn but one point")
     order = np.random.default_rng(seed).permutation(n)
     test, train = order[:cut], order[cut:]
