@@ -483,10 +483,9 @@ def test_codes_of_gaussian_data_are_known(process):
     c, x0 = 0.6, jnp.array([[0.5, -1.0], [2.0, 0.1]])
     predict = gaussian((0.0, 0.0), c).predict(process)
     code = encode(process, predict, x0, Adaptive(1e-6, 1e-6))
-    first, last = (float(np.asarray(f)) for f in process.grid()[jnp.array([0, -1])])
-    kinds = jnp.array([first, last], jnp.int32 if process.discrete else jnp.float32)
-    q = np.sqrt((np.asarray(process.alpha(kinds)) * c) ** 2 + np.asarray(process.sigma(kinds)) ** 2)
-    np.testing.assert_allclose(code, float(process.alpha(kinds)[1]) * x0 * q[0] / q[1], rtol=5e-6)
+    alpha, sigma = (np.asarray(f(process.grid(2))) for f in (process.alpha, process.sigma))
+    q = np.hypot(alpha * c, sigma)
+    np.testing.assert_allclose(code, alpha[1] * x0 * q[0] / q[1], rtol=5e-6)
     back = decode(process, predict, code, Adaptive(1e-6, 1e-6))
     np.testing.assert_allclose(back, x0, rtol=5e-5)
 

@@ -102,7 +102,8 @@ def rotation(process: Process, predict: Predict) -> Callable[[Array, Array], Arr
     def field(phi: Array, y: Array) -> Array:
         cos, sin = jnp.maximum(jnp.cos(phi), 0), jnp.sin(phi)  # a right angle may round to more than one
         t = process.time(2 * (jnp.log(cos) - jnp.log(sin))).astype(y.dtype)
-        found = predict(rows(jnp.hypot(process.alpha(t), process.sigma(t)), y) * y, t)
+        _, size = polar(process, t, y.dtype)
+        found = predict(rows(size, y) * y, t)
         return rows(cos, y) * found.eps - rows(sin, y) * found.x0
 
     return field

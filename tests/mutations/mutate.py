@@ -496,7 +496,7 @@ MUTATIONS = [
                 "the tolerance of the ODE's solver",
             ),
             ("rows(cos, y) * found.eps - rows", "rows(cos, y) * found.eps + rows", "the sign of x0 in the ODE"),
-            ("process.sigma(t)), y) * y, t)", "process.sigma(t)) ** 0, y) * y, t)", "the network shown normalised x"),
+            ("predict(rows(size, y) * y, t)", "predict(y, t)", "the network shown normalised x"),
             ("2 * (jnp.log(cos) - jnp.log(sin))", "jnp.log(cos) - jnp.log(sin)", "SNR's root in the ODE's time"),
             ("return rows(other, x) * y", "return rows(size, x) * y", "the size at the end of the ODE"),
         ],
