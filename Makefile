@@ -13,7 +13,7 @@ pip  := $(py) -m pip --disable-pip-version-check --no-input
 test := $(py) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint docs format lock clean
+.PHONY: help run test test-all mutate lint docs format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: $(VENV)/.installed  ## the quick tests and the docstrings' examples (WORKE
 test-all: $(VENV)/.installed $(VENV)/.launchers  ## every test, the slow ones too
 	$(test) $(ARGS)
 
+mutate: $(VENV)/.installed  ## break formulas, and see tests fail (ARGS='--only bound', '--list', '--all')
+	$(py) tests/mutations/mutate.py --workers $(WORKERS) $(ARGS)
+
 lint: $(VENV)/.installed $(VENV)/.dev  ## ruff (rules, layout) and pyright (types)
 	$(py) -m ruff check
 	$(py) -m ruff format --check
@@ -35,7 +38,7 @@ lint: $(VENV)/.installed $(VENV)/.dev  ## ruff (rules, layout) and pyright (type
 docs: $(VENV)/.dev  ## the documentation as a site, into site/
 	NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --strict
 
-format: $(VENV)/.dev  ## mend what ruff can mend
+format: $(VENV)/.dev  ## apply ruff's automatic fixes
 	$(py) -m ruff check --fix-only
 	$(py) -m ruff format
 

@@ -1,18 +1,18 @@
 """DDPM on CIFAR-10 with the hyper-parameters of Ho et al. 2020 (their figure: FID 3.17 after 800,000 steps).
 
-    python -m scoregen.run --config=ddpm_cifar --config.data.dir=DIR
+    scoregen train ddpm_cifar --data=DIR
 
-DIR holds cifar-10-batches-bin or its archive, or gets it. The network has 35,746,307 parameters and takes 12.4 GFLOP
-an image forward (a multiplication and an addition are two). This is for an accelerator; on a laptop it shows that all
-is well with --config.train.steps=20 --config.sampler.n=50. What is the paper's, and the switch that turns it off:
-the loss is a mean over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in sampling and the variance is beta,
-"fixedlarge" (--config.sampler.x0.name=free, --config.sampler.predictor.ancestral.variance=small); the average of the
-parameters starts without a ramp (--config.train.ema.decay.ramp=true); no dequantization. Not the paper's: the gradient
-is added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances
-are computed by --mode=eval only, in the features of a small classifier.
+DIR holds cifar-10-batches-bin or its archive, or gets it. The network has 35,746,307 parameters and takes 12.4 GFLOP an
+image forward (a multiplication and an addition are two). This is for an accelerator; on a laptop it shows that all is
+well with --steps=20 --config.sampler.n=50. From the paper, each with the switch that turns it off: the loss is a mean
+over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in sampling and the variance is beta, "fixedlarge"
+(--config.sampler.x0.name=free, --config.sampler.step.ancestral.variance=small); the average of the parameters starts
+without a ramp (--config.train.ema.decay.ramp=true); no dequantization. Not from the paper: the gradient is added up
+over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances are computed by
+`scoregen eval` only, in the features of a small classifier.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -23,7 +23,7 @@ def get_config():
     config.train.batch = 128
     config.train.microbatch = 64
     config.train.learning_rate = 2e-4
-    config.train.warmup = 5000
+    config.schedule.constant.warmup = 5000
     config.train.clip = 1.0
     config.train.ema.decay.rate = 0.9999
     config.train.ema.decay.ramp = False
@@ -31,7 +31,7 @@ def get_config():
     config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000
     config.sampler.x0.name = "clip"
-    config.sampler.predictor.ancestral.variance = "large"
+    config.sampler.step.ancestral.variance = "large"
     config.sampler.batch = 16
     config.sampler.images = 16
     config.eval.samples = 10_000

@@ -1,13 +1,13 @@
 """DDPM on scikit-learn's 8x8 digits, which are embedded: legible digits in a few minutes without a GPU.
 
-    python -m scoregen.run --config=ddpm_digits
-    python -m scoregen.run --config=ddpm_digits --mode=eval --config.sampler.predictor.ancestral.eta=0.0
+    scoregen train ddpm_digits
+    scoregen eval runs/ddpm_digits --config.sampler.step.ancestral.eta=0.0
 
 Ho et al. 2020 in small: their chain and loss, and their U-Net with 32 channels, two levels and one block a level. The
 sampler takes every twentieth of the thousand levels.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -21,12 +21,11 @@ def get_config():
     config.train.steps = 1200
     config.train.batch = 64
     config.train.learning_rate = 1e-3
-    config.train.warmup = 100
+    config.schedule.constant.warmup = 100
     config.train.ema.decay.rate = 0.995
     config.train.sample_every = 400
     config.train.checkpoint_every = 400
     config.sampler.x0.name = "clip"
     config.sampler.n = 50
     config.sampler.batch = 250
-    config.eval.samples = 1000
     return config

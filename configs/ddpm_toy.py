@@ -1,14 +1,14 @@
 """DDPM on a ring of eight Gaussians, in the plane: under a minute on a laptop.
 
-    python -m scoregen.run --config=ddpm_toy
-    python -m scoregen.run --config=ddpm_toy --config.data.name=moons --config.loss.name=ssm
+    scoregen train ddpm_toy
+    scoregen train ddpm_toy --config.data.name=moons --config.loss.name=ssm
 
-Ho et al. 2020 with a perceptron in place of the U-Net. The network is told the log-SNR, so that it can be asked
-between levels too: add --mode=eval --config.sampler.process.name=ncsn --config.sampler.process.ncsn.sigma_max=100.0
---config.sampler.process.ncsn.levels=200 --config.sampler.n=0 to sample it as if it were an NCSN.
+Ho et al. 2020 with a perceptron in place of the U-Net. The network gets the log-SNR, so it is defined between levels
+too, and `scoregen eval runs/ddpm_toy --config.sampler.process.name=ncsn --config.sampler.process.ncsn.sigma_max=100.0
+--config.sampler.process.ncsn.levels=200 --config.sampler.n=0` samples it as if it were an NCSN.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():

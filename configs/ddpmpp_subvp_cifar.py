@@ -1,14 +1,14 @@
 """DDPM++ under the sub-VP SDE on CIFAR-10, as Song et al. 2021 (FID 2.61, 3.02 bits/dim).
 
-    python -m scoregen.run --config=ddpmpp_subvp_cifar --config.data.dir=DIR
-    python -m scoregen.run --config=ddpmpp_subvp_cifar --config.data.dir=DIR --config.net.ncsnpp.blocks=8 \
-        --config.train.steps=950000
+    scoregen train ddpmpp_subvp_cifar --data=DIR
+    scoregen train ddpmpp_subvp_cifar --data=DIR --config.net.ncsnpp.blocks=8 \
+        --steps=950000
 
 All but the SDE is as in `ddpmpp_vp_cifar`, the switches and the 61,804,419 parameters too; the second, "deep", has
 106,632,579 (FID 2.41, 2.99 bits/dim), and 950,000 steps as in the paper's code.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():

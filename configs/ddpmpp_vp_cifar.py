@@ -1,22 +1,22 @@
 """DDPM++ under the VP SDE on CIFAR-10, with the hyper-parameters of Song et al. 2021 (FID 2.55, 3.16 bits/dim).
 
-    python -m scoregen.run --config=ddpmpp_vp_cifar --config.data.dir=DIR
-    python -m scoregen.run --config=ddpmpp_vp_cifar --config.data.dir=DIR --config.net.ncsnpp.blocks=8 \
-        --config.train.steps=950000
-    python -m scoregen.run --config=ddpmpp_vp_cifar --mode=likelihood --config.sampler.process.name=trained
+    scoregen train ddpmpp_vp_cifar --data=DIR
+    scoregen train ddpmpp_vp_cifar --data=DIR --config.net.ncsnpp.blocks=8 \
+        --steps=950000
+    scoregen likelihood runs/ddpmpp_vp_cifar --config.sampler.process.name=trained
 
 DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator. 61,804,419 parameters and 21.69
 GFLOP per image and evaluation, of which sampling takes 1000; the second, "deep", has 106,632,579 (FID 2.41, 3.13
-bits/dim). What is the paper's, and the switch that turns it off: the loss is a mean over dimensions
+bits/dim). From the paper, each with the switch that turns it off: the loss is a mean over dimensions
 (--config.loss.eps.reduce=sum); times from 1e-5 on are trained and 1e-3 is where sampling ends
 (--config.sampler.process.name=trained for both alike, as the likelihood needs); the average of the parameters starts
-without a ramp (--config.train.ema.decay.ramp=true); no dequantization. The network is told 999 t. Not the paper's: the
+without a ramp (--config.train.ema.decay.ramp=true); no dequantization. The network gets 999 t. Not from the paper: the
 last step gives E[x0 | x], where theirs is one of the SDE without its noise; pictures are rounded to bytes, which its
 code cuts off; the gradient is added up over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128
-at once), and distances are computed by --mode=eval only, in the features of a small classifier.
+at once), and distances are computed by `scoregen eval` only, in the features of a small classifier.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -28,5 +28,5 @@ def get_config():
     config.train.steps = 1_300_000
     config.sampler.x0.name = "free"
     config.sampler.process.name = "vp"
-    config.sampler.predictor.name = "euler_maruyama"
+    config.sampler.step.name = "euler_maruyama"
     return config

@@ -1,22 +1,23 @@
 """EDM on CIFAR-10, with the hyper-parameters of Karras et al. 2022 (their figures: FID 1.97, and 1.79 with classes).
 
-    python -m scoregen.run --config=edm_cifar --config.data.dir=DIR
-    python -m scoregen.run --config=edm_cifar --config.data.dir=DIR --config.labels=true
+    scoregen train edm_cifar --data=DIR
+    scoregen train edm_cifar --data=DIR --config.labels=true
 
 DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator. 55,733,891 parameters, with
 classes 55,735,299, and 42.38 GFLOP per image and evaluation, of which sampling takes 35. The network is DDPM++ with all
-levels of 256 channels. What is the paper's, and the switch that turns it off: images are augmented, and the network is
-told how (--config.data.augment=0), mirrored ones too (--config.data.flip=true without augmentation); it is always told
-the class, if at all (--config.label_dropout=0.1, which guidance needs); c_noise = ln(sigma) / 4
-(--config.net.condition=sigma); the gradient is not clipped (--config.train.clip=1); the learning rate rises over 10
-million images (--config.train.warmup=0). The average of the parameters has a half-life of half a million images, or of
-a twentieth of those seen (--config.train.ema.name=decay). Not the paper's: noise is cut at the ends of what sampling
-walks, which starts at N(0, sigma_max^2 + data_std^2), not sigma_max^2; a gradient that is not finite ends the run,
-where theirs counts as 0; the gradient is added up over parts of 128 images, to save memory (--config.train.microbatch=0
-for all 512 at once); and distances are computed by --mode=eval only, in the features of a small classifier.
+levels of 256 channels. From the paper, each with the switch that turns it off: images are augmented, and the network
+gets the numbers that say how (--config.data.augment=0), mirrored ones too (--config.data.flip=true without
+augmentation); the class, if it has one, is never dropped (--config.label_dropout=0.1, which guidance needs); c_noise =
+ln(sigma) / 4 (--config.net.condition=sigma); the gradient is not clipped (--config.train.clip=1); the learning rate
+rises over 10 million images (--config.schedule.constant.warmup=0). The average of the parameters has a half-life of
+half a million images, or of a twentieth of those seen (--config.train.ema.name=decay). Not from the paper: noise is cut
+at the ends of what sampling walks, which starts at N(0, sigma_max^2 + data_std^2), not sigma_max^2; a gradient that is
+not finite ends the run, where theirs counts as 0; the gradient is added up over parts of 128 images, to save memory
+(--config.train.microbatch=0 for all 512 at once); and distances are computed by `scoregen eval` only, in the features
+of a small classifier.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -37,10 +38,10 @@ def get_config():
     config.train.batch = 512
     config.train.microbatch = 128
     config.train.learning_rate = 1e-3
-    config.train.warmup = 10_000_000 // 512
+    config.schedule.constant.warmup = 10_000_000 // 512
     config.train.clip = 0.0
     config.train.ema.name = "halflife"  # of half a million images, after a ramp of 5 %
     config.sampler.x0.name = "free"
-    config.sampler.predictor.name = "edm"
+    config.sampler.step.name = "edm"
     config.sampler.n = 18
     return config

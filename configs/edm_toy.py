@@ -1,14 +1,13 @@
 """EDM on a ring of eight Gaussians, in the plane: under a minute on a laptop.
 
-    python -m scoregen.run --config=edm_toy
+    scoregen train edm_toy
 
 Karras et al. 2022: the noise is the time, its law log-normal; the network's input and output have unit variance
 (--config.target=edm, --config.net.unit_input), and the loss is the error of that output (--config.weighting.name=edm).
-data_std is that of the data. Sampled by DDIM; their own sampler is
---config.sampler.predictor.name=edm.
+data_std is that of the data. Sampled by DDIM; their own sampler is --config.sampler.step.name=edm.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -20,6 +19,6 @@ def get_config():
     config.weighting.name = "edm"
     config.net.condition = "sigma"
     config.net.unit_input = True
-    config.sampler.predictor.ancestral.eta = 0.0
+    config.sampler.step.ancestral.eta = 0.0
     config.sampler.n = 100
     return config

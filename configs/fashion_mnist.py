@@ -1,12 +1,12 @@
-"""EDM on Fashion-MNIST, told the class: garments that one can name after half an hour on two cores.
+"""EDM on Fashion-MNIST with classes: garments that one can name after half an hour on two cores.
 
-    python -m scoregen.run --config=fashion_mnist --config.data.dir=DIR
-    python -m scoregen.run --config=fashion_mnist --config.data.dir=DIR --mode=sample --config.sampler.label=9
+    scoregen train fashion_mnist --data=DIR
+    scoregen sample runs/fashion_mnist --config.sampler.label=9
 
 DIR holds the four IDX files, gzipped or not, or gets them (31 MB). Preconditioning, noise levels and weights are those
 of Karras et al. 2022, with data_std that of these images. The network is the U-Net of Ho et al. 2020 with 16, 32 and 64
-channels at 28, 14 and 7 pixels and one block a level: 0.69 million parameters, 0.41 GFLOP for an image in training.
-The loss is a sum over pixels, so the gradient's norm is about 100 and the clip to 1 scales that of every step
+channels at 28, 14 and 7 pixels and one block a level: 0.69 million parameters, 0.41 GFLOP for an image in training. The
+loss is a sum over pixels, so the gradient's norm is about 100 and the clip to 1 scales that of every step
 (--config.train.clip=0 for none). The average of the parameters is a power of the step (Karras et al. 2024), which suits
 any --config.train.steps.
 
@@ -15,7 +15,7 @@ They are guided by a scale of 1.5, so each of the 20 levels of DPM-Solver++ cost
 (--config.sampler.guidance=1.0 for one; the same garments, less clean).
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -38,15 +38,14 @@ def get_config():
     config.train.steps = 2400
     config.train.batch = 64
     config.train.learning_rate = 2e-3
-    config.train.warmup = 100
+    config.schedule.constant.warmup = 100
     config.train.ema.name = "power"
     config.train.sample_every = 1000
     config.train.checkpoint_every = 1000
-    config.sampler.predictor.name = "dpm"
+    config.sampler.step.name = "dpm"
     config.sampler.x0.name = "clip"
     config.sampler.guidance = 1.5
     config.sampler.n = 20
     config.sampler.batch = 100
     config.sampler.images = 100
-    config.eval.samples = 1000
     return config

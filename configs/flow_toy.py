@@ -1,13 +1,13 @@
 """Flow matching on a ring of eight Gaussians, in the plane: under a minute on a laptop.
 
-    python -m scoregen.run --config=flow_toy
-    python -m scoregen.run --config=flow_toy --config.process.name=vp --config.times.name=logitnormal
+    scoregen train flow_toy
+    scoregen train flow_toy --config.process.name=vp --config.times.name=logitnormal
 
 Lipman et al. 2023 and Liu et al. 2023: the straight path from data to noise, and a network that gives its velocity.
 Sampled by DDIM, which on this path is Euler's method.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -15,6 +15,6 @@ def get_config():
     config.process.name = "flow"
     config.target = "velocity"
     config.loss.name = "flow"
-    config.sampler.predictor.ancestral.eta = 0.0
+    config.sampler.step.ancestral.eta = 0.0
     config.sampler.n = 100
     return config

@@ -1,26 +1,27 @@
 """Improved DDPM on CIFAR-10, L_hybrid of Nichol & Dhariwal 2021 (their figures: FID 3.19, 3.17 bits/dim).
 
-    python -m scoregen.run --config=iddpm_cifar --config.data.dir=DIR
-    python -m scoregen.run --config=iddpm_cifar --config.data.dir=DIR --config.loss.name=vlb \
+    scoregen train iddpm_cifar --data=DIR
+    scoregen train iddpm_cifar --data=DIR --config.loss.name=vlb \
         --config.loss.vlb.variance=learned --config.times.name=second_moment
 
 The second is L_vlb (their figures: FID 11.47, 2.94 bits/dim), for which alone they draw times by importance. DIR holds
 cifar-10-batches-bin or its archive, or gets it. The network has 52,546,438 parameters and takes 16.8 GFLOP an image
 forward (a multiplication and an addition are two). This is for an accelerator; on a laptop it shows that all is well
-with --config.train.steps=20 --config.sampler.n=50, and --config.net.unet.remat=true saves memory. What is the paper's,
-and the switch that turns it off: 4000 levels of the cosine (--config.process.cosine.steps=1000); the network also gives
-the variance of a step (--config.learned_variance=false --config.loss.name=eps
---config.sampler.predictor.ancestral.variance=small); 4 heads, scale and shift by the time, and details as in their
-code (--config.net.unet.attention_heads=1, --config.net.unet.scale_shift=false, --config.net.unet.form=ddpm); the index
-is told as though there were 1000 (--config.net.condition=index); dropout 0.3 (--config.net.unet.dropout=0.1); x0 is
-clipped in sampling (--config.sampler.x0.name=free); 500,000 steps, no warm-up, no clip of the gradient, no flip, no
-dequantization; the average of the parameters starts without a ramp (--config.train.ema.decay.ramp=true). Their AdamW
-has no decay of the weights, and so is Adam. With fewer steps, as theirs: --config.sampler.n=100. Not the paper's: the
-initial values, which there are PyTorch's; the gradient is added up over parts of 64 images (--config.train.microbatch=0
-for all 128 at once), and distances are computed by --mode=eval only, in the features of a small classifier.
+with --steps=20 --config.sampler.n=50, and --config.net.unet.remat=true saves memory. From the paper, each with the
+switch that turns it off: 4000 levels of the cosine (--config.process.cosine.steps=1000); the network also gives the
+variance of a step (--config.learned_variance=false --config.loss.name=eps
+--config.sampler.step.ancestral.variance=small); 4 heads, scale and shift by the time, and details as in their code
+(--config.net.unet.attention_heads=1, --config.net.unet.scale_shift=false, --config.net.unet.form=ddpm); the network
+gets the index as though there were 1000 levels (--config.net.condition=index); dropout 0.3
+(--config.net.unet.dropout=0.1); x0 is clipped in sampling (--config.sampler.x0.name=free); 500,000 steps, no warm-up,
+no clip of the gradient, no flip, no dequantization; the average of the parameters starts without a ramp
+(--config.train.ema.decay.ramp=true). Their AdamW has no decay of the weights, and so is Adam. With fewer steps, as
+theirs: --config.sampler.n=100. Not from the paper: the initial values, which there are PyTorch's; the gradient is added
+up over parts of 64 images (--config.train.microbatch=0 for all 128 at once), and distances are computed by `scoregen
+eval` only, in the features of a small classifier.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -39,7 +40,7 @@ def get_config():
     config.net.unet.dropout = 0.3
     config.train.steps = 500_000
     config.train.learning_rate = 1e-4
-    config.train.warmup = 0
+    config.schedule.constant.warmup = 0
     config.train.clip = 0.0
-    config.sampler.predictor.ancestral.variance = "learned"
+    config.sampler.step.ancestral.variance = "learned"
     return config

@@ -1,23 +1,22 @@
 """NCSN on CIFAR-10 with the hyper-parameters of Song & Ermon 2019 (their figures: FID 25.32, Inception score 8.87).
 
-    python -m scoregen.run --config=ncsn_cifar --config.data.dir=DIR
-    python -m scoregen.run --config=ncsn_cifar --config.data.dir=DIR --config.loss.name=ssm
+    scoregen train ncsn_cifar --data=DIR
+    scoregen train ncsn_cifar --data=DIR --config.loss.name=ssm
 
 DIR holds cifar-10-batches-bin or its archive, or gets it. The network is the paper's RefineNet: 30,117,635 parameters,
 19.8 GFLOP an image forward (a product and a sum are two), and a sample takes 1,000 evaluations. This is for an
 accelerator with some 16 GiB for the batch's activations, or half of it with --config.train.microbatch=64; on a laptop
-it shows that all is well with --config.train.batch=8 --config.train.steps=20
---config.sampler.corrector.langevin.steps=5. What is the paper's, and the switch that turns it off: data in [0, 1],
-dequantized (--config.scaling.unit.dequantize=false) and flipped (--config.data.flip=false); the network sees 2x - 1
-(--config.net.centered=false), is told the index of the noise level and gives the score itself, whatever its size
-(--config.net.name=refinenet_v2 --config.net.condition=sigma divides by sigma); sampling starts at U[0, 1)
-(--config.process.ncsn.start=normal) and ends without a denoising step (--config.sampler.denoise); no average of the
-parameters (--config.train.ema.name=decay), no clip of the gradient, no warm-up. Not the paper's: its index 0 is the
-noisiest level and here it is the least noisy; and distances are computed by --mode=eval only, in the features of a
-small classifier.
+it shows that all is well with --batch=8 --steps=20 --config.sampler.corrector.langevin.steps=5. From the paper, each
+with the switch that turns it off: data in [0, 1], dequantized (--config.scaling.unit.dequantize=false) and flipped
+(--config.data.flip=false); the network sees 2x - 1 (--config.net.centered=false), gets the index of the noise level and
+gives the score itself, whatever its size (--config.net.name=refinenet_v2 --config.net.condition=sigma divides by
+sigma); sampling starts at U[0, 1) (--config.process.ncsn.start=normal) and ends without a denoising step
+(--config.sampler.denoise); no average of the parameters (--config.train.ema.name=decay), no clip of the gradient, no
+warm-up. Not from the paper: its index 0 is the noisiest level and here it is the least noisy; and distances are
+computed by `scoregen eval` only, in the features of a small classifier.
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -38,7 +37,7 @@ def get_config():
     config.train.log_every = 100
     config.train.sample_every = 10_000
     config.train.checkpoint_every = 10_000
-    config.sampler.predictor.name = "hold"
+    config.sampler.step.name = "hold"
     config.sampler.corrector.name = "langevin"
     config.sampler.denoise = False
     config.sampler.batch = 16

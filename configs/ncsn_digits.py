@@ -1,13 +1,13 @@
 """NCSN on scikit-learn's 8x8 digits, which are embedded: denoising score matching and annealed Langevin dynamics.
 
-    python -m scoregen.run --config=ncsn_digits
-    python -m scoregen.run --config=ncsn_digits --config.loss.name=ssm
+    scoregen train ncsn_digits
+    scoregen train ncsn_digits --config.loss.name=ssm
 
 The network of `ddpm_digits` under Song & Ermon's levels: sigma_max is about the largest distance between two digits
 (technique 1 of Song & Ermon 2020) and the network gives -sigma times the score (technique 3).
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -18,7 +18,7 @@ def get_config():
     config.process.ncsn.levels = 60
     config.loss.name = "dsm"
     config.net.condition = "sigma"
-    config.sampler.predictor.name = "hold"
+    config.sampler.step.name = "hold"
     config.sampler.corrector.name = "langevin"
     config.sampler.corrector.langevin.step_size = 0.15 * 0.05**2
     config.sampler.corrector.langevin.steps = 4

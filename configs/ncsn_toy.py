@@ -1,14 +1,14 @@
 """NCSN on a ring of eight Gaussians, in the plane: under a minute on a laptop.
 
-    python -m scoregen.run --config=ncsn_toy
-    python -m scoregen.run --config=ncsn_toy --config.loss.name=ssm --config.data.name=checkerboard
+    scoregen train ncsn_toy
+    scoregen train ncsn_toy --config.loss.name=ssm --config.data.name=checkerboard
 
-Song & Ermon 2019 and 2020: denoising score matching at all levels at once, then annealed Langevin dynamics. The
-network gives -sigma times the score (technique 3 of the second paper) and sigma_max is above the largest distance in
-the data (technique 1).
+Song & Ermon 2019 and 2020: denoising score matching at all levels at once, then annealed Langevin dynamics. The network
+gives -sigma times the score (technique 3 of the second paper) and sigma_max is above the largest distance in the data
+(technique 1).
 """
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
@@ -18,7 +18,7 @@ def get_config():
     config.process.ncsn.sigma_max = 6.0
     config.process.ncsn.levels = 50
     config.loss.name = "dsm"
-    config.sampler.predictor.name = "hold"
+    config.sampler.step.name = "hold"
     config.sampler.corrector.name = "langevin"
     config.sampler.corrector.langevin.step_size = 0.1 * 0.02**2
     config.sampler.corrector.langevin.steps = 10

@@ -6,30 +6,30 @@ python docs/figures.py kernels bound     these
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from matplotlib.colors import LinearSegmentedColormap
 
-from scoregen.denoiser import Prediction, eps_row
-from scoregen.denoiser import denoiser as make_denoiser
-from scoregen.losses import DSM, VLB, WEIGHTINGS
+from scoregen.app.figures import ACCENT, INK
+from scoregen.denoiser import Denoiser, Prediction
+from scoregen.losses import DSM, VLB, WEIGHTINGS, Objective
 from scoregen.losses.bound import decoder_nll, prior_kl, step_kl
 from scoregen.nets import MLP
-from scoregen.oracle import Mixture, gaussian
 from scoregen.process import (
     EDM,
     VE,
     VP,
+    Chain,
     CosineVP,
     Flow,
     Noised,
@@ -43,10 +43,11 @@ from scoregen.process import (
     posterior,
     sigmas,
 )
-from scoregen.report import ACCENT, INK, pyplot
-from scoregen.samplers import Hold, Langevin, sample
+from scoregen.samplers import Hold, Langevin, OwnGrid, Sampler
+from scoregen.testing import Mixture, gaussian
+from scoregen.train import Model, fit
 
-plt = pyplot()
+mpl.use("agg")
 FOLDER = Path(__file__).parent / "img"
 GREY, SAND, SEA = "#8b9aa8", "#d9a36a", "#3f8f8b"
 INKS = LinearSegmentedColormap.from_list("inks", ["#ffffff", INK])
@@ -117,12 +118,12 @@ def kernels() -> Path:
         drawn = line if group is top else line[1:]  # below, alpha is one line for all
         for name, (process, chain, color, style) in group.items():
             if process is not None:
-                t = process.grid(301)[::-1]
+                t = OwnGrid()(process, 301)[::-1]
                 values_of = (*kernel(process, t), process.logsnr(t))
                 for panel, values in zip(drawn, values_of[-len(drawn) :], strict=True):
                     panel.plot(np.linspace(0, 1, 301), values, color=color, ls=style, lw=1.8, label=name)
             if chain is not None:
-                t = chain.grid(min(30, chain.levels))[::-1]
+                t = OwnGrid()(chain, min(30, chain.levels))[::-1]
                 values_of = (*kernel(chain, t), chain.logsnr(t))
                 for panel, values in zip(drawn, values_of[-len(drawn) :], strict=True):
                     label = name if process is None else None
@@ -135,7 +136,7 @@ def kernels() -> Path:
             panel.set_title(what, fontsize=11)
             panel.spines[["top", "right"]].set_visible(False)
     processes = [made for pair in bottom.values() for made in pair[:2] if made is not None]
-    assert all(np.all(np.asarray(made.alpha(made.grid())) == 1) for made in processes)
+    assert all(np.all(np.asarray(made.alpha(OwnGrid()(made, None))) == 1) for made in processes)
     axes[1, 0].axhline(1, color=INK, lw=1.8)
     axes[1, 0].text(0.5, 0.94, "1 for every process of this row", ha="center", va="top", color=INK)
     axes[1, 0].set_ylim(0, 1.1)
@@ -148,24 +149,14 @@ def kernels() -> Path:
 def pitfalls() -> Path:
     """Langevin dynamics from noise with the exact score, plain and annealed, at the same number of evaluations."""
     process, count, levels, steps = ncsn(0.05, 8.0, 25), 4000, 25, 60
-    predict, step = APART.predict(process), 0.1 * 0.05**2
-    key = jax.random.key(0)
-
-    @jax.jit
-    def plain() -> jax.Array:
-        # All the evaluations at the least noisy level, with steps as large as the modes let them be.
-        start = 3.0 * jax.random.normal(key, (count, 2))
-        run = Langevin(step_size=0.02, steps=levels * steps)
-        return run(process, predict, jax.random.key(1), start, jnp.zeros(count, jnp.int32))
-
-    @jax.jit
-    def annealed() -> jax.Array:
-        return sample(process, predict, jax.random.key(2), (count, 2), Hold(), Langevin(step, steps))
-
+    denoiser, start = APART.denoiser(process), 3.0 * jax.random.normal(jax.random.key(0), (count, 2))
+    # All the evaluations at the least noisy level, with steps as large as the modes let them be.
+    plain = jax.jit(Langevin(step_size=0.02, steps=levels * steps))
+    annealed = Sampler(Hold(), Langevin(step_size=0.1 * 0.05**2, steps=steps))
     clouds = {
         "the data": APART.sample(jax.random.key(3), count),
-        "plain Langevin, started from noise": plain(),
-        "annealed Langevin, started from noise": annealed(),
+        "plain Langevin, started from noise": plain(denoiser, jax.random.key(1), start, jnp.zeros(count, jnp.int32)),
+        "annealed Langevin, started from noise": annealed(denoiser, jax.random.key(2), (count, 2)),
     }
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.3), layout="constrained")
     for panel, (name, cloud) in zip(axes, clouds.items(), strict=True):
@@ -178,46 +169,26 @@ def pitfalls() -> Path:
     return save(figure, "pitfalls")
 
 
-def learned_noise(process: Process, data: Mixture, steps: int = 3000) -> Callable:
-    """A perceptron trained by the simple loss, as a denoiser of `process`."""
-    net, optimizer = MLP(width=128), optax.adam(optax.cosine_decay_schedule(3e-3, steps))
-    key = jax.random.key(0)
-
-    def apply(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        scale = 1 / jnp.hypot(process.sigma(t), jnp.full_like(process.sigma(t), 2.0))
-        return net.apply(params, x * scale[:, None], process.logsnr(t))  # pyright: ignore[reportReturnType]
-
-    params = net.init(key, jnp.zeros((1, 2)), jnp.zeros(1))
-
-    @jax.jit
-    def train(params: Any) -> Any:
-        def one(carry: Any, i: jax.Array) -> tuple[Any, None]:
-            params, state = carry
-            draw, noise, when = jax.random.split(jax.random.fold_in(key, i), 3)
-            noised = perturb(process, noise, data.sample(draw, 256), process.sample_time(when, (256,)))
-            gradient = jax.grad(lambda p: DSM()(process, as_predict(p), noised, noise).mean())(params)
-            change, state = optimizer.update(gradient, state, params)
-            return (optax.apply_updates(params, change), state), None
-
-        return jax.lax.scan(one, (params, optimizer.init(params)), jnp.arange(steps))[0][0]
-
-    def as_predict(params: Any) -> Callable:
-        return make_denoiser(process, eps_row, functools.partial(apply, params))
-
-    return as_predict(train(params))
+def learned(process: Process, data: Mixture, steps: int = 3000) -> Denoiser:
+    """A perceptron trained by denoising score matching."""
+    model = Model(process, MLP(width=128), unit_input=True)
+    points = np.asarray(data.sample(jax.random.key(1), 256 * steps))  # in one epoch: each is seen once
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+    state = fit(model, points, Objective(DSM()), optimizer, steps, batch=256, ema=None, progress=False)
+    return model.denoiser(state.params)
 
 
 def scarce() -> Path:
     """Where a learned score is wrong, at a low and at a high noise level; and the score beside a manifold."""
-    process = ncsn(0.1, 4.0, 8)
-    predict = jax.jit(learned_noise(process, APART))
+    process = ncsn(0.1, 4.0, 8, data_std=2.0)  # the deviation of these data
+    denoiser = learned(process, APART)
     axis, points = mesh(4.5, 121)
     figure, axes = plt.subplots(1, 3, figsize=(12.4, 3.7), layout="constrained")
     drawn: Any = None
     for panel, level in zip(axes, (0, 5), strict=False):
         t = jnp.full(len(points), level)
         sigma = float(process.sigma(t[0]))
-        off = np.linalg.norm(np.asarray(predict(points, t).score - APART.score(process, points, t)), axis=1)
+        off = np.linalg.norm(np.asarray(denoiser(points, t).score - APART.score(process, points, t)), axis=1)
         truth = np.exp(np.asarray(APART.log_prob(points, 1.0, sigma))).reshape(121, 121)
         drawn = panel.imshow(
             np.log10(np.maximum(sigma * off, 1e-9)).reshape(121, 121),
@@ -288,7 +259,7 @@ def left(process: Process, std: float, t: jax.Array) -> jax.Array:
     return (std * sigma) ** 2 / ((alpha * std) ** 2 + sigma**2)
 
 
-def exact_between(process: Process, std: float) -> jax.Array:
+def exact_between(process: Chain, std: float) -> jax.Array:
     """Of a chain, where the true variance of each reverse step lies, for `VLB(variance="learned")`."""
     t = jnp.arange(process.levels)
     lam, sigma = process.logsnr(t), process.sigma(t)
@@ -301,7 +272,7 @@ def exact_between(process: Process, std: float) -> jax.Array:
     return jnp.concatenate([first[None], between])
 
 
-def bound_of(process: Process, std: float, variance: str) -> float:
+def bound_of(process: Chain, std: float, variance: str) -> float:
     """The expected bound in nats for data from N(0, std^2) and the exact denoiser, of a chain.
 
     Every part is linear in x0^2 and in (x0 - x0_theta)^2, so one example with their expectations gives the mean.
@@ -312,7 +283,7 @@ def bound_of(process: Process, std: float, variance: str) -> float:
     between = exact_between(process, std)[:, None] if variance == "learned" else None
     noised = Noised(x0, x0, x0, t)
     found = Prediction(x0 + error, x0, x0, between)
-    return float(VLB(None, "nats", variance)(process, lambda x, t: found, noised, jax.random.key(0)).mean())
+    return float(VLB(None, "nats", variance)(Denoiser(process, lambda x, t: found), noised, jax.random.key(0)).mean())
 
 
 def even_bound_of(levels: int, std: float) -> float:
@@ -341,16 +312,16 @@ def bound() -> Path:
         some = np.unique(np.geomspace(1, 999, 24).round().astype(int))
         at = jnp.repeat(jnp.asarray(some), draws)
         noised = perturb(process, jax.random.key(0), data.sample(jax.random.key(1), len(at)), at)
-        predict = data.predict(process)
-        dsm = DSM()(process, predict, noised, jax.random.key(2)) * weight(process, at) / DSM().weight(process, at)
+        denoiser = data.denoiser(process)
+        dsm = DSM()(denoiser, noised, jax.random.key(2)) * weight(process, at) / DSM().weight(process, at)
         mean, deviation = posterior(process, noised.x, noised.x0, at, at - 1)
-        model, _ = posterior(process, noised.x, predict(noised.x, at).x0, at, at - 1)
+        model, _ = posterior(process, noised.x, denoiser(noised.x, at).x0, at, at - 1)
         kl = jnp.sum((mean - model) ** 2, 1) / (2 * deviation**2)
         by_level = [np.asarray(a).reshape(len(some), draws).mean(1) for a in (kl, dsm)]
 
         entropy = 0.5 * math.log(2 * math.pi * math.e * std**2)
         counts = np.array([30, 100, 300, 1000, 3000, 10000])
-        linear = [ddpm(0.1 / n, 20.0 / n, n) for n in counts.tolist()]
+        linear = [ddpm(0.1 / n, 20.0 / n, n, rescale=False) for n in counts.tolist()]
         small = [bound_of(p, std, "small") - entropy for p in linear]
         true = [bound_of(p, std, "learned") - entropy for p in linear]
         even = [even_bound_of(n, std) - entropy for n in counts.tolist()]

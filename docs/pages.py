@@ -69,7 +69,7 @@ def page_of(path: str) -> str:
     if inside != path:
         return inside.removesuffix(".ipynb") + ".md" * inside.endswith(".ipynb")
     if path == "README.md":
-        return "manual.md"  # a README is the index of its folder, and the site has one
+        return "readme.md"  # a README is the index of its folder, and the site has one
     return path if path.endswith((".md", ".png")) else f"{path}.md"
 
 
@@ -138,7 +138,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn every link between files of the repository into one between pages."""
     del config, files
     uri = page.file.src_uri
-    path = "README.md" if uri == "manual.md" else uri if (ROOT / uri).is_file() else f"docs/{uri}"
+    path = "README.md" if uri == "readme.md" else uri if (ROOT / uri).is_file() else f"docs/{uri}"
     targets = linked(markdown, path)
 
     def moved(found: re.Match[str]) -> str:

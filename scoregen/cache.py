@@ -1,4 +1,4 @@
-"""The folder for what can be made again: downloads, the classifiers of the distances, compiled programs."""
+"""The folder of files that can be made again: downloads, classifiers for distances, compiled programs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def folder(name: str = "") -> Path:
 
 
 def keep_compiled() -> None:
-    """Let JAX keep the programs that it compiles, so that a command starts at once when it is given again.
+    """Let JAX keep the programs that it compiles, so that a command starts at once when it is run again.
 
-    Said in the environment, for a JAX that is yet to be imported: what the person has said there already counts, such
-    as another folder (JAX_COMPILATION_CACHE_DIR) or none at all (JAX_ENABLE_COMPILATION_CACHE=false). A program takes
-    up less than a megabyte, mostly; the folder may be removed at any time.
+    It sets environment variables, for a JAX that is not imported yet, and leaves those that are set: another folder
+    (JAX_COMPILATION_CACHE_DIR), or no cache (JAX_ENABLE_COMPILATION_CACHE=false). Most programs take up less than a
+    megabyte; the folder may be removed at any time.
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder("compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    # A file that a kill cut short, a folder that cannot be written: the program is compiled, as without a cache.
+    # With a damaged file or an unwritable folder the program is compiled, as it is without a cache.
     warnings.filterwarnings("ignore", ".*persistent compilation cache.*", UserWarning)

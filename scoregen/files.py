@@ -1,23 +1,25 @@
-"""Files that are whole, or not there: what is written beside its place, and then renamed."""
+"""Files that are written whole or not at all, locks, and strict JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from scoregen.errors import UsageError
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to in place of `path`, whose name it takes over at the end.
+    """A path to write to instead of `path`; it is renamed to `path` at the end.
 
-    Until then, and if writing fails, the old file is there as it was.
+    Until then, and if writing fails, the old file stays as it was.
 
     Raises UsageError if it cannot be written.
 
@@ -41,15 +43,16 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[None]:
-    """A file that one process at a time holds, until it leaves or dies: a kill leaves no lock behind.
+    """Holds the lock of a file, as one process at a time can; a process that is killed leaves no lock behind.
 
-    While another one holds it, `wait` is called again and again, and may raise; without it, that is the UsageError.
-    So is a file that cannot be written.
+    While another process holds it, `wait` is called again and again, and may raise.
+
+    Raises UsageError if another process holds it and there is no `wait`, and if the file cannot be written.
 
     >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder, "lock")), locked(Path(folder, "lock")):
     ...     pass
     Traceback (most recent call last):
-    scoregen.errors.UsageError: ... is at work in ...: wait until it has ended, or take another folder
+    scoregen.errors.UsageError: ... is at work in ...: wait until it has ended, or use another folder
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -57,7 +60,7 @@ def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[Non
             while not _held(file):
                 if wait is None:
                     raise UsageError(
-                        f"another command is at work in {path.parent}: wait until it has ended, or take another folder"
+                        f"another command is at work in {path.parent}: wait until it has ended, or use another folder"
                     )
                 wait()
                 time.sleep(0.1)
@@ -85,12 +88,12 @@ def _held(file: IO[str]) -> bool:
         return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise  # else it is a file system without locks, where nobody can be told apart
+            raise  # else it is a file system without locks, where no other process can be seen
     return True
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UsageError if no file can be made in a folder: to be asked before work that ends in one."""
+    """Raises UsageError if no file can be made in a folder: for a check before work that ends in one."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -99,4 +102,74 @@ def check_writable(folder: Path) -> None:
 
 
 def _cannot(path: Path, error: OSError) -> str:
-    return f"cannot write {path}: {error.strerror or error}; make room there, or choose another --workdir"
+    return f"cannot write {path}: {error.strerror or error}; make room there, or use another folder"
+
+
+_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """Strict JSON text of dictionaries, sequences, numbers, strings, booleans and None, with a newline at the end.
+
+    JSON has no infinity and no NaN, so these become the strings "Infinity", "-Infinity" and "NaN", which `from_json`
+    reads back as numbers. Tuples become lists; NumPy and JAX arrays and numbers become lists and numbers.
+
+    Args:
+        value: the value.
+        indent: of the lines; None writes one line.
+
+    Raises:
+        ValueError: for a string or a key that would be read back as a number, such as "NaN".
+        TypeError: for anything else.
+
+    >>> to_json({"sigma": (0.1, math.inf), "steps": 2}, indent=None)
+    '{"sigma": [0.1, "Infinity"], "steps": 2}\\n'
+    >>> from_json(to_json({"sigma": (0.1, math.inf), "steps": 2}))
+    {'sigma': [0.1, inf], 'steps': 2}
+    """
+    return json.dumps(_strict(value), indent=indent, allow_nan=False) + "\n"
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value that `to_json` wrote, with lists for its sequences.
+
+    Raises:
+        ValueError: for text that is not strict JSON.
+
+    >>> from_json("NaN")
+    Traceback (most recent call last):
+    ValueError: 'NaN' is no JSON
+    """
+    return _restored(json.loads(text, parse_constant=_no_constant))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_checked(key): _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    if isinstance(value, str):
+        return _checked(value)
+    if isinstance(value, float):  # NumPy's float64 is one, its other numbers are none of Python's
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return _strict(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, str) and value in _NUMBERS:
+        raise ValueError(f"the text {value!r} would be read back as a number: use another name")
+    return value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _restored(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_restored(inner) for inner in value]
+    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name!r} is no JSON")

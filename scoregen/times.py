@@ -1,89 +1,121 @@
-"""Time laws: which noise levels training draws.
+"""Time laws: which noise levels training draws, and with which density.
 
-A law draws times and the weight of each. The weight is one where the law is a choice of what to train on, and
-p(t) / q(t) where it is importance sampling: there q is drawn from, p is the process's own law, and expectations
-stay those under p. A law may learn from the losses it has led to; what it knows is a pytree in the training state.
+The reference is `Own`, the law that the process's paper trains with. Every law says how its density compares with it:
+`Drawn.ratio` = p_own(t) / q(t). A law with `importance` is importance sampling: its losses are multiplied by the ratio,
+so that their expectation stays the one under `Own`. Another law is a choice of what to train on, and only what is an
+average over times by definition (the variational bound) is multiplied. A law may learn from the losses that it led to;
+what it learns is a pytree in the training state.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+import math
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import ndtr, ndtri
 
-from scoregen.process import Process, draw, example_keys, split_keys
+from scoregen.process import EDM, Process, bottom, snr_loss_rate, top
+from scoregen.random import by_example, example_keys, split_keys
 
 
 class Drawn(NamedTuple):
-    """Times `[B]`, their weights `[B]`, and which of a law's bins each fell in, `[B]` (zero where there are none)."""
+    """Times `[B]`, the ratios p_own / q there `[B]`, and the bin of each `[B]` (zero for laws without bins)."""
 
     t: Array
-    weight: Array
+    ratio: Array
     bin: Array
 
 
 class TimeLaw(abc.ABC):
-    """The base of all: learns nothing.
+    """A law q(t) of training times, with the protocol (init, draw, update) and a density.
 
     Attributes:
-        importance: whether expectations are those under the process's own law.
+        importance: whether losses are multiplied by p_own / q, so that expectations are those under `Own`.
     """
 
-    importance: bool
+    importance: ClassVar[bool] = False
 
     def init(self, process: Process) -> Any:
-        """What the law knows before training."""
+        """What the law has learned before training, a pytree; () if it learns nothing."""
         return ()
 
     @abc.abstractmethod
-    def __call__(self, process: Process, known: Any, key: Array, count: int) -> Drawn:
+    def draw(self, process: Process, state: Any, key: Array, count: int) -> Drawn:
         """Draw for `count` examples; example i depends on its own key alone."""
 
-    def update(self, known: Any, drawn: Drawn, losses: Array) -> Any:
-        """What the law knows after the losses `[B]` (without their weights) at the times drawn."""
-        return known
-
-
-class _Unweighted(TimeLaw):
-    """A law whose draws all have the weight one."""
-
-    importance = False
+    def update(self, state: Any, drawn: Drawn, losses: Array) -> Any:
+        """The state after the losses `[B]` (not multiplied by anything) at the times drawn."""
+        return state
 
     @abc.abstractmethod
-    def draw(self, process: Process, key: Array, count: int) -> Array:
-        """Times `[B]`."""
+    def density(self, process: Process, t: Array, state: Any = ()) -> Array:
+        """q(t), `[B] -> [B]`, per unit of time; of a chain the probability of the level."""
 
-    def __call__(self, process: Process, known: Any, key: Array, count: int) -> Drawn:
-        return Drawn(self.draw(process, key, count), jnp.ones(count), jnp.zeros(count, jnp.int32))
+
+class Fixed(TimeLaw):
+    """A law that learns nothing, given by its quantiles, its distribution function and its density."""
+
+    @abc.abstractmethod
+    def quantile(self, process: Process, u: Array) -> Array:
+        """Of u uniform in [0, 1), a time, `[B] -> [B]`; of a chain an int32 level."""
+
+    @abc.abstractmethod
+    def cdf(self, process: Process, t: Array) -> Array:
+        """The probability of the times below t, `[B] -> [B]`; of a chain of the levels below the edge t - 1/2."""
+
+    def density(self, process: Process, t: Array, state: Any = ()) -> Array:
+        if process.discrete:
+            return self.cdf(process, t + 1) - self.cdf(process, t)
+        return jax.jvp(lambda t: self.cdf(process, t), (t,), (jnp.ones_like(t),))[1]
+
+    def draw(self, process: Process, state: Any, key: Array, count: int) -> Drawn:
+        t = self.quantile(process, by_example(jax.random.uniform, key, (count,)))
+        return Drawn(t, own_density(process, t) / self.density(process, t), jnp.zeros(count, jnp.int32))
 
 
 @dataclasses.dataclass(frozen=True)
-class Own(_Unweighted):
-    """The process's own law: uniform, but for EDM, whose is log-normal."""
+class Uniform(Fixed):
+    """Every time between `process.ends`, or every level of a chain, is as likely as any other.
 
-    importance = True
+    >>> from scoregen.process import VP, ddpm
+    >>> Uniform().quantile(ddpm(), jnp.array([0.0, 0.9999])).tolist(), float(Uniform().density(VP(), jnp.array(0.5)))
+    ([0, 999], 1.001...)
+    """
 
-    def draw(self, process: Process, key: Array, count: int) -> Array:
-        return process.sample_time(key, (count,))
+    def quantile(self, process: Process, u: Array) -> Array:
+        low, high = process.ends
+        if process.discrete:
+            count = int(high) + 1
+            return jnp.minimum((u * count).astype(jnp.int32), count - 1)
+        return low + u * (high - low)
 
+    def cdf(self, process: Process, t: Array) -> Array:
+        low, high = process.ends
+        return t.astype(jnp.result_type(float)) / (high + 1) if process.discrete else (t - low) / (high - low)
 
-def _at_logsnr(process: Process, logsnr: Array) -> Array:
-    t = process.time(logsnr)
-    return jnp.round(t).astype(jnp.int32) if process.discrete else t
+    def density(self, process: Process, t: Array, state: Any = ()) -> Array:
+        low, high = process.ends
+        each = 1 / (high + 1) if process.discrete else 1 / (high - low)
+        return jnp.full(jnp.shape(t), each, jnp.result_type(process.alpha(t)))
 
 
 @dataclasses.dataclass(frozen=True)
-class LogNormal(_Unweighted):
-    """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1), for any process, held at its ends.
+class LogNormal(Fixed):
+    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1), for any process, cut at its ends.
 
-    A chain's level is the nearest.
+    Of a chain it takes the nearest level, beyond the ends the last one.
 
     Raises:
         ValueError: unless std > 0.
+
+    >>> from scoregen.process import EDM
+    >>> float(LogNormal().quantile(EDM(), jnp.array(0.5)))  # the median is exp(mean)
+    0.301...
     """
 
     mean: float = -1.2
@@ -92,13 +124,72 @@ class LogNormal(_Unweighted):
     def __post_init__(self):
         _check_std(self.std)
 
-    def draw(self, process: Process, key: Array, count: int) -> Array:
-        return _at_logsnr(process, -2 * (self.mean + self.std * draw(jax.random.normal, key, (count,))))
+    def _standard(self, process: Process, t: Array) -> Array:
+        return (-0.5 * process.logsnr(t) - self.mean) / self.std
+
+    def _edge(self, process: Process, t: Array) -> Array:
+        """At half a level below t."""
+        return self._standard(process, t.astype(jnp.result_type(float)) - 0.5)
+
+    def _ends(self, process: Process) -> tuple[Array, Array]:
+        """The probabilities of the untruncated law below the range that is kept, and below its end."""
+        if process.discrete:
+            return jnp.zeros(()), jnp.ones(())
+        return ndtr(self._standard(process, bottom(process))), ndtr(self._standard(process, top(process)))
+
+    def quantile(self, process: Process, u: Array) -> Array:
+        low, high = (end.astype(u.dtype) for end in self._ends(process))
+        t = process.time(-2 * (self.mean + self.std * ndtri(_inside(low + _inside(u) * (high - low)))))
+        return jnp.round(t).astype(jnp.int32) if process.discrete else t
+
+    def cdf(self, process: Process, t: Array) -> Array:
+        if process.discrete:
+            at = ndtr(self._edge(process, t))
+            return jnp.where(t <= 0, 0.0, jnp.where(t > process.ends[1], 1.0, at))
+        low, high = (end.astype(t.dtype) for end in self._ends(process))
+        return (ndtr(self._standard(process, t)) - low) / (high - low)
+
+    def density(self, process: Process, t: Array, state: Any = ()) -> Array:
+        if process.discrete:
+            below, above = self._edge(process, t), self._edge(process, t + 1)
+            below, above = jnp.where(t <= 0, -jnp.inf, below), jnp.where(t >= process.ends[1], jnp.inf, above)
+            # Of the upper tail the mirror image, in which less cancels: no level that is drawn has a density of 0.
+            return jnp.where(below > 0, ndtr(-below) - ndtr(-above), ndtr(above) - ndtr(below))
+        low, high = (end.astype(t.dtype) for end in self._ends(process))
+        bell = _bell(self._standard(process, t))
+        # At alpha = 0 the rate is infinite, and the density 0.
+        rate = jnp.where(bell > 0, snr_loss_rate(process, t), 0)
+        return 0.5 * rate * bell / (self.std * (high - low))
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitNormal(_Unweighted):
-    """The process's own law at the quantile u, where logit(u) ~ N(mean, std^2) (Esser et al. 2024, section 3.1).
+class Own(Fixed):
+    """The law of the process's own paper: uniform in time, but for `EDM`, whose is `LogNormal()`."""
+
+    importance = True
+
+    def quantile(self, process: Process, u: Array) -> Array:
+        return _own(process).quantile(process, u)
+
+    def cdf(self, process: Process, t: Array) -> Array:
+        return _own(process).cdf(process, t)
+
+    def density(self, process: Process, t: Array, state: Any = ()) -> Array:
+        return _own(process).density(process, t)
+
+
+def _own(process: Process) -> Fixed:
+    return next((OWN[kind] for kind in type(process).__mro__ if kind in OWN), Uniform())
+
+
+def own_density(process: Process, t: Array) -> Array:
+    """The density of `Own` at t, `[B] -> [B]`: what an average over training times is divided by."""
+    return _own(process).density(process, t)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitNormal(Fixed):
+    """The quantile u of `Own`, where logit(u) ~ N(mean, std^2) (Esser et al. 2024, section 3.1).
 
     For flow matching u is the time itself, and the middle of the path is drawn more often than its ends.
 
@@ -112,55 +203,82 @@ class LogitNormal(_Unweighted):
     def __post_init__(self):
         _check_std(self.std)
 
-    def draw(self, process: Process, key: Array, count: int) -> Array:
-        return process.spread(jax.nn.sigmoid(self.mean + self.std * draw(jax.random.normal, key, (count,))))
+    def quantile(self, process: Process, u: Array) -> Array:
+        return _own(process).quantile(process, jax.nn.sigmoid(self.mean + self.std * ndtri(_inside(u))))
+
+    def _standard(self, process: Process, t: Array) -> tuple[Array, Array]:
+        """The quantile u of `Own`, and its logit as a standard normal number."""
+        # Held off 0 and 1, where the logit is infinite: this moves a probability of 1e-7 at most.
+        u = jnp.clip(_own(process).cdf(process, t), 1e-7, 1 - 1e-7)
+        return u, (jnp.log(u) - jnp.log1p(-u) - self.mean) / self.std
+
+    def cdf(self, process: Process, t: Array) -> Array:
+        below = ndtr(self._standard(process, t)[1])
+        if not process.discrete:
+            return below
+        return jnp.where(t <= 0, 0.0, jnp.where(t > process.ends[1], 1.0, below))
+
+    def density(self, process: Process, t: Array, state: Any = ()) -> Array:
+        if process.discrete:
+            return super().density(process, t)
+        u, z = self._standard(process, t)
+        return _own(process).density(process, t) * (_bell(z) / (self.std * u * (1 - u)))
 
 
 class _Importance(TimeLaw):
-    """Importance sampling by a histogram over the quantiles u of the process's own law.
+    """Importance sampling by a histogram over the quantiles u of `Own`.
 
     Bin j of M holds u from j/M to (j+1)/M; a chain has a bin for each level. With the probability P_j of a bin, the
-    weight p / q is 1 / (M P_j), exactly, however good or bad the histogram is.
+    ratio p_own / q is 1 / (M P_j), exactly, however good or bad the histogram is.
     """
 
     importance = True
 
     def bins(self, process: Process) -> int:
-        return process.levels if process.discrete else 100
+        return int(process.ends[1]) + 1 if process.discrete else 100
 
     @abc.abstractmethod
-    def histogram(self, process: Process, known: Any) -> Array:
+    def histogram(self, process: Process, state: Any) -> Array:
         """P_j, `[M]`, all positive."""
 
-    def __call__(self, process: Process, known: Any, key: Array, count: int) -> Drawn:
-        which, where = (draw(jax.random.uniform, k, (count,)) for k in split_keys(example_keys(key, count), 2))
-        return self.at(process, known, which, where)
+    def draw(self, process: Process, state: Any, key: Array, count: int) -> Drawn:
+        which, where = (by_example(jax.random.uniform, k, (count,)) for k in split_keys(example_keys(key, count), 2))
+        return self.at(process, state, which, where)
 
-    def at(self, process: Process, known: Any, which: Array, where: Array) -> Drawn:
-        """What two numbers of [0, 1) draw: `which` `[B]` is the quantile over the bins, `where` `[B]` within one."""
-        histogram = self.histogram(process, known)
+    def at(self, process: Process, state: Any, which: Array, where: Array) -> Drawn:
+        """The draw for two numbers in [0, 1): `which` `[B]` is the quantile over the bins, `where` `[B]` within one."""
+        histogram = self.histogram(process, state)
         total = jnp.cumsum(histogram)
         index = jnp.minimum(jnp.searchsorted(total, which * total[-1], side="right"), histogram.size - 1)
         # Of a chain's bin the middle, which no rounding takes to the next.
         u = (index.astype(histogram.dtype) + (0.5 if process.discrete else where)) / histogram.size
         u = jnp.minimum(u, 1 - jnp.finfo(u.dtype).epsneg)  # the sum above may round up to 1
-        return Drawn(process.spread(u), total[-1] / (histogram.size * histogram[index]), index.astype(jnp.int32))
+        t = _own(process).quantile(process, u)
+        return Drawn(t, total[-1] / (histogram.size * histogram[index]), index.astype(jnp.int32))
+
+    def density(self, process: Process, t: Array, state: Any = ()) -> Array:
+        histogram = self.histogram(process, state if state != () else self.init(process))
+        own = _own(process)
+        if process.discrete:
+            return histogram[t] / histogram.sum()
+        index = jnp.clip((own.cdf(process, t) * histogram.size).astype(jnp.int32), 0, histogram.size - 1)
+        return own.density(process, t) * histogram.size * histogram[index] / histogram.sum()
 
 
 @dataclasses.dataclass(frozen=True)
 class UniformLogSNR(_Importance):
     """Uniform in the log-SNR, which spreads the variational bound evenly (Song, Durkan et al. 2021, section 3.2).
 
-    The bound's integrand is -lam' / 2 ||eps - eps_theta||^2, so with q ~ -lam' = g^2 / sigma^2 the
-    error of eps alone remains. It is uniform from bin to bin, and within a bin as the process's own law is; a
-    thousandth is drawn from that law throughout.
+    The bound's integrand is -lam' / 2 ||eps - eps_theta||^2, so with q ~ -lam' = g^2 / sigma^2 only the error of eps
+    is left. The law is uniform from bin to bin, and within a bin it is `Own`; a thousandth is drawn from `Own`
+    throughout.
     """
 
-    def histogram(self, process: Process, known: Any) -> Array:
+    def histogram(self, process: Process, state: Any) -> Array:
         if process.discrete:
-            gaps = jnp.log1p(process.rate(jnp.arange(process.levels)))
+            gaps = jnp.log1p(snr_loss_rate(process, jnp.arange(self.bins(process))))
         else:
-            edges = process.spread(jnp.linspace(0.0, 1.0, self.bins(process) + 1))
+            edges = _own(process).quantile(process, jnp.linspace(0.0, 1.0, self.bins(process) + 1))
             gaps = -jnp.diff(jnp.maximum(process.logsnr(edges), -13.0))  # at alpha = 0 lam is -inf
         return 0.999 * gaps / gaps.sum() + 0.001 / gaps.size
 
@@ -169,7 +287,7 @@ class UniformLogSNR(_Importance):
 class SecondMoment(_Importance):
     """q ~ sqrt(E[L_t^2]) over the last `history` losses of each bin (Nichol & Dhariwal 2021, eq. 18).
 
-    A thousandth is drawn from the process's own law, and all is, until every bin has seen `history` losses.
+    A thousandth is drawn from `Own`, and all of it until every bin has seen `history` losses.
 
     Raises:
         ValueError: if history < 1.
@@ -185,20 +303,30 @@ class SecondMoment(_Importance):
         """The last losses `[M, history]` and how many there have been `[M]`."""
         return jnp.zeros((self.bins(process), self.history)), jnp.zeros(self.bins(process), jnp.int32)
 
-    def histogram(self, process: Process, known: Any) -> Array:
-        losses, seen = known
+    def histogram(self, process: Process, state: Any) -> Array:
+        losses, seen = state
         q = jnp.sqrt(jnp.mean(losses**2, 1))
         even = jnp.full_like(q, 1 / q.size)
         ready = (seen.min() >= self.history) & (q.sum() > 0)
         return jnp.where(ready, 0.999 * q / jnp.where(ready, q.sum(), 1.0) + 0.001 / q.size, even)
 
-    def update(self, known: Any, drawn: Drawn, losses: Array) -> Any:
-        def put(i: Array, known: Any) -> Any:  # one after the other: a bin may be drawn twice
-            table, seen = known
+    def update(self, state: Any, drawn: Drawn, losses: Array) -> Any:
+        def put(i: Array, state: Any) -> Any:  # one after the other: a bin may be drawn twice
+            table, seen = state
             j = drawn.bin[i]
-            return table.at[j, seen[j] % self.history].set(losses[i]), seen.at[j].add(1)
+            return table.at[j, seen[j] % self.history].set(losses[i].astype(table.dtype)), seen.at[j].add(1)
 
-        return jax.lax.fori_loop(0, losses.shape[0], put, known)
+        return jax.lax.fori_loop(0, losses.shape[0], put, state)
+
+
+def _inside(u: Array) -> Array:
+    """u held off 0 and 1, where the quantile of a normal law is infinite: by half the spacing of uniform draws."""
+    return jnp.clip(u, jnp.finfo(u.dtype).epsneg, 1 - jnp.finfo(u.dtype).epsneg)
+
+
+def _bell(z: Array) -> Array:
+    """The density of N(0, 1)."""
+    return jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
 
 
 def _check_std(std: float) -> None:
@@ -206,8 +334,12 @@ def _check_std(std: float) -> None:
         raise ValueError(f"std={std}: a positive number is needed")
 
 
+# The law that a process's paper trains with, where it is not uniform.
+OWN: dict[type[Process], Fixed] = {EDM: LogNormal()}
+
 TIMES = {
     "own": Own,
+    "uniform": Uniform,
     "lognormal": LogNormal,
     "logitnormal": LogitNormal,
     "logsnr": UniformLogSNR,

@@ -5,6 +5,7 @@
 Writes FOLDER/NAME.PROCESS.npz. Reads the checkpoint in FOLDER/one, and writes what it read as one in FOLDER/NAME.
 """
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -12,61 +13,42 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from small import digits, learned
 
-from scoregen import mesh, train
-from scoregen.checkpoint import Checkpoints
-from scoregen.config import load
-from scoregen.experiment import assemble
+import scoregen as sg
+from scoregen.app.sampling import Sampling
+from scoregen.data import in_turns
+from scoregen.train import Decay, abstract_state, mesh
+from scoregen.train.checkpoint import Checkpoints
 
 STEPS = 4
-CASES = {
-    # Dropout, flips, dequantization and classes, in two parts; a batch of the sampler that 8 does not divide.
-    "random": {
-        "preset": "ddpm_digits",
-        "net.name": "mlp",
-        "net.mlp.dropout": 0.5,
-        "scaling.name": "unit",
-        "data.flip": True,
-        "labels": True,
-        "sampler.guidance": 1.5,
-        "train.batch": 32,
-        "train.microbatch": 16,
-        "sampler.batch": 6,
-    },
-    # A law of times that knows the losses, in the order of the examples, and a variance of the loss that is learned.
-    "learned": {
-        "preset": "ddpm_toy",
-        "data.mixture.size": 64,
-        "process.ddpm.steps": 3,
-        "times.name": "second_moment",
-        "times.second_moment.history": 2,
-        "log_variance": True,
-        "train.batch": 16,
-        "sampler.batch": 8,
-    },
-    # Convolutions, group norms and attention.
-    "unet": {
-        "preset": "ddpm_digits",
-        "net.unet.channels": 8,
-        "net.unet.groups": 4,
-        "net.unet.blocks": 1,
-        "net.unet.dropout": 0.1,
-        "train.batch": 16,
-        "sampler.batch": 8,
-    },
+COMMON = {
+    "optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda step: 0.01)),
+    "average": Decay(0.5),
 }
 
 
-def experiment(case):
-    """One of the cases above, small."""
-    options = dict(CASES[case])
-    config = load(options.pop("preset"))
-    config.net.mlp.update(width=16, depth=1, embedding=8)
-    config.train.update(learning_rate=0.01, warmup=0, ema={"decay": {"rate": 0.5}})
-    config.sampler.n = 0 if config.process.ddpm.steps < 10 or "process.ddpm.steps" in options else 3
-    config.eval.samples = 16
-    config.update_from_flattened_dict(options)
-    return assemble(config)
+def parts(case):
+    """The parts of a case, small."""
+    if case == "random":  # dropout, flips, dequantization and classes, in two parts
+        net = sg.nets.MLP(width=16, depth=1, embedding=8, dropout=0.5, num_classes=10)
+        objective = sg.Objective(sg.EpsilonMSE(), label_dropout=0.1)
+        return digits(net, objective=objective, batch=32, microbatch=16, **COMMON)
+    if case == "learned":
+        # A law of times that learns from the losses, in the order of the examples, and a learned variance of the loss.
+        return learned(net=sg.nets.MLP(width=16, depth=1, embedding=8), batch=16, **COMMON)
+    # Convolutions, group norms and attention.
+    net = sg.nets.UNet(channels=8, multipliers=(1, 2), blocks=1, groups=4, attention=(4,), dropout=0.1)
+    return digits(net, batch=16, prepare=sg.data.Prepare(sg.data.Centered()), **COMMON)
+
+
+def sampling(case, parts):
+    """How the samples of a case are drawn: in batches, of which 8 does not divide every one."""
+    model, labels = parts.model, parts.data.train_labels
+    sampler = sg.Sampler(sg.Ancestral(), n=None if case == "learned" else 3)
+    guided = {"labels": in_turns(labels), "guidance": 1.5, "batch": 6} if case == "random" else {"batch": 8}
+    return Sampling(model, sampler, parts.data.shape, None, model.process, **guided)
 
 
 def precise(tree, dtype):
@@ -75,31 +57,48 @@ def precise(tree, dtype):
     return jax.tree.map(change, tree)
 
 
+def with_precise_data(parts, dtype):
+    """The parts with data of this type."""
+
+    def prepare(raw, keys, train=True):
+        x0, augment = parts.prepare(raw, keys, train=train) if parts.prepare else (raw, None)
+        return x0.astype(dtype), augment
+
+    return dataclasses.replace(parts, prepare=prepare)
+
+
+def template(case):
+    """What a checkpoint of the case is read by."""
+    it = parts(case)
+    return abstract_state(it.model, it.objective, it.optimizer, (1, *it.data.shape))
+
+
 def measure(case, dtype="float32"):
-    """The state after a few steps, what was told on the way, and what the compiled step costs a device."""
-    it = experiment(case)
-    state, told = mesh.replicate(precise(train.init_state(it), dtype)), {}
-    step = train.make_step(it).lower(state, *train.spread_batch(it, *it.batch(0))).compile()
-    told["flops"] = step.cost_analysis()["flops"]
-    told["moves"] = len(re.findall(r" (?:all-gather|all-to-all|collective-permute)[-a-z]*\(", step.as_text()))
-    told["losses"] = []
+    """The state after a few steps, the figures on the way, and what the compiled step costs a device."""
+    it = with_precise_data(parts(case), dtype)
+    state, found = mesh.replicate(precise(it.init(), dtype)), {}
+    step = it.step()
+    compiled = step.lower(state, it.x0(0), it.cond(0)).compile()
+    found["flops"] = compiled.cost_analysis()["flops"]
+    found["moves"] = len(re.findall(r" (?:all-gather|all-to-all|collective-permute)[-a-z]*\(", compiled.as_text()))
+    found["losses"] = []
     for i in range(STEPS):
-        state, metrics = step(state, *train.spread_batch(it, *it.batch(i)))
-        told["losses"].append([float(metrics["loss"]), float(metrics["grad_norm"])])
-    told["held_out"] = train.make_eval(it)(state.ema)
+        state, metrics = step(state, it.x0(i), it.cond(i))
+        found["losses"].append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    found["held_out"] = it.eval()(state.ema)
     levels = []
-    told["samples"] = train.make_sampler(it)(state.ema, 10, levels.append)
-    told["levels"] = levels
-    return state, told
+    found["samples"] = sampling(case, it)(state.ema, 10, levels.append)
+    found["levels"] = levels
+    return state, found
 
 
-def flat(case, state, told):
+def flat(case, state, found):
     """Everything by name, on the host."""
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-    return {f"{case}/{key}": np.asarray(value) for key, value in (leaves | told).items()}
+    return {f"{case}/{key}": np.asarray(value) for key, value in (leaves | found).items()}
 
 
 def measures(cases):
@@ -116,7 +115,7 @@ def main(folder, name, cases, *others):
         mesh.start(others[0], int(others[1]), int(others[2]))
     found = measures(cases.split(","))
     with Checkpoints(folder / "one") as checkpoints:
-        read = checkpoints.restore(train.abstract_state(experiment("random")))
+        read = checkpoints.restore(template("random"))
     assert read is not None
     restored, step = read
     found |= flat("restored", restored, {})

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.nets import UNet, flops, parameters
-from scoregen.weights import adm
-from scoregen.weights.layout import to_ours, to_theirs
+from scoregen.contrib.weights import adm
+from scoregen.contrib.weights.layout import to_ours, to_theirs
+from scoregen.nets import Cond, UNet, flops, parameters
 
 # The CIFAR-10 model of Nichol & Dhariwal 2021: --num_res_blocks 3 --learn_sigma True --dropout 0.3 in their code, whose
 # defaults are 128 channels, 4 heads, attention at "16,8" and scale and shift; 32 pixels take multipliers 1, 2, 2, 2.
@@ -58,15 +58,15 @@ def counted(
 
 def test_it_is_the_cifar_network_of_improved_ddpm():
     want = counted(32, 3, 6, 128, (1, 2, 2, 2), 3, (16, 8))
-    assert parameters(UNet(**IDDPM), (32, 32, 3), heads=2) == want == 52_546_438  # "50M" in the name of theirs
+    assert parameters(UNet(**IDDPM, out_channels=6), (32, 32, 3)) == want == 52_546_438  # "50M" in the name of theirs
     assert counted(32, 3, 3, 128, (1, 2, 2, 2), 2, (16,), scale_shift=False) == 35_746_307  # and DDPM's
 
 
 def test_it_is_the_imagenet_network_of_adm():
     net = UNet(192, (1, 2, 3, 4), 3, (32, 16, 8), head_channels=64, scale_shift=True, resample="block", form="adm")
     want = counted(64, 3, 6, 192, (1, 2, 3, 4), 3, (32, 16, 8), resample="block", classes=1000)
-    told = {"heads": 2, "labels": jnp.zeros(1, jnp.int32), "classes": 999}  # ours has one more, for none
-    assert parameters(net, (64, 64, 3), **told) == want == 295_904_454  # 296M in the paper's table 4
+    net = net.clone(out_channels=6, num_classes=999)  # our table has one more row, for no class
+    assert parameters(net, (64, 64, 3)) == want == 295_904_454  # 296M in the paper's table 4
 
 
 def test_heads_cost_nothing_and_blocks_that_resample_do():
@@ -90,7 +90,8 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_a_layout_has_every_array_once(name):
     net = UNet(**FORMS[name])
-    shapes = jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, 16, 16, 3)), jnp.zeros(1)), jax.random.key(0))
+    x, cond = jnp.zeros((1, 16, 16, 3)), Cond(noise=jnp.zeros(1))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, cond)
     ours = {".".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes["params"])}
     entries = adm.layout(net, (16, 16, 3))
     assert sorted(entry.ours for entry in entries) == sorted(ours)
@@ -104,7 +105,7 @@ def test_parity_with_pytorch(name):
     torch = pytest.importorskip("torch")
     from reference.adm import UNet as Reference
 
-    net = UNet(**FORMS[name])
+    net = UNet(**FORMS[name], out_channels=6)
     torch.manual_seed(0)
     theirs = Reference(
         *(16, 3, 6, net.channels, net.multipliers, net.blocks, net.attention, net.heads_of),
@@ -115,7 +116,7 @@ def test_parity_with_pytorch(name):
             if parameter.ndim == 1:  # PyTorch has biases of 0 and scales of 1 in norms, which would hide a mistake
                 parameter += 0.3 * torch.randn_like(parameter)
     state = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}
-    entries = adm.layout(net, (16, 16, 3), heads=2)
+    entries = adm.layout(net, (16, 16, 3))
     params = to_ours(entries, adm.split(net, state))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(p.numel() for p in theirs.parameters())
     back = adm.join(net, to_theirs(entries, params))
@@ -127,6 +128,6 @@ def test_parity_with_pytorch(name):
     x, t = rng.standard_normal((3, 16, 16, 3), np.float32), np.array([0.0, 37.25, 999.0], np.float32)
     with torch.no_grad():
         want = theirs(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t)).permute(0, 2, 3, 1).numpy()
-    got = jax.jit(lambda x, t: net.apply({"params": params}, x, t, heads=2))(x, t)
+    got = jax.jit(net.apply)({"params": params}, x, Cond(noise=t))
     assert want.std() > 0.05
     np.testing.assert_allclose(got / want.std(), want / want.std(), atol=1e-4)

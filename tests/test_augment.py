@@ -1,8 +1,9 @@
-"""Augmentation: what is done to an example is what the network is told, and nothing else."""
+"""Augmentation: the numbers that the network is given say what was done to each example."""
 
-import dataclasses
-import functools
+from collections.abc import Callable
+from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 from refusal import refused
 from scipy.stats import binom
 
-from scoregen import train
-from scoregen.config import load
-from scoregen.data import NUMBERS, augment
+from scoregen.app.build import build
+from scoregen.app.config import load
+from scoregen.cond import Cond
+from scoregen.data import NUMBERS, Centered, Prepare, augment
 from scoregen.data.augment import warp
-from scoregen.experiment import assemble
-from scoregen.process import rows, split_keys
+from scoregen.losses import EpsilonMSE, Objective
+from scoregen.process import ddpm
+from scoregen.random import broadcast, split_keys
+from scoregen.train import Model
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 run = jax.jit(augment, compiler_options={"xla_backend_optimization_level": 0})
@@ -26,42 +30,42 @@ def images(count=400, height=6, width=8):
 
 
 def test_probability_0_is_the_identity():
-    x, told = run(KEYS, images(), 0.0)
+    x, numbers = run(KEYS, images(), 0.0)
     np.testing.assert_array_equal(x, images())
-    np.testing.assert_array_equal(told, np.zeros((400, NUMBERS)))
+    np.testing.assert_array_equal(numbers, np.zeros((400, NUMBERS)))
 
 
 def test_flips_move_pixels_only():
-    """With next to no other augmentation, half of the images are mirrored, which is told, to the bit."""
-    x, told = run(KEYS, images(), 1e-9)
-    mirrored = np.asarray(told[:, 0]) == 1
-    assert abs(mirrored.sum() - 200) < 60 and not told[:, 1:].any()
+    """With next to no other augmentation, half of the images are mirrored, as the numbers say, to the bit."""
+    x, numbers = run(KEYS, images(), 1e-9)
+    mirrored = np.asarray(numbers[:, 0]) == 1
+    assert abs(mirrored.sum() - 200) < 60 and not numbers[:, 1:].any()
     np.testing.assert_array_equal(x[mirrored], images()[mirrored][:, :, ::-1])
     np.testing.assert_array_equal(x[~mirrored], images()[~mirrored])
 
 
 def test_each_is_as_likely_as_it_should_be_and_example_by_example():
-    x, told = run(KEYS, images(), 0.3)
-    told = np.asarray(told)
+    x, numbers = run(KEYS, images(), 0.3)
+    numbers = np.asarray(numbers)
     parts = {"upside down": ([1], 0.15), "scale": ([2], 0.3), "turn": ([3, 4], 0.3), "stretch": ([5, 6], 0.3)}
-    done = {name: told[:, at].any(1) for name, (at, _) in (parts | {"shift": ([7, 8], 0.3)}).items()}
+    done = {name: numbers[:, at].any(1) for name, (at, _) in (parts | {"shift": ([7, 8], 0.3)}).items()}
     for name, which in done.items():
         low, high = binom.ppf([1e-5, 1 - 1e-5], 400, parts.get(name, (None, 0.3))[1])
         assert low <= which.sum() <= high, name
-    none = ~np.stack(list(done.values())).any(0) & (told[:, 0] == 0)
+    none = ~np.stack(list(done.values())).any(0) & (numbers[:, 0] == 0)
     assert none.sum() > 10 and (np.asarray(x)[none] == images()[none]).all()
     # The laws of the numbers, of those that are not 0.
     for at in (2, 7, 8):
-        some = told[:, at][told[:, at] != 0]
+        some = numbers[:, at][numbers[:, at] != 0]
         assert abs(some.mean()) < 0.5 and 0.7 < some.std() < 1.3
-    turn = told[done["turn"]]
+    turn = numbers[done["turn"]]
     np.testing.assert_allclose((turn[:, 3] + 1) ** 2 + turn[:, 4] ** 2, 1, atol=1e-5)
-    straight = (told[done["stretch"], 6] == 0).sum()
+    straight = (numbers[done["stretch"], 6] == 0).sum()
     assert binom.ppf(1e-5, done["stretch"].sum(), 0.5) <= straight <= binom.ppf(1 - 1e-5, done["stretch"].sum(), 0.5)
     # Whatever stands beside it.
-    some, numbers = run(KEYS[100:107], images()[100:107], 0.3)
+    some, few = run(KEYS[100:107], images()[100:107], 0.3)
     np.testing.assert_allclose(some, x[100:107], atol=1e-5)
-    np.testing.assert_allclose(numbers, told[100:107], atol=1e-6)
+    np.testing.assert_allclose(few, numbers[100:107], atol=1e-6)
 
 
 def test_shifts_by_whole_pixels_reflect_at_the_edges():
@@ -79,7 +83,7 @@ def smooth(x, y):
 
 
 def origin(numbers, u, v, c, d):
-    """Where the pixels at (u, v) come from, by what is told and with the stretch c along d: the last move first."""
+    """Where the pixels at (u, v) come from, by the numbers and with the stretch c along d: the last move first."""
     *_, a, cos, sin, _, _, e, f = numbers
     p, q = u - e * u.shape[1] / 8, v - f * v.shape[0] / 8
     along, across = np.cos(d) * p - np.sin(d) * q, np.sin(d) * p + np.cos(d) * q
@@ -89,13 +93,13 @@ def origin(numbers, u, v, c, d):
     return p * 2 ** (-0.2 * a), q * 2 ** (-0.2 * a)
 
 
-def test_what_is_told_is_what_was_done():
+def test_the_numbers_say_what_was_done():
     """A smooth image is moved as the numbers say: a formula in NumPy finds where each pixel comes from."""
     height, width, count = 36, 44, 60
     v, u = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (height, width)), indexing="ij")
-    x, told = run(KEYS[:count], np.repeat(smooth(u, v)[None].astype(np.float32), count, 0), 0.7)
+    x, every = run(KEYS[:count], np.repeat(smooth(u, v)[None].astype(np.float32), count, 0), 0.7)
     checked = 0
-    for image, numbers in zip(np.asarray(x), np.asarray(told, np.float64), strict=True):
+    for image, numbers in zip(np.asarray(x), np.asarray(every, np.float64), strict=True):
         cosine, sine = numbers[5:7]
         c, d = np.hypot(cosine, sine), np.arctan2(sine, cosine)
         errors = []
@@ -126,18 +130,46 @@ def test_resampling_is_that_of_edm():
     np.testing.assert_allclose(ours, want, atol=1e-4)
 
 
-class Spy:
-    """A network that notes what it is shown and told."""
+class Spy(nn.Module):
+    """A network that hands on what it is given."""
 
-    def __init__(self):
-        self.seen = []
+    note: Callable
+    augment_dim: int = NUMBERS
 
-    def apply(self, params, x, c, augment=None, **rest):
-        self.seen.append((x, augment))
+    @nn.compact
+    def __call__(self, x, cond, train=False):
+        self.note((x, cond.augment))
         return 0 * x
 
-    def __call__(self, x, c, train=False, heads=1, labels=None, classes=0, augment=None):
-        raise NotImplementedError
+
+def test_the_network_is_given_the_numbers_in_training_only():
+    """What it sees was changed as the numbers say, and held-out examples are as they are."""
+    seen, process = [], ddpm()
+    model = Model(process, Spy(seen.append), target="eps", condition="logsnr")
+    objective, prepare = Objective(EpsilonMSE()), Prepare(Centered(), augment=0.5)
+    raw = np.random.default_rng(0).integers(256, size=(5, 8, 8, 1), dtype=np.uint8)
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def shown(keys):
+        ours, rest = split_keys(keys, 2)
+        for train in (True, False):
+            x0, numbers = prepare(raw, ours, train=train)
+            objective.evaluate(model, {"net": {}}, rest, x0, Cond(augment=numbers))
+        model.denoiser({"net": {}})(jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32))
+        plain, t = Centered()(raw, ours), objective.evaluate(model, {"net": {}}, rest, x0).drawn.t
+        return seen[:3], plain, augment(split_keys(ours, 3)[2], plain, 0.5), broadcast(process.alpha(t), plain)
+
+    given, plain, (x0, numbers), alpha = shown(jax.random.split(jax.random.key(1), 5))
+    (training, given_numbers), (held_out, nothing), (_, sampling) = given
+    assert not nothing.any() and nothing.shape == (5, NUMBERS) and not sampling.any()
+    np.testing.assert_array_equal(given_numbers, numbers)
+    assert given_numbers.any(1).sum() >= 3
+    # The numbers are those of the images: with the same noise, what is shown differs by what was done alone.
+    np.testing.assert_allclose(training - held_out, alpha * (x0 - plain), atol=1e-5)
+
+
+def test_only_images_are_augmented():
+    refused(lambda: augment(KEYS[:3], jnp.ones((3, 2)), 0.5), "only images [B, H, W, C]", "(3, 2)")
 
 
 def small(**overrides):
@@ -148,33 +180,10 @@ def small(**overrides):
     return config
 
 
-def test_the_network_is_told_in_training_and_told_of_nothing_elsewhere():
-    experiment = assemble(small())
-    raw = experiment.dataset.batch(0, 0, 5)
-
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def shown(keys):
-        spied = dataclasses.replace(experiment, net=Spy())
-        for dropout in (keys[0], None):
-            train.losses_of(spied, experiment.times, (), {"net": None}, raw, keys, dropout)
-        spied.predict_to_sample({"net": None})(jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32))
-        plain, (t, numbered) = experiment.scaling(raw, keys), [split_keys(keys, 6)[i] for i in (1, 5)]
-        alpha = experiment.process.alpha(experiment.times(experiment.process, (), t, 5).t)
-        return spied.net.seen, plain, augment(numbered, plain, 0.5), rows(alpha, plain)
-
-    seen, plain, (x0, numbers), alpha = shown(jax.random.split(jax.random.key(1), 5))
-    (training, told), (held_out, nothing), (_, sampling) = seen
-    assert not nothing.any() and nothing.shape == (5, NUMBERS) and not sampling.any()
-    np.testing.assert_array_equal(told, numbers)
-    assert told.any(1).sum() >= 3
-    # The numbers are those of the images: with the same noise, what is shown differs by what was done alone.
-    np.testing.assert_allclose(training - held_out, alpha * (x0 - plain), atol=1e-5)
-
-
 def test_refusals():
-    refused(lambda: assemble(small(data__augment=1.5)), "config.data.augment=1.5", "0 to 1")
-    refused(lambda: assemble(small(net__name="unet")), "'unet' cannot be told", "--config.net.name=ncsnpp")
+    refused(lambda: build(small(data__augment=1.5)), "config.data.augment=1.5", "0 to 1")
+    refused(lambda: build(small(net__name="unet")), "'unet' has no input", "--config.net.name=ncsnpp")
     toy = load("ddpm_toy")
     toy.data.augment = 0.1
-    refused(lambda: assemble(toy), "for images", "'mixture'", "--config.data.augment=0")
-    assemble(small())
+    refused(lambda: build(toy), "for images", "'mixture'", "--config.data.augment=0")
+    build(small())

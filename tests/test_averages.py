@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.averages import AVERAGES, Decay, HalfLife, NoAverage, Power
+from scoregen.train.ema import AVERAGES, Decay, HalfLife, NoAverage, Power
 
 
 def weights(law, steps, batch=1):

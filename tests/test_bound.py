@@ -10,14 +10,16 @@ from scipy.integrate import quad
 from scipy.special import log_ndtr
 
 from scoregen.data.scaling import SCALINGS, Centered, Unit
-from scoregen.denoiser import Prediction
+from scoregen.denoiser import Denoiser, Prediction
 from scoregen.losses import VLB, EpsilonMSE, Hybrid
 from scoregen.losses.bound import decoder_log_var, decoder_nll, prior_kl, step_kl
-from scoregen.process import EDM, VE, VP, CosineVP, Flow, Noised, betas, cosine, ddpm, ncsn, posterior, rows
+from scoregen.process import EDM, VE, VP, CosineVP, Flow, Noised, betas, cosine, ddpm, ncsn, posterior, top
+from scoregen.random import broadcast
+from scoregen.times import own_density
 
 LEVELS = 40  # of all, so that every program is compiled once
 CHAINS = {
-    "ddpm": lambda: ddpm(0.001, 0.3, LEVELS),
+    "ddpm": lambda: ddpm(0.001, 0.3, LEVELS, rescale=False),
     "cosine": lambda: cosine(LEVELS),
     "ncsn": lambda: ncsn(0.01, 20.0, LEVELS),
     "betas": lambda: betas(tuple(np.random.default_rng(0).uniform(1e-3, 0.5, LEVELS))),
@@ -105,8 +107,7 @@ def test_prior_kl_is_the_divergence_of_two_gaussians(make):
     """Of p(x_T | x_0) from N(0, sigma^2 + alpha^2 data_std^2)."""
     process = make()
     x0 = np.random.default_rng(0).standard_normal((4, 2, 3))
-    top = process.grid()[0]
-    a, s = float(process.alpha(top)), float(process.sigma(top))
+    a, s = float(process.alpha(top(process))), float(process.sigma(top(process)))
     want = gaussian_kl(a * x0.reshape(4, -1), s, 0.0, math.sqrt(s**2 + a**2 * process.data_std**2))
     np.testing.assert_allclose(prior_kl(process, jnp.asarray(x0)), want, rtol=1e-9, atol=1e-12)
 
@@ -191,12 +192,13 @@ def gaussian_denoiser(process, std, between=None):
     """The exact one of N(0, std^2) data; `between` is a function of t."""
 
     def predict(x, t):
-        alpha, sigma = (rows(a, x) for a in (process.alpha(t), process.sigma(t)))
+        alpha, sigma = (broadcast(a, x) for a in (process.alpha(t), process.sigma(t)))
         x0 = alpha * std**2 / (alpha**2 * std**2 + sigma**2) * x
         eps = sigma / (alpha**2 * std**2 + sigma**2) * x
-        return Prediction(x0, eps, -eps / sigma, None if between is None else rows(between(t), x) + jnp.zeros_like(x))
+        found = Prediction(x0, eps, -eps / sigma)
+        return found if between is None else found._replace(between=broadcast(between(t), x) + jnp.zeros_like(x))
 
-    return predict
+    return Denoiser(process, predict)
 
 
 def true_between(process, std):
@@ -224,7 +226,7 @@ def corners(process, std, t, dims=2):
 def expected(loss, process, std, between=None):
     """E of the loss at each level of a chain, with the exact denoiser, `[N]`."""
     noised = corners(process, std, jnp.arange(process.levels))
-    values = loss(process, gaussian_denoiser(process, std, between), noised, jax.random.key(0))
+    values = loss(gaussian_denoiser(process, std, between), noised, jax.random.key(0))
     return np.asarray(values).reshape(process.levels, -1).mean(1)
 
 
@@ -234,8 +236,8 @@ def entropy(std, dims=2):
 
 def top_gap(process, std, dims=2):
     """KL( p(x_T) || prior )."""
-    top = process.grid()[0]
-    ratio = (process.sigma(top) ** 2 + process.alpha(top) ** 2 * std**2) / process.prior_std() ** 2
+    t = top(process)
+    ratio = (process.sigma(t) ** 2 + process.alpha(t) ** 2 * std**2) / process.prior_std() ** 2
     return dims * 0.5 * float(ratio - 1 - jnp.log(ratio))
 
 
@@ -244,10 +246,10 @@ def bound_by_hand(process, std, dims=2):
     a, s = np.asarray(process.alphas), np.asarray(process.sigmas)
     ratio, known = (a / s) ** 2, std**2 / (1 + std**2 * (a / s) ** 2)
     prior = float(process.prior_std()) ** 2
-    top = 0.5 * (s[-1] ** 2 / prior - 1 - math.log(s[-1] ** 2 / prior) + (a[-1] * std) ** 2 / prior)
+    end = 0.5 * (s[-1] ** 2 / prior - 1 - math.log(s[-1] ** 2 / prior) + (a[-1] * std) ** 2 / prior)
     decoder = s[0] ** 2 * (1 - ratio[1] / ratio[0])
     last = 0.5 * (math.log(2 * math.pi * decoder) + known[0] / decoder)
-    return np.array([top, 0.5 * np.sum((ratio[:-1] - ratio[1:]) * known[1:]), last]) * dims
+    return np.array([end, 0.5 * np.sum((ratio[:-1] - ratio[1:]) * known[1:]), last]) * dims
 
 
 @pytest.mark.parametrize("unit", ["nats", "bits"])
@@ -259,9 +261,9 @@ def test_the_bound_of_gaussian_data_has_its_closed_form(name, unit):
     np.testing.assert_allclose(found, bound_by_hand(process, std).sum(), rtol=1e-9)
     assert found > entropy(std)
     # At the least noisy level alone, L_T and N L_0.
-    top, _, last = bound_by_hand(process, std)
+    end, _, last = bound_by_hand(process, std)
     first = expected(VLB(None), process, std)[0] * 2 * math.log(2)
-    np.testing.assert_allclose(first, top + process.levels * last, rtol=1e-9)
+    np.testing.assert_allclose(first, end + process.levels * last, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -291,9 +293,9 @@ def test_the_steps_lose_nothing_in_the_limit_of_many(make, variance):
     for n in (100, 1000, 4000):
         process = make(n)
         steps = expected(VLB(None, "nats", variance), process, std)[1:].sum() / n
-        top = np.asarray(prior_kl(process, corners(process, std, jnp.arange(1)).x0)).mean()
+        end = np.asarray(prior_kl(process, corners(process, std, jnp.arange(1)).x0)).mean()
         decoder = entropy(float(jnp.sqrt(left(process, std, 0))))
-        gaps.append(steps + top / n + decoder - entropy(std) - top_gap(process, std))
+        gaps.append(steps + end / n + decoder - entropy(std) - top_gap(process, std))
     assert gaps[-1] > 0
     np.testing.assert_allclose([gaps[0] / gaps[1], gaps[1] / gaps[2]], [10, 4], rtol=0.1)
 
@@ -307,39 +309,40 @@ def test_the_bound_in_continuous_time_is_the_entropy(process):
     t = jnp.sort(jnp.unique(t))
     noised = corners(process, std, t)
 
-    def told(x, t):
-        return gaussian_denoiser(process, std)(x, t)._replace(x0=noised.x0)
-
-    # One that is told the answer loses nothing on the way: what is left are the two ends.
-    ends = np.asarray(loss(process, told, noised, key))
-    whole = np.asarray(loss(process, gaussian_denoiser(process, std), noised, key))
-    way = np.trapezoid((whole - ends).reshape(len(t), -1).mean(1) * np.asarray(process.density(t)), np.asarray(t))
+    exact = gaussian_denoiser(process, std)
+    # One that knows the answer loses nothing on the way: only the two ends are left.
+    knowing = Denoiser(process, lambda x, t: exact(x, t)._replace(x0=noised.x0))
+    ends = np.asarray(loss(knowing, noised, key))
+    whole = np.asarray(loss(exact, noised, key))
+    density = np.asarray(own_density(process, t))
+    way = np.trapezoid((whole - ends).reshape(len(t), -1).mean(1) * density, np.asarray(t))
     low, high = (float(process.alpha(u) / process.sigma(u)) ** 2 for u in t[jnp.array([0, -1])])
     np.testing.assert_allclose(way, np.log((1 + std**2 * low) / (1 + std**2 * high)), rtol=2e-5)
 
-    top = np.asarray(prior_kl(process, noised.x0)).mean()
+    end = np.asarray(prior_kl(process, noised.x0)).mean()
     decoder = entropy(low**-0.5)  # a normal one of the noise's width
-    assert abs(ends.mean() - top - decoder) < 4.5 * ends.std() / math.sqrt(len(ends))
+    assert abs(ends.mean() - end - decoder) < 4.5 * ends.std() / math.sqrt(len(ends))
     np.testing.assert_allclose(
-        way + top + decoder, entropy(std) + top_gap(process, std) + np.log1p(1 / (std**2 * low)), atol=2e-4
+        way + end + decoder, entropy(std) + top_gap(process, std) + np.log1p(1 / (std**2 * low)), atol=2e-4
     )
 
 
 def test_discrete_data_have_their_bins_in_the_bound():
     """And the unit is bits a dimension: N times -log2 of the bin's probability at the least noisy level."""
-    process = ddpm(steps=10)
+    process = ddpm(steps=10, rescale=False)
     x0 = jnp.asarray(BYTE[[0, 3, 200, 255]])[:, None]
     found = Prediction(0.9 * x0, x0, x0)
     noised = Noised(x0, x0, x0, jnp.zeros(4, jnp.int32))
     std = math.exp(0.5 * float(decoder_log_var(process)))
     want = 10 * np.asarray(decode(x0[:, 0], 0.9 * x0, std)) + np.asarray(prior_kl(process, x0))
     for variance in ("small", "large"):
-        got = VLB(BYTES, "bits", variance)(process, lambda x, t: found, noised, jax.random.key(0))
+        got = VLB(BYTES, "bits", variance)(Denoiser(process, lambda x, t: found), noised, jax.random.key(0))
         np.testing.assert_allclose(got, want / math.log(2), rtol=1e-6)
     # In continuous time the decoder is around x / alpha at t_min.
     process = EDM(sigma_min=0.003)
     many = jax.tree.map(lambda a: jnp.repeat(a, 20_000, 0), noised._replace(t=jnp.ones(4)))
-    got = VLB(BYTES)(process, lambda x, t: Prediction(x0=many.x0, eps=x, score=x), many, jax.random.key(0))
+    knowing = Denoiser(process, lambda x, t: Prediction(x0=many.x0, eps=x, score=x))
+    got = VLB(BYTES)(knowing, many, jax.random.key(0))
     got = np.asarray(got * math.log(2) - prior_kl(process, many.x0)).reshape(4, -1)
     for level, nll in zip(np.asarray(x0)[:, 0], got, strict=True):
         bell = lambda z: np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)  # noqa: E731
@@ -356,7 +359,7 @@ def test_a_wild_estimate_leaves_the_gradient_finite():
         def total(wild, between, t):
             found = Prediction(wild * jnp.ones_like(x0), x0, x0, between * jnp.ones_like(x0))
             loss = VLB(BYTES, "bits", "learned")
-            return loss(process, lambda x, t: found, Noised(x0, x0, x0, t), jax.random.key(0)).sum()
+            return loss(Denoiser(process, lambda x, t: found), Noised(x0, x0, x0, t), jax.random.key(0)).sum()
 
         slopes = jax.jit(jax.grad(total, (0, 1)))
         for wild in (-1e6, -30.0, 0.0, 30.0, 1e6):
@@ -370,7 +373,7 @@ def test_a_wild_estimate_leaves_the_gradient_finite():
 
 def test_the_hybrid_trains_the_mean_by_one_term_and_the_variance_by_the_other():
     """Nichol & Dhariwal 2021, eq. 16: gradients as those of L_simple alone, and of share L_vlb alone."""
-    process, rng, key = ddpm(steps=20), np.random.default_rng(0), jax.random.key(0)
+    process, rng, key = ddpm(steps=20, rescale=False), np.random.default_rng(0), jax.random.key(0)
     noised, _ = batch(process, jnp.arange(20))
     x0 = jnp.asarray(rng.choice(BYTE[1:-1], (20, 3)))
     noised = noised._replace(x0=x0)
@@ -378,10 +381,10 @@ def test_the_hybrid_trains_the_mean_by_one_term_and_the_variance_by_the_other():
 
     def value(loss, mean, between):
         def predict(x, t):
-            alpha, sigma = rows(process.alpha(t), x), rows(process.sigma(t), x)
+            alpha, sigma = broadcast(process.alpha(t), x), broadcast(process.sigma(t), x)
             return Prediction(mean, (x - alpha * mean) / sigma, (alpha * mean - x) / sigma**2, between)
 
-        return loss(process, predict, noised, key)
+        return loss(Denoiser(process, predict), noised, key)
 
     def slopes(loss):
         return jax.grad(lambda *at: value(loss, *at).sum(), (0, 1))(mean, between)
@@ -409,8 +412,8 @@ def test_the_variance_that_is_learned_is_the_true_one(name, loss):
 
     def slope(shift):
         def total(moved):
-            predict = gaussian_denoiser(process, std, lambda t: true(t) + moved[t])
-            return loss(process, predict, noised, jax.random.key(0)).sum()
+            denoiser = gaussian_denoiser(process, std, lambda t: true(t) + moved[t])
+            return loss(denoiser, noised, jax.random.key(0)).sum()
 
         return np.asarray(jax.grad(total)(jnp.full(process.levels, shift)))
 
@@ -421,17 +424,20 @@ def test_the_variance_that_is_learned_is_the_true_one(name, loss):
 
 @pytest.mark.parametrize("loss", [VLB(None, variance="learned"), Hybrid(None)])
 def test_a_variance_that_was_not_learned_is_missed(loss):
-    process = ddpm(steps=5)
+    process = ddpm(steps=25)
     noised, found = batch(process, jnp.arange(5))
-    with pytest.raises(ValueError, match="the denoiser has learned none"):
-        loss(process, lambda x, t: found, noised, jax.random.key(0))
+    with pytest.raises(ValueError, match="the network gives no variance of a step"):
+        loss(Denoiser(process, lambda x, t: found), noised, jax.random.key(0))
 
 
 def test_bytes_with_noise_spread_over_them_are_counted_as_bytes():
     """Theis et al. 2016: of a density on [0, 1), 8 bits a dimension more than of the bytes."""
     process, t = CHAINS["ddpm"](), jnp.array([0, 1, 30])
     noised, found = batch(process, t)
-    loss = lambda **options: np.asarray(VLB(None, **options)(process, lambda x, t: found, noised, jax.random.key(0)))  # noqa: E731
+
+    def loss(**options):
+        return np.asarray(VLB(**options)(Denoiser(process, lambda x, t: found), noised, jax.random.key(0)))
+
     np.testing.assert_allclose(loss(width=SCALINGS["unit"]().width) - loss(), 8, rtol=1e-9)
     np.testing.assert_allclose(loss(unit="nats", width=0.5) - loss(unit="nats"), 3 * math.log(2), rtol=1e-7)
     with pytest.raises(ValueError, match="width"):

@@ -15,7 +15,7 @@ import pytest
 from flax import struct
 from refusal import refused
 
-from scoregen.checkpoint import Checkpoints
+from scoregen.train.checkpoint import Checkpoints
 
 
 @struct.dataclass
@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(tmp_path):
         """
         import resource, sys
         import numpy as np
-        from scoregen.checkpoint import Checkpoints
+        from scoregen.train.checkpoint import Checkpoints
         from scoregen.errors import UsageError
 
         checkpoints = Checkpoints(sys.argv[1])
@@ -253,7 +253,7 @@ def test_a_kill_in_mid_save_leaves_the_last_good_step(tmp_path):
         """
         import sys, time
         import numpy as np
-        from scoregen.checkpoint import Checkpoints
+        from scoregen.train.checkpoint import Checkpoints
 
         checkpoints = Checkpoints(sys.argv[1])
         checkpoints.save(1, {"x": np.full(1000, 1.0)})
@@ -290,7 +290,7 @@ def test_from_eight_devices_to_one_and_back(tmp_path):
         import sys
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-        from scoregen.checkpoint import Checkpoints
+        from scoregen.train.checkpoint import Checkpoints
 
         devices = jax.devices()
         mesh = Mesh(np.array(devices), ("data",))

@@ -1,17 +1,20 @@
 """Every way to say a configuration, and every way to say it wrong."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from absl import flags as absl_flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 from refusal import refused
 
-from scoregen import config as C
+from scoregen.app import config as C
+from scoregen.app.arguments import Flag
+from scoregen.app.arguments import parse as parse_arguments
+from scoregen.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +54,9 @@ def get_config():
 '''
 PRESET = '''"""NCSN on CIFAR-10.
 
-    python -m scoregen.run --config=ncsn_cifar
+    scoregen train ncsn_cifar
 """
-from scoregen.config import load
+from scoregen.app.config import load
 
 def get_config():
     config = load("default")
@@ -70,8 +73,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+FLAGS = (Flag("workdir"), Flag("dry-run", default=False), Flag("workers", kind=int), Flag("share", default=0.5))
+
+
 def parse(*argv: str) -> ConfigDict:
-    return C.parse(["--config=ncsn_cifar", *argv])[0]
+    return parse_arguments(["--config=ncsn_cifar", *argv], FLAGS).config
 
 
 # choice and build
@@ -135,12 +141,12 @@ def test_load(folder, tmp_path_factory, monkeypatch):
 
 
 OWN = PRESET.replace(
-    "from scoregen.config import load\n",
+    "from scoregen.app.config import load\n",
     """from __future__ import annotations
 
 import dataclasses
 import flax.linen as nn
-from scoregen.config import choice, load
+from scoregen.app.config import choice, load
 
 @dataclasses.dataclass(frozen=True)
 class Mine:
@@ -204,17 +210,17 @@ def test_load_refuses(folder):
         (["--config.loss.ssm.slices=4"], "loss.ssm.slices", 4),
         (["--config.train.steps", "7"], "train.steps", 7),
         (["-config.train.steps=-7"], "train.steps", -7),
-        (["--config.train.steps=1", "--config.train.steps=2"], "train.steps", 2),
         (["--config.train.rate=1"], "train.rate", 1.0),
         (["--config.train.rate=2e-4"], "train.rate", 2e-4),
         (["--noconfig.train.amp"], "train.amp", False),
         (["--config.train.amp=false"], "train.amp", False),
         (["--config.loss.ssm.exact"], "loss.ssm.exact", True),
         (["--config.train.widths=(1, 2, 3)"], "train.widths", (1, 2, 3)),
-        (["--config.train.widths=1", "--config.train.widths=2"], "train.widths", (1, 2)),
+        (["--config.train.widths=[1, 2]"], "train.widths", (1, 2)),
         (["--config.train.widths=3"], "train.widths", (3,)),
         (["--config.train.decays=(0, 0.5)"], "train.decays", (0, 0.5)),
-        (["--config.hosts=x", "--config.hosts=y"], "hosts", ("x", "y")),
+        (["--config.hosts=x"], "hosts", ("x",)),
+        (["--config.hosts=('x', 'y')"], "hosts", ("x", "y")),
         (["--config.note=a=b, --c"], "note", "a=b, --c"),
         (["--config.note="], "note", ""),
     ],
@@ -227,22 +233,66 @@ def test_parse_reads(folder, argv, key, value):
     assert type(config) is type(value)
 
 
-def test_parse_leaves_the_rest_alone(folder):
+def test_parse_reads_the_flags_of_a_command_along(folder):
     (flagfile := folder / "flags").write_text("--config.train.steps=5\n")
-    for mode in ("eval", "train"):  # twice in a process
-        flags = absl_flags.FlagValues()
-        absl_flags.DEFINE_string("workdir", None, "", flag_values=flags)
-        absl_flags.DEFINE_enum("mode", "train", ["train", "eval"], "", flag_values=flags)
-        argv = ["--workdir=w", "--config", "ncsn_cifar", f"--mode={mode}", f"--flagfile={flagfile}"]
-        assert C.parse(argv, flags)[1] == [("train.steps", 1000, 5)]
-        assert (flags.workdir, flags.mode) == ("w", mode)
+    argv = ["FILE", "--workdir=w", "--config", "ncsn_cifar", "--dry-run", "--workers", "3", f"--flagfile={flagfile}"]
+    for _ in range(2):  # twice in a process
+        found = parse_arguments(argv, FLAGS, takes=1)
+        assert found.changes == [("train.steps", 1000, 5)]
+        assert found.values == {"config": "ncsn_cifar", "workdir": "w", "dry-run": True, "workers": 3, "share": 0.5}
+        assert found.positional == ["FILE"] and found.given == {"config", "workdir", "dry-run", "workers"}
     flagfile.write_text("--config.train.step=5\n")
-    argv = ["--config=ncsn_cifar", f"--flagfile={flagfile}"]
-    refused(lambda: C.parse(argv), "did you mean config.train.steps")
-    flags = absl_flags.FlagValues()
-    absl_flags.DEFINE_enum("mode", "train", ["train", "eval"], "", flag_values=flags)
-    refused(lambda: C.parse(["--config=ncsn_cifar", "--mode=evil"], flags), "--mode=evil", "train|eval")
-    assert "config" not in absl_flags.FLAGS
+    refused(lambda: parse_arguments(argv, FLAGS, takes=1), "did you mean config.train.steps")
+    found = parse_arguments(["--", "--workdir=w"], FLAGS, takes=1, needed=False)
+    assert found.positional == ["--workdir=w"] and found.config is None
+
+
+def test_flags_with_names_of_their_own():
+    found = parse_arguments(["--launch.gpus=1", "--launch.a.b=x=y"], (), prefixes=("launch",), needed=False)
+    assert found.more == {"launch": {"gpus": "1", "a.b": "x=y"}}
+    for argv, *parts in [
+        (["--launch.gpus=1", "--launch.gpus=2"], "--launch.gpus is given twice"),
+        (["--launc.gpus=1"], "no flag '--launc.gpus'", "--launch.NAME"),
+    ]:
+        refused(lambda argv=argv: parse_arguments(argv, (), prefixes=("launch",), needed=False), *parts)
+
+
+def test_a_short_flag_is_an_option(folder):
+    flags = (Flag("steps", key="train.steps"), Flag("amp", key="train.amp"))
+    found = parse_arguments(["--config=ncsn_cifar", "--steps=5", "--amp=false"], flags)
+    assert found.changes == [("train.amp", True, False), ("train.steps", 1000, 5)]
+    assert found.said() == {"train.amp": "--amp=false", "train.steps": "--steps=5"}
+    refused(
+        lambda: parse_arguments(["--config=ncsn_cifar", "--steps=x"], flags), "--steps=x: expected int, such as 1000"
+    )
+
+
+def all_at_once(what) -> tuple[str, ...]:
+    """The lines of what is refused."""
+    with pytest.raises(UsageError) as caught:
+        what()
+    return caught.value.args
+
+
+def test_all_that_is_wrong_is_said_at_once(folder):
+    argv = [
+        "--wrkdir=x",
+        "--config.los.name=ssm",
+        "--config.train.steps=abc",
+        "--workers=many",
+        "--config.loss.name=smm",
+    ]
+    lines = all_at_once(lambda: parse(*argv, "more"))
+    for part in (
+        "--wrkdir",
+        "config.los.name",
+        "steps=abc: expected int",
+        "--workers=many",
+        "'smm'",
+        "argument 'more'",
+    ):
+        assert sum(part in line for line in lines) == 1, part
+    assert len(lines) == 6
 
 
 @pytest.mark.parametrize(
@@ -261,6 +311,20 @@ def test_parse_leaves_the_rest_alone(folder):
         (["--config.train.widths=(1,"], ["config.train.widths", "(1,", "tuple"]),
         (["--config.train.widths=wide"], ["config.train.widths", "wide", "tuple"]),
         (["--config.train.widths=('a',)"], ["config.train.widths", "'a'", "tuple"]),
+        (["--config.train.steps=1", "--config.train.steps=2"], ["--config.train.steps is given twice", "say it once"]),
+        (["--config.train.widths=1", "--config.train.widths=2"], ["--config.train.widths is given twice"]),
+        (
+            ["--config.train.amp", "--noconfig.train.amp"],
+            ["--config.train.amp and --noconfig.train.amp are given twice"],
+        ),
+        (["--workdir=x", "--workdir=x"], ["--workdir is given twice"]),
+        (["--config=ncsn_cifar"], ["--config is given twice"]),
+        (["--workdir="], ["--workdir= has no value"]),
+        (["--workdir"], ["--workdir needs a value"]),
+        (["--workdir", "--dry-run"], ["--workdir needs a value"]),
+        (["--dry-run=maybe"], ["--dry-run=maybe: it is a switch"]),
+        (["--workers=1.5"], ["--workers=1.5: expected int"]),
+        (["--share=half"], ["--share=half: expected float, such as 0.5"]),
         (["--noconfig.train.steps"], ["noconfig.train.steps", "int"]),
         (["--noconfig.train.amp=false"], ["noconfig.train.amp"]),
         (["--config.train.amp", "false"], ["unexpected argument 'false'", "--name=value"]),
@@ -272,20 +336,19 @@ def test_parse_leaves_the_rest_alone(folder):
     ],
 )
 def test_parse_refuses(folder, argv, parts):
-    flags = absl_flags.FlagValues()
-    absl_flags.DEFINE_string("workdir", None, "", flag_values=flags)
-    refused(lambda: C.parse(["--config=ncsn_cifar", *argv], flags), *parts)
+    refused(lambda: parse(*argv), *parts)
 
 
 def test_parse_wants_a_config(folder):
     for argv in ([], ["--config.train.steps=3"]):
-        assert "default" not in refused(lambda argv=argv: C.parse(argv), "--config=", "ncsn_cifar")
-    refused(lambda: C.parse(["--configg=ncsn_cifar", "--config.train.steps=3"]), "did you mean '--config'")
-    refused(lambda: C.parse(["--config=ncsn_cifr"]), "did you mean 'ncsn_cifar'")
-    refused(lambda: C.parse(["--config"]), "--config")
-    # An override that a later --config would undo.
-    refused(lambda: C.parse(["--config.train.steps=1", "--config=ncsn_cifar"]), "config.train.steps")
-    refused(lambda: C.parse(["--flagfile=/no/such/file", "--config=ncsn_cifar"]), "/no/such/file")
+        assert "default" not in refused(lambda argv=argv: parse_arguments(argv), "--config=", "ncsn_cifar")
+    refused(lambda: parse_arguments(["--configg=ncsn_cifar", "--config.train.steps=3"]), "did you mean '--config'")
+    refused(lambda: parse_arguments(["--config=ncsn_cifr"]), "did you mean 'ncsn_cifar'")
+    refused(lambda: parse_arguments(["--config"]), "--config needs a value")
+    refused(lambda: parse_arguments([f"--config={folder}"]), "is a folder")
+    refused(lambda: parse_arguments(["--flagfile=/no/such/file", "--config=ncsn_cifar"]), "/no/such/file")
+    # The order does not matter.
+    assert parse_arguments(["--config.train.steps=1", "--config=ncsn_cifar"]).config.train.steps == 1
 
 
 def test_check_choices_is_only_about_choices():
@@ -319,3 +382,8 @@ def test_json(folder):
     assert C.to_json(ConfigDict({"a": 1, "b": 2})) == C.to_json(ConfigDict({"b": 2, "a": 1}))
     for damaged in (text[:-20], "", "[1]", "null"):
         refused(lambda damaged=damaged: C.from_json(damaged, "x/config.json"), "x/config.json is damaged")
+
+    def no_constant(name):
+        raise AssertionError(name)
+
+    json.loads(text, parse_constant=no_constant)  # no Infinity or NaN, which are no JSON

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scoregen.nets import MLP, UNet, flops, operations, parameters
+from scoregen.nets import MLP, NCSNpp, UNet, flops, operations, parameters
 from scoregen.nets.layers import conv, dense
 
 
@@ -46,8 +46,19 @@ def test_programs_within():
 def test_a_network_by_hand():
     net = MLP(width=8, depth=2, embedding=6)
     layers = [(6, 3), (5, 8), *[(3, 16), (8, 8)] * 2, (8, 10)]
-    assert flops(net, (5,), heads=2) == 2 * sum(a * b for a, b in layers)
-    assert parameters(net, (5,), heads=2) == sum(a * b + b for a, b in layers)
+    net = net.clone(out_channels=10)
+    assert flops(net, (5,)) == 2 * sum(a * b for a, b in layers)
+    assert parameters(net, (5,)) == sum(a * b + b for a, b in layers)
+
+
+def test_labels_and_augmentations_are_counted():
+    """A table of labels has parameters and no products; EDM's layers for labels and augmentations have both."""
+    mlp, net = MLP(width=8, embedding=6), NCSNpp(channels=8, multipliers=(1, 2), blocks=0, attention=())
+    assert parameters(mlp.clone(num_classes=4), (5,)) - parameters(mlp, (5,)) == (4 + 1) * 3
+    assert flops(mlp.clone(num_classes=4), (5,)) == flops(mlp, (5,))
+    told = net.clone(num_classes=4, augment_dim=9)
+    assert parameters(told, (8, 8, 1)) - parameters(net, (8, 8, 1)) == (4 + 1) * 16 + 9 * 16
+    assert flops(told, (8, 8, 1)) - flops(net, (8, 8, 1)) == 2 * (4 * 16 + 9 * 16)
 
 
 def test_remat_costs_nothing_forward():

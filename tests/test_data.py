@@ -1,4 +1,4 @@
-"""What a run sees must not depend on where it was cut, and a damaged file must never be trained on."""
+"""The data that a run sees do not depend on where it was cut, and a damaged file is never trained on."""
 
 import email.message
 import gzip
@@ -21,18 +21,26 @@ from scoregen.data import (
     Centered,
     Dataset,
     Identity,
+    Prepare,
     Unit,
+    as_dataset,
+    augment,
     download,
     hold_out,
     in_turns,
+    is_verified,
     random_flip,
     read_array,
+    reads_files,
+    shape_of,
+    source,
 )
 from scoregen.data import checkerboard as make_checkerboard
 from scoregen.data import cifar10 as load_cifar10
 from scoregen.data import digits as load_digits
 from scoregen.data import fashion_mnist as load_fashion_mnist
 from scoregen.errors import UsageError
+from scoregen.random import split_keys
 
 cifar = importlib.import_module("scoregen.data.cifar10")  # the name in the package is the function
 fashion = importlib.import_module("scoregen.data.fashion_mnist")
@@ -111,21 +119,62 @@ def test_a_bad_batch_is_refused(bad):
 
 
 def test_rows_that_are_not_finite_are_counted_and_the_first_is_named():
-    x = np.zeros((9, 2), np.float32)
-    x[4, 1], x[7] = np.nan, np.inf
-    with pytest.raises(UsageError, match=r"train has 2 of 9 rows .* index 4"):
-        Dataset("bad", x, np.zeros((1, 2), np.float32))
-    with pytest.raises(UsageError, match="test has 2 of 9 rows"):
-        Dataset("bad", np.zeros((1, 2), np.float32), x)
+    for shape in ((9, 2), (9, 2, 3), (9, 4, 4, 3)):
+        for dtype in (np.float16, np.float32, np.float64):
+            x, good = np.zeros(shape, dtype), np.zeros((1, *shape[1:]), dtype)
+            x[4, 1], x[7] = np.nan, np.inf
+            with pytest.raises(UsageError, match=r"train has 2 of 9 examples .* index 4"):
+                Dataset("bad", x, good)
+            with pytest.raises(UsageError, match="test has 2 of 9 examples"):
+                Dataset("bad", good, x)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 64, 2), (5, 8, 8), (5, 8, 8, 3), (5, 4, 4, 4, 1)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_floating_point_arrays_of_any_rank_are_held_as_float32(shape, dtype):
+    x = np.random.default_rng(0).standard_normal(shape).astype(jnp.dtype(dtype))
+    for given in (x, jnp.asarray(x)) if dtype != "float64" else (x,):
+        data = Dataset("any", given, given[:2])
+        assert data.train.dtype == data.test.dtype == np.float32 and type(data.train) is np.ndarray
+        assert data.shape == shape[1:] and not data.is_image
+        np.testing.assert_array_equal(data.train, x.astype(np.float32))
+        np.testing.assert_array_equal(np.sort(data.batch(0, 0, 5), axis=0), np.sort(x.astype(np.float32), axis=0))
+    if dtype == "float32":
+        assert Dataset("any", x).train is x  # no copy
+
+
+def test_a_memory_mapped_array_stays_on_disk(tmp_path):
+    for x in (np.ones((4, 3), np.float32), np.ones((4, 2, 2, 1), np.uint8)):
+        np.save(tmp_path / "x.npy", x)
+        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+        assert Dataset("mapped", mapped).train is mapped
+
+
+def test_an_array_is_a_data_set_without_held_out_examples():
+    data = as_dataset(np.zeros((7, 64, 2)), "series")
+    assert (data.name, data.test, data.test_labels, len(data.train), data.shape) == ("series", None, None, 7, (64, 2))
+    assert as_dataset(data) is data
+    assert as_dataset(np.zeros((7, 4, 4, 1), np.uint8)).is_image
+    refused(lambda: as_dataset([1.0, 2.0]), "data: train is a list", "np.asarray")
+    refused(lambda: Dataset("x", np.zeros((3, 1)), test_labels=np.zeros(3, int)), "test_labels and no test examples")
 
 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (np.zeros((3, 2)), "train is float64"),
-        (np.zeros((3, 8, 8, 1), np.float32), "train is float32 of shape"),
-        (np.zeros((3, 2), np.uint8), "train is uint8 of shape"),
+        (np.zeros(3, np.float32), r"float32 of shape \(3,\): pass an array \[N, ...\], such as x\[:, None\]"),
+        (np.float32(3), "float32 of shape"),
+        (np.zeros((3, 2), np.uint8), r"uint8 of shape \(3, 2\): pass .* or numbers as float32"),
+        (np.zeros((3, 8, 8), np.uint8), r"x\[..., None\] for grey"),
+        (np.zeros((3, 2), np.int64), "train is int64 of shape .*numbers as float32"),
+        (np.zeros((3, 8, 8, 1), np.uint16), "train is uint16"),
+        (np.zeros((3, 2), bool), "train is bool"),
+        (np.zeros((3, 2), np.complex64), "the real and the imaginary part"),
+        (np.array([["a", "b"]]), "pass numbers"),
+        (np.array([[None, None]]), "pass numbers"),
+        (np.full((3, 2), 1e39), r"values beyond float32, up to 1e\+39"),
         (np.zeros((0, 2), np.float32), "train is empty"),
+        (np.zeros((3, 0), np.float64), "train is empty"),
         (np.zeros((3, 1), np.float32), "the same kind"),
         (np.zeros((3, 8, 8, 1), np.uint8), "the same kind"),
         ([[0.0, 1.0]], "train is a list"),
@@ -136,17 +185,55 @@ def test_a_bad_array_is_refused(train, message):
         Dataset("bad", train, np.zeros((2, 2), np.float32))
 
 
-@pytest.mark.parametrize("labels", [np.zeros(4, np.int64), np.zeros(3, np.int32), [0, 1, 2, 3]])
-def test_bad_labels_are_refused(labels):
-    with pytest.raises(UsageError, match="pass int32 of shape"):
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_labels_of_any_integer_type_are_held_as_int32(dtype):
+    most = min(np.iinfo(dtype).max, np.iinfo(np.int32).max)
+    labels = np.array([3, 0, 1, most], dtype)
+    data = numbered(4, train_labels=labels)
+    assert data.train_labels.dtype == np.int32 and data.train_labels.tolist() == labels.tolist()
+    if dtype == "int32":
+        assert data.train_labels is labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, 2**40 + 1, -(2**40)]), "the label 1099511627777 at index 2 does not fit int32"),
+        (np.array([0, 2**32 - 1, 1, 2], np.uint32), "the label 4294967295 at index 1 does not fit int32"),
+        (np.array([2**64 - 1, 1, 1, 2], np.uint64), "the label 18446744073709551615 at index 0"),
+        (np.array([-(2**31) - 1, 1, 1, 2]), "the label -2147483649 at index 0"),
+        (np.array([0.5, 1.5, 0.5, 0.5]), r"labels are float64, such as 0.5: pass the classes as integers"),
+        (np.array([np.nan, 1, 1, 1]), "float64, such as nan"),
+        (np.zeros(4, complex), "complex128"),
+        (np.array([True, False, True, True]), "bool, such as True"),
+        (np.array(["cat", "dog", "cat", "cat"]), "such as cat"),
+        (np.zeros(3, np.int32), r"labels of shape \(3,\) for 4 examples"),
+        (np.zeros((4, 1), np.int32), r"labels of shape \(4, 1\) for 4 examples"),
+        ([0, 1, 2, 3], r"labels is a list, not an array: pass np.asarray"),
+    ],
+)
+def test_bad_labels_are_refused(labels, message):
+    with pytest.raises(UsageError, match=f"numbered: train: .*{message}"):
         numbered(4, train_labels=labels)
+    with pytest.raises(UsageError, match=f"mine: .*{message}"):
+        hold_out("mine", np.arange(4.0)[:, None], 0.5, 0, labels)
+    with pytest.raises(UsageError, match=f"numbered: test: .*{message}"):
+        Dataset("numbered", np.zeros((2, 1)), np.zeros((4, 1)), test_labels=labels)
 
 
 def test_hold_out_names_the_row_as_it_was_before_the_shuffle():
     x = np.zeros((50, 2), np.float32)
     x[31, 1], x[47] = np.nan, -np.inf
-    with pytest.raises(UsageError, match=r"^mine has 2 of 50 rows .* at index 31: "):
+    with pytest.raises(UsageError, match=r"^mine has 2 of 50 examples .* at index 31: "):
         hold_out("mine", x, 0.3, seed=1)
+
+
+def test_hold_out_takes_any_array():
+    x = np.random.default_rng(0).standard_normal((20, 64, 2))
+    data = hold_out("series", x, 0.25, seed=0, labels=np.arange(20, dtype=np.uint8))
+    assert data.train.shape == (15, 64, 2) and data.test.shape == (5, 64, 2) and data.train.dtype == np.float32
+    np.testing.assert_array_equal(data.train, x[data.train_labels].astype(np.float32))
+    refused(lambda: hold_out("ints", np.ones((20, 3), int), 0.25, seed=0), "ints is int64", "as float32")
 
 
 def test_an_array_is_read_or_its_file_is_named(tmp_path):
@@ -158,8 +245,8 @@ def test_an_array_is_read_or_its_file_is_named(tmp_path):
     for junk in (b"", b"x,y\n1,2\n", whole[:9], whole[:200], (tmp_path / "objects.npy").read_bytes()):
         path.write_bytes(junk)
         assert "pickle" not in refused(lambda: read_array(str(path)), path, "no whole .npy file", "np.save")
-    refused(lambda: read_array(""), "--config.data.dir=")
-    refused(lambda: read_array(str(tmp_path / "none.npy")), "none.npy", "No such file", "--config.data.dir=")
+    refused(lambda: read_array(""), "say dir=FILE.npy")
+    refused(lambda: read_array(str(tmp_path / "none.npy")), "none.npy", "No such file", "say dir=FILE.npy")
 
 
 def test_examples_that_are_all_the_same_are_refused():
@@ -177,8 +264,39 @@ def test_hold_out_loses_and_repeats_nothing():
     for fraction in (0.0, 1.0, -0.5, 0.001, float("nan")):
         with pytest.raises(UsageError, match="held_out"):
             hold_out("x", x, fraction, seed=0)
-    with pytest.raises(UsageError, match="49 labels"):
+    with pytest.raises(UsageError, match=r"labels of shape \(49,\) for 50 examples"):
         hold_out("x", x, 0.5, seed=0, labels=np.arange(49))
+
+
+# what is known of a source
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_shape_is_known_without_files(name):
+    """All sources that read files declare it, with their default options; else the data are made and have it."""
+    make = SOURCES[name]
+    assert reads_files(make) == (name in ("cifar10", "fashion_mnist"))
+    shape = shape_of(make, dir="no such folder")
+    assert shape == {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "digits": (8, 8, 1)}.get(name, (2,))
+    if not reads_files(make):
+        assert shape == make().shape
+
+
+def test_a_source_of_ones_own():
+    """A plain function is a source; with a declaration its shape is known from those options that it needs."""
+
+    def lines(dir: str, length: int = 5) -> Dataset:
+        return Dataset("lines", np.zeros((3, length, int(dir))))
+
+    assert reads_files(lines) and not is_verified(lines)
+    assert shape_of(lines, dir="4", length=6) == (6, 4) and shape_of(lambda n=3: numbered(n), dir="", n=2) == (1,)
+    declared = source(shape=lambda length: (length, 1), verified=True)(lines)
+    assert declared is lines and is_verified(lines)
+    assert (shape_of(lines, dir=""), shape_of(lines, dir="", length=9)) == ((5, 1), (9, 1))
+
+
+def test_only_checked_files_are_the_same_in_every_folder():
+    assert [name for name in SOURCES if is_verified(SOURCES[name])] == ["fashion_mnist"]
 
 
 # points
@@ -200,6 +318,14 @@ def test_points_are_centred_of_unit_scale_and_drawn_anew(name):
     assert np.array_equal(data.train, SOURCES[name]().train)
     assert not np.array_equal(data.train, SOURCES[name](seed=1).train)
     assert np.array_equal(data.test, SOURCES[name](size=10).test)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_messages_of_the_library_name_no_flags(name, tmp_path):
+    """A source that has a folder without its files, and one with an option out of range."""
+    make = SOURCES[name]
+    bad = {"dir": str(tmp_path)} if reads_files(make) else {"seed": -1}
+    assert "--" not in refused(lambda: make(**bad), *([tmp_path] if "dir" in bad else ["seed=-1"]))
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -374,6 +500,7 @@ def test_smaller_pixels_are_means_of_squares(small, tmp_path):
     place = str(write(tmp_path / "here", small))
     whole, half, one = (load_cifar10(dir=place, size=size) for size in (32, 16, 1))
     assert half.train.shape == (20, 16, 16, 3)
+    assert [shape_of(load_cifar10, dir="", size=n) for n in (32, 16, 1)] == [x.shape for x in (whole, half, one)]
     corner = whole.train[:, 0:2, 2:4].astype(np.float64).mean((1, 2))
     np.testing.assert_array_equal(half.train[:, 0, 1], np.floor(corner + 0.5))
     np.testing.assert_array_equal(one.test[:, 0, 0], np.floor(whole.test.astype(np.float64).mean((1, 2)) + 0.5))
@@ -560,6 +687,7 @@ def test_a_border_makes_them_32_pixels_wide(garments, tmp_path):
     place = str(write(tmp_path / "here", garments))
     small, large = (load_fashion_mnist(dir=place, size=size) for size in (28, 32))
     assert large.train.shape == (9, 32, 32, 1)
+    assert [shape_of(load_fashion_mnist, dir="", size=n) for n in (28, 32)] == [small.shape, large.shape]
     assert np.array_equal(large.test[:, 2:30, 2:30], small.test)
     assert large.train.sum() == small.train.sum()
     refused(lambda: load_fashion_mnist(dir=place, size=30), "size=30", "28 is needed, or 32")
@@ -687,12 +815,14 @@ def test_dequantization_is_uniform_within_its_byte_and_keyed_by_example():
 def test_identity_keeps_points_and_each_scaling_refuses_the_other_kind():
     points, images = np.ones((3, 2), np.float32), bytes_of_all_levels(3)
     assert np.array_equal(Identity()(points, keys(3)), points)
+    series = np.ones((3, 64, 2), np.float16)
+    assert Identity()(series, keys(3)).dtype == np.float16 and np.array_equal(Identity()(series, keys(3)), series)
     with pytest.raises(UsageError, match="'centered' or 'unit' for images"):
         Identity()(images, keys(3))
     for scaling in (Centered(), Unit()):
-        with pytest.raises(UsageError, match="'identity' for points"):
+        with pytest.raises(UsageError, match="'identity' for floating-point data"):
             scaling(points, keys(3))
-    with pytest.raises(UsageError, match="points"):
+    with pytest.raises(UsageError, match="floating-point data cannot be written as bytes"):
         Identity().to_bytes(points)
     assert set(SCALINGS.values()) == {Centered, Unit, Identity}
 
@@ -709,3 +839,57 @@ def test_flips_mirror_columns_of_about_half_of_the_images():
     assert np.array_equal(np.asarray(random_flip(keys(400)[100:103], x[100:103])), y[100:103])
     with pytest.raises(UsageError, match="only images"):
         random_flip(keys(3), np.ones((3, 2), np.float32))
+
+
+# preparation
+
+
+@pytest.mark.parametrize("scaling", [Centered(), Unit()], ids=repr)
+@pytest.mark.parametrize(("flip", "probability"), [(False, 0.0), (True, 0.0), (False, 0.6), (True, 0.6)])
+def test_preparation_scales_then_flips_then_augments(scaling, flip, probability):
+    """Each with keys of its own, by example; held-out examples are scaled only, with the same noise."""
+    raw = np.random.default_rng(0).integers(256, size=(20, 6, 6, 1), dtype=np.uint8)
+    prepare, (scale, turn, change) = Prepare(scaling, flip, probability), split_keys(keys(20), 3)
+    options = {"xla_backend_optimization_level": 0}
+    x0, numbers = jax.jit(prepare, static_argnames="train", compiler_options=options)(raw, keys(20))
+    held_out, none = prepare(raw, keys(20), train=False)
+    np.testing.assert_array_equal(held_out, scaling(raw, scale))
+    assert none is None
+    want = scaling(raw, scale)
+    want = random_flip(turn, want) if flip else want
+    if probability:
+        want, told = jax.jit(augment, compiler_options=options)(change, want, probability)
+        np.testing.assert_array_equal(numbers, told)
+        assert np.abs(np.asarray(x0) - np.asarray(held_out)).max() > 0.1
+    else:
+        assert numbers is None
+    np.testing.assert_allclose(x0, want, atol=1e-6)
+    few, _ = prepare(raw[5:8], keys(20)[5:8])
+    np.testing.assert_allclose(few, x0[5:8], atol=1e-4)  # whatever the batch
+
+
+def test_preparation_of_points_and_what_it_refuses():
+    points = np.ones((3, 2), np.float32)
+    x0, numbers = Prepare(Identity())(points, keys(3))
+    assert np.array_equal(x0, points) and numbers is None
+    refused(lambda: Prepare(Identity(), flip=True)(points, keys(3)), "only images", "turn the flip off")
+    refused(lambda: Prepare(Identity(), augment=0.1)(points, keys(3)), "only images", "turn the augmentation off")
+    refused(lambda: Prepare(Centered())(points, keys(3)), "'identity'")
+    for bad in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"augment={bad}: a probability"):
+            Prepare(Identity(), augment=bad)
+    assert Prepare(Unit(False), True, 0.2) == Prepare(Unit(False), True, 0.2)  # one program serves equal ones
+    hash(Prepare(Unit(False), True, 0.2))
+
+
+def test_images_of_floats_are_prepared_too():
+    """Float images can be flipped and augmented, in their dtype, also with JAX_ENABLE_X64."""
+    x = np.random.default_rng(0).standard_normal((4, 6, 6, 2)).astype(np.float32)
+    plain = Prepare(Identity(), True, 0.7)(x, keys(4))
+    with jax.enable_x64(True):
+        ours = Prepare(Identity(), True, 0.7)(x, keys(4))
+        wide = Prepare(Identity(), True, 0.7)(x.astype(np.float64), keys(4))
+    assert [a.dtype for a in (*ours, wide[0])] == [np.float32, np.float32, np.float64]
+    for a, b, c in zip(plain, ours, wide, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, c, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Every process x target: the rows invert, and are the papers'; and the bridge between processes."""
+"""Every process x target: the targets invert, and are the papers'; and the bridge between processes."""
 
 import dataclasses
 import functools
@@ -7,53 +7,137 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
+from levels import levels
 
-from scoregen.denoiser import CONDITIONS, TARGETS, Prediction, as_process, denoiser, edm_row, eps_row, input_scale
-from scoregen.losses import DSM
-from scoregen.oracle import TWO_MODES
-from scoregen.process import EDM, PROCESSES, VE, VP, Flow, covers, ddpm, ncsn, perturb, rows
-from scoregen.rules import refusal
+from scoregen.denoiser import (
+    CONDITIONS,
+    TARGETS,
+    Denoiser,
+    Prediction,
+    as_energy,
+    edm_target,
+    from_energy,
+    from_network,
+    input_scale,
+    prediction_from_x0,
+    refuse_condition,
+    refuse_target,
+    solve,
+    velocity_target,
+)
+from scoregen.errors import Refusal
+from scoregen.process import EDM, PROCESSES, VE, VP, Chain, Flow, bottom, covers, ddpm, ncsn, perturb, top
+from scoregen.random import broadcast
+from scoregen.testing.oracle import TWO_MODES
 
 MADE = {name: make() for name, make in PROCESSES.items()}
 
 
 @functools.cache
 def why_not(name, target):
-    return refusal(MADE[name], target, DSM())
+    return refuse_target(MADE[name], target)
 
 
-def row_of(name, target):
-    """The row of what can be trained; the others are skipped, and which they are is a test of its own."""
-    if reason := why_not(name, target):
-        pytest.skip(reason)
+def target_of(name, target):
+    """The target that can be trained; the others are skipped, and a test of its own says which they are."""
+    if refusal := why_not(name, target):
+        pytest.skip(str(refusal))
     return TARGETS[target]
 
 
-def test_only_these_rows_have_no_inverse():
+def test_only_these_targets_have_no_inverse():
     """A chain has no velocity, and at the end of flow matching the noise says nothing of the data."""
     refused = {(name, target) for name in PROCESSES for target in TARGETS if why_not(name, target)}
     chains = {(name, "velocity") for name, process in MADE.items() if process.discrete}
     assert refused == chains | {("flow", "eps"), ("flow", "score")}
 
 
+def test_refusals_of_targets_name_what_would_fit():
+    """By name and as functions; every target that is named as a fix is one."""
+    chain = why_not("ddpm", "velocity")
+    assert "chain has levels" in chain.reason and chain.fixes == ("target=v", "process=vp")
+    for target in ("eps", TARGETS["score"]):
+        refusal = refuse_target(Flow(), target)
+        assert "alpha = 0" in refusal.reason
+        assert refusal.fixes == ("target=x0", "target=v", "target=velocity", "target=edm")
+    for process in (dataclasses.replace(ddpm(), data_std=0.0), EDM(data_std=0.0)):
+        assert refuse_target(process, "edm").fixes[0] == "process.data_std=0.5"
+    # The noise is no fix where the data are gone, and edm is none where their deviation is not known.
+    assert refuse_target(Flow(data_std=0.0), "eps").fixes == ("target=x0", "target=v", "target=velocity")
+    # A chain that ends in pure noise: as in continuous time, but a chain has no velocity.
+    alphas = jnp.array([0.9, 0.5, 0.0])
+    lam = 2 * jnp.log(alphas) - jnp.log1p(-(alphas**2))
+    chain = Chain(alphas, jnp.sqrt(1 - alphas**2), lam)
+    assert refuse_target(chain, "eps").fixes == ("target=x0", "target=v", "target=edm")
+    # Tables without values are not looked at, and the rest is.
+    assert jax.jit(lambda c: (refuse_target(c, "eps") is None) & (refuse_target(c, "velocity") is not None))(chain)
+    assert jax.jit(lambda t: t if refuse_target(Flow(), "eps") else -t)(1.0) == 1.0
+    with pytest.raises(ValueError, match="no target 'epsilon': did you mean 'eps'"):
+        refuse_target(ddpm(), "epsilon")
+
+
+def test_refusals_of_ones_own_targets():
+    """x itself, from which nothing follows; one that needs derivatives; one that says itself what it needs."""
+
+    def x_itself(process, t):
+        return process.alpha(t), process.sigma(t)
+
+    def mostly_noise(process, t):  # fine but for alpha = 0
+        return 0 * process.alpha(t), 2 * jnp.ones_like(process.alpha(t))
+
+    def slope(process, t):
+        return velocity_target(process, t)
+
+    def small(process, t):
+        return -process.sigma(t), process.alpha(t)
+
+    slope.continuous_only = True
+    small.refuse = lambda process: Refusal("too long", ("process.steps=10",)) if process.ends[1] > 10 else None
+    for name, process in MADE.items():
+        assert ("alpha = 0" if name == "flow" else "alpha b - a sigma is 0") in refuse_target(process, x_itself).reason
+        assert (refuse_target(process, mostly_noise) is None) == (name != "flow")
+        assert (refuse_target(process, slope) is None) != process.discrete
+        assert (refuse_target(process, small) is None) == (process.ends[1] <= 10)
+
+
+def test_conditions_that_are_an_index_are_refused_where_the_time_is_sigma():
+    for name, process in MADE.items():
+        refused = {condition for condition in CONDITIONS if refuse_condition(process, condition)}
+        assert refused == ({"index", "rescaled"} if name == "edm" else set())
+    refusal = refuse_condition(EDM(), CONDITIONS["index"])
+    assert "from 0.002 to 80" in refusal.reason
+    for fix in refusal.fixes:
+        assert refuse_condition(EDM(), fix.removeprefix("model.condition=")) is None
+
+    def mine(process, t):
+        return t
+
+    assert refuse_condition(EDM(), mine) is None
+    mine.refuse = lambda process: Refusal("no")
+    assert refuse_condition(EDM(), mine) == Refusal("no")
+    with pytest.raises(ValueError, match="no condition 'logsnt': did you mean 'logsnr'"):
+        refuse_condition(EDM(), "logsnt")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PROCESSES)
-def test_rows_invert(name, target):
+def test_targets_invert(name, target):
     """A network whose output is a x0 + b eps is turned back into that x0, that eps and -eps / sigma, at all levels."""
-    row = row_of(name, target)
+    rule = target_of(name, target)
     with jax.enable_x64(True):
         process = PROCESSES[name]()
-        t = process.grid()
+        t = levels(process)
         x0 = jax.random.normal(jax.random.key(0), (len(t), 3), jnp.float64)
         noised = perturb(process, jax.random.key(1), x0, t)
-        a, b = row(process, t)
+        a, b = rule(process, t)
         det = process.alpha(t) * b - a * process.sigma(t)
         assert (abs(det) > 1e-6).all()
-        predict = denoiser(process, row, lambda x, t: rows(a, x) * x0 + rows(b, x) * noised.eps)
-        x0_hat, eps_hat, score, between, density = predict(noised.x, t)
+        denoiser = from_network(process, rule, lambda x, t: broadcast(a, x) * x0 + broadcast(b, x) * noised.eps)
+        x0_hat, eps_hat, score, between, density = denoiser(noised.x, t)
         np.testing.assert_allclose(x0_hat, x0, rtol=1e-7, atol=1e-7)
         np.testing.assert_allclose(eps_hat, noised.eps, rtol=1e-7, atol=1e-7)
-        np.testing.assert_allclose(score, -noised.eps / rows(process.sigma(t), x0), rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(score, -noised.eps / broadcast(process.sigma(t), x0), rtol=1e-7, atol=1e-7)
         assert between is None and density is None
 
 
@@ -87,13 +171,13 @@ def asked_for(process, target, t, x0, eps):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PROCESSES)
-def test_rows_are_the_papers(name, target):
-    row = row_of(name, target)
+def test_targets_are_the_papers(name, target):
+    rule = target_of(name, target)
     with jax.enable_x64(True):
         process = PROCESSES[name]()
-        t = process.grid(6)[1:-1]
+        t = levels(process, 6)[1:-1]
         x0, eps = np.random.default_rng(0).normal(size=(2, 4, 3))
-        a, b = (np.asarray(c)[:, None] for c in row(process, t))
+        a, b = (np.asarray(c)[:, None] for c in rule(process, t))
         want = asked_for(process, target, np.asarray(t), x0, eps)
         np.testing.assert_allclose(a * x0 + b * eps, want, rtol=1e-7, atol=1e-7)
 
@@ -110,8 +194,8 @@ def test_edm_has_unit_variance_in_and_out(name, data_std):
     has nothing of x left in it, Cov(output, x) = 0, which is what makes c_out the least possible."""
     with jax.enable_x64(True):
         process = dataclasses.replace(PROCESSES[name](), data_std=data_std)
-        t = process.grid(6)
-        alpha, sigma, a, b = (np.asarray(c) for c in (process.alpha(t), process.sigma(t), *edm_row(process, t)))
+        t = levels(process, 6)
+        alpha, sigma, a, b = (np.asarray(c) for c in (process.alpha(t), process.sigma(t), *edm_target(process, t)))
         np.testing.assert_allclose(a**2 * data_std**2 + b**2, 1, rtol=1e-9)
         np.testing.assert_allclose(a * alpha * data_std**2 + b * sigma, 0, atol=1e-9)
         np.testing.assert_allclose(input_scale(process, t) ** 2 * (alpha**2 * data_std**2 + sigma**2), 1, rtol=1e-9)
@@ -119,8 +203,8 @@ def test_edm_has_unit_variance_in_and_out(name, data_std):
 
 @pytest.mark.parametrize("name", ["ddpm", "cosine", "betas", "vp", "vp_cosine"])
 def test_edm_of_a_variance_preserving_process_is_minus_v(name):
-    t = MADE[name].grid(6)
-    np.testing.assert_allclose(edm_row(MADE[name], t), -np.array(TARGETS["v"](MADE[name], t)), rtol=1e-5, atol=1e-6)
+    t = levels(MADE[name], 6)
+    np.testing.assert_allclose(edm_target(MADE[name], t), -np.array(TARGETS["v"](MADE[name], t)), rtol=1e-5, atol=1e-6)
     assert MADE[name].data_std == 1
 
 
@@ -129,13 +213,12 @@ def test_a_learned_variance_is_the_second_half(target):
     """between = (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15): v = -1 the posterior's, 1 the forward step's; the first
     half is what it would be alone."""
     process = MADE["vp" if target == "velocity" else "ddpm"]
-    t = process.grid(4)[1:]
+    t = levels(process, 4)[1:]
     x, output, v = jax.random.normal(jax.random.key(0), (3, 3, 5, 2))
     v = v.at[:, 0].set(-1.0).at[:, 1].set(1.0)
-    both = denoiser(process, TARGETS[target], lambda x, t: jnp.concatenate([output, v], -1), learned_variance=True)(
-        x, t
-    )
-    alone = denoiser(process, TARGETS[target], lambda x, t: output)(x, t)
+    twice = jnp.concatenate([output, v], -1)
+    both = from_network(process, target, lambda x, t: twice, learned_variance=True)(x, t)
+    alone = from_network(process, target, lambda x, t: output)(x, t)
     for ours, want in zip(both[:3], alone[:3], strict=True):
         np.testing.assert_array_equal(ours, want)
     assert alone.between is None and both.between is not None
@@ -147,10 +230,10 @@ def test_a_learned_variance_is_the_second_half(target):
 def test_conditions_say_how_noisy(name):
     """The index is DDPM's, and 999 t in continuous time; rescaled, of 1000 levels; log sigma; lam, finite; c_noise."""
     process = MADE[name]
-    t = process.grid(5)
+    t = levels(process, 5)
     alpha, sigma = (np.asarray(a, np.float64) for a in (process.alpha(t), process.sigma(t)))
     np.testing.assert_allclose(CONDITIONS["index"](process, t), np.asarray(t) * (1 if process.discrete else 999))
-    rescaled = np.asarray(t, np.float64) * 1000 / (len(process.grid()) if process.discrete else 1)
+    rescaled = np.asarray(t, np.float64) * 1000 / (len(levels(process)) if process.discrete else 1)
     np.testing.assert_allclose(CONDITIONS["rescaled"](process, t), rescaled, rtol=1e-6)
     np.testing.assert_allclose(CONDITIONS["sigma"](process, t), np.log(sigma), rtol=1e-5, atol=1e-6)
     with np.errstate(divide="ignore"):
@@ -163,12 +246,14 @@ def test_conditions_say_how_noisy(name):
 def test_tweedie(name):
     """THEORY 8: the exact denoiser, its noise and its score are one thing: x0 = (x + sigma^2 score) / alpha."""
     process = MADE[name]
-    t = process.grid(6)[1:]
+    t = levels(process, 6)[1:]
     x = jax.random.normal(jax.random.key(0), (5, 2))
-    exact = TWO_MODES.predict(process)(x, t)
-    again = denoiser(process, eps_row, lambda x, t: exact.eps)(x, t)
+    exact = TWO_MODES.denoiser(process)(x, t)
+    again = from_network(process, "eps", lambda x, t: exact.eps)(x, t)
     np.testing.assert_allclose(again.score, exact.score, rtol=1e-5)
-    np.testing.assert_allclose(again.x0 * rows(process.alpha(t), x), exact.x0 * rows(process.alpha(t), x), atol=1e-4)
+    np.testing.assert_allclose(
+        again.x0 * broadcast(process.alpha(t), x), exact.x0 * broadcast(process.alpha(t), x), atol=1e-4
+    )
 
 
 BRIDGED = {"ddpm": ddpm(), "cosine": PROCESSES["cosine"](), "ncsn": ncsn(0.02, 30.0, 40)} | {
@@ -197,12 +282,12 @@ def test_bridge_of_the_exact_denoiser_is_exact(source, target):
     """THEORY 14: the exact denoiser of one process, carried over, is the exact denoiser of the other."""
     source, target = BRIDGED[source], BRIDGED[target]
     target = target.within(source)
-    predict = as_process(TWO_MODES.predict(source), source, target)
-    t = target.grid(11)[1:-1]  # at its ends the target may be covered by the source to one percent only
+    denoiser = TWO_MODES.denoiser(source).under(target)
+    t = levels(target, 11)[1:-1]  # at its ends the target may be covered by the source to one percent only
     x0 = TWO_MODES.sample(jax.random.key(0), 9)
     x = perturb(target, jax.random.key(1), x0, t).x
-    ours, exact = predict(x, t), TWO_MODES.predict(target)(x, t)
-    sigma = rows(target.sigma(t), x)
+    ours, exact = denoiser(x, t), TWO_MODES.denoiser(target)(x, t)
+    sigma = broadcast(target.sigma(t), x)
     np.testing.assert_allclose(ours.x0, exact.x0, atol=2e-3)
     np.testing.assert_allclose(ours.eps, exact.eps, atol=2e-3)
     np.testing.assert_allclose(sigma * ours.score, sigma * exact.score, atol=2e-3)
@@ -210,18 +295,44 @@ def test_bridge_of_the_exact_denoiser_is_exact(source, target):
 
 @pytest.mark.parametrize("source", PROCESSES)
 def test_what_is_within_the_source_can_be_bridged(source):
-    """`within` and `as_process` agree on what is covered, and refuse the rest."""
+    """For every pair of processes `within` and `under` agree on what is covered, and refuse the rest."""
+    denoiser = Denoiser(MADE[source], lambda x, t: prediction_from_x0(MADE[source], x, t, 0 * x))
     for name, target in MADE.items():
-        if target.levels == 1000 and target.discrete:
-            continue  # slow: every other length is compiled anew
-        whole = bool(covers(MADE[source], target.logsnr(target.grid())).all())
+        whole = bool(covers(MADE[source], target.logsnr(levels(target))).all())
         part = target.within(MADE[source])
-        as_process(TWO_MODES.predict(MADE[source]), MADE[source], part)
-        if not target.discrete:
+        assert denoiser.under(part).process is part
+        if target.discrete:
+            assert (part.levels == target.levels) == whole, name
+        else:
             assert (part == target) == whole, name
-        if not whole:
+        if whole:
+            assert denoiser.under(target).process is target
+        else:
             with pytest.raises(ValueError, match="outside the noise range"):
-                as_process(TWO_MODES.predict(MADE[source]), MADE[source], target)
+                denoiser.under(target)
+
+
+@pytest.mark.parametrize("target", PROCESSES)
+@pytest.mark.parametrize("source", PROCESSES)
+def test_bridge_of_every_pair_carries_a_point_over(source, target):
+    """Where the data are one point, x0 is that point under any process: the bridge has to scale x right."""
+    source, target = MADE[source], MADE[target].within(MADE[source])
+    point = jnp.array([[0.5, -2.0]])
+    # It knows x0 only from x: at x = alpha c + sigma e it gives c, if it is given x as its own process makes it.
+    noise = jnp.array([[0.3, -0.1]])
+    denoiser = Denoiser(source, lambda x, t: from_eps(source, x, t, noise))
+    t = levels(target, 5)[1:-1]
+    x = broadcast(target.alpha(t), point + jnp.zeros((len(t), 1))) * point
+    x = x + broadcast(target.sigma(t), x) * noise
+    found = denoiser.under(target)(x, t)
+    lost = broadcast(target.sigma(t) / target.alpha(t), x)  # the digits of x0 that x has lost
+    assert (abs(found.x0 - point) < 1e-4 * (1 + lost)).all()
+    np.testing.assert_allclose(found.eps, noise + 0 * x, rtol=1e-6)
+    np.testing.assert_allclose(found.score, -noise / broadcast(target.sigma(t), x), rtol=1e-5)
+
+
+def from_eps(process, x, t, eps):
+    return solve(process, "eps", eps + 0 * x, x, t)
 
 
 def test_a_learned_variance_does_not_cross_the_bridge():
@@ -230,11 +341,162 @@ def test_a_learned_variance_does_not_cross_the_bridge():
     def learned(x, t):
         return Prediction(x, x, x, jnp.full_like(x, 0.5))
 
-    assert as_process(learned, EDM(), VE())(jnp.ones((1, 2)), jnp.array([0.5])).between is None
+    assert Denoiser(EDM(), learned).under(VE())(jnp.ones((1, 2)), 0.5).between is None
 
 
 def test_bridge_refuses_what_the_source_never_saw():
-    with pytest.raises(ValueError, match=r"outside the noise range.*target\.within\(source\)"):
-        as_process(TWO_MODES.predict(ncsn()), ncsn(), ddpm())
-    with pytest.raises(ValueError, match="1 of the target's 1000 levels lie outside"):
-        as_process(TWO_MODES.predict(VP(t_min=1e-5)), VP(t_min=1e-5, t_max=0.9985), VP(t_min=1e-5))
+    with pytest.raises(ValueError, match=r"outside the noise range.*process\.within\(denoiser\.process\)"):
+        TWO_MODES.denoiser(ncsn()).under(ddpm())
+    with pytest.raises(ValueError, match="an end of it lies outside"):
+        TWO_MODES.denoiser(VP(t_min=1e-5, t_max=0.9985)).under(VP(t_min=1e-5))
+    with pytest.raises(ValueError, match="1 of its 1000 levels lie outside"):
+        TWO_MODES.denoiser(ddpm().between(0, 998)).under(ddpm().between(0, 999))
+    with pytest.raises(TypeError, match=r"a process is needed, not VP: say VP\(\)"):
+        TWO_MODES.denoiser(ddpm()).under(VP)
+
+
+def test_the_bridge_is_refused_while_a_sampler_is_traced():
+    """The ranges of constants are known then; those of a chain that is an argument are not, and nothing is checked."""
+    denoiser = TWO_MODES.denoiser(ncsn())
+    x = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match="outside the noise range"):
+        jax.jit(lambda x: denoiser.under(ddpm())(x, 400).x0)(x)
+    part = ddpm().within(ncsn())
+    assert jax.jit(lambda chain, x: denoiser.under(chain)(x, 40).x0)(part, x).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: from_network(ddpm(), "epsilon", lambda x, t: x),
+            ValueError,
+            "no target 'epsilon': did you mean 'eps'",
+        ),
+        (lambda: from_network(ddpm(), 3, lambda x, t: x), TypeError, r"target=3: a name is needed \(eps, x0, "),
+        (lambda: from_network(ddpm, "eps", lambda x, t: x), TypeError, r"a process is needed, not ddpm: say ddpm\(\)"),
+        (lambda: from_network(ddpm(), "eps", {"w": 1}), TypeError, "apply is a dict: a function is needed"),
+        (lambda: from_network(ddpm(), "eps", lambda x, t: x[:1])(jnp.ones((2, 3)), 5), ValueError, "that of x"),
+        (
+            lambda: from_network(ddpm(), "eps", lambda x, t: x, learned_variance=True)(jnp.ones((2, 3)), 5),
+            ValueError,
+            r"gives \[2, 3\] for x of shape \[2, 3\]: the shape \[2, 6\] is needed, twice as many channels",
+        ),
+        (lambda: from_network(ddpm(), "velocity", lambda x, t: x)(jnp.ones((2, 3)), 5), TypeError, "t is int32"),
+        (lambda: TWO_MODES.denoiser(VP())(jnp.ones((2, 2)), jnp.ones(3)), ValueError, r"t of shape \[3\] for x of"),
+        (
+            lambda: TWO_MODES.denoiser(ddpm()).velocity(jnp.ones((2, 2)), 5),
+            TypeError,
+            r"real times, t\.astype\(float\)",
+        ),
+    ],
+)
+def test_denoisers_refuse_what_they_cannot_mean(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_one_time_for_all_is_that_time_for_each():
+    for process, t in ((ddpm(), 400), (VP(), 0.3), (ddpm(), 400.5)):
+        denoiser, x = TWO_MODES.denoiser(process), jnp.ones((3, 2))
+        np.testing.assert_array_equal(denoiser(x, t).x0, denoiser(x, jnp.full(3, t)).x0)
+        if isinstance(t, float):
+            np.testing.assert_array_equal(denoiser.velocity(x, t), denoiser.velocity(x, jnp.full(3, t)))
+
+
+def dtypes_of(call, *arrays):
+    """Of what `call(*arrays)` gives, without the cost of it."""
+    return {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(call, *arrays))}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("before", [True, False], ids=["made before x64", "made under x64"])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_dtypes_of_x_are_kept_under_x64(name, before, dtype):
+    """By solve for every target, by the bridge, the velocity, energies, and with outputs of any width."""
+    process, bridge = (PROCESSES[name](), VP()) if before else (None, None)
+    with jax.enable_x64(True):
+        process, bridge = process or PROCESSES[name](), bridge or VP()
+        x, want = jnp.ones((3, 2), dtype), {jnp.dtype(dtype)}
+        denoiser = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, 0 * x))
+        energy = from_energy(process, lambda x, t: -0.5 * jnp.sum(x**2, -1))
+        times = levels(process, 5)[1:-1]
+        for t in (times, times.astype(jnp.int32 if process.discrete else jnp.float32)):
+            for target in TARGETS:
+                if not why_not(name, target):
+                    for output in (x, x.astype(jnp.float64)):
+                        assert dtypes_of(lambda *a, target=target: solve(process, target, *a), output, x, t) == want
+            for kind in (denoiser, as_energy(denoiser), energy):
+                assert dtypes_of(kind, x, t) == want
+        for t in (times.astype(jnp.float64), times.astype(jnp.float32), float(times[1])):
+            assert dtypes_of(lambda x, t=t: denoiser.velocity(x, t), x) == want
+        seen = []
+
+        def predict(x, t):
+            seen.append((x.dtype, t.dtype))
+            return prediction_from_x0(bridge, x, t, 0 * x)
+
+        source, part = Denoiser(bridge, predict), process.within(bridge)
+        assert dtypes_of(source.under(part), x, levels(part, 5)[1:-1]) == want and seen == [(dtype, jnp.float32)]
+        source(x, 0.5)
+        assert seen[1] == (dtype, jnp.float32), "a Python number widens nothing"
+
+
+def test_a_denoiser_is_an_argument_of_jit():
+    """Its parameters are leaves if `predict` is a Partial: new ones need no new program, and have an effect. So are the
+    tables of a chain; what a plain function closes over is a constant."""
+    traces = []
+
+    @jax.jit
+    def x0(denoiser, x, t):
+        traces.append(1)
+        return denoiser(x, t).x0
+
+    def net(params, x, t):
+        return params * x
+
+    def log_density(params, x, t):
+        return -0.5 * params * jnp.sum(x**2, -1)
+
+    x, t = jnp.ones((2, 3)), jnp.array([2, 5])
+    kinds = [
+        lambda p: from_network(ncsn(), "x0", Partial(net, p)),
+        lambda p: from_energy(ncsn(), Partial(log_density, p)),
+        lambda p: as_energy(from_network(ncsn(), "eps", Partial(net, p))),
+        lambda p: from_network(VE(), "x0", Partial(net, p)).under(ncsn()),
+        lambda p: Denoiser(ncsn(), Partial(lambda p, x, t: prediction_from_x0(ncsn(), x, t, p * x), p)),
+    ]
+    for make in kinds[:-1]:
+        del traces[:]
+        for p in (0.5, 2.0):
+            params = jnp.array(p)
+            np.testing.assert_allclose(x0(make(params), x, t), make(params)(x, t).x0, rtol=1e-5)
+        assert len(traces) == 1
+        slope = jax.grad(lambda denoiser: denoiser(x, t).x0.sum())(make(jnp.array(0.5)))
+        assert any(abs(leaf).max() > 0 for leaf in jax.tree.leaves(slope.predict))
+    assert float(x0(kinds[-1](jnp.array(3.0)), x, t)[0, 0]) == 3.0
+    constant = [from_network(ncsn(), "x0", lambda x, t, p=p: p * x) for p in (0.5, 2.0)]
+    assert [float(x0(denoiser, x, t)[0, 0]) for denoiser in constant] == [0.5, 2.0], "never another function's program"
+    # Taken apart and put together.
+    denoiser = kinds[0](jnp.array(0.5))
+    leaves, structure = jax.tree.flatten(denoiser)
+    assert jax.tree.structure(jax.tree.unflatten(structure, [None] * len(leaves))) != structure
+    again = jax.tree.unflatten(structure, leaves)
+    np.testing.assert_array_equal(again(x, t).x0, denoiser(x, t).x0)
+
+
+def test_a_process_of_ones_own_is_part_of_a_denoiser():
+    """Also as an argument of jit, with its arrays as leaves."""
+    from test_process import CUSTOM
+
+    for make, _ in CUSTOM.values():
+        process = make()
+        denoiser = from_network(process, "v", Partial(lambda p, x, t: p * x, jnp.array(0.5)))
+        x, t = jnp.ones((2, 3)), jnp.array([0.3, 0.6])
+        want = denoiser(x, t)
+        for a, b in zip(jax.jit(lambda denoiser, x, t: denoiser(x, t))(denoiser, x, t)[:3], want[:3], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+        assert denoiser.velocity(x, t).shape == x.shape and refuse_target(process, "v") is None
+        ends = [float(process.logsnr(end)) for end in (top(process), bottom(process))]
+        if ends[0] < -8 and ends[1] > 4:
+            assert denoiser.under(VP(t_min=0.02, t_max=0.8)).process == VP(t_min=0.02, t_max=0.8)

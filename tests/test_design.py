@@ -14,10 +14,10 @@ from matplotlib.image import imread
 from scipy.integrate import quad
 from scipy.stats import chi
 
-from scoregen.config import changes, load, parse
-from scoregen.data import SOURCES, Dataset
-from scoregen.denoiser import Prediction
-from scoregen.design import (
+from scoregen.app.arguments import parse
+from scoregen.app.build import build
+from scoregen.app.config import changes, load
+from scoregen.contrib.design import (
     Levels,
     command,
     coverage,
@@ -31,9 +31,11 @@ from scoregen.design import (
     step_size,
     techniques,
 )
-from scoregen.design.preset import present, with_settings
-from scoregen.experiment import assemble
-from scoregen.process import ncsn, rows
+from scoregen.contrib.design.preset import present, with_settings
+from scoregen.data import SOURCES, Dataset
+from scoregen.denoiser import Denoiser, Prediction
+from scoregen.process import ncsn
+from scoregen.random import broadcast
 from scoregen.samplers import Langevin
 
 V1, V2 = 100 ** (1 / 9), 5000 ** (1 / 231)  # the ratios of Song & Ermon 2019 and 2020
@@ -229,9 +231,9 @@ def test_our_sampler_ends_with_that_variance(index):
     x = gamma * sigma * jax.random.normal(jax.random.key(0), (n, 1))
 
     def predict(x, t):
-        return Prediction(jnp.zeros_like(x), x, -x / rows(process.sigma(t) ** 2, x))
+        return Prediction(jnp.zeros_like(x), x, -x / broadcast(process.sigma(t) ** 2, x))
 
-    x = jax.jit(lambda x: Langevin(step_size=h, steps=3)(process, predict, jax.random.key(1), x, t))(x)
+    x = jax.jit(lambda x: Langevin(step_size=h, steps=3)(Denoiser(process, predict), jax.random.key(1), x, t))(x)
     assert float(jnp.var(x)) / sigma**2 == pytest.approx(settled(h, 0.02, gamma, 3), rel=4 * math.sqrt(2 / n))
 
 
@@ -276,7 +278,7 @@ def test_the_present_levels_are_those_that_are_walked():
     assert now is not None
     assert (now.sigma_min, now.sigma_max, now.levels, now.steps) == (0.05, 10.0, 60, 4)
     assert now.settled == settled(0.15 * 0.05**2, 0.05, 200 ** (1 / 59), 4)
-    for key, value in {"sampler.predictor.name": "ancestral", "sampler.n": 5}.items():
+    for key, value in {"sampler.step.name": "ancestral", "sampler.n": 5}.items():
         other = present(with_settings(config, {key: value}))
         assert other is not None and other.levels == 60 and other.steps is other.settled is None
     wild = present(with_settings(config, {"sampler.corrector.langevin.step_size": 1.0}))
@@ -287,13 +289,13 @@ def test_the_present_levels_are_those_that_are_walked():
 def test_examples_are_as_the_network_sees_them():
     """Every training image once, scaled by the configuration's own scaling; its noise follows the seed."""
     config = with_settings(load("ncsn_digits"), {"net.name": "mlp"})  # which is made in no time
-    experiment = assemble(config)
-    x, raw = command.examples(experiment), experiment.dataset.train
+    parts = build(config)
+    x, raw = command.examples(parts), parts.dataset.train
     np.testing.assert_allclose(x, raw.reshape(len(raw), -1) / 127.5 - 1, atol=1e-6)
     config = with_settings(config, {"scaling.name": "unit"})
-    noisy, again = (command.examples(assemble(config)) for _ in range(2))
+    noisy, again = (command.examples(build(config)) for _ in range(2))
     assert (noisy == again).all()
-    assert (noisy != command.examples(assemble(with_settings(config, {"seed": 1})))).any()
+    assert (noisy != command.examples(build(with_settings(config, {"seed": 1})))).any()
     noise = 256 * noisy - raw.reshape(len(raw), -1)
     assert noise.min() >= 0 and noise.max() < 1
     # Of N uniform numbers, the mean has the standard error 1 / sqrt(12 N); no two blocks have the same.
@@ -334,14 +336,14 @@ def digits(tmp_path_factory):
 
 
 def command_in(out: str) -> list[str]:
-    (line,) = [line for line in out.splitlines() if line.startswith("python -m scoregen.run")]
-    return shlex.split(line)[3:]
+    (line,) = [line for line in out.splitlines() if line.startswith(("scoregen train --", "scoregen train '--"))]
+    return shlex.split(line)[2:]
 
 
 def test_the_preset_and_the_command_are_the_same(digits):
     folder, out = digits
     path = folder / f"{UNIT}.py"
-    preset, (flagged, _) = load(str(path)), parse(command_in(out))
+    preset, flagged = load(str(path)), parse(command_in(out)).config
     assert [key for key, _, _ in changes(preset, flagged)] == ["name"]
     assert preset.scaling.name == "unit" and preset.net.unet.channels == 32  # what was asked for, and the base's
     assert f"--config={shlex.quote(str(path))}" in out
@@ -349,17 +351,17 @@ def test_the_preset_and_the_command_are_the_same(digits):
 
 def test_the_preset_is_ncsn_at_the_designed_levels(digits):
     folder, out = digits
-    experiment = assemble(load(str(folder / f"{UNIT}.py")))
-    found = present(experiment.config)
+    parts = build(load(str(folder / f"{UNIT}.py")))
+    found = present(parts.config)
     assert found is not None and found.steps == 5
-    distance = largest_distance(command.examples(experiment))
+    distance = largest_distance(command.examples(parts))
     assert distance <= found.sigma_max < distance + 0.01
     assert found.levels == levels(0.02, found.sigma_max, ratio(64, 0.5))
-    config = experiment.config
+    config = parts.config
     assert (config.process.name, config.process.ncsn.start, config.loss.name) == ("ncsn", "normal", "dsm")
     assert (config.target, config.net.condition, config.train.ema.name) == ("eps", "sigma", "decay")
     assert config.train.ema.decay.rate == 0.999
-    assert (config.sampler.predictor.name, config.sampler.corrector.name) == ("hold", "langevin")
+    assert (config.sampler.step.name, config.sampler.corrector.name) == ("hold", "langevin")
     assert config.sampler.denoise is True and config.sampler.n == 0
     for number in (found.sigma_max, found.levels, found.step_size):
         assert f" {number} " in out
@@ -374,12 +376,12 @@ def test_the_design_of_a_paper_s_preset_is_ncsn_v2(name, tmp_path, monkeypatch):
     small = (*(f"--config.net.{net}.channels=8" for net in ("refinenet", "refinenet_v2")), "--config.eval.samples=2")
     code, out, err = main(f"--config={name}", *small, f"--out={tmp_path}")
     assert (code, err) == (0, "")
-    found, published = parse(command_in(out))[0], load("ncsnv2_cifar")
+    found, published = parse(command_in(out)).config, load("ncsnv2_cifar")
     numbers = {"sigma_max", "levels", "step_size"}
     kept = ("process.", "sampler.", "net.", "target", "train.ema.")
     apart = {key for key, _, _ in changes(published, found) if key.startswith(kept)}
     assert {key.rpartition(".")[2] for key in apart} == numbers | {"channels"}
-    assert assemble(found).net.channels == 8
+    assert build(found).model.net.channels == 8
 
 
 def test_the_figure_shows_the_design(digits, tmp_path):
@@ -416,7 +418,7 @@ def test_in_the_plane_the_ratio_is_limited(tmp_path):
     code, out, err = main("--config=ncsn_toy", "--config.data.mixture.size=4000", f"--out={tmp_path}")
     assert (code, err) == (0, "")
     assert "in 2 dimensions any ratio leaves an overlap; 1.6681 was NCSN v1's, and is the limit" in out
-    assert assemble(load(str(tmp_path / "ncsn_toy,data.mixture.size=4000_designed.py"))).dataset.train.shape == (
+    assert build(load(str(tmp_path / "ncsn_toy,data.mixture.size=4000_designed.py"))).dataset.train.shape == (
         4000,
         2,
     )
@@ -429,14 +431,14 @@ def test_a_file_of_ones_own_is_found_from_anywhere(tmp_path, monkeypatch):
     code, out, err = main("--config=./my points.py", "--out=out", "--config.net.mlp.width=8")
     assert (code, err) == (0, "")
     monkeypatch.chdir("/")
-    preset = assemble(load(str(tmp_path / "out" / "my_points,net.mlp.width=8_designed.py")))
+    preset = build(load(str(tmp_path / "out" / "my_points,net.mlp.width=8_designed.py")))
     assert preset.dataset.shape == (6,) and preset.config.net.mlp.width == 8
-    assert [key for key, _, _ in changes(preset.config, parse(command_in(out))[0])] == ["name"]
+    assert [key for key, _, _ in changes(preset.config, parse(command_in(out)).config)] == ["name"]
 
 
 OWN = """
 import numpy as np
-from scoregen.config import load
+from scoregen.app.config import load
 from scoregen.data import SOURCES, Dataset
 
 def own():
@@ -524,7 +526,7 @@ def test_equal_examples_have_no_levels(tmp_path):
 def test_help(argv):
     code, out, err = main(*argv)
     assert (code, err) == (0, "")
-    for word in ("--sigma_min", "--steps", "--overlap", "--out", "ncsn_digits", "python -m scoregen.design"):
+    for word in ("--sigma_min", "--steps", "--overlap", "--out", "ncsn_digits", "scoregen design"):
         assert word in out
 
 

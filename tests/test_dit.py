@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.nets import DiT, flops, parameters
+from scoregen.contrib.weights.layout import Entry, to_ours
+from scoregen.nets import Cond, DiT, flops, parameters
 from scoregen.nets.dit import positions
-from scoregen.weights.layout import Entry, to_ours
 
 # Peebles & Xie 2022, table 1 (width, depth, heads) and table 4: Gflops, which are multiply-adds, at patches 2, 4 and 8.
 PUBLISHED = {
@@ -19,7 +19,7 @@ PUBLISHED = {
     "XL": ({"width": 1152, "depth": 28, "attention_heads": 16}, 675e6, (118.64, 29.05, 7.39)),
 }
 # As there: latents of 32x32x4, a learned variance, 1000 classes and one row for none.
-LATENT, TOLD = (32, 32, 4), {"heads": 2, "labels": jnp.zeros(1, jnp.int32), "classes": 1000}
+LATENT, TOLD = (32, 32, 4), {"out_channels": 8, "num_classes": 1000}
 
 
 def counted(patch, width, depth):
@@ -37,10 +37,10 @@ def counted(patch, width, depth):
 def test_it_is_as_large_and_as_costly_as_published(name):
     fields, total, billions = PUBLISHED[name]
     for patch, gmacs in zip((2, 4, 8), billions, strict=True):
-        net = DiT(patch=patch, **fields)
-        count = parameters(net, LATENT, **TOLD)
+        net = DiT(patch=patch, **fields, **TOLD)
+        count = parameters(net, LATENT)
         assert count == counted(patch, fields["width"], fields["depth"])
-        assert flops(net, LATENT, **TOLD) / 2e9 == pytest.approx(gmacs, abs=0.006, rel=2.5e-4)
+        assert flops(net, LATENT) / 2e9 == pytest.approx(gmacs, abs=0.006, rel=2.5e-4)
     fixed = 256 * fields["width"]
     assert counted(2, fields["width"], fields["depth"]) + fixed == pytest.approx(total, abs=0.6e6)
 
@@ -50,10 +50,9 @@ def test_xl_to_the_last_parameter():
     assert counted(2, 1152, 28) + 256 * 1152 == 675_129_632
 
 
-def alive(net, shape, seed=7, **call):
+def alive(net, shape, seed=7):
     """Parameters all of unit order: at the start the zeros of the modulation would hide the blocks."""
-    x = jnp.zeros((1, *shape))
-    shapes = jax.eval_shape(lambda key: net.init(key, x, jnp.zeros(1), **call), jax.random.key(0))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), Cond(noise=jnp.zeros(1)))
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -65,14 +64,13 @@ def alive(net, shape, seed=7, **call):
 
 def test_by_hand():
     """Every formula of the docstrings in float64 NumPy, on an image that is no square, token by token."""
-    net = DiT(patch=2, width=8, depth=2, attention_heads=2, expansion=3)
-    params = alive(net, (4, 6, 3), heads=2, labels=jnp.zeros(1, jnp.int32), classes=5)
+    net = DiT(patch=2, width=8, depth=2, attention_heads=2, expansion=3, num_classes=5, out_channels=6)
+    params = alive(net, (4, 6, 3))
     rng = np.random.default_rng(0)
     x, c, labels = rng.standard_normal((2, 4, 6, 3)), np.array([3.0, 700.0]), np.array([1, 5])
-    told = {"heads": 2, "labels": jnp.asarray(labels, jnp.int32), "classes": 5}
+    cond = Cond(noise=jnp.asarray(c, jnp.float32), label=jnp.asarray(labels, jnp.int32))
     quick = {"xla_backend_optimization_level": 0}
-    apply = jax.jit(lambda params, x, c: net.apply(params, x, c, **told), compiler_options=quick)
-    got = apply(params, x.astype(np.float32), c.astype(np.float32))
+    got = jax.jit(net.apply, compiler_options=quick)(params, x.astype(np.float32), cond)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
 
     def layer(at, h):
@@ -123,14 +121,14 @@ def test_by_hand():
 def test_a_new_block_is_the_identity():
     """And a new network is almost zero, whatever it is shown."""
     net = DiT(patch=2, width=8, depth=1, attention_heads=2)
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
+    x, cond = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), Cond(noise=jnp.ones(2))
     quick = {"xla_backend_optimization_level": 0}
-    params = jax.jit(net.init, compiler_options=quick)(jax.random.key(1), x, jnp.ones(2))
+    params = jax.jit(net.init, compiler_options=quick)(jax.random.key(1), x, cond)
     show = functools.partial(net.apply, capture_intermediates=True, mutable=["intermediates"])
     show = jax.jit(show, compiler_options=quick)
-    assert np.abs(show(params, x, jnp.ones(2))[0]).max() < 1e-3
+    assert np.abs(show(params, x, cond)[0]).max() < 1e-3
     params["params"]["out"]["kernel"] = jnp.ones_like(params["params"]["out"]["kernel"]).at[::2].set(0)
-    got, seen = show(params, x, jnp.ones(2))
+    got, seen = show(params, x, cond)
     (block,), (entry,) = (seen["intermediates"][name]["__call__"] for name in ("block0", "in"))
     np.testing.assert_allclose(block, entry + positions(2, 2, 8)[None].astype(np.float32), atol=1e-3)
     assert np.abs(got).max() > 0.1
@@ -139,9 +137,9 @@ def test_a_new_block_is_the_identity():
 def test_layers_start_with_their_variance():
     """Query, key and value as one layer of three times the width, 2 / (C + 3 C); others 1 / C."""
     net = DiT(patch=2, width=256, depth=1, attention_heads=2)
-    x = jnp.zeros((1, 4, 4, 1))
+    x, cond = jnp.zeros((1, 4, 4, 1)), Cond(noise=jnp.ones(1))
     quick = {"xla_backend_optimization_level": 0}
-    block = jax.jit(net.init, compiler_options=quick)(jax.random.key(1), x, jnp.ones(1))["params"]["block0"]
+    block = jax.jit(net.init, compiler_options=quick)(jax.random.key(1), x, cond)["params"]["block0"]
     for name in ("query", "key", "value"):
         assert np.var(block[name]["kernel"]) == pytest.approx(0.5 / 256, rel=0.03)
     assert np.var(block["proj"]["kernel"]) == pytest.approx(1 / 256, rel=0.03)
@@ -198,7 +196,7 @@ def test_parity_with_diffusers():
         patch_size=2,
         num_embeds_ada_norm=10,
     ).eval()
-    net = DiT(patch=2, width=32, depth=3, attention_heads=4)
+    net = DiT(patch=2, width=32, depth=3, attention_heads=4, num_classes=10, out_channels=6)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(0, parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
@@ -223,7 +221,6 @@ def test_parity_with_diffusers():
     with torch.no_grad():
         shown = torch.tensor(x).permute(0, 3, 1, 2)
         want = theirs(shown, torch.tensor(t), torch.tensor(labels)).sample.permute(0, 2, 3, 1).numpy()
-    told = {"heads": 2, "labels": jnp.asarray(labels), "classes": 10}
-    got = net.apply({"params": params}, jnp.asarray(x), jnp.asarray(t, jnp.float32), **told)
+    got = net.apply({"params": params}, jnp.asarray(x), Cond(jnp.asarray(t, jnp.float32), jnp.asarray(labels)))
     assert want.std() > 0.1
     np.testing.assert_allclose(got / want.std(), want / want.std(), atol=1e-4)

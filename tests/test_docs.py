@@ -2,33 +2,37 @@
 
 import contextlib
 import doctest
+import importlib
 import importlib.util
 import io
 import re
-import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from scoregen import config as config_lib
 from scoregen import run
-from scoregen.averages import AVERAGES
-from scoregen.conformance.matrix import OBJECTIVES
+from scoregen.app import actions, conformance
+from scoregen.app import config as config_lib
+from scoregen.app.build import build
+from scoregen.app.main import COMMANDS, OTHERS, main
+from scoregen.contrib.design import command as design
+from scoregen.contrib.weights import command as weights
 from scoregen.data import SCALINGS, SOURCES
 from scoregen.denoiser import CONDITIONS, TARGETS
-from scoregen.design import command as design
-from scoregen.experiment import assemble
+from scoregen.errors import UsageError
+from scoregen.guidance import CONTROLS, X0S
 from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES
-from scoregen.samplers import CORRECTORS, GRIDS, PREDICTORS
-from scoregen.sweep import command as sweep
+from scoregen.samplers import CORRECTORS, GRIDS, STEPS
 from scoregen.times import TIMES
-from scoregen.weights import command as weights
+from scoregen.train.ema import AVERAGES
+from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,17 +55,11 @@ TEXTS = [
 ]
 PAGES = [path for path in [*TEXTS, *sorted((ROOT / "docs").glob("*.ipynb"))] if execute.pieces(path)]
 SLOW = {"docs/recipes/diffusers.md"}
-MAINS = {
-    "scoregen.run": run.main,
-    "scoregen.weights": weights.main,
-    "scoregen.design": design.main,
-    "scoregen.sweep": sweep.main,
-}
 # The interfaces, in the words of Python but with bodies left out.
 NO_PROGRAM = {"docs/architecture.md"}
-TABLES = (
-    *(PROCESSES, TARGETS, CONDITIONS, TIMES, LOSSES, WEIGHTINGS, PREDICTORS, CORRECTORS, GRIDS, NETS, SOURCES),
-    *(SCALINGS, AVERAGES, OBJECTIVES),
+TABLES: tuple[dict[str, Any], ...] = (
+    *(PROCESSES, TARGETS, CONDITIONS, TIMES, LOSSES, WEIGHTINGS, STEPS, CORRECTORS, GRIDS, NETS, SOURCES),
+    *(SCALINGS, AVERAGES, OPTIMIZERS, SCHEDULES, CONTROLS, X0S),
 )
 
 
@@ -71,7 +69,7 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def as_they_were(monkeypatch):
-    """What a page puts into the tables of the package goes with it, and no picture opens a window."""
+    """Entries that a page adds to the tables of the package are removed again, and no picture opens a window."""
     monkeypatch.setenv("MPLBACKEND", "agg")
     before = [dict(table) for table in TABLES]
     yield
@@ -89,12 +87,19 @@ def as_they_were(monkeypatch):
     ],
 )
 def test_code_prints_what_is_shown(path, tmp_path):
-    rough = 0.5 if path.suffix == ".ipynb" else 0  # there it is what training came to
+    rough = 0.5 if path.suffix == ".ipynb" else 0  # there the numbers are results of training
     for piece, found in execute.run(path, tmp_path):
         assert not piece.shown or execute.same(found.shown, piece.shown, rough), (
             f"{piece.where} prints\n{found.shown}and not\n{piece.shown}"
         )
         assert len(found.pictures) == len(piece.pictures), piece.where
+
+
+def test_the_readme_trains_in_ten_lines():
+    """What the README promises: its first block is ten lines of code, and the last of them prints True."""
+    first, *_ = execute.pieces(ROOT / "README.md")
+    assert len([line for line in first.code.splitlines() if line.strip()]) == 10
+    assert first.shown == "True\n"
 
 
 @pytest.mark.parametrize("name", ["execute", "pages"])
@@ -108,83 +113,196 @@ class Parsed(BaseException):
     """A command line was understood, and what follows is not done."""
 
 
+# `scoregen SUBCOMMAND ...`, also by a path, within quotes or after other commands; and the modules that are commands.
+COMMAND = r"""(?:python -m scoregen(?:\.[\w.]+)?|(?<![\w.-])scoregen)(?= [a-z-])[^\">`&|;\n]*"""
+# What stands for something else in a usage line such as `scoregen train RUN --steps=N`.
+PLACEHOLDERS = {"RUN": "runs/ddpm_toy", "PRESET": "ddpm_toy", "N": "100", "NAME": "ddpm_toy", "MODE": "train"}
+RUN_COMMANDS = set(COMMANDS)
+# The preset of a page that names one and does not show it.
+MINE = """from scoregen.app.config import load
+
+
+def get_config():
+    return load("ddpm_toy")
+"""
+
+
 def commands(path: Path) -> list[str]:
-    """The command lines of the package in a file; one with brackets or dots says how others are made."""
+    """The command lines of the package in a file, but for those in brackets, which say how others are made."""
     text = re.sub(r" *\\\n *", " ", path.read_text())  # what goes on in the next line
-    lines = re.findall(r"^ {4,}.*?(\bpython -m scoregen\.\w+ [^\">#&\n]+)", text, re.MULTILINE)
-    lines += re.findall(r"`(python -m scoregen\.\w+ [^`\n]+)`", text)
-    return [line for line in lines if "[" not in line and "=..." not in line]
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = (re.sub(r"\s#\s.*", "", line) for line in re.findall(r"^ {4,}(.*)$", text, re.MULTILINE))
+    lines = [found for line in blocks for found in re.findall(COMMAND, line)]
+    # In prose a line of code may be broken.
+    lines += [" ".join(found.split()) for found in re.findall(f"`({COMMAND})`".replace(r"\n", ""), text)]
+    lines = [line.rstrip() for line in lines if "[" not in line and "=..." not in line]
+    return [re.sub(r"\b([A-Z]+)\b", lambda found: PLACEHOLDERS.get(found[1], found[1]), line) for line in lines]
 
 
-COMMANDS = [(path, line) for path in TEXTS for line in commands(path)]
+LINES = [(path, line) for path in TEXTS for line in commands(path)]
 
 
-def as_if_there(module: str, argv: list[str], folder: Path) -> list[str]:
+def test_commands_are_found():
+    """In blocks and in prose, by either name, over several lines, and within the quotes of another command."""
+    found = {
+        name: commands(ROOT / name) for name in ("README.md", "docs/tpu.md", "docs/index.md", "docs/manual/index.md")
+    }
+    assert "scoregen train ddpm_toy" in found["README.md"]
+    assert "python -m scoregen.run --config=ncsn_cifar --data=DIR" in found["README.md"]
+    assert any(line.startswith("scoregen sweep") and "--out=/runs/" in line for line in found["docs/tpu.md"])
+    assert any("--coordinator=auto" in line and "--workdir=/runs/" in line for line in found["docs/tpu.md"])
+    assert any("--config.sampler.grid.name=logsnr" in line for line in found["docs/index.md"])
+    assert "scoregen train runs/ddpm_toy --steps=100" in found["docs/manual/index.md"]
+    assert sum(map(len, found.values())) > 50
+
+
+def made(folder: Path, name: str) -> str:
+    """A run as far as a command line looks: its configuration, of the preset that the folder is named after.
+
+    What follows in the name, such as labels=True, is what was changed of it. A run with another name is of the page's
+    own preset, or has weights from elsewhere.
+    """
+    run = folder / "made" / name.strip("/")
+    preset, *changed = run.name.split(",")
+    own = preset if preset in config_lib.presets() else f"{preset}.py"
+    config = config_lib.load(own if own == preset or Path(own).is_file() else "ddpm_cifar")
+    for key, text in (option.split("=") for option in changed):
+        key = f"{key}.name" if isinstance(config_lib.get(config, key), type(config)) else key
+        config_lib.override(config, key, text, f"--config.{key}")
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(config_lib.to_json(config))
+    return str(run)
+
+
+def as_if_there(command: str, argv: list[str], folder: Path) -> list[str]:
     """The arguments with what they take as given: a run that was made, a sweep's file; of a sweep nothing is run."""
-    flags = dict(arg.split("=", 1) for arg in argv if "=" in arg)
-    if module == "scoregen.run" and "--workdir" in flags and "--config" not in flags:
-        made = folder / "made"
-        made.mkdir()
-        name = re.split(r"[/,]", flags["--workdir"].rstrip("/"))[-1]  # else it has weights from elsewhere
-        config = config_lib.load(name if name in config_lib.presets() else "ddpm_cifar")
-        (made / "config.json").write_text(config_lib.to_json(config))
-        return [f"--workdir={made}" if arg.startswith("--workdir=") else arg for arg in argv]
-    if module != "scoregen.sweep":
-        return argv
-    path = ROOT / flags["--sweep"]
-    if not path.is_file():
-        path = folder / "sweep.py"
-        path.write_text('def cells(): return [{"config": "ddpm_toy"}]')
-    kept = [arg for arg in argv if not arg.startswith(("--sweep=", "--only=", "--out="))]
-    return [f"--sweep={path}", f"--out={folder / 'out'}", "--dry-run", *kept]
+    if command in RUN_COMMANDS:
+        flags = dict(arg.split("=", 1) for arg in argv if "=" in arg)
+        named = [arg for arg in argv if not arg.startswith("-") and "/" in arg]  # a preset has no folder
+        if not named and "--workdir" in flags and (command != "train" or "--config" not in flags):
+            named = [flags["--workdir"]]
+        runs = {name: made(folder, name) for name in named}
+        return [runs.get(arg) or (f"--workdir={runs[arg[10:]]}" if arg[10:] in runs else arg) for arg in argv]
+    if command == "sweep":
+        path = ROOT / argv[0]
+        if not path.is_file():
+            path = folder / "sweep.py"
+            path.write_text('def cells(): return [{"config": "ddpm_toy"}]')
+        kept = [arg for arg in argv[1:] if not arg.startswith(("--only=", "--out="))]
+        return [str(path), f"--out={folder / 'out'}", "--dry-run", *dict.fromkeys(kept).keys() - {"--dry-run"}]
+    return argv
+
+
+def understood(line: str, folder: Path, monkeypatch) -> Parsed | None:
+    """What a command line means, up to where something is done; None for one that does nothing but look.
+
+    Raises:
+        UsageError: with the lines that it is refused with.
+    """
+
+    def stop(mode: str, config=None):
+        raise Parsed(mode, config)
+
+    for name in ("_import", "_export", "_inspect"):
+        monkeypatch.setattr(weights, name, lambda *args, name=name: stop(name))
+    monkeypatch.setattr(actions, "perform", lambda mode, config, *args, **options: stop(mode, config))
+    parse, read = design.parse, conformance.read
+
+    def parsed(argv, flags):
+        stop("design", parse(argv, flags).config)
+
+    def checked(argv, flags):
+        read(argv, flags).check()
+        stop("conformance")
+
+    monkeypatch.setattr(design, "parse", parsed)
+    monkeypatch.setattr(conformance, "read", checked)
+
+    program, *argv = shlex.split(line.removeprefix("python -m "))
+    if program == "scoregen" and argv[1:] == []:  # the name of a command, in prose
+        if argv[0] not in {*COMMANDS, *OTHERS, "--help"}:
+            raise UsageError(f"no command {argv[0]!r}")
+        return Parsed(argv[0], None)
+    entry = main
+    if program == "scoregen.run":
+        mode = next((arg[7:] for arg in argv if arg.startswith("--mode=")), "train")
+        entry, argv = run.main, as_if_there(mode, argv, folder)
+    else:
+        assert program == "scoregen", f"{program} is no command"
+        argv = argv[:1] + as_if_there(argv[0], argv[1:], folder)
+    said, why = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(why), contextlib.redirect_stdout(said):
+        try:
+            code = entry(argv)
+        except Parsed as end:
+            return end
+    if code or why.getvalue():
+        raise UsageError(why.getvalue() or said.getvalue())
+    return None
 
 
 def test_a_shell_reads_the_commands():
     """Brackets, for one, want quotes."""
-    for path, line in COMMANDS:
+    for path, line in LINES:
         done = subprocess.run(["bash", "-n"], input=line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{path}: {line}: {done.stderr}"
 
 
-@pytest.mark.parametrize(
-    ("path", "line"), COMMANDS, ids=[f"{name_of(path)}-{i}" for i, (path, _) in enumerate(COMMANDS)]
-)
+@pytest.mark.parametrize(("path", "line"), LINES, ids=[f"{name_of(path)}-{i}" for i, (path, _) in enumerate(LINES)])
 def test_commands_are_understood(path, line, tmp_path, monkeypatch):
-    """Every flag, preset, option and mode; of a recipe's own preset also that its parts go together."""
-    parse = config_lib.parse
-
-    def parsed(argv, flags=None, needed=True):
-        config, _ = parse(argv, flags, needed)
-        raise Parsed(config, flags["mode"].value if flags is not None and "mode" in flags else None)
-
-    monkeypatch.setattr(config_lib, "parse", parsed)
+    """Every command, flag, preset and option, none without effect; of a page's own preset also that its parts fit."""
     monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(MINE)
     for piece in execute.pieces(path):
         if found := re.match(r"# (\w+\.py)\n", piece.code):
             Path(found[1]).write_text(piece.code)
-    _, _, module, *argv = shlex.split(line, comments=True)
-    if module not in MAINS or "--help" in argv:
-        assert importlib.util.find_spec(module) is not None
-        return
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            code = MAINS[module](as_if_there(module, argv, tmp_path))
-        except Parsed as end:
-            config, mode = end.args
-        else:
-            assert module == "scoregen.sweep" and code == 0, f"{line}: {code}, {said.getvalue()}"
-            return
-    assert mode is None or mode in run.MODES
-    if "--config=mine.py" in argv and "dir=" not in line:
-        assemble(config)
+    end = understood(line, tmp_path, monkeypatch)
+    assert end is not None or "sweep" in line or "--help" in line, line
+    if end is not None and "mine.py" in line and "dir=" not in line:
+        mode, config = end.args
+        build(config, mode)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("scoregen train ddpm_tiy", "did you mean 'ddpm_toy'?"),
+        ("scoregen tran ddpm_toy", "did you mean 'train'?"),
+        ("scoregen sample runs/ddpm_toy --config.sampler.m=5", "no config.sampler.m"),
+        ("scoregen sample runs/ddpm_toy --config.train.steps=5", "has no effect"),
+        ("scoregen sample runs/ddpm_digits --config.sampler.label=3", "has no effect"),
+        ("scoregen eval runs/ncsn_toy --config.net.mlp.width=5", "changes the trained network"),
+        ("scoregen weights inport FOLDER", "did you mean 'import'?"),
+        ("scoregen design --config=ncsn_digits --overlp=0.5", "did you mean '--overlap'?"),
+        ("scoregen conformance --samll", "did you mean '--small'?"),
+        ("scoregen sweep FILE --dry-rum", "did you mean '--dry-run'?"),
+        ("python -m scoregen.run --config=ddpm_toy --mode=tain", "did you mean 'train'?"),
+    ],
+)
+def test_a_wrong_command_is_found(line, reason, tmp_path, monkeypatch):
+    """The check of commands would see a mistake."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        understood(line, tmp_path, monkeypatch)
+
+
+def test_the_manual_names_every_option_of_its_table_and_every_part():
+    """The options in the table of the manual exist, and so do the parts; no part of the package is missing."""
+    text = (ROOT / "docs" / "manual" / "index.md").read_text().split("### Options worth knowing")[1].split("\n### ")[0]
+    config, named = config_lib.load("default"), set(re.findall(r"`([^`]+)`", text))
+    for cell in re.findall(r"^\| (`--config[^|]*) \|", text, re.MULTILINE):
+        first, *others = (name.removeprefix("--config.") for name in re.findall("`([^`]+)`", cell))
+        section = first.rpartition(".")[0]
+        for key in (first, *(name if name[0] != "." else section + name for name in others)):
+            config_lib.get(config, key)
+    assert [name for table in TABLES for name in table if name not in named] == []
 
 
 def test_make_knows_its_targets():
     """`make X CONFIG=Y`: there is such a target, and such a preset."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in TEXTS:
-        for target, rest in re.findall(r"^ {4}make ([a-z-]+)(.*)$", path.read_text(), re.MULTILINE):
+        for target, rest in re.findall(r"(?:^ {4}|`)make ([a-z-]+)([^`\n]*)", path.read_text(), re.MULTILINE):
             assert target in targets, (path, target)
             assert all(name in config_lib.presets() for name in re.findall(r"CONFIG=(\w+)", rest)), (path, rest)
 
@@ -197,8 +315,11 @@ def test_links_lead_to_files():
 
 
 def test_the_package_names_its_commands(capsys):
-    """`python -m scoregen` lists every module that is a command, and no other."""
-    runpy.run_module("scoregen", run_name="__main__")
-    named = set(re.findall(r"python -m scoregen\.(\w+) ", capsys.readouterr().out))
-    packages = {path.parent.name for path in (ROOT / "scoregen").glob("*/__main__.py")}
-    assert named == packages | {"run"}
+    """`scoregen` alone lists every command, and no other; every package with a command is one of them."""
+    assert main([]) == 0
+    named = re.findall(r"^  scoregen ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    assert named == [*COMMANDS, *OTHERS]
+    packages = {path.parent.name for path in (ROOT / "scoregen" / "contrib").glob("*/command.py")}
+    assert packages <= set(OTHERS)
+    for name, (_, module) in OTHERS.items():
+        assert callable(importlib.import_module(module).main), name

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from scoregen.denoiser import TARGETS, denoiser
+from scoregen.cond import Cond
+from scoregen.denoiser import from_network
 from scoregen.losses import DSM, FDSSM, ISM, SSM
 from scoregen.nets import MLP, UNet
-from scoregen.oracle import TWO_MODES, Mixture
 from scoregen.process import VP, Noised, perturb
+from scoregen.testing.oracle import TWO_MODES, Mixture
 
 PROCESS = VP()
 SIXTEEN = Mixture((0.4, 0.6), tuple(map(tuple, 0.8 * np.random.default_rng(2).choice([-1, 1], (2, 16)))), (0.3, 0.5))
@@ -40,7 +41,7 @@ class Case:
             ),
         }[name]
         x, c = jnp.zeros((1, *self.shape), jnp.float32), jnp.zeros(1, jnp.float32)
-        template = jax.eval_shape(self.net.init, jax.random.key(0), x, c)
+        template = jax.eval_shape(self.net.init, jax.random.key(0), x, Cond(c))
         rng = np.random.default_rng(0)
         params = jax.tree.map(
             lambda a: jnp.asarray(rng.standard_normal(a.shape) / math.sqrt(math.prod(a.shape[:-1]) or 1)), template
@@ -48,7 +49,7 @@ class Case:
         self.weights, self.unravel = ravel_pytree(params)
 
     def apply(self, weights, x, t):
-        return self.net.apply(self.unravel(weights), x, PROCESS.logsnr(t))
+        return self.net.apply(self.unravel(weights), x, Cond(PROCESS.logsnr(t)))
 
     def batches(self, count, size):
         """`[count, size, ...]`, at log-SNRs from -4 to 4."""
@@ -61,8 +62,8 @@ class Case:
         """Of each batch's sum of share times the loss, `[count, P]`; each has directions of its own."""
 
         def total(weights, noised, key, share):
-            predict = denoiser(PROCESS, TARGETS["eps"], functools.partial(self.apply, weights))
-            return jnp.sum(share * loss(PROCESS, predict, noised, key))
+            denoiser = from_network(PROCESS, "eps", functools.partial(self.apply, weights))
+            return jnp.sum(share * loss(denoiser, noised, key))
 
         share = jnp.broadcast_to(share, batches.t.shape)
         keys = jax.random.split(jax.random.key(4), len(batches.t))
@@ -97,7 +98,7 @@ def all_directions(cls):
     """`cls` along sqrt(D) e_i for every i: the mean of v v' is I with no chance left."""
 
     class AllDirections(cls):
-        def draw(self, key, x):
+        def directions(self, key, x):
             dims = x[0].size
             basis = math.sqrt(dims) * jnp.eye(dims, dtype=x.dtype).reshape(1, dims, *x.shape[1:])
             return jnp.broadcast_to(basis, (len(x), *basis.shape[1:]))

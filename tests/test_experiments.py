@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scoregen.experiment import assemble
-from scoregen.sweep import command, plan
+from scoregen.app.build import build
+from scoregen.contrib.sweep import command, plan
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "experiments").glob("*/sweep.py"))
@@ -79,7 +79,7 @@ def test_it_can_be_read_and_its_table_is_of_it(path):
     assert all(map(str.isdigit, finished)) and sum(map(int, finished)) == len(sweep.cells)
     assert (path.parent / "figure.png").read_bytes().startswith(b"\x89PNG")
     page = (path.parent / "README.md").read_text()
-    command_line = f"python -m scoregen.sweep --sweep=experiments/{path.parent.name}/sweep.py"
+    command_line = f"scoregen sweep experiments/{path.parent.name}/sweep.py"
     assert command_line in page and "(figure.png)" in page and "(table.md)" in page
     assert f"]({path.parent.name}/README.md)" in (ROOT / "experiments" / "README.md").read_text()
 
@@ -91,7 +91,7 @@ def test_losses_have_one_budget():
     _, script = plan.execute(path)
     for cell in plan.read(path).cells:
         if cell.said["seed"] == 0:
-            each, budget = script["cost"](assemble(cell.config)), script["BUDGET"][cell.said["config"]]
+            each, budget = script["cost"](build(cell.config)), script["BUDGET"][cell.said["config"]]
             assert abs(each * cell.config.train.steps - budget) <= 0.5 * each + 5e-4 * budget, cell.name
 
 
@@ -102,7 +102,7 @@ def test_a_cell_of_it_runs(name, tmp_path):
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         code = command.main(
-            [f"--sweep={ROOT / 'experiments' / name / 'sweep.py'}", f"--out={tmp_path}", f"--only={glob}", *flags]
+            [str(ROOT / "experiments" / name / "sweep.py"), f"--out={tmp_path}", f"--only={glob}", *flags]
         )
     assert code == 0, said.getvalue()
     (row,) = csv.DictReader((tmp_path / "cells.csv").read_text().splitlines())

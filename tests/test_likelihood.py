@@ -1,8 +1,5 @@
 """Log-likelihoods: on a mixture the ODE's is the mixture's own; the bound is averaged without bias, and lies below."""
 
-import contextlib
-import io
-import json
 import math
 
 import jax
@@ -11,19 +8,15 @@ import numpy as np
 import pytest
 from test_bound import bound_by_hand, gaussian_denoiser
 
-from scoregen import run
-from scoregen.config import load
-from scoregen.data import points
 from scoregen.data.scaling import Centered, Unit
-from scoregen.denoiser import as_process, of_x0, velocity
-from scoregen.experiment import assemble
-from scoregen.likelihood import Bound, LogLikelihood, ProbabilityFlow, bits_per_dim, prior_log_prob
+from scoregen.denoiser import Denoiser, prediction_from_x0
+from scoregen.likelihood import LIKELIHOODS, Bound, ProbabilityFlow, bits_per_dim, prior_log_prob
 from scoregen.losses import VLB
-from scoregen.oracle import TWO_MODES, Mixture, gaussian
-from scoregen.process import EDM, PROCESSES, VE, VP, Flow, cosine, ddpm, ncsn, perturb, rows
-from scoregen.rules import unlikely
-from scoregen.samplers.adaptive import solve
-from scoregen.train import init_state, make_step
+from scoregen.process import EDM, PROCESSES, VE, VP, Flow, bottom, cosine, ddpm, ncsn, perturb, top
+from scoregen.random import broadcast
+from scoregen.samplers.ode import solve
+from scoregen.testing.oracle import TWO_MODES, Mixture, gaussian
+from scoregen.times import Own
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -37,26 +30,23 @@ def exact():
 
 def ends(process):
     """alpha and sigma at the least noisy and at the noisiest level."""
-    t = process.grid(2)
-    return [(process.alpha(u), process.sigma(u)) for u in (t[1], t[0])]
+    return [(process.alpha(t), process.sigma(t)) for t in (bottom(process), top(process))]
 
 
 # --- the bound
 
 
 @pytest.mark.parametrize("strata", [0, 40])
-@pytest.mark.parametrize("make", [lambda: ddpm(0.001, 0.3, 40), lambda: ncsn(0.01, 20.0, 40)])
+@pytest.mark.parametrize("make", [lambda: ddpm(0.001, 0.3, 40, rescale=False), lambda: ncsn(0.01, 20.0, 40)])
 def test_the_bound_of_gaussian_data_is_its_closed_form(exact, make, strata):
     """And its error the scatter: over the data, and over the keys of one datum."""
     process, std, count = make(), 0.6, 2000
     x0 = std * jax.random.normal(jax.random.key(0), (count, 2))
-    estimate = jax.jit(
-        lambda x0: Bound(None, strata=strata)(process, gaussian_denoiser(process, std), jax.random.key(1), x0)
-    )
+    estimate = jax.jit(lambda x0: Bound(None, strata=strata)(gaussian_denoiser(process, std), jax.random.key(1), x0))
     nll = -np.asarray(estimate(x0).nats)
     want = bound_by_hand(process, std).sum()
     assert abs(nll.mean() - want) < 4 * nll.std() / math.sqrt(count)
-    flow = jax.jit(lambda x0: ProbabilityFlow(None)(process, gaussian_denoiser(process, std), jax.random.key(1), x0))
+    flow = jax.jit(lambda x0: ProbabilityFlow(None)(gaussian_denoiser(process, std), jax.random.key(1), x0))
     gap = nll - -np.asarray(flow(x0[:count]).nats)
     assert gap.mean() > 4 * gap.std() / math.sqrt(count)
 
@@ -75,10 +65,10 @@ def test_in_continuous_time_too(exact, process):
     way = math.log((1 + std**2 * low) / (1 + std**2 * high))
     top = float(noise**2) / prior - 1 - math.log(float(noise**2) / prior) + (float(last) * std) ** 2 / prior
     want = way + top + math.log(2 * math.pi * math.e / low)
-    found = jax.jit(lambda x0: Bound(None)(process, gaussian_denoiser(process, std), jax.random.key(1), x0))(x0)
+    found = jax.jit(lambda x0: Bound(None)(gaussian_denoiser(process, std), jax.random.key(1), x0))(x0)
     nll = -np.asarray(found.nats)
     assert abs(nll.mean() - want) < 4 * nll.std() / math.sqrt(count)
-    one = jax.jit(lambda x0: Bound(None, strata=32)(process, gaussian_denoiser(process, std), jax.random.key(1), x0))(
+    one = jax.jit(lambda x0: Bound(None, strata=32)(gaussian_denoiser(process, std), jax.random.key(1), x0))(
         jnp.broadcast_to(jnp.array([0.5, -0.9]), (count, 2))
     )
     np.testing.assert_allclose(np.mean(np.asarray(one.error) ** 2), np.var(np.asarray(one.nats)), rtol=0.2)
@@ -89,21 +79,21 @@ def test_more_strata_are_surer(exact):
     process, std = VP(), 0.6
     x0 = jnp.broadcast_to(jnp.array([0.5, -0.9]), (1000, 2))
     of = lambda n: jax.jit(  # noqa: E731
-        lambda x0: Bound(None, strata=n)(process, gaussian_denoiser(process, std), jax.random.key(1), x0)
+        lambda x0: Bound(None, strata=n)(gaussian_denoiser(process, std), jax.random.key(1), x0)
     )(x0)
     few, many = (float(np.var(np.asarray(of(n).nats))) for n in (8, 32))
     assert 3 < few / many < 6
     times, noise, inner = jax.random.split(jax.random.key(2), 3)
-    noised = perturb(process, noise, x0, process.sample_time(times, (1000,)))
-    plain = np.asarray(VLB(None, "nats")(process, gaussian_denoiser(process, std), noised, inner))
+    noised = perturb(process, noise, x0, Own().draw(process, (), times, 1000).t)
+    plain = np.asarray(VLB(None, "nats")(gaussian_denoiser(process, std), noised, inner))
     assert many < 0.5 * float(np.var(plain)) / 64
 
 
 def test_the_bound_of_bytes_and_the_width_of_a_density(exact):
     """As VLB has them: the options reach it."""
-    process, x0 = ddpm(0.001, 0.3, 10), jnp.round(20 * TWO_MODES.sample(jax.random.key(0), 3)) / 20
-    predict = TWO_MODES.predict(process)
-    of = lambda **o: Bound(**{"bins": None, "strata": 0} | o)(process, predict, jax.random.key(1), x0).nats  # noqa: E731
+    process, x0 = ddpm(0.001, 0.3, 10, rescale=False), jnp.round(20 * TWO_MODES.sample(jax.random.key(0), 3)) / 20
+    denoiser = TWO_MODES.denoiser(process)
+    of = lambda **o: Bound(**{"strata": 0} | o)(denoiser, jax.random.key(1), x0).nats  # noqa: E731
     np.testing.assert_allclose(of(width=0.5), of() + 2 * math.log(0.5), rtol=1e-9)
     assert (abs(of(bins=(-4.0, 4.0, 0.05)) - of()) > 0.5).all()
     assert (of(variance="large") != of()).all()
@@ -119,7 +109,7 @@ def test_on_a_mixture_the_ode_has_its_density(exact, name):
     (alpha, sigma), (last, noise) = ends(process)
     found = jax.jit(
         lambda x0: ProbabilityFlow(None, **EXACT)(
-            process, TWO_MODES.predict(process), jax.random.key(1), x0, lambda x: TWO_MODES.log_prob(x, last, noise)
+            TWO_MODES.denoiser(process), jax.random.key(1), x0, lambda x: TWO_MODES.log_prob(x, last, noise)
         )
     )(x0)
     want = TWO_MODES.log_prob(alpha * x0, alpha, sigma) + 2 * jnp.log(alpha)
@@ -141,9 +131,7 @@ WIDE = {
 def test_over_a_wide_range_it_is_the_density_of_the_data(exact, name):
     """From the prior itself: nothing is known but the denoiser."""
     process, x0 = WIDE[name](), TWO_MODES.sample(jax.random.key(0), 16)
-    found = jax.jit(
-        lambda x0: ProbabilityFlow(None, **EXACT)(process, TWO_MODES.predict(process), jax.random.key(1), x0)
-    )(x0)
+    found = jax.jit(lambda x0: ProbabilityFlow(None, **EXACT)(TWO_MODES.denoiser(process), jax.random.key(1), x0))(x0)
     (alpha, sigma), _ = ends(process)
     blurred = TWO_MODES.log_prob(x0, 1.0, sigma / alpha)
     np.testing.assert_allclose(found.nats, blurred, atol=1e-3)
@@ -155,39 +143,38 @@ def test_over_a_wide_range_it_is_the_density_of_the_data(exact, name):
 def test_it_is_the_integral_over_time_of_the_divergence(exact, process):
     """Song et al. 2021, eq. 39, as it stands there, with a denoiser that is not exact, in three dimensions."""
     mix = Mixture((0.4, 0.6), ((0.0, 0.5, -0.5), (1.0, 0.0, 0.3)), (0.5, 0.3))
-    true, x0 = mix.predict(process), mix.sample(jax.random.key(0), 4)
+    true, x0 = mix.denoiser(process), mix.sample(jax.random.key(0), 4)
 
     def predict(x, t):
         at = true(x, t)
-        return of_x0(process, x, t, 0.9 * at.x0 + 0.1 * jnp.sin(at.x0[:, ::-1]))
+        return prediction_from_x0(process, x, t, 0.9 * at.x0 + 0.1 * jnp.sin(at.x0[:, ::-1]))
 
-    (alpha, _), _ = ends(process)
-    begin, end = process.grid(2)[1], process.grid(2)[0]
+    denoiser, ((alpha, _), _) = Denoiser(process, predict), ends(process)
 
     def one(x):
         def field(t, state):
-            flow = lambda x: velocity(process, predict, x[None], t[None])[0]  # noqa: E731
+            flow = lambda x: denoiser.velocity(x[None], t[None])[0]  # noqa: E731
             return flow(state[0]), jnp.trace(jax.jacrev(flow)(state[0]))
 
-        (top, total), _ = solve(field, (x, jnp.zeros(())), begin, end, 1e-8, 1e-8)
+        (end, total), _ = solve(field, (x, jnp.zeros(())), bottom(process), top(process), 1e-8, 1e-8)
         std = process.prior_std()
-        return total - 0.5 * jnp.sum((top / std) ** 2) - 1.5 * jnp.log(2 * jnp.pi * std**2)
+        return total - 0.5 * jnp.sum((end / std) ** 2) - 1.5 * jnp.log(2 * jnp.pi * std**2)
 
     want = jax.jit(jax.vmap(one))(alpha * x0)
     flow = ProbabilityFlow(None, rtol=1e-8, atol=1e-8)
-    found = jax.jit(lambda x: flow.at_the_end(process, predict, jax.random.key(0), x))(alpha * x0)
+    found = jax.jit(lambda x: flow.at_the_end(denoiser, jax.random.key(0), x))(alpha * x0)
     np.testing.assert_allclose(found.nats, want, atol=1e-5)
-    whole = jax.jit(lambda x: flow(process, predict, jax.random.key(0), x))(x0)
+    whole = jax.jit(lambda x: flow(denoiser, jax.random.key(0), x))(x0)
     np.testing.assert_allclose(whole.nats, want + 3 * jnp.log(alpha), atol=1e-5)
 
 
 def test_a_bridge_does_not_change_it(exact):
-    """The likelihood is the denoiser's: of one for VE, asked as one for VP."""
+    """The likelihood is the denoiser's: one for VE, evaluated under VP."""
     ve, target, x0 = VE(0.01, 300.0), VP(0.1, 25.0).within(VE(0.01, 300.0)), TWO_MODES.sample(jax.random.key(0), 8)
     (alpha, sigma), (last, noise) = ends(target)
-    bridged = as_process(TWO_MODES.predict(ve), ve, target)
-    top = lambda x: TWO_MODES.log_prob(x, last, noise)  # noqa: E731
-    found = jax.jit(lambda x0: ProbabilityFlow(None, **EXACT)(target, bridged, jax.random.key(0), x0, top))(x0)
+    bridged = TWO_MODES.denoiser(ve).under(target)
+    end = lambda x: TWO_MODES.log_prob(x, last, noise)  # noqa: E731
+    found = jax.jit(lambda x0: ProbabilityFlow(None, **EXACT)(bridged, jax.random.key(0), x0, end))(x0)
     np.testing.assert_allclose(found.nats, TWO_MODES.log_prob(x0, 1.0, sigma / alpha), atol=1e-4)
 
 
@@ -198,12 +185,12 @@ def test_hutchinson_is_right_within_its_error(exact):
     """In six dimensions of two modes: without bias, and with the error that it states."""
     process, runs = VP(), 150
     x0 = jnp.repeat(CLOUD.sample(jax.random.key(0), 4), runs, 0)
-    top = lambda x: CLOUD.log_prob(x, *ends(process)[1])  # noqa: E731
-    predict, keys = CLOUD.predict(process), jax.random.split(jax.random.key(1), len(x0))
+    end = lambda x: CLOUD.log_prob(x, *ends(process)[1])  # noqa: E731
+    denoiser, keys = CLOUD.denoiser(process), jax.random.split(jax.random.key(1), len(x0))
 
     def found(**options):
         flow = ProbabilityFlow(None, **options, rtol=1e-5, atol=1e-5)
-        got = jax.jit(lambda x0: flow(process, predict, keys, x0, top))(x0)
+        got = jax.jit(lambda x0: flow(denoiser, keys, x0, end))(x0)
         return [np.asarray(a).reshape(4, runs) for a in got]
 
     exact_nats, _, _ = found()
@@ -224,7 +211,7 @@ def test_every_example_has_its_own_key(exact):
     x0 = CLOUD.sample(jax.random.key(0), 6)
     bins = (-3.0, 3.0, 0.05)
     for estimate in (ProbabilityFlow(bins, exact_dims=0, probes=2), Bound(bins, strata=8)):
-        of = jax.jit(lambda key, x0, e=estimate: e(process, CLOUD.predict(process), key, x0))
+        of = jax.jit(lambda key, x0, e=estimate: e(CLOUD.denoiser(process), key, x0))
         whole, half = of(keys, x0).nats, of(keys[3:], x0[3:]).nats
         np.testing.assert_allclose(whole[3:], half, rtol=1e-9)
         assert (abs(of(keys, x0[jnp.zeros(6, int)]).nats - whole[0])[1:] > 1e-4).all()
@@ -235,12 +222,12 @@ def test_images_and_points_are_alike(exact):
     process, x0 = VP(), CLOUD.sample(jax.random.key(0), 3)
 
     def predict(x, t):
-        found = CLOUD.predict(process)(x.reshape(len(x), -1), t)
-        return of_x0(process, x, t, found.x0.reshape(x.shape))
+        found = CLOUD.denoiser(process)(x.reshape(len(x), -1), t)
+        return prediction_from_x0(process, x, t, found.x0.reshape(x.shape))
 
-    flow = ProbabilityFlow(None, exact_dims=0)
-    of = lambda predict: jax.jit(lambda x0: flow(process, predict, jax.random.key(0), x0).nats)  # noqa: E731
-    np.testing.assert_allclose(of(predict)(x0.reshape(3, 2, 3, 1)), of(CLOUD.predict(process))(x0), rtol=1e-9)
+    flow, image = ProbabilityFlow(None, exact_dims=0), Denoiser(process, predict)
+    of = lambda denoiser: jax.jit(lambda x0: flow(denoiser, jax.random.key(0), x0).nats)  # noqa: E731
+    np.testing.assert_allclose(of(image)(x0.reshape(3, 2, 3, 1)), of(CLOUD.denoiser(process))(x0), rtol=1e-9)
 
 
 # --- bytes
@@ -254,8 +241,8 @@ def test_a_density_is_counted_over_bytes(exact, scaling, offset):
     process, data = EDM(0.001, 300.0), gaussian((0.4, 0.5, 0.6), 0.1)
     x0 = data.sample(jax.random.key(0), 200)
     estimate = ProbabilityFlow(scaling.bins, scaling.width, **EXACT)
-    top = lambda x: data.log_prob(x, *ends(process)[1])  # noqa: E731
-    found = jax.jit(lambda x0: estimate(process, data.predict(process), jax.random.key(1), x0, top))(x0)
+    end = lambda x: data.log_prob(x, *ends(process)[1])  # noqa: E731
+    found = jax.jit(lambda x0: estimate(data.denoiser(process), jax.random.key(1), x0, end))(x0)
     bits = np.asarray(bits_per_dim(found.nats, 3))
     want = np.asarray(-data.log_prob(x0) / (3 * math.log(2)) + offset)
     if scaling.bins is None:
@@ -278,7 +265,15 @@ def test_the_prior_is_a_normal_density(exact):
     np.testing.assert_allclose(prior_log_prob(process, jnp.asarray(x)), want, rtol=1e-9)
     with pytest.raises(ValueError, match="uniform"):
         prior_log_prob(ncsn(start="uniform"), jnp.asarray(x))
-    assert unlikely(ncsn()) is None and "start=normal" in unlikely(ncsn(start="uniform"))
+
+
+@pytest.mark.parametrize("estimate", [ProbabilityFlow(), Bound()])
+def test_from_a_uniform_start_nothing_has_a_likelihood(estimate):
+    assert estimate.refuse(ncsn()) is None
+    refused = estimate.refuse(ncsn(start="uniform"))
+    assert refused is not None and refused.fixes == ("process.start=normal",)
+    with pytest.raises(ValueError, match="uniform"):
+        estimate(TWO_MODES.denoiser(ncsn(start="uniform")), jax.random.key(0), jnp.ones((2, 2)))
 
 
 # --- what cannot be
@@ -294,7 +289,7 @@ def test_the_prior_is_a_normal_density(exact):
         (lambda: Bound(None, strata=-1), "strata"),
         (lambda: Bound(None, variance="none"), "variance"),
         (
-            lambda: Bound(None, strata=0)(VP(), TWO_MODES.predict(VP()), jax.random.key(0), jnp.ones((1, 2))),
+            lambda: Bound(None, strata=0)(TWO_MODES.denoiser(VP()), jax.random.key(0), jnp.ones((1, 2))),
             "continuous time",
         ),
     ],
@@ -311,123 +306,33 @@ def test_where_the_solver_gives_up_it_is_nan():
     assert np.isnan(found)  # dy/dt = y^2 from 2 is infinite at t = 1/2
 
 
-# --- the command line
-
-NET = ("--config.net.mlp.width=8", "--config.net.mlp.depth=1", "--config.net.mlp.embedding=8")
-TINY = (
-    *("--config=ddpm_toy", "--config.data.mixture.size=200", *NET, "--config.train.steps=3", "--config.train.batch=8"),
-    *("--config.sampler.n=3", "--config.sampler.images=8", "--config.sampler.batch=8", "--config.eval.samples=30"),
-    *("--config.eval.at_end=False", "--config.eval.likelihood.examples=10", "--config.eval.likelihood.bound.strata=8"),
-)
-
-
-def main(*argv):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run.main([str(arg) for arg in argv])
-    return code, out.getvalue(), err.getvalue()
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("likelihood")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(points, "TEST_SIZE", 100)
-        assert main(*TINY, f"--workdir={workdir}")[0] == 0
-        yield workdir
-
-
-def figures(workdir):
-    return {row["name"]: row for row in json.loads((workdir / "likelihood.json").read_text())["likelihoods"]}
-
-
-def test_the_command_line_writes_it_down(trained):
-    code, out, err = main(*TINY, "--mode=likelihood", f"--workdir={trained}", "--config.eval.likelihood.batch=4")
-    assert (code, err) == (0, "") and "10 held-out examples" in out
-    batched = figures(trained)
-    assert list(batched) == ["bound", "ode", "bound - ode", "exact", "bound - exact", "ode - exact"]
-    assert {row["unit"] for row in batched.values()} == {"nats"}
-    assert f"{batched['ode']['value']:.4f} +- {batched['ode']['error']:.4f} nats" in out
-    assert main(*TINY, "--mode=likelihood", f"--workdir={trained}")[0] == 0
-    for name, row in figures(trained).items():  # whatever the batch
-        np.testing.assert_allclose(row["value"], batched[name]["value"], rtol=1e-4)
-        np.testing.assert_allclose(row["error"], batched[name]["error"], rtol=0.02)
-    for kind in ("bound", "ode"):
-        apart = batched[kind]["value"] - batched["exact"]["value"]
-        np.testing.assert_allclose(batched[f"{kind} - exact"]["value"], apart, rtol=1e-6)
-    # The data's own density, of the same ten points.
-    data = points.mixture(size=200)
-    nll = -np.asarray(data.log_density(data.test[:10]))
-    np.testing.assert_allclose(batched["exact"]["value"], nll.mean(), rtol=1e-5)
-    np.testing.assert_allclose(batched["exact"]["error"], nll.std(ddof=1) / math.sqrt(10), rtol=1e-5)
-    assert batched["ode"]["own"] == 0 < batched["bound"]["own"]
-
-    assert main(*TINY, "--mode=likelihood", f"--workdir={trained}", "--config.eval.likelihood.name=ode")[0] == 0
-    assert list(figures(trained)) == ["ode", "exact", "ode - exact"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (["--config.eval.likelihood.examples=1"], ["examples=1", "at least 2"]),
-        (["--config.eval.likelihood.ode.probes=1"], ["ode: probes=1"]),
-        (["--config.eval.likelihood.name=vlb"], ["config.eval.likelihood.name", "both, bound, ode"]),
-        (["--config.sampler.process.name=vp", "--config.eval.likelihood.bound.strata=0"], ["strata=0", "continuous"]),
-        (
-            ["--config.sampler.process.name=ncsn", "--config.sampler.process.ncsn.start=uniform"],
-            ["uniform law", "start=normal"],
-        ),
-    ],
-)
-def test_the_command_line_says_no(trained, flags, parts):
-    code, out, err = main(*TINY, "--mode=likelihood", f"--workdir={trained}", *flags)
-    assert code == 2 and err.count("\n") == 1 and "Traceback" not in out + err
-    assert all(part in err for part in parts), err
-
-
-def test_a_density_that_is_not_finite_is_said(trained, monkeypatch):
-    nothing = lambda self, process, predict, key, x0: LogLikelihood(*(jnp.full(len(x0), jnp.nan),) * 3)  # noqa: E731
-    monkeypatch.setattr(ProbabilityFlow, "__call__", nothing)
-    code, _, err = main(*TINY, "--mode=likelihood", f"--workdir={trained}")
-    assert code == 2 and "10 of 10 likelihoods by 'ode' are not finite" in err
-
-
-@pytest.mark.slow
-def test_of_a_network_on_digits_the_bound_is_above_the_ode():
-    """With noise over the bytes, so that both are of one density; in bits a dimension, within their errors."""
-    config = load("ddpm_digits")
-    with config.unlocked():
-        config.scaling.name = "unit"
-        config.train.steps = 300
-        config.eval.at_end = False
-        config.eval.likelihood.examples = 16
-        config.eval.likelihood.ode.probes = 4
-        config.eval.likelihood.ode.rtol = config.eval.likelihood.ode.atol = 1e-3
-    experiment = assemble(config)
-    state, step = init_state(experiment), make_step(experiment)
-    for i in range(300):
-        state, _ = step(state, experiment.dataset.batch(0, i, 64))
-    from scoregen.judge import likelihoods
-
-    found = {measured.name: measured for measured in likelihoods(experiment, state.ema)[0]}
-    assert found["bound"].unit == "bits/dim"
-    assert found["bound - ode"].value > 0
-    assert 3 < found["ode"].value < 8
-
-
 def test_data_that_are_all_one_point(exact):
     """No variance at all: the density at the datum is that of the noise."""
     process, x0 = EDM(), jnp.ones((3, 2))
-    point = lambda x, t: of_x0(process, x, t, jnp.ones_like(x))  # noqa: E731
-    found = jax.jit(lambda x0: ProbabilityFlow(None)(process, point, jax.random.key(0), x0))(x0)
+    point = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.ones_like(x)))
+    found = jax.jit(lambda x0: ProbabilityFlow(None)(point, jax.random.key(0), x0))(x0)
     np.testing.assert_allclose(found.nats, -2 * (0.5 * math.log(2 * math.pi) + math.log(0.002)), atol=2e-3)
-    bound = jax.jit(lambda x0: Bound(None)(process, point, jax.random.key(0), x0))(x0)
-    assert np.isfinite(bound.nats).all() and rows(bound.error, x0).shape == (3, 1)
+    bound = jax.jit(lambda x0: Bound(None)(point, jax.random.key(0), x0))(x0)
+    assert np.isfinite(bound.nats).all() and broadcast(bound.error, x0).shape == (3, 1)
 
 
 def test_a_denoiser_that_knows_its_examples_is_refused():
-    """One that is told of three examples cannot be asked for one at a time: the answer would be of the first."""
+    """One that knows three examples cannot be evaluated for one at a time: the result would be of the first."""
     means = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
-    predict = lambda x, t: of_x0(VP(), x, t, means)  # noqa: E731
+    denoiser = Denoiser(VP(), lambda x, t: prediction_from_x0(VP(), x, t, means))
     with pytest.raises(ValueError, match="each example of a batch"):
-        ProbabilityFlow(None)(VP(), predict, jax.random.key(0), means)
+        ProbabilityFlow(None)(denoiser, jax.random.key(0), means)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize(("x64", "dtype"), [(False, "float32"), (True, "float32"), (True, "float64")])
+def test_likelihoods_keep_the_dtype_of_the_data(x64, dtype, name):
+    """By the ODE with the exact trace and with random directions, and by the bound, of a density and of bins."""
+    with jax.enable_x64(x64):
+        denoiser = TWO_MODES.denoiser(PROCESSES[name]())
+        x0 = TWO_MODES.sample(jax.random.key(0), 3).astype(dtype)
+        for bins in (None, (-3.0, 3.0, 0.05)):
+            for estimate in (ProbabilityFlow(bins), ProbabilityFlow(bins, exact_dims=0), Bound(bins, strata=4)):
+                found = jax.eval_shape(estimate, denoiser, jax.random.key(1), x0)
+                assert found.nats.dtype == found.error.dtype == dtype, estimate
+    assert {kind.__name__ for kind in LIKELIHOODS.values() if isinstance(kind, type)} == {"ProbabilityFlow", "Bound"}

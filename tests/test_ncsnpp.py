@@ -1,19 +1,18 @@
 """NCSN++, DDPM++ and EDM's network: their counts, and what other libraries compute of the same weights."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.denoiser import CONDITIONS, TARGETS, denoiser, input_scale
-from scoregen.nets import NCSNpp
+from scoregen.contrib.weights import ncsnpp as weights
+from scoregen.contrib.weights.layout import to_ours, to_theirs
+from scoregen.denoiser import CONDITIONS, from_network, input_scale
+from scoregen.nets import Cond, NCSNpp
 from scoregen.nets.layers import AttentionBlock, double, halve, upfirdn, upsample
 from scoregen.nets.ncsnpp import Fourier
-from scoregen.process import EDM, VE, VP, rows
-from scoregen.weights import ncsnpp as weights
-from scoregen.weights.layout import to_ours, to_theirs
+from scoregen.process import EDM, VE, VP
+from scoregen.random import broadcast
 
 DDPMPP = {"filter": (1, 1), "progressive": "none", "embedding": "positional"}
 # One block a level on the way up, none on the way down: every kind of layer, and little to compile.
@@ -22,14 +21,14 @@ TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 0, "attention": (4,)}
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def count(net, shape=(32, 32, 3), **told):
-    params = jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), **told), jax.random.key(0))
+def count(net, shape=(32, 32, 3)):
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), Cond(noise=jnp.zeros(1)))
     return sum(leaf.size for leaf in jax.tree.leaves(params)), params["params"]
 
 
-def alive(net, *call, seed=7, **told):
+def alive(net, x, cond, seed=7):
     """Parameters all of unit order, since at first the layers that start at zero hide what is before them."""
-    shapes = jax.eval_shape(lambda key: net.init(key, *call, **told), jax.random.key(0))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, cond)
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -109,9 +108,8 @@ def test_counts_are_the_published_networks(options, parameters):
 
 def test_counts_of_what_is_told():
     net = NCSNpp(**DDPMPP, multipliers=(2, 2, 2))
-    told = {"augment": jnp.zeros((1, 9))}
-    assert count(net, **told)[0] == 55_733_891
-    assert count(net, **told, labels=jnp.zeros(1, jnp.int32), classes=10)[0] == 55_735_299
+    assert count(net.clone(augment_dim=9))[0] == 55_733_891
+    assert count(net.clone(augment_dim=9, num_classes=10))[0] == 55_735_299
 
 
 @pytest.mark.parametrize(
@@ -139,14 +137,14 @@ def test_refuses(options, shape, message):
 def test_fourier_features_by_hand():
     """[sin, cos](2 pi c w), which the network alone sees: two c with the same features are the same to it."""
     net, x = NCSNpp(**{**TINY, "attention": ()}), jnp.ones((3, 8, 8, 1))
-    params = alive(net, x, jnp.zeros(3))
+    params = alive(net, x, Cond(noise=jnp.zeros(3)))
     w = jnp.array([1.0, 2.0, -3.0, 4.0, 5.0, 0.0, 7.0, 8.0])
     assert params["params"]["fourier"]["frequencies"].shape == w.shape
     params["params"]["fourier"]["frequencies"] = w
     found = Fourier(8, 16.0).apply({"params": {"frequencies": w}}, jnp.array([0.3, 0.25, 1.0]))
     angle = 2 * np.pi * np.array([[0.3], [0.25], [1.0]]) * np.asarray(w)
     np.testing.assert_allclose(found, np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=2e-5)
-    out = jax.jit(net.apply, compiler_options=QUICK)(params, x, jnp.array([0.3, 1.3, 0.7]))
+    out = jax.jit(net.apply, compiler_options=QUICK)(params, x, Cond(noise=jnp.array([0.3, 1.3, 0.7])))
     np.testing.assert_allclose(out[0], out[1], atol=1e-3)  # a whole turn
     assert np.abs(out[0] - out[2]).max() > 1e-2
     drawn = Fourier(4096, 3.0).init(jax.random.key(0), jnp.zeros(1))["params"]["frequencies"]
@@ -155,19 +153,22 @@ def test_fourier_features_by_hand():
 
 def test_what_is_told():
     """Of a class and of an augmentation; no class and no augmentation leave the network what it is without."""
-    net, x, c = NCSNpp(**TINY), jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.full(4, 0.5)
-    params = alive(net, x, c, labels=jnp.zeros(4, jnp.int32), classes=3, augment=jnp.zeros((4, 9)))
+    plain, x, c = NCSNpp(**TINY), jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.full(4, 0.5)
+    net = plain.clone(num_classes=3, augment_dim=9)
+    params = alive(net, x, Cond(noise=c))
     params["params"]["label"]["bias"] = jnp.zeros(16)
     labels, numbers = jnp.array([3, 3, 1, 1]), jnp.zeros((4, 9)).at[1::2, 4].set(1.0)
-    call = jax.jit(functools.partial(net.apply, classes=3), compiler_options=QUICK)
-    out, alone = call(params, x, c, labels=labels, augment=numbers), call(params, x, c)
+    call = jax.jit(net.apply, compiler_options=QUICK)
+    out = call(params, x, Cond(c, labels, augment=numbers))
+    alone = jax.jit(plain.apply, compiler_options=QUICK)(params, x, Cond(c))
+    np.testing.assert_allclose(call(params, x, Cond(c)), alone, atol=1e-5)
     np.testing.assert_allclose(out[0], alone[0], atol=1e-5)
     assert all(np.abs(out[i] - alone[i]).max() > 1e-3 for i in (1, 2, 3))
     # They are added to the features by a matrix: a label weighs sqrt(classes), an augmentation what its number is.
     params["params"]["label"]["kernel"] = (
         params["params"]["label"]["kernel"].at[1].set(params["params"]["augment"]["kernel"][4] / jnp.sqrt(3.0))
     )
-    out = call(params, x[:1].repeat(2, 0), c[:2], labels=jnp.array([1, 3]), augment=numbers[:2])
+    out = call(params, x[:1].repeat(2, 0), Cond(c[:2], jnp.array([1, 3]), augment=numbers[:2]))
     np.testing.assert_allclose(out[0], out[1], atol=1e-5)
 
 
@@ -182,34 +183,31 @@ def test_attention_starts_as_in_score_sde():
 
 
 def test_half_precision_and_rematerialisation():
-    x, c = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([0.0, 0.3])
+    x, cond = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), Cond(noise=jnp.array([0.0, 0.3]))
     nets = [NCSNpp(**TINY, dtype="bfloat16"), NCSNpp(**TINY), NCSNpp(**TINY, remat=True)]
-    params = alive(nets[0], x, c)
+    params = alive(nets[0], x, cond)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    half, full, again = (jax.jit(net.apply, compiler_options=QUICK)(params, x, c) for net in nets)
+    half, full, again = (jax.jit(net.apply, compiler_options=QUICK)(params, x, cond) for net in nets)
     assert half.dtype == jnp.float32
     assert 1e-5 < np.abs(full - half).max() / np.abs(full).max() < 0.1  # less: nothing ran in half precision
     np.testing.assert_allclose(again, full, atol=1e-5)
-    kept = [str(jax.make_jaxpr(lambda p, net=net: net.apply(p, x, c))(params)).count("remat") for net in nets[1:]]
+    kept = [str(jax.make_jaxpr(lambda p, net=net: net.apply(p, x, cond))(params)).count("remat") for net in nets[1:]]
     assert kept == [0, 1 + 3 + 4]  # of down, middle and up: one for each block and each attention
 
 
 @pytest.mark.slow
 def test_forward_mode_inside_reverse_mode():
-    net, x, c = (
-        NCSNpp(**{**TINY, "blocks": 0}, dropout=0.3),
-        jax.random.normal(jax.random.key(1), (2, 8, 8, 1)),
-        jnp.ones(2),
-    )
+    net = NCSNpp(**{**TINY, "blocks": 0}, dropout=0.3)
+    x, cond = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), Cond(noise=jnp.ones(2))
     v, rngs = jax.random.normal(jax.random.key(2), x.shape), {"dropout": jax.random.key(3)}
-    params = alive(net, x, c)
+    params = alive(net, x, cond)
 
     def forward(params):
-        out, moved = jax.jvp(lambda x: net.apply(params, x, c, train=True, rngs=rngs), (x,), (v,))
+        out, moved = jax.jvp(lambda x: net.apply(params, x, cond, train=True, rngs=rngs), (x,), (v,))
         return jnp.vdot(v, out + moved)
 
     def reverse(params):
-        value, g = jax.value_and_grad(lambda x: jnp.vdot(v, net.apply(params, x, c, train=True, rngs=rngs)))(x)
+        value, g = jax.value_and_grad(lambda x: jnp.vdot(v, net.apply(params, x, cond, train=True, rngs=rngs)))(x)
         return value + jnp.vdot(v, g)
 
     (one, g_one), (two, g_two) = (
@@ -234,14 +232,9 @@ def test_forward_mode_inside_reverse_mode():
 def test_layouts_name_every_array_once():
     for options in ({}, {**DDPMPP, "multipliers": (2, 2)}):
         net = NCSNpp(**{**TINY, "attention": (16,), "blocks": 1, **options})
-        for layout, told in (
-            (weights.score_sde(net), {}),
-            (
-                weights.edm(net, classes=10),
-                {"augment": jnp.zeros((1, 9)), "labels": jnp.zeros(1, jnp.int32), "classes": 10},
-            ),
-        ):
-            _, tree = count(net, **told)
+        told = net.clone(augment_dim=9, num_classes=10)
+        for layout, of in ((weights.score_sde(net), net), (weights.edm(told), told)):
+            _, tree = count(of)
             ours = {".".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
             assert {entry.ours for entry in layout} == ours
             assert len({entry.theirs for entry in layout}) == len(layout) == len(ours)
@@ -289,12 +282,13 @@ def test_parity_with_score_sde(kind):
     x = jnp.asarray(x, jnp.float32)
     condition = CONDITIONS["sigma" if ve else "index"]
     seen = 2 * x - 1 if ve else x
-    predict = denoiser(process, TARGETS["eps"], lambda x, t: net.apply({"params": params}, seen, condition(process, t)))
-    ours = np.asarray(jax.jit(predict)(x, t).score)
+    told = lambda t: Cond(noise=condition(process, t))  # noqa: E731
+    denoiser = from_network(process, "eps", lambda x, t: net.apply({"params": params}, seen, told(t)))
+    ours = np.asarray(jax.jit(lambda x, t: denoiser(x, t).score)(x, t))
     # Under VE their network is told sigma and is the score; under VP it is told 999 t and is the noise.
-    told = torch.tensor(np.asarray(sigma if ve else 999 * t))
+    level = torch.tensor(np.asarray(sigma if ve else 999 * t))
     with torch.no_grad():
-        out = theirs(torch.tensor(np.asarray(seen)).permute(0, 3, 1, 2), told).permute(0, 2, 3, 1).numpy()
+        out = theirs(torch.tensor(np.asarray(seen)).permute(0, 3, 1, 2), level).permute(0, 2, 3, 1).numpy()
     score = out if ve else -out / np.asarray(sigma)[:, None, None, None]
     size = np.abs(score).max((1, 2, 3), keepdims=True)
     np.testing.assert_allclose(ours / size, score / size, atol=1e-4)
@@ -307,7 +301,7 @@ def test_parity_with_edm(kind):
     from reference.ncsnpp import EDM as Theirs
 
     plus = kind == "ncsnpp"
-    net = NCSNpp(**SMALL, **({} if plus else DDPMPP))
+    net = NCSNpp(**SMALL, **({} if plus else DDPMPP), num_classes=5, augment_dim=9)
     theirs = Theirs(
         size=16,
         channels=32,
@@ -320,7 +314,7 @@ def test_parity_with_edm(kind):
         classes=5,
         augment=9,
     )
-    layout = weights.edm(net, (16, 16, 3), classes=5)
+    layout = weights.edm(net, (16, 16, 3))
     state = arrays(numbered(theirs, 1))
     params = to_ours(layout, weights.apart(state))
     back = weights.together(to_theirs(layout, params))
@@ -335,10 +329,11 @@ def test_parity_with_edm(kind):
     labels = jnp.array([4, 0, 5])  # and the last of none
 
     def apply(x, t):
-        x, c = rows(input_scale(process, t), x) * x, CONDITIONS["edm"](process, t)
-        return net.apply({"params": params}, x, c, labels=labels, classes=5, augment=jnp.asarray(augment))
+        cond = Cond(CONDITIONS["edm"](process, t), labels, augment=jnp.asarray(augment))
+        return net.apply({"params": params}, broadcast(input_scale(process, t), x) * x, cond)
 
-    ours = np.asarray(jax.jit(denoiser(process, TARGETS["edm"], apply))(x, t).x0)
+    denoiser = from_network(process, "edm", apply)
+    ours = np.asarray(jax.jit(lambda x, t: denoiser(x, t).x0)(x, t))
     one_hot = torch.eye(6)[np.array(labels), :5]
     with torch.no_grad():
         image = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
@@ -369,6 +364,6 @@ def test_references_have_as_many_parameters(fourier):
         classes=10,
         augment=9,
     )
-    told = {"augment": jnp.zeros((1, 9)), "labels": jnp.zeros(1, jnp.int32), "classes": 10}
-    ours = count(NCSNpp(multipliers=(2, 2, 2), **({} if fourier else DDPMPP)), **told)[0]
+    told = {"augment_dim": 9, "num_classes": 10}
+    ours = count(NCSNpp(multipliers=(2, 2, 2), **({} if fourier else DDPMPP), **told))[0]
     assert sum(p.numel() for p in edm.parameters()) == ours - 128 * fourier  # whose frequencies are a buffer

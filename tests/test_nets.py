@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from scoregen.nets import MLP, NETS, Classifier, DiT, NCSNpp, UNet
+from scoregen.nets import MLP, NETS, Classifier, Cond, DiT, NCSNpp, RefineNet, RefineNetV2, UNet, parameters
 from scoregen.nets.layers import GroupNorm, conv, dense, downsample, sinusoidal, upsample
 from scoregen.nets.unet import ResBlock
 
@@ -40,9 +40,12 @@ class Case:
         }[name]
         self.x = jax.random.normal(jax.random.key(1), shape)
         self.c = jnp.array([-1.0, 0.5, 2.0])
-        self.params = _alive(jax.eval_shape(self.net.init, jax.random.key(0), self.x, self.c))
-        self.apply = jax.jit(self.net.apply)
-        self.noisy = jax.jit(lambda x, key: self.net.apply(self.params, x, self.c, train=True, rngs={"dropout": key}))
+        self.cond = Cond(noise=self.c)
+        self.params = _alive(jax.eval_shape(self.net.init, jax.random.key(0), self.x, self.cond))
+        self.apply = jax.jit(lambda params, x, c, rngs=None: self.net.apply(params, x, Cond(noise=c), rngs=rngs))
+        self.noisy = jax.jit(
+            lambda x, key: self.net.apply(self.params, x, self.cond, train=True, rngs={"dropout": key})
+        )
 
     @functools.cached_property
     def sliced(self):
@@ -50,7 +53,7 @@ class Case:
         v = jax.random.normal(jax.random.key(3), self.x.shape)
 
         def score(params, x):
-            return self.net.apply(params, x, self.c, train=True, rngs={"dropout": jax.random.key(4)})
+            return self.net.apply(params, x, self.cond, train=True, rngs={"dropout": jax.random.key(4)})
 
         def forward(params):
             s, js = jax.jvp(lambda x: score(params, x), (self.x,), (v,))
@@ -71,7 +74,7 @@ def case(request):
 
 
 def _count(net, shape):
-    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(shape[0]))
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape), Cond(noise=jnp.zeros(shape[0])))
     return sum(leaf.size for leaf in jax.tree.leaves(params)), params["params"]
 
 
@@ -100,7 +103,7 @@ def test_sinusoidal_by_hand():
 
 @pytest.mark.parametrize(("c", "dim"), [(jnp.zeros(()), 8), (jnp.zeros((2, 1)), 8), (jnp.zeros(2), 3)])
 def test_sinusoidal_refuses(c, dim):
-    with pytest.raises(ValueError, match=r"number an example|dim >= 4"):
+    with pytest.raises(ValueError, match=r"number per example|dim >= 4"):
         sinusoidal(c, dim)
 
 
@@ -213,10 +216,13 @@ def test_unet_refuses(options, shape, message):
         _count(UNet(**options), shape)
 
 
-@pytest.mark.parametrize(("x", "c", "message"), [((4,), (4,), "one axis beside B"), ((4, 2), (3,), "4 points need")])
+@pytest.mark.parametrize(
+    ("x", "c", "message"),
+    [((4,), (4,), "one axis beside B"), ((4, 2), (3,), r"4 examples need cond.noise of shape \(4,\)")],
+)
 def test_mlp_refuses(x, c, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(MLP().init, jax.random.key(0), jnp.zeros(x), jnp.zeros(c))
+        jax.eval_shape(MLP().init, jax.random.key(0), jnp.zeros(x), Cond(noise=jnp.zeros(c)))
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])
@@ -256,7 +262,7 @@ def test_where_the_embedding_enters_a_block(scale_shift):
 def test_starts_at_zero(net, shape, last):
     # The last layer's output is its kernel times activations of unit order; XLA drops the drawing of the
     # others.
-    init = jax.jit(lambda: net.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1))["params"][last])
+    init = jax.jit(lambda: net.init(jax.random.key(0), jnp.zeros(shape), Cond(noise=jnp.zeros(1)))["params"][last])
     layer = init()
     assert 0 < np.abs(layer["kernel"]).max() < 1e-4
     np.testing.assert_array_equal(layer["bias"], 0)
@@ -309,7 +315,7 @@ def test_every_parameter_is_used(case):
 
 
 @pytest.mark.parametrize("name", ["mlp", "points-of-two-axes", "unet", "dit"])
-def test_two_heads_are_two_networks_with_one_trunk(name):
+def test_twice_the_outputs_are_two_networks_with_one_trunk(name):
     """Half of the last axis is what a network with half of the last layer gives; and derivatives reach it all."""
     net, shape, last = {
         "mlp": (MLP(width=8, depth=1, embedding=8), (3, 2), "out"),
@@ -318,8 +324,9 @@ def test_two_heads_are_two_networks_with_one_trunk(name):
         "dit": (DiT(**TINY_DIT), (2, 8, 8, 3), "out"),
     }[name]
     x, v, c = _normal(1, shape), _normal(2, shape), jnp.linspace(-1.0, 2.0, shape[0])
-    params = _alive(jax.eval_shape(functools.partial(net.init, heads=2), jax.random.key(0), x, c))
-    both = jax.jit(functools.partial(net.apply, heads=2))(params, x, c)
+    cond, twice = Cond(noise=c), net.clone(out_channels=2 * shape[-1])
+    params = _alive(jax.eval_shape(twice.init, jax.random.key(0), x, cond))
+    both = jax.jit(twice.apply)(params, x, cond)
     assert both.shape == (*shape[:-1], 2 * shape[-1])
 
     def half(leaf, i):
@@ -328,16 +335,16 @@ def test_two_heads_are_two_networks_with_one_trunk(name):
         table = leaf.reshape(*leaf.shape[:-1], -1, 2, channels)[..., i, :]
         return table.reshape(*leaf.shape[:-1], -1)
 
-    # With the trunk in common, whatever holds of a network with one head holds of each half.
+    # The trunk is shared, so whatever holds for a network with half the outputs holds for each half.
     one = jax.jit(net.apply)
     for i, out in enumerate(jnp.split(both, 2, -1)):
         layer = jax.tree.map(functools.partial(half, i=i), params["params"][last])
-        np.testing.assert_allclose(out, one({"params": params["params"] | {last: layer}}, x, c), atol=1e-5)
+        np.testing.assert_allclose(out, one({"params": params["params"] | {last: layer}}, x, cond), atol=1e-5)
     assert np.abs(both[..., : shape[-1]] - both[..., shape[-1] :]).max() > 0.1
 
     def pushed(layer):
         full = {"params": params["params"] | {last: layer}}
-        return jax.jvp(lambda x: net.apply(full, x, c, heads=2), (x,), (v,))[1]
+        return jax.jvp(lambda x: twice.apply(full, x, cond), (x,), (v,))[1]
 
     # And forward mode inside reverse mode reaches every unit of both. Long programs that run once: not optimised.
     quick = {"xla_backend_optimization_level": 0}
@@ -347,10 +354,148 @@ def test_two_heads_are_two_networks_with_one_trunk(name):
         assert (np.abs(half(gradient["kernel"], i)) > 1e-6).mean() > 0.9
 
 
+# Every network, small, with its sizes of examples; and what it has inputs for.
+EACH = {
+    "mlp": (MLP(width=8, depth=1, embedding=8), (2,)),
+    "unet": (UNet(**TINY), (8, 8, 1)),
+    "ncsnpp": (NCSNpp(channels=8, multipliers=(1, 2), blocks=0, attention=(4,)), (8, 8, 1)),
+    "refinenet": (RefineNet(levels=3, channels=2), (8, 8, 1)),
+    "refinenet_v2": (RefineNetV2(channels=2), (8, 8, 1)),
+    "dit": (DiT(**TINY_DIT), (8, 8, 1)),
+}
+CLASSES = ("mlp", "unet", "ncsnpp", "dit")
+
+
+def _init(net, x, cond):
+    return jax.eval_shape(lambda key: net.init(key, x, cond), jax.random.key(0))
+
+
+def test_each_network_is_tried():
+    assert EACH.keys() == NETS.keys() and all(type(net) is NETS[name] for name, (net, _) in EACH.items())
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_what_every_network_refuses(name):
+    """At trace time, with the right call or the right field in the message."""
+    net, shape = EACH[name]
+    x, c = jnp.zeros((2, *shape)), jnp.zeros(2)
+    for cond, error, message in (
+        (c, TypeError, rf"{type(net).__name__} takes a Cond .*, not \w+: say .*Cond\(noise=...\)"),
+        ((c, None, None, None), TypeError, "takes a Cond .*, not tuple"),
+        (None, TypeError, "takes a Cond"),
+        (Cond(None), ValueError, "needs a noise level for each of the 2 examples"),
+        (Cond(jnp.zeros(3)), ValueError, r"2 examples need cond.noise of shape \(2,\).*not \(3,\)"),
+        (Cond(jnp.zeros((2, 1))), ValueError, r"one number per example, not \(2, 1\)"),
+        (Cond(jnp.zeros(())), ValueError, r"one number per example, not \(\)"),
+        (Cond(c, context=jnp.zeros((2, 5))), ValueError, "no input for a context vector: leave cond.context=None"),
+        (Cond(c, augment=jnp.zeros((2, 9))), ValueError, "augment_dim"),
+        (Cond(c, label=jnp.zeros(2, jnp.int32)), ValueError, "set its field num_classes|no input for class labels"),
+    ):
+        with pytest.raises(error, match=message):
+            _init(net, x, cond)
+    for bad, error, message in (
+        (jnp.zeros((2, *shape), jnp.int32), ValueError, "floating-point dtype, not int32: scale and cast"),
+        (jnp.zeros(2), ValueError, "takes (images|points)"),
+        ([[0.0, 1.0]] * 2, TypeError, "takes an array of examples, not list"),
+    ):
+        with pytest.raises(error, match=message):
+            _init(net, bad, Cond(c))
+    with pytest.raises(ValueError, match="out_channels=0: at least 1 is needed"):
+        _init(net.clone(out_channels=0), x, Cond(c))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_labels_that_do_not_fit(name):
+    net, shape = EACH[name]
+    x, c, net = jnp.zeros((2, *shape)), jnp.zeros(2), net.clone(num_classes=3)
+    for label in (jnp.zeros(3, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((2, 3), jnp.int32), jnp.zeros(2)):
+        with pytest.raises(ValueError, match=r"2 examples need cond.label as integers of shape \(2,\), from 0 to 3"):
+            _init(net, x, Cond(c, label))
+    with pytest.raises(ValueError, match="num_classes=-1: 0"):
+        _init(net.clone(num_classes=-1), x, Cond(c))
+
+
+@pytest.mark.parametrize("name", ["refinenet", "refinenet_v2"])
+def test_refinenets_know_no_classes(name):
+    net, shape = EACH[name]
+    with pytest.raises(ValueError, match=r"no input for class labels: leave num_classes=0.*UNet, NCSNpp or DiT"):
+        _init(net.clone(num_classes=3), jnp.zeros((2, *shape)), Cond(jnp.zeros(2)))
+
+
+def test_augmentations_that_do_not_fit():
+    net, x = EACH["ncsnpp"][0].clone(augment_dim=9), jnp.zeros((2, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"cond.augment of shape \(2, 9\), as augment_dim=9 says, not \(2, 8\)"):
+        _init(net, x, Cond(jnp.zeros(2), augment=jnp.zeros((2, 8))))
+    with pytest.raises(ValueError, match="augment_dim=-1: 0"):
+        _init(net.clone(augment_dim=-1), x, Cond(jnp.zeros(2)))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_fields_change_the_layers_they_name_and_no_other(name):
+    """`out_channels` the last layer; `num_classes` and `augment_dim` add one layer each, which is there when unused."""
+    net, shape = EACH[name]
+    x, cond = jnp.zeros((2, *shape)), Cond(jnp.zeros(2))
+
+    def shapes(net):
+        leaves = jax.tree_util.tree_leaves_with_path(_init(net, x, cond)["params"])
+        return {".".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+    plain, c = shapes(net), shape[-1]
+    assert shapes(net.clone(out_channels=c)) == plain
+    wide = shapes(net.clone(out_channels=3 * c))
+    assert wide.keys() == plain.keys()
+    changed = {key: (plain[key], wide[key]) for key in plain if plain[key] != wide[key]}
+    last = "out" if name in ("mlp", "dit") else "conv_out"
+    assert changed.keys() == {f"{last}.kernel", f"{last}.bias"}
+    assert all(b == (*a[:-1], 3 * a[-1]) for a, b in changed.values())
+    if name in CLASSES:
+        told = shapes(net.clone(num_classes=5))
+        width = {"mlp": 4, "unet": 32, "ncsnpp": 16, "dit": 8}[name]
+        label = {"label.kernel": (5, 16), "label.bias": (16,)} if name == "ncsnpp" else {"label.embedding": (6, width)}
+        assert told == plain | label
+        assert parameters(net.clone(num_classes=5), shape) == sum(map(np.prod, told.values()))
+    if name == "ncsnpp":
+        assert shapes(net.clone(augment_dim=9)) == plain | {"augment.kernel": (9, 16)}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_label_is_the_label_of_none(name):
+    """And the network with classes, given labels, treats each example by its own."""
+    net, shape = EACH[name]
+    net, x, c = net.clone(num_classes=2), _normal(1, (3, *shape)), jnp.array([-1.0, 0.5, 2.0])
+    params = _alive(_init(net, x, Cond(c)))
+    apply = jax.jit(net.apply)
+    none = apply(params, x, Cond(c))
+    np.testing.assert_array_equal(none, apply(params, x, Cond(c, jnp.array([2, 2, 2]))))
+    mixed = apply(params, x, Cond(c, jnp.array([2, 0, 1])))
+    np.testing.assert_allclose(mixed[0], none[0], atol=1e-5)
+    assert np.abs(mixed[1:] - none[1:]).reshape(2, -1).max(1).min() > 1e-3
+    other = apply(params, x, Cond(c, jnp.array([2, 1, 1])))
+    assert np.abs(mixed[1] - other[1]).max() > 1e-3 and np.abs(mixed[2] - other[2]).max() < 1e-5
+
+
+def test_cond_is_a_pytree():
+    """Through jit, vmap (with its parts mapped or shared), grad and a scan; a part that is None stays None."""
+    net = MLP(width=8, depth=1, embedding=8, num_classes=4)
+    x, noise, label = _normal(1, (5, 3, 2)), _normal(2, (5, 3)), jnp.arange(15).reshape(5, 3) % 5
+    params = _alive(_init(net, x[0], Cond(noise[0])))
+    each = [net.apply(params, x[i], Cond(noise[i], label[i])) for i in range(5)]
+    mapped = jax.jit(jax.vmap(net.apply, (None, 0, 0)))(params, x, Cond(noise, label))
+    np.testing.assert_allclose(mapped, each, atol=1e-5)
+    shared = jax.vmap(net.apply, (None, 0, Cond(0, None)))(params, x, Cond(noise, label[0]))
+    np.testing.assert_allclose(shared[3], net.apply(params, x[3], Cond(noise[3], label[0])), atol=1e-5)
+    _, scanned = jax.lax.scan(lambda _, part: (None, net.apply(params, *part)), None, (x, Cond(noise, label)))
+    np.testing.assert_allclose(scanned, each, atol=1e-5)
+    slope = jax.grad(lambda cond: net.apply(params, x[0], cond).sum(), allow_int=True)(Cond(noise[0], label[0]))
+    assert isinstance(slope, Cond) and np.abs(slope.noise).min() > 0 and slope.context is None
+    bare = jax.tree.map(lambda a: a[:2], Cond(noise[0]))
+    assert bare.noise.shape == (2,) and bare[1:] == (None, None, None)
+
+
 def test_mlp_by_hand():
     """The formula of its docstring, in NumPy."""
     net, x, c = MLP(width=8, depth=2, embedding=6), _normal(1, (4, 3)), _normal(2, (4,))
-    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, c))
+    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, Cond(noise=c)))
 
     def layer(name, h):
         return h @ np.asarray(params["params"][name]["kernel"]) + np.asarray(params["params"][name]["bias"])
@@ -362,7 +507,7 @@ def test_mlp_by_hand():
     for i in range(2):
         both = layer(f"film{i}", e)
         h = h + layer(f"residual{i}", swish((1 + both[:, :8]) * h + both[:, 8:]))
-    np.testing.assert_allclose(net.apply(params, x, c), layer("out", swish(h)), atol=1e-5)
+    np.testing.assert_allclose(net.apply(params, x, Cond(noise=c)), layer("out", swish(h)), atol=1e-5)
 
 
 def _normal(seed, shape):
@@ -370,23 +515,24 @@ def _normal(seed, shape):
 
 
 def test_mlp_flattens():
-    net, x, c = MLP(width=8, depth=1, embedding=4), jnp.arange(24.0).reshape(2, 3, 4) / 24, jnp.ones(2)
-    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, c))
-    np.testing.assert_array_equal(net.apply(params, x, c).reshape(2, 12), net.apply(params, x.reshape(2, 12), c))
+    net, x = MLP(width=8, depth=1, embedding=4), jnp.arange(24.0).reshape(2, 3, 4) / 24
+    cond = Cond(noise=jnp.ones(2))
+    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, cond))
+    np.testing.assert_array_equal(net.apply(params, x, cond).reshape(2, 12), net.apply(params, x.reshape(2, 12), cond))
 
 
 @pytest.mark.parametrize("make", [functools.partial(UNet, **TINY), functools.partial(DiT, **TINY_DIT)])
 def test_bfloat16(make):
-    x, c = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([0.0, 30.0])
+    x, cond = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), Cond(noise=jnp.array([0.0, 30.0]))
     nets = [make(dtype=dtype) for dtype in ("float32", "bfloat16")]
-    params = _alive(jax.eval_shape(nets[1].init, jax.random.key(0), x, c))
+    params = _alive(jax.eval_shape(nets[1].init, jax.random.key(0), x, cond))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    full, half = (jax.jit(net.apply)(params, x, c) for net in nets)
+    full, half = (jax.jit(net.apply)(params, x, cond) for net in nets)
     assert half.dtype == jnp.float32
     error = np.abs(full - half).max() / np.abs(full).max()
     assert 1e-5 < error < 0.1  # less than 1e-5 would mean that nothing ran in half precision
     # All products are in half precision; norms and the softmax, which alone has an exponential, in full.
-    inside = list(_inside(jax.make_jaxpr(nets[1].apply)(params, x, c).jaxpr))
+    inside = list(_inside(jax.make_jaxpr(nets[1].apply)(params, x, cond).jaxpr))
     for names, dtype in ((("dot_general", "conv_general_dilated"), "bfloat16"), (("exp", "rsqrt"), "float32")):
         found = [e.outvars[0].aval.dtype for e in inside if e.primitive.name in names]
         assert len(found) > 2 and {str(kind) for kind in found} == {dtype}
@@ -410,13 +556,13 @@ def test_remat_computes_the_same_twice(name):
         # Down: one a level, one that halves, one attention. Middle: three. Up: two a level, one doubles, one attention.
         "ncsnpp": (NCSNpp(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.3), 4 + 3 + 6),
     }[name]
-    x, c = _normal(1, (2, 8, 8, 1)), jnp.array([0.0, 30.0])
-    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, c))
-    again = jax.eval_shape(net.clone(remat=True).init, jax.random.key(0), x, c)
+    x, cond = _normal(1, (2, 8, 8, 1)), Cond(noise=jnp.array([0.0, 30.0]))
+    params = _alive(jax.eval_shape(net.init, jax.random.key(0), x, cond))
+    again = jax.eval_shape(net.clone(remat=True).init, jax.random.key(0), x, cond)
     assert jax.tree.structure(params) == jax.tree.structure(again)
 
     def loss(params, remat):
-        out = net.clone(remat=remat).apply(params, x, c, train=True, rngs={"dropout": jax.random.key(5)})
+        out = net.clone(remat=remat).apply(params, x, cond, train=True, rngs={"dropout": jax.random.key(5)})
         return jnp.sum(jnp.sin(3 * out))
 
     programs = [jax.make_jaxpr(functools.partial(loss, remat=remat))(params).jaxpr for remat in (False, True)]

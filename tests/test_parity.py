@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.oracle import TWO_MODES
-from scoregen.process import EDM, VP, ddpm, example_keys, fold_keys, ncsn, normal, split_keys
+from scoregen.process import EDM, VP, bottom, ddpm, ncsn, top
+from scoregen.random import example_keys, fold_keys, normal, split_keys
 from scoregen.samplers import (
     Ancestral,
     DPMSolver,
     EDMHeun,
     Karras,
     Listed,
-    NoCorrector,
+    OwnGrid,
     ReverseDiffusion,
+    Sampler,
     SNRLangevin,
     UniPC,
-    trajectory,
 )
+from scoregen.testing.oracle import TWO_MODES
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(3)
@@ -37,15 +38,14 @@ def exact():
         yield
 
 
-def walk(process, predictor, times, corrector=NoCorrector()):
-    """Our x at every level, `[n, B, D]`, and the z of every level's predictor and corrector, `[n, 2, B, D]`."""
-    predict = TWO_MODES.predict(process)
+def walk(process, step, times, corrector=None):
+    """Our x at every level, `[n, B, D]`, and the z of every level's step and corrector, `[n, 2, B, D]`."""
 
     @jax.jit
     def run():
         start = process.prior_std() * normal(jax.random.key(4), SHAPE)
-        options = {"grid": Listed(times), "start": start, "denoise": False}
-        final, seen = trajectory(process, predict, KEY, SHAPE, predictor, corrector, **options)
+        sampler = Sampler(step, corrector, Listed(times), denoise=False)
+        final, seen = sampler.trajectory(TWO_MODES.denoiser(process), KEY, SHAPE, start)
         keys = split_keys(example_keys(KEY, SHAPE[0]), 2)[1]
 
         def drawn(k):
@@ -59,8 +59,8 @@ def walk(process, predictor, times, corrector=NoCorrector()):
 
 def exact_network(process, part):
     """x, t -> the exact x0 or eps."""
-    predict = TWO_MODES.predict(process)
-    found = jax.jit(lambda x, t: getattr(predict(x, jnp.full(SHAPE[:1], t)), part))
+    denoiser = TWO_MODES.denoiser(process)
+    found = jax.jit(lambda x, t: getattr(denoiser(x, t), part))
     return lambda x, t: np.asarray(found(jnp.asarray(x), t))
 
 
@@ -139,11 +139,11 @@ def karras(first, last, n, rho=7.0):
 
 def test_karras_sigmas():
     """Of EDM, and as a grid of any process between its own ends."""
-    np.testing.assert_allclose(EDM().grid(18), karras(80.0, 0.002, 18), rtol=1e-6)
+    np.testing.assert_allclose(OwnGrid()(EDM(), 18), karras(80.0, 0.002, 18), rtol=1e-6)
     process = VP()
     found = np.exp(-0.5 * np.asarray(process.logsnr(Karras()(process, 12))))
     np.testing.assert_allclose(found, karras(found[0], found[-1], 12), rtol=1e-6)
-    ends = np.exp(-0.5 * np.asarray(process.logsnr(process.grid(2))))
+    ends = [np.exp(-0.5 * float(process.logsnr(end(process)))) for end in (top, bottom)]
     np.testing.assert_allclose(found[[0, -1]], ends, rtol=1e-6)
 
 

@@ -1,5 +1,7 @@
-"""Steps of the predictors and correctors, against the papers' formulas spelled out, and what all of them must keep."""
+"""Steps and correctors, against the papers' formulas spelled out, and what all of them must keep."""
 
+import contextlib
+import dataclasses
 import math
 import os
 import subprocess
@@ -9,17 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from levels import levels
 
-from scoregen.denoiser import as_energy, as_process, of_energy, of_x0
+from scoregen.denoiser import Denoiser, as_energy, from_energy, prediction_from_x0
 from scoregen.guidance import ClassifierFree, Clip, DynamicThreshold
-from scoregen.oracle import TWO_MODES, gaussian
-from scoregen.process import EDM, PROCESSES, VE, VP, Flow, SubVP, ddpm, ncsn, normal, posterior, rows
-from scoregen.rules import unsuited
+from scoregen.process import EDM, PROCESSES, VE, VP, Flow, SubVP, ddpm, ncsn, posterior
+from scoregen.random import broadcast, normal
 from scoregen.samplers import (
     CORRECTORS,
-    GRIDS,
     MALA,
-    PREDICTORS,
+    STEPS,
     Adaptive,
     Ancestral,
     Consistent,
@@ -31,19 +32,16 @@ from scoregen.samplers import (
     EvenTime,
     Heun,
     Hold,
-    Karras,
     Langevin,
-    Listed,
-    NoCorrector,
-    OwnGrid,
-    Power,
     ReverseDiffusion,
+    Sampler,
     SNRLangevin,
     UniPC,
-    evaluations,
-    sample,
-    trajectory,
+    decode,
+    encode,
+    interpolate,
 )
+from scoregen.testing.oracle import TWO_MODES, gaussian
 
 KEY = jax.random.key(5)
 
@@ -56,18 +54,16 @@ def exact():
 
 def batch(process, n=5):
     """x near the data's law at n times, and a less noisy time for each."""
-    grid = process.grid(2 * n + 2)
+    grid = levels(process, 2 * n + 2)
     t, s = grid[1:-1:2], grid[2::2]
-    x = normal(jax.random.key(1), (n, 2)) * rows(jnp.hypot(process.alpha(t), process.sigma(t)), jnp.ones((n, 2)))
+    x = normal(jax.random.key(1), (n, 2)) * jnp.hypot(process.alpha(t), process.sigma(t))[:, None]
     return x, t, s
 
 
-def step(predictor, process, x, t, s, predict=None, memory=None):
-    predict = predict or TWO_MODES.predict(process)
-    if hasattr(predictor, "init"):
-        memory = predictor.init(x, process.grid(7)) if memory is None else memory
-        return predictor(process, predict, KEY, x, t, s, memory)[0]
-    return predictor(process, predict, KEY, x, t, s)
+def step(step, process, x, t, s, denoiser=None):
+    """x at s, by the first step of a grid of 7 levels."""
+    denoiser = denoiser or TWO_MODES.denoiser(process)
+    return step.step(denoiser, KEY, x, t, s, step.init(denoiser, x, levels(process, 7)))[0]
 
 
 def column(a):
@@ -84,7 +80,7 @@ def test_reverse_diffusion_of_ddpm_is_song_et_al(noise):
     process = ddpm()
     x, t, _ = batch(process)
     beta = column(np.linspace(1e-4, 0.02, 1000)[t])
-    score = np.asarray(TWO_MODES.predict(process)(x, t).score)
+    score = np.asarray(TWO_MODES.denoiser(process)(x, t).score)
     want = (2 - np.sqrt(1 - beta)) * x + (1 if noise else 0.5) * beta * score
     want += noise * np.sqrt(beta) * np.asarray(normal(KEY, x.shape))
     # in float32 the tables' last digits are in lam, of which w is a small difference
@@ -96,7 +92,7 @@ def test_reverse_diffusion_of_ncsn_is_song_et_al():
     process = VE(0.02, 30.0)
     x, t, s = batch(process)
     span = column(process.sigma(t) ** 2 - process.sigma(s) ** 2)
-    score = np.asarray(TWO_MODES.predict(process)(x, t).score)
+    score = np.asarray(TWO_MODES.denoiser(process)(x, t).score)
     close(
         step(ReverseDiffusion(), process, x, t, s),
         x + span * score + np.sqrt(span) * np.asarray(normal(KEY, x.shape)),
@@ -110,7 +106,7 @@ def test_euler_maruyama_is_song_et_al(process, sub):
     at, h = column(t), column(t - s)
     beta, whole = 0.1 + 19.9 * at, 0.1 * at + 0.5 * 19.9 * at**2
     g2 = beta * (1 - np.exp(-2 * whole)) if sub else beta
-    score = np.asarray(TWO_MODES.predict(process)(x, t).score)
+    score = np.asarray(TWO_MODES.denoiser(process)(x, t).score)
     want = x - h * (-0.5 * beta * x - g2 * score) + np.sqrt(g2 * h) * np.asarray(normal(KEY, x.shape))
     close(step(EulerMaruyama(), process, x, t, s), want, rtol=1e-8)
 
@@ -119,10 +115,10 @@ def test_euler_and_heun_follow_the_straight_path():
     """Of flow matching the velocity is eps - x0."""
     process = Flow()
     x, t, s = batch(process)
-    predict, h = TWO_MODES.predict(process), column(s - t)
+    denoiser, h = TWO_MODES.denoiser(process), column(s - t)
 
     def v(x, t):
-        found = predict(x, t)
+        found = denoiser(x, t)
         return np.asarray(found.eps - found.x0)
 
     euler = x + h * v(x, t)
@@ -139,7 +135,7 @@ def test_euler_is_the_published_ode(name):
     slope = lambda a: np.asarray((a(t + d) - a(t - d)) / (2 * d))  # noqa: E731
     f = slope(lambda t: jnp.log(process.alpha(t)))
     g2 = slope(lambda t: process.sigma(t) ** 2) - 2 * f * np.asarray(process.sigma(t)) ** 2
-    score = np.asarray(TWO_MODES.predict(process)(x, t).score)
+    score = np.asarray(TWO_MODES.denoiser(process)(x, t).score)
     want = x + column(s - t) * (column(f) * x - 0.5 * column(g2) * score)
     close(step(Euler(), process, x, t, s), want, rtol=1e-5, atol=1e-6)
 
@@ -151,8 +147,8 @@ def test_edm_is_karras_et_al(churn):
     sigma = np.array([60.0, 20.0, 1.3, 0.3, 0.01])
     following = np.array([40.0, 3.0, 0.4, 0.1, 0.004])
     x = np.asarray(normal(jax.random.key(1), (5, 2))) * column(np.hypot(sigma, 1))
-    predict = TWO_MODES.predict(process)
-    D = lambda x, sigma: np.asarray(predict(jnp.asarray(x), jnp.asarray(sigma)).x0)  # noqa: E731
+    denoiser = TWO_MODES.denoiser(process)
+    D = lambda x, sigma: np.asarray(denoiser(jnp.asarray(x), jnp.asarray(sigma)).x0)  # noqa: E731
     gamma = np.where((sigma >= 0.05) & (sigma <= 50), min(churn / 7, math.sqrt(2) - 1), 0)
     hat = sigma + gamma * sigma
     x_hat = x + column(np.sqrt(hat**2 - sigma**2)) * 1.003 * np.asarray(normal(KEY, x.shape))
@@ -173,9 +169,8 @@ def test_what_walks_in_sigma_over_alpha_walks_alike_under_every_process(predicto
     process, plain = PROCESSES[name](), EDM(1e-4, 1e4)
     x, t, s = batch(process)
     ratio = lambda u: process.sigma(u) / process.alpha(u)  # noqa: E731
-    predict = TWO_MODES.predict(process)
-    there = step(predictor, plain, x / rows(process.alpha(t), x), ratio(t), ratio(s), TWO_MODES.predict(plain))
-    close(step(predictor, process, x, t, s, predict), rows(process.alpha(s), x) * there, rtol=1e-4, atol=1e-5)
+    there = step(predictor, plain, x / column(process.alpha(t)), ratio(t), ratio(s))
+    close(step(predictor, process, x, t, s), column(process.alpha(s)) * there, rtol=1e-4, atol=1e-5)
 
 
 def test_consistent_sampling_is_jolicoeur_martineau_et_al():
@@ -183,16 +178,19 @@ def test_consistent_sampling_is_jolicoeur_martineau_et_al():
     process = ncsn(0.01, 1.0, 30)
     x, t, s = batch(process)
     sigma, following = column(process.sigma(t)), column(process.sigma(s))
-    score = np.asarray(TWO_MODES.predict(process)(x, t).score)
+    score = np.asarray(TWO_MODES.denoiser(process)(x, t).score)
     b = np.sqrt(1 - ((1 - 0.4) * sigma / following) ** 2)
     want = x + 0.4 * sigma**2 * score + following * b * np.asarray(normal(KEY, x.shape))
     close(step(Consistent(0.4), process, x, t, s), want, rtol=1e-4, atol=1e-5)
     # less than DDIM's step would leave too much noise, and DDIM's is taken
     close(step(Consistent(0.01), process, x, t, s), step(Ancestral(0.0), process, x, t, s), atol=1e-6)
-    mean, std = posterior(process, x, TWO_MODES.predict(process)(x, t).x0, t, s)
+    mean, std = posterior(process, x, TWO_MODES.denoiser(process)(x, t).x0, t, s)
     own = Consistent(float(1 - (following / sigma)[0, 0] ** 2))
     close(
-        step(own, process, x[:1], t[:1], s[:1]), (mean + rows(std, x) * normal(KEY, x.shape))[:1], rtol=1e-4, atol=1e-5
+        step(own, process, x[:1], t[:1], s[:1]),
+        (mean + column(std) * normal(KEY, x.shape))[:1],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -213,9 +211,9 @@ def test_dpm_solver_is_lu_et_al():
     process = VP()
     half = lambda t: 0.5 * np.asarray(process.logsnr(t))  # noqa: E731
     before, t, s = (jnp.array([time]) for time in (0.8, 0.5, 0.4))
-    x, predict = jnp.array([[0.3, -0.7]]), TWO_MODES.predict(process)
+    x, denoiser = jnp.array([[0.3, -0.7]]), TWO_MODES.denoiser(process)
     h, r = (half(s) - half(t))[0], ((half(t) - half(before)) / (half(s) - half(t)))[0]
-    x0, old = (np.asarray(predict(x, time).x0) for time in (t, before))
+    x0, old = (np.asarray(denoiser(x, time).x0) for time in (t, before))
     d = (1 + 1 / (2 * r)) * x0 - old / (2 * r)
     alpha, shrink, sigma = (
         float(a[0]) for a in (process.alpha(s), process.sigma(s) / process.sigma(t), process.sigma(s))
@@ -226,18 +224,18 @@ def test_dpm_solver_is_lu_et_al():
         (1.0, shrink * math.exp(-h) * x - alpha * math.expm1(-2 * h) * d + sigma * math.sqrt(-math.expm1(-2 * h)) * z),
     ):
         solver = DPMSolver(eta)
-        _, memory = solver(process, predict, KEY, x, before, t, solver.init(x, before))
-        close(solver(process, predict, KEY, x, t, s, memory)[0], want, rtol=1e-8)
+        _, state = solver.step(denoiser, KEY, x, before, t, solver.init(denoiser, x, before))
+        close(solver.step(denoiser, KEY, x, t, s, state)[0], want, rtol=1e-8)
 
 
 @pytest.mark.parametrize("predictor", [UniPC(1), UniPC(2), UniPC(3), DPMSolver()])
 def test_the_ode_is_solved_exactly_where_x0_does_not_change(predictor):
     """The linear part is: x = alpha x0 + (sigma_s / sigma_t) (x - alpha x0), whatever the steps are."""
     process = VP()
-    predict = lambda x, t: of_x0(process, x, t, jnp.full_like(x, 1.7))  # noqa: E731
+    denoiser = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.full_like(x, 1.7)))
     start = normal(KEY, (3, 2))
-    x = sample(process, predict, KEY, (3, 2), predictor, n=7, grid=EvenTime(), start=start, denoise=False)
-    (first, last), mean = process.grid(2), 1.7
+    x = Sampler(predictor, grid=EvenTime(), n=7, denoise=False)(denoiser, KEY, (3, 2), start)
+    (first, last), mean = levels(process, 2), 1.7
     shrink = process.sigma(last) / process.sigma(first)
     close(x, process.alpha(last) * mean + shrink * (start - process.alpha(first) * mean), rtol=1e-6)
 
@@ -253,46 +251,110 @@ def test_adaptive_solves_the_ode_to_its_tolerance(make, t, s):
     x, t, s = jnp.array([[0.3, -1.0], [2.0, 0.1]]), jnp.array(t), jnp.array(s)
     mean = jnp.array([[0.5, -0.2]])
     spread = lambda u: jnp.hypot(0.3 * process.alpha(u), process.sigma(u))  # noqa: E731
-    want = rows(process.alpha(s), x) * mean + rows(spread(s) / spread(t), x) * (x - rows(process.alpha(t), x) * mean)
+    want = column(process.alpha(s)) * mean + column(spread(s) / spread(t)) * (x - column(process.alpha(t)) * mean)
     errors = []
     for tolerance in (1e-4, 1e-7):
-        found = Adaptive(tolerance, tolerance)(process, data.predict(process), KEY, x, t, s)
+        found = step(Adaptive(tolerance, tolerance), process, x, t, s, data.denoiser(process))
         errors.append(float(jnp.abs(found - want).max()))
     assert errors[0] < 3e-4 and errors[1] < 3e-6, errors
 
 
+def by_norms(snr, score, z, batch_mean):
+    """h = 2 (snr ||z|| / ||s||)^2 of Song et al. 2021, algorithm 5, of the batch's norms or of each example's."""
+    norms = [np.linalg.norm(a, axis=1, keepdims=True) for a in (z, score)]
+    noise, signal = (a.mean(keepdims=True) if batch_mean else a for a in norms)
+    return 2 * (snr * noise / signal) ** 2
+
+
 def test_langevin_by_signal_to_noise_is_song_et_al():
-    """Algorithm 5: h = 2 (snr ||z|| / ||s||)^2, and x + h s + sqrt(2 h) z."""
-    process = ncsn(0.01, 5.0, 20)
-    t = jnp.array([19, 12, 3])
-    predict = gaussian((0.0,) * 64, 0.5).predict(process)
-    x = rows(jnp.hypot(process.sigma(t), 0.5), jnp.ones((3, 64))) * normal(KEY, (3, 64))
-    score = np.asarray(predict(x, t).score)
+    """Algorithm 5: x + h s + sqrt(2 h) z, with the norms of the batch behind their switch; by default the h that
+    these have in many dimensions, 2 (snr sigma)^2."""
+    process, dims = ncsn(0.01, 5.0, 20), 4096
+    t = jnp.array([19, 19, 19])
+    denoiser = gaussian((0.0,) * dims, 0.05).denoiser(process)
+    x = column(jnp.hypot(process.sigma(t), 0.05)) * normal(KEY, (3, dims))
+    score = np.asarray(denoiser(x, t).score)
     keys = jax.vmap(jax.random.fold_in, (0, None))(jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(3)), 0)
     z = np.asarray(normal(keys, x.shape))
-    norm = lambda a: np.linalg.norm(a, axis=1, keepdims=True)  # noqa: E731
-    for batch_mean in (False, True):
-        n, s = (np.mean(norm(a), keepdims=True) if batch_mean else norm(a) for a in (z, score))
-        h = np.minimum(2 * (0.16 * n / s) ** 2, column(process.sigma(t)) ** 2)
-        found = SNRLangevin(0.16, 1, batch_mean)(process, predict, KEY, x, t)
-        close(found, x + h * score + np.sqrt(2 * h) * z, rtol=1e-7, atol=1e-8)
-    zero = lambda x, t: of_x0(process, x, t, x)  # noqa: E731  # no score at all
-    held = SNRLangevin(0.16)(process, zero, KEY, x, t)
+    paper = by_norms(0.16, score, z, batch_mean=True)
+    found = SNRLangevin(0.16, 1, batch_mean=True)(denoiser, KEY, x, t)
+    close(found, x + paper * score + np.sqrt(2 * paper) * z, rtol=1e-7, atol=1e-8)
+    h = 2 * (0.16 * column(process.sigma(t))) ** 2
+    close(SNRLangevin(0.16)(denoiser, KEY, x, t), x + h * score + np.sqrt(2 * h) * z, rtol=1e-7, atol=1e-8)
+    for each in (paper, by_norms(0.16, score, z, batch_mean=False)):
+        np.testing.assert_allclose(each, np.full_like(each, h[0, 0]), rtol=0.05)
+    flat = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, x))  # no score at all
+    held = SNRLangevin(0.16, batch_mean=True)(flat, KEY, x, t)
     close(held, x + np.sqrt(2) * column(process.sigma(t)) * z, rtol=1e-7)
 
 
-def test_langevin_by_signal_to_noise_settles_in_many_dimensions():
-    """There the norms are all but numbers: h = 2 snr^2 V for variance V, which settles at V / (1 - h / 2V)."""
-    process, dims = ncsn(0.5, 2.0, 2), 1024
-    predict = gaussian((0.0,) * dims, 0.5).predict(process)
-    t = jnp.array([1] * 16)
-    x = SNRLangevin(0.3, 60)(process, predict, KEY, jnp.zeros((16, dims)), t)
-    v = 0.25 + 4.0
-    # h = 2 snr^2 D / ||x / V||^2 holds itself: at the variance q, h = 2 snr^2 V^2 / q
-    q = v
-    for _ in range(50):
-        q = v / (1 - 0.09 * v / q)
-    assert float(jnp.mean(x**2)) == pytest.approx(q, rel=0.03)
+def anisotropic(process, stds):
+    """The exact denoiser of data N(0, diag(stds^2)), and the variance of x at t in each direction."""
+    stds = jnp.asarray(stds, float)
+
+    def variance(t):
+        alpha, sigma = (broadcast(a(t), stds) for a in (process.alpha, process.sigma))
+        return alpha**2 * stds**2 + sigma**2
+
+    def predict(x, t):
+        x0 = broadcast(process.alpha(t), x) * (stds**2)[None] / jax.vmap(variance)(t) * x
+        return prediction_from_x0(process, x, t, x0)
+
+    return Denoiser(process, predict), lambda t: np.asarray(variance(t))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 4, 16])
+@pytest.mark.parametrize(
+    ("process", "t"),
+    [(ncsn(0.01, 10.0, 10), 0), (ncsn(0.01, 10.0, 10), 4), (ncsn(0.01, 10.0, 10), 9), (ddpm(), 300), (VP(), 0.2)],
+)
+def test_langevin_by_signal_to_noise_settles_at_the_exact_variance(process, t, dims):
+    """On anisotropic Gaussians, from a direction that is all noise to one that is wide: in every direction at the
+    docstring's V / (1 - snr^2 sigma^2 / V), so at most snr^2 / (1 - snr^2) above V."""
+    snr, count, steps = 0.4, 10_000, 100
+    denoiser, variance = anisotropic(process, np.geomspace(1e-3, 1.0, dims) if dims > 1 else [0.02])
+    t = jnp.asarray(t)
+    v, sigma2 = variance(t), float(process.sigma(t)) ** 2
+    settled = v / (1 - snr**2 * sigma2 / v)
+    assert (settled <= v / (1 - snr**2) * (1 + 1e-6)).all()
+    # Each step shrinks the distance to it by (1 - h / V)^2, which is slow where the data are wide.
+    want = settled + (v - settled) * (1 - 2 * snr**2 * sigma2 / v) ** (2 * steps)
+    run = jax.jit(lambda x: SNRLangevin(snr, steps)(denoiser, KEY, x, jnp.full(count, t)))
+    x = np.asarray(run(jnp.sqrt(v)[None] * normal(jax.random.key(3), (count, dims))))
+    np.testing.assert_allclose(x.var(0), want, rtol=4.5 * math.sqrt(2 / count))
+
+
+@pytest.mark.parametrize(("dims", "factor"), [(2, 4.0), (4, 2.5), (16, 1.3)])
+def test_norms_of_each_example_would_not(dims, factor):
+    """Why the default is no ratio of norms: in the tightest direction it settles at 6.1, 3.7 and 1.6 times the exact
+    variance, and with the batch's norms at 1.02."""
+    process = ncsn(0.1, 10.0, 10)
+    denoiser, variance = anisotropic(process, np.geomspace(0.01, 1.0, dims))
+    v, t = variance(jnp.asarray(0)), jnp.zeros(4000, jnp.int32)
+
+    def step(x, key):
+        score, z = denoiser(x, t).score, jax.random.normal(key, x.shape)
+        norm = lambda a: jnp.linalg.norm(a, axis=1, keepdims=True)  # noqa: E731
+        h = jnp.minimum(2 * (0.16 * norm(z) / norm(score)) ** 2, 0.01)
+        return x + h * score + jnp.sqrt(2 * h) * z, None
+
+    start = jnp.sqrt(v)[None] * normal(KEY, (4000, dims))
+    x, _ = jax.lax.scan(step, start, jax.random.split(KEY, 400))
+    assert np.asarray(x).var(0)[0] > factor * v[0]
+    for batch_mean in (False, True):
+        x = SNRLangevin(0.16, 400, batch_mean)(denoiser, KEY, start, t)
+        assert np.asarray(x).var(0)[0] == pytest.approx(v[0], rel=0.12)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 16])
+def test_langevin_by_signal_to_noise_does_not_depend_on_the_batch(dims):
+    process = VP()
+    denoiser, _ = anisotropic(process, np.geomspace(0.1, 1.0, dims) if dims > 1 else [0.5])
+    x, t = 3 * normal(KEY, (5, dims)), jnp.full(5, 0.3)
+    many = SNRLangevin(0.16, 3)(denoiser, KEY, x, t)
+    np.testing.assert_array_equal(SNRLangevin(0.16, 3)(denoiser, KEY, x[:2], t[:2]), many[:2])
+    few, all_five = (SNRLangevin(0.16, 3, True)(denoiser, KEY, x[:n], t[:n]) for n in (2, 5))
+    assert (np.asarray(few) != np.asarray(all_five)[:2]).all()
 
 
 def test_mala_has_no_bias_where_langevin_has():
@@ -301,41 +363,43 @@ def test_mala_has_no_bias_where_langevin_has():
     t, count = jnp.zeros(20_000, jnp.int32), 20_000
     v = 0.36 + 0.16
     start = math.sqrt(v) * normal(jax.random.key(8), (count, 2))
-    x = np.asarray(MALA(0.5, 20)(process, data.predict(process), KEY, start, t))
+    x = np.asarray(MALA(0.5, 20)(data.denoiser(process), KEY, start, t))
     assert x.var() == pytest.approx(v, rel=4 / math.sqrt(count))
-    biased = np.asarray(Langevin(0.5, 20)(process, data.predict(process), KEY, start, t))
+    biased = np.asarray(Langevin(0.5, 20)(data.denoiser(process), KEY, start, t))
     assert biased.var() == pytest.approx(v / (1 - 0.5 / (2 * v)), rel=0.05)
-    still = np.asarray(MALA(0.5, 1)(process, data.predict(process), KEY, start, t)) == np.asarray(start)
+    still = np.asarray(MALA(0.5, 1)(data.denoiser(process), KEY, start, t)) == np.asarray(start)
     assert 0.05 < still.mean() < 0.95  # moves are refused, whole
     assert (still[:, 0] == still[:, 1]).all()
-    without = lambda x, t: data.predict(process)(x, t)._replace(log_density=None)  # noqa: E731
+    without = Denoiser(process, lambda x, t: data.denoiser(process)(x, t)._replace(log_density=None))
     with pytest.raises(ValueError, match="score alone"):
-        MALA()(process, without, KEY, start, t)
+        MALA()(without, KEY, start, t)
+    with pytest.raises(ValueError, match="score alone"):
+        Sampler(Hold(), MALA())(without, KEY, start.shape)
 
 
 def test_an_energy_has_the_score_for_its_gradient():
     """Of the mixture's density it is the exact denoiser; of any network's noise, -||eps||^2 / 2 by differences."""
     process = VP()
     x, t, _ = batch(process)
-    exact = TWO_MODES.predict(process)
-    found = of_energy(process, lambda x, t: TWO_MODES.log_prob(x, process.alpha(t), process.sigma(t)))(x, t)
+    exact = TWO_MODES.denoiser(process)
+    found = from_energy(process, lambda x, t: TWO_MODES.log_prob(x, process.alpha(t), process.sigma(t)))(x, t)
     want = exact(x, t)
     for name in ("x0", "eps", "score", "log_density"):
         close(getattr(found, name), getattr(want, name), rtol=1e-7)
-    energetic = as_energy(process, exact)(x, t)
+    energetic = as_energy(exact)(x, t)
     h = 1e-6
     for i in range(2):
         d = h * jnp.eye(2)[i][None]
         up, down = (-0.5 * np.sum(np.asarray(exact(x + e, t).eps) ** 2, 1) for e in (d, -d))
         close(energetic.score[:, i], (up - down) / (2 * h), rtol=1e-6, atol=1e-7)
-    close(energetic.x0, (x + rows(process.sigma(t) ** 2, x) * energetic.score) / rows(process.alpha(t), x))
+    close(energetic.x0, (x + column(process.sigma(t) ** 2) * energetic.score) / column(process.alpha(t)))
 
 
 def test_the_range_of_the_data():
     """Clip holds x0; the dynamic threshold divides what a high quantile leaves outside; eps is what is left of x."""
     process = VP()
     x, t = jnp.ones((1, 4)), jnp.array([0.5])
-    predict = lambda x, t: of_x0(process, x, t, jnp.array([[0.5, -3.0, 1.5, 2.0]]))  # noqa: E731
+    denoiser = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.array([[0.5, -3.0, 1.5, 2.0]])))
     a, s = float(process.alpha(t)[0]), float(process.sigma(t)[0])
     for wrapper, want in (
         (Clip(-1.0, 1.0), [0.5, -1.0, 1.0, 1.0]),
@@ -344,76 +408,11 @@ def test_the_range_of_the_data():
         (DynamicThreshold(0.0, 4.0, 1.0), [2 - 1.5 / 2.5, 0.0, 2 - 0.5 / 2.5, 2.0]),
         (DynamicThreshold(-9.0, 9.0, 1.0), [0.5, -3.0, 1.5, 2.0]),
     ):
-        found = wrapper(process, predict)(x, t)
+        found = wrapper(denoiser)(x, t)
         close(found.x0, [want])
         close(found.eps, (1 - a * np.array([want])) / s)
-    with pytest.raises(ValueError, match="without a range"):
+    with pytest.raises(ValueError, match="finite range"):
         DynamicThreshold(-math.inf, math.inf)
-
-
-# --- grids
-
-
-@pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("grid", [name for name in GRIDS if name != "list"])
-def test_grids_fall_from_end_to_end(name, grid):
-    process = PROCESSES[name]()
-    for n in (1, 2, min(7, process.levels), process.levels if process.discrete else 200):
-        times = np.asarray(GRIDS[grid]()(process, n), np.float64)
-        assert len(times) == n and (np.diff(times) < 0).all()
-        ends = np.asarray(process.grid(2), np.float64)
-        assert times[0] == ends[0] and (n == 1 or times[-1] == ends[1])
-    assert GRIDS[grid]()(process, 0).shape == (process.levels,)
-
-
-def test_grids_are_even_in_what_they_say():
-    even = lambda a: close(np.diff(a), np.full(len(a) - 1, a[1] - a[0]), rtol=1e-5)  # noqa: E731
-    process = VP()
-    even(np.asarray(EvenTime()(process, 9)))
-    even(np.asarray(process.logsnr(EvenLogSNR()(process, 9))))
-    ratio = lambda t: np.asarray(process.sigma(t) / process.alpha(t))  # noqa: E731
-    even(ratio(Karras(5.0)(process, 9)) ** 0.2)
-    even(np.sqrt(np.asarray(Power(2.0)(process, 9))))
-    close(Karras()(EDM(), 18), EDM().grid(18), rtol=1e-9)  # Karras et al. 2022, eq. 5, spelled out in test_process
-    # DDIM's quadratic grid, of a chain
-    close(Power()(ddpm(), 10), np.round(np.linspace(math.sqrt(999), 0, 10) ** 2))
-    close(OwnGrid()(ddpm(), 5), ddpm().grid(5))
-
-
-def test_a_chains_levels_are_taken_once():
-    """Near the data DDPM's levels are far apart in lam, and an even grid would take the last ones many times."""
-    levels = np.asarray(EvenLogSNR()(ddpm(), 100))
-    lam = np.asarray(ddpm().logsnr(jnp.asarray(levels)))
-    assert (np.diff(levels) < 0).all()
-    free = levels > 60  # where there is room, it is the nearest level to the even lam
-    want = np.linspace(*np.asarray(ddpm().logsnr(jnp.array([999, 0]))), 100)
-    assert (abs(lam - want)[free] <= np.abs(np.gradient(np.asarray(ddpm().logsnrs)))[levels[free]]).all()
-
-
-@pytest.mark.parametrize(
-    ("times", "process", "n", "said"),
-    [
-        ((1.0, 1.0), VP(), 0, "must fall"),
-        ((), VP(), 0, "at least one"),
-        ((1.0, 0.5), VP(), 3, "2 are given"),
-        ((2.0, 0.5), VP(), 0, "between 1e-05 and 1|between 1 and"),
-        ((3.5, 1.0), ddpm(), 0, "whole numbers"),
-        ((5.0, "a"), ddpm(), 0, "numbers are needed"),
-    ],
-)
-def test_a_list_that_is_none_is_refused(times, process, n, said):
-    with pytest.raises(ValueError, match=said):
-        Listed(times)(process, n)
-
-
-def test_a_walk_may_begin_below_the_noisiest_level():
-    """With the law of x there, not with that of the top, which for EDM is of a deviation of 80."""
-    levels = Listed(tuple(np.geomspace(5.0, 0.0021, 60).tolist()))
-    drawn, walk = trajectory(EDM(), TWO_MODES.predict(EDM()), KEY, (4000, 2), Ancestral(0.0), grid=levels)
-    assert float(walk[0].std()) == pytest.approx(math.hypot(5.0, 0.5), rel=0.03)
-    first = np.asarray(drawn)[:, 0] < 0
-    assert abs(first.mean() - 0.3) < 0.04  # 5 is not so far above the modes' distance that the prior is exact
-    assert np.asarray(drawn)[first].std(0) == pytest.approx(0.35, rel=0.1)
 
 
 def test_the_weights_of_unipc_keep_their_digits_in_short_steps():
@@ -431,33 +430,113 @@ def test_the_weights_of_unipc_keep_their_digits_in_short_steps():
 
 
 def test_all_noise_may_be_fresh_also_where_alpha_is_0():
-    x = sample(Flow(), TWO_MODES.predict(Flow()), KEY, (50, 2), Consistent(1.0), n=5)
+    x = Sampler(Consistent(1.0), n=5)(TWO_MODES.denoiser(Flow()), KEY, (50, 2))
     assert np.isfinite(x).all()
-
-
-def test_a_list_is_walked_as_it_stands():
-    assert Listed((900.0, 30.0, 2.0))(ddpm(), 0).tolist() == [900, 30, 2]
-    close(Listed((0.9, 0.4))(VP(), 2), [0.9, 0.4])
 
 
 # --- what all must keep
 
 
-def some(name):
-    """A predictor of the table, with a process that it can walk."""
-    predictor = EDMHeun(churn=5.0) if name == "edm" else PREDICTORS[name]()
-    return predictor, VP() if name in ("euler", "heun", "euler_maruyama", "ode") else ddpm()
+def sampler_of(step, n):
+    """A sampler with this step, as its attributes say that it can be used."""
+    return Sampler(step, SNRLangevin(0.1) if step.needs_corrector else None, n=2 if step.adaptive else n)
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+def with_options(make):
+    """The part with its defaults, and with each of its options that are numbers changed, where it allows that."""
+    parts = [make()]
+    for name, value in vars(parts[0]).items():
+        if isinstance(value, float) and math.isfinite(value):
+            with contextlib.suppress(ValueError):
+                parts.append(make(**{name: value / 1.5 or 0.5}))
+    return parts
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_an_example_does_not_depend_on_its_batch(name):
     with jax.enable_x64(False):
-        predictor, process = some(name)
-        corrector = SNRLangevin(0.1) if name == "hold" else NoCorrector()
-        run = lambda n: sample(process, TWO_MODES.predict(process), KEY, (n, 2), predictor, corrector, 8)  # noqa: E731
-        few, many = run(2), run(5)
+        process = VP() if STEPS[name].continuous_only else ddpm()
+        sampler = sampler_of(STEPS[name](), 8)
+        few, many = (sampler(TWO_MODES.denoiser(process), KEY, (n, 2)) for n in (2, 5))
         np.testing.assert_allclose(few, many[:2], rtol=1e-4, atol=1e-4)
         assert np.isfinite(many).all() and len(np.unique(np.asarray(many))) == 10
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("key", PROCESSES)
+def test_a_step_is_refused_or_keeps_the_dtype(name, key):
+    """The sampler refuses before it is called and when it is called alike. What runs stays float32 with JAX_ENABLE_X64,
+    the step itself and the sampler, and the state keeps its types too."""
+    process, shape = PROCESSES[key](), (3, 2)
+    denoiser, keys = TWO_MODES.denoiser(process), jax.random.split(KEY, 3)
+    start = (process.prior_std() * normal(KEY, shape)).astype(jnp.float32)
+    types = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)  # noqa: E731
+    for step in with_options(STEPS[name]):
+        sampler = sampler_of(step, 4)
+        refusals = sampler.refuse(process)
+        if refusals:
+            assert all(refusal.fixes for refusal in refusals)
+            with pytest.raises(ValueError, match=refusals[0].reason[:20]):
+                sampler(denoiser, KEY, shape, start)
+            continue
+        grid = sampler.levels(process)
+        state = step.init(denoiser, start, grid)
+        arguments = (denoiser, keys, start, jnp.full(3, grid[0]), jnp.full(3, grid[1]), state)
+        if step.adaptive:  # whose programs are large
+            moved, after = jax.eval_shape(step.step, *arguments)
+        else:
+            moved, after = step.step(*arguments)
+            assert np.isfinite(moved).all()
+        assert types(moved) == (shape, jnp.float32)
+        assert types(after) == types(state)
+        for found in jax.eval_shape(lambda x, run=sampler.trajectory: run(denoiser, KEY, shape, x), start):
+            assert found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", [name for name, make in CORRECTORS.items() if make() is not None])
+@pytest.mark.parametrize("key", PROCESSES)
+def test_a_corrector_keeps_the_dtype_and_the_law(name, key):
+    """From the exact law at a level: float32 stays float32 also with JAX_ENABLE_X64, and the variance what it was."""
+    process, count = PROCESSES[key](), 4000
+    denoiser = gaussian((0.0, 0.0), 0.5).denoiser(process)
+    corrector = CORRECTORS[name]()
+    if hasattr(corrector, "step_size"):  # a tenth of the noise at the least noisy level
+        corrector = dataclasses.replace(corrector, step_size=0.1 * float(process.sigma(levels(process, 2)[1])) ** 2)
+    if hasattr(corrector, "steps"):
+        corrector = dataclasses.replace(corrector, steps=3)
+    assert corrector.refuse(process) is None
+    run = jax.jit(lambda x, t: corrector(denoiser, KEY, x, jnp.full(count, t)))
+    for t in levels(process, 3)[1:]:
+        variance = float(process.sigma(t) ** 2 + 0.25 * process.alpha(t) ** 2)
+        x = run((math.sqrt(variance) * normal(jax.random.key(2), (count, 2))).astype(jnp.float32), t)
+        assert x.dtype == jnp.float32
+        assert np.asarray(x, float).var() == pytest.approx(variance, rel=0.08)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_codes_keep_the_dtype(name):
+    """Float32 also with JAX_ENABLE_X64; on a chain and on an SDE they come back to the data, too."""
+    process, x0 = PROCESSES[name](), jnp.array([[0.5, -0.2], [1.0, 0.1]], jnp.float32)
+    denoiser, solver = gaussian((0.0, 0.0), 0.5).denoiser(process), Adaptive(1e-4, 1e-4)
+    for function in (encode, decode):
+        assert jax.eval_shape(lambda x, f=function: f(denoiser, x, solver), x0).dtype == jnp.float32
+    between = jax.eval_shape(lambda x: interpolate(denoiser, x, x[::-1], [0, 1], solver), x0)
+    assert between.dtype == jnp.float32 and between.shape == (2, 2, 2)
+    if name in ("ddpm", "vp"):
+        np.testing.assert_allclose(interpolate(denoiser, x0, x0[::-1], [0, 1], solver), [x0, x0[::-1]], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda d: encode(lambda x, t: None, jnp.ones((2, 2))), "a Denoiser is needed"),
+        (lambda d: encode(d, jnp.ones((2, 2), int)), r"x0 is int64\[2, 2\]"),
+        (lambda d: decode(d, jnp.ones(2)), "code is float64"),
+    ],
+)
+def test_wrong_codes_are_refused(call, said):
+    with pytest.raises(TypeError, match=said):
+        call(TWO_MODES.denoiser(VP()))
 
 
 @pytest.mark.slow
@@ -466,14 +545,14 @@ def test_nor_on_how_many_devices_there_are(tmp_path):
     code = """
 import jax, sys, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from scoregen.oracle import TWO_MODES
-from scoregen.process import EDM, example_keys
-from scoregen.samplers import EDMHeun, SNRLangevin, sample
+from scoregen.testing.oracle import TWO_MODES
+from scoregen.process import EDM
+from scoregen.random import example_keys
+from scoregen.samplers import EDMHeun, Sampler, SNRLangevin
 keys = example_keys(jax.random.key(0), 8)
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 keys = jax.device_put(keys, NamedSharding(mesh, P("data")))
-run = jax.jit(lambda keys: sample(EDM(), TWO_MODES.predict(EDM()), keys, (8, 2), EDMHeun(churn=4.0), SNRLangevin(), 10))
-x = run(keys)
+x = Sampler(EDMHeun(churn=4.0), SNRLangevin(), n=10)(TWO_MODES.denoiser(EDM()), keys, (8, 2))
 assert len(x.sharding.device_set) == jax.device_count(), x.sharding
 np.save(sys.argv[1], np.asarray(x))
 """
@@ -484,84 +563,102 @@ np.save(sys.argv[1], np.asarray(x))
 
 
 @pytest.mark.parametrize(
-    ("process", "predictor", "corrector", "n", "asked"),
+    ("process", "sampler", "evaluations"),
     [
-        (EDM(), EDMHeun(), NoCorrector(), 18, 35),  # Karras et al. 2022, table 2
-        (VP(), Heun(), NoCorrector(), 11, 21),
-        (VP(), Euler(), NoCorrector(), 11, 11),
-        (ddpm(), UniPC(3), NoCorrector(), 10, 10),
-        (ddpm(), DPMSolver(1.0), NoCorrector(), 10, 10),
-        (ncsn(), Hold(), Langevin(2e-5, 7), None, 71),
-        (ncsn(), Hold(), MALA(2e-5, 7), None, 81),  # one more a level, for where it starts
-        (ncsn(), ReverseDiffusion(), SNRLangevin(0.16, 2), None, 30),
+        (EDM(), Sampler(EDMHeun(), n=18), 35),  # Karras et al. 2022, table 2
+        (VP(), Sampler(Heun(), n=11), 21),
+        (VP(), Sampler(Euler(), n=11), 11),
+        (ddpm(), Sampler(UniPC(3), n=10), 10),
+        (ddpm(), Sampler(DPMSolver(1.0), n=10), 10),
+        (ncsn(), Sampler(Hold(), Langevin(2e-5, 7)), 71),
+        (ncsn(), Sampler(Hold(), MALA(2e-5, 7)), 81),  # one more a level, for where it starts
+        (ncsn(), Sampler(ReverseDiffusion(), SNRLangevin(0.16, 2)), 30),
     ],
 )
-def test_evaluations_are_counted(process, predictor, corrector, n, asked):
+def test_evaluations_are_counted(process, sampler, evaluations):
     with jax.enable_x64(False):
-        assert evaluations(process, predictor, corrector, n) == asked
+        assert sampler.evaluations(process) == evaluations
 
 
-def test_guidance_asks_twice():
+def test_guidance_evaluates_twice():
     with jax.enable_x64(False):
         for scale, times in ((2.5, 2), (1.0, 1), (0.0, 1)):
-            guided = lambda predict, scale=scale: ClassifierFree(predict, scale)(EDM(), predict)  # noqa: E731
-            assert evaluations(EDM(), EDMHeun(), n=18, wrap=guided) == times * 35
+            guided = lambda denoiser, scale=scale: ClassifierFree(denoiser, scale)(denoiser)  # noqa: E731
+            assert Sampler(EDMHeun(), n=18).evaluations(EDM(), guided) == times * 35
 
 
-@pytest.mark.parametrize("predictor", [Ancestral(), UniPC()])
-def test_a_trajectory_is_the_walk_of_the_draws(predictor):
+@pytest.mark.parametrize("step", [Ancestral(), UniPC()])
+def test_a_trajectory_is_the_walk_of_the_draws(step):
     process, shape = ddpm(), (3, 2)
-    predict = TWO_MODES.predict(process)
-    arguments = (process, predict, KEY, shape, predictor, NoCorrector(), 6)
-    drawn, walk = trajectory(*arguments)
-    close(drawn, sample(*arguments))
+    denoiser, sampler = TWO_MODES.denoiser(process), Sampler(step, n=6)
+    drawn, walk = sampler.trajectory(denoiser, KEY, shape)
+    close(drawn, sampler(denoiser, KEY, shape))
     assert walk.shape == (6, *shape)
-    close(predict(walk[-1], jnp.zeros(3, jnp.int32)).x0, drawn)
+    close(denoiser(walk[-1], jnp.zeros(3, jnp.int32)).x0, drawn)
     start = normal(jax.random.key(3), shape)
-    _, other = trajectory(*arguments, start=start)
+    _, other = sampler.trajectory(denoiser, KEY, shape, start)
     close(other[0], start)
-    if predictor == Ancestral():  # every step is a draw from the posterior: it lies within 6 of its deviations
-        for k, (t, s) in enumerate(zip(process.grid(6)[:-1], process.grid(6)[1:], strict=True)):
-            t, s = jnp.full(3, t), jnp.full(3, s)
-            mean, std = posterior(process, walk[k], predict(walk[k], t).x0, t, s)
-            z = (walk[k + 1] - mean) / rows(std, mean)
+    if step == Ancestral():  # every step is a draw from the posterior: it lies within 6 of its deviations
+        grid = sampler.levels(process)
+        for k in range(5):
+            t, s = jnp.full(3, grid[k]), jnp.full(3, grid[k + 1])
+            mean, std = posterior(process, walk[k], denoiser(walk[k], t).x0, t, s)
+            z = (walk[k + 1] - mean) / column(std)
             assert 0.01 < float(jnp.abs(z).max()) < 6
 
 
 def test_a_bridge_and_a_grid_go_together():
     """DPM-Solver on an NCSN's denoiser through DDPM's levels, even in lam, draws the mixture's modes."""
     with jax.enable_x64(False):
-        source = ncsn(0.005, 200.0, 500)
-        process = ddpm()
-        predict = as_process(TWO_MODES.predict(source), source, process)
-        x = np.asarray(sample(process, predict, KEY, (4000, 2), DPMSolver(), n=30, grid=EvenLogSNR()))
+        denoiser = TWO_MODES.denoiser(ncsn(0.005, 200.0, 500)).under(ddpm())
+        x = np.asarray(Sampler(DPMSolver(), grid=EvenLogSNR(), n=30)(denoiser, KEY, (4000, 2)))
         first = x[:, 0] < 0
         assert abs(first.mean() - 0.3) < 4 * math.sqrt(0.21 / 4000)
         assert x[first].std(0) == pytest.approx(0.35, rel=0.08)
 
 
 @pytest.mark.parametrize(
-    ("process", "predictor", "corrector", "said"),
+    ("process", "sampler", "reason", "fix"),
     [
-        (ddpm(), Euler(), NoCorrector(), "levels instead"),
-        (ncsn(), Heun(), NoCorrector(), "levels instead"),
-        (ddpm(), EulerMaruyama(), NoCorrector(), "levels instead"),
-        (Flow(), EulerMaruyama(), NoCorrector(), "t_max=0.999"),
-        (VP(), Hold(), NoCorrector(), "moves nothing"),
-        (VP(), Hold(), MALA(), "energy=true"),
-        (VP(), UniPC(), Langevin(), "take the predictor dpm"),
+        (ddpm(), Sampler(Euler()), "Euler is in time, and a chain has levels instead", "step=ancestral"),
+        (ncsn(), Sampler(Heun()), "levels instead", "step=edm"),
+        (ddpm(), Sampler(EulerMaruyama()), "levels instead", "step=dpm"),
+        (Flow(), Sampler(EulerMaruyama()), "alpha = 0", "process.t_max=0.999"),
+        (VP(), Sampler(Hold()), "needs a corrector", "corrector=langevin"),
+        (ddpm(), Sampler(Hold(), MALA()), "needs a density", "model.energy=true"),
+        (VP(), Sampler(UniPC(), SNRLangevin()), "lose the moves of a corrector", "step=dpm"),
+        (ddpm(), Sampler(Ancestral(variance="learned")), "needs a learned variance", "step.variance=small"),
+        (ncsn(0.01), Sampler(Hold(), Langevin(2e-4)), "diverge", "corrector.step_size=2e-05"),
+        (EDM(), Sampler(Ancestral(), Langevin()), "diverge", "corrector.step_size=8e-07"),
+        (ddpm(), Sampler(Ancestral(), n=1001), "this chain has 1000 levels", "sampler.n=0"),
+        (VP(), Sampler(Adaptive()), "chooses its own steps", "sampler.n=2"),
     ],
 )
-def test_what_does_not_go_together_is_refused(process, predictor, corrector, said):
-    assert said in (unsuited(process, predictor, corrector) or "")
+def test_what_does_not_go_together_is_refused_once(process, sampler, reason, fix):
+    (refusal,) = sampler.refuse(process)
+    assert reason in refusal.reason and fix in refusal.fixes
+    if reason not in ("needs a density", "needs a learned variance"):  # which a denoiser may have
+        with pytest.raises(ValueError, match="take"):
+            sampler(TWO_MODES.denoiser(process), KEY, (2, 2))
+
+
+def test_all_refusals_are_given_together():
+    """And each goes away with the first of its fixes."""
+    sampler = Sampler(Heun(), MALA(), n=2000)
+    assert len(sampler.refuse(ddpm())) == 3
+    assert len(Sampler(Hold(), n=2000).refuse(ddpm())) == 2
+    assert Sampler(Ancestral(), Langevin()).refuse(ddpm(), density=True) == []
+    assert Sampler(Ancestral(), Langevin(8e-7)).refuse(EDM()) == []
+    assert Sampler(Ancestral(), Langevin(1.99e-4)).refuse(ncsn(0.01)) == []
+    assert Sampler(Adaptive(), n=100).refuse(VP()) == []
 
 
 def test_what_goes_together_is_not_refused():
     for process in (VP(), EDM(), Flow(t_max=0.999)):
-        for predictor in PREDICTORS.values():
-            if predictor is not UniPC:
-                assert unsuited(process, predictor(), Langevin()) is None
-    assert unsuited(ddpm(), Hold(), MALA(), density=True) is None
+        for name, make in STEPS.items():
+            corrector = None if make.excludes_corrector else Langevin(1e-7)
+            assert Sampler(make(), corrector, n=2).refuse(process) == [], name
+    assert Sampler(Hold(), MALA()).refuse(ddpm(), density=True) == []
 
 
 @pytest.mark.parametrize(
@@ -576,10 +673,9 @@ def test_what_goes_together_is_not_refused():
         lambda: Adaptive(rtol=0.0),
         lambda: SNRLangevin(0.0),
         lambda: SNRLangevin(0.1, 0),
+        lambda: SNRLangevin(1.0),
         lambda: MALA(0.0),
-        lambda: Karras(0.0),
-        lambda: Power(-1.0),
-        lambda: Karras(math.inf),
+        lambda: MALA(steps=0),
         lambda: Clip(1.0, 1.0),
         lambda: DynamicThreshold(0.0, 1.0, 0.0),
     ],
@@ -590,7 +686,7 @@ def test_nonsense_is_refused(make):
 
 
 def test_the_tables_are_complete():
-    assert {type(make()) for make in PREDICTORS.values()} | {type(make()) for make in CORRECTORS.values()} >= {
+    assert {type(make()) for make in STEPS.values()} | {type(make()) for make in CORRECTORS.values()} >= {
         Ancestral, Consistent, ReverseDiffusion, EulerMaruyama, Euler, Heun, EDMHeun, DPMSolver, UniPC, Adaptive, Hold,
-        NoCorrector, Langevin, SNRLangevin, MALA,
+        Langevin, SNRLangevin, MALA,
     }  # fmt: skip

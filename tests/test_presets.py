@@ -2,9 +2,23 @@
 
 import pytest
 
-from scoregen.config import load, presets
+from scoregen.app.config import load, presets
+from scoregen.process import EDM as EDMProcess
+from scoregen.samplers import grids
+from scoregen.times import OWN, LogNormal
 
-ADAM = {"train.batch": 128, "train.clip": 1.0, "train.learning_rate": 2e-4, "train.warmup": 5000, "train.decay_from": 0}
+ADAM = {
+    "train.batch": 128,
+    "train.clip": 1.0,
+    "train.accumulate": 1,
+    "train.learning_rate": 2e-4,
+    "optimizer.name": "adam",
+    "optimizer.adam.b1": 0.9,
+    "optimizer.adam.b2": 0.999,
+    "optimizer.adam.eps": 1e-8,
+    "schedule.name": "constant",
+    "schedule.constant.warmup": 5000,
+}
 AVERAGE = {"train.ema.name": "decay", "train.ema.decay.rate": 0.9999, "train.ema.decay.ramp": False}
 PLAIN = {"times.name": "own", "weighting.name": "own", "log_variance": False, "energy": False, "labels": False}
 
@@ -32,9 +46,9 @@ DDPM = {
     "net.unet.head_channels": 0,
     "net.unet.scale_shift": False,
     "sampler.x0.name": "clip",
-    "sampler.predictor.name": "ancestral",
-    "sampler.predictor.ancestral.eta": 1.0,
-    "sampler.predictor.ancestral.variance": "large",
+    "sampler.step.name": "ancestral",
+    "sampler.step.ancestral.eta": 1.0,
+    "sampler.step.ancestral.variance": "large",
     "sampler.corrector.name": "none",
     "sampler.n": 0,
     "sampler.process.name": "trained",
@@ -57,9 +71,9 @@ IDDPM = DDPM | {
     "net.unet.dropout": 0.3,
     "train.steps": 500_000,
     "train.learning_rate": 1e-4,
-    "train.warmup": 0,
+    "schedule.constant.warmup": 0,
     "train.clip": 0.0,
-    "sampler.predictor.ancestral.variance": "learned",
+    "sampler.step.ancestral.variance": "learned",
 }
 
 # Song & Ermon 2019, section 5 and appendix B.
@@ -82,14 +96,14 @@ NCSN = {
     "train.ema.name": "none",
     "learned_variance": False,
     "sampler.x0.name": "free",
-    "sampler.predictor.name": "hold",
+    "sampler.step.name": "hold",
     "sampler.corrector.name": "langevin",
     "sampler.n": 0,
     "sampler.corrector.langevin.step_size": 2e-5,
     "sampler.corrector.langevin.steps": 100,
     "sampler.denoise": False,
     "sampler.process.name": "trained",
-} | (ADAM | {"train.learning_rate": 1e-3, "train.clip": 0.0, "train.warmup": 0} | PLAIN)
+} | (ADAM | {"train.learning_rate": 1e-3, "train.clip": 0.0, "schedule.constant.warmup": 0} | PLAIN)
 
 # Song & Ermon 2020, table 3 of its appendix, and algorithm 1.
 NCSNV2 = NCSN | {
@@ -142,7 +156,7 @@ NCSNPP = SCORE_SDE | {
     "net.ncsnpp.fourier_scale": 16.0,
     "train.ema.decay.rate": 0.999,
     "sampler.process.name": "trained",
-    "sampler.predictor.name": "reverse_diffusion",
+    "sampler.step.name": "reverse_diffusion",
     "sampler.corrector.name": "snr",
     "sampler.corrector.snr.snr": 0.16,
     "sampler.corrector.snr.steps": 1,
@@ -162,7 +176,7 @@ DDPMPP = SCORE_SDE | {
     "net.ncsnpp.embedding": "positional",
     "sampler.process.name": "vp",
     "sampler.process.vp.t_min": 1e-3,
-    "sampler.predictor.name": "euler_maruyama",
+    "sampler.step.name": "euler_maruyama",
     "sampler.corrector.name": "none",
 }
 SUBVP = DDPMPP | {
@@ -181,10 +195,7 @@ EDM = {
     "scaling.name": "centered",
     "process.name": "edm",
     "target": "edm",
-    "process.edm.mean": -1.2,
-    "process.edm.std": 1.2,
     "process.edm.data_std": 0.5,
-    "process.edm.rho": 7.0,
     "process.edm.sigma_min": 0.002,
     "process.edm.sigma_max": 80.0,
     "loss.name": "x0",
@@ -203,18 +214,19 @@ EDM = {
     "train.ema.halflife.images": 500_000,
     "train.ema.halflife.ramp": 0.05,
     "label_dropout": 0.0,
-    "sampler.predictor.name": "edm",
-    "sampler.predictor.edm.churn": 0.0,
+    "sampler.step.name": "edm",
+    "sampler.step.edm.churn": 0.0,
     "sampler.n": 18,
     "sampler.corrector.name": "none",
     "sampler.x0.name": "free",
     "sampler.grid.name": "own",
     "train.batch": 512,
     "train.steps": 390_625,
-    "train.warmup": 19_531,
+    "schedule.constant.warmup": 19_531,
     "train.learning_rate": 1e-3,
     "train.clip": 0.0,
-    "train.decay_from": 0,
+    "schedule.name": "constant",
+    "optimizer.name": "adam",
     **PLAIN,
     "weighting.name": "edm",
 }
@@ -235,10 +247,10 @@ FLOW = {
     "train.batch": 256,
     "train.steps": 391_000,
     "train.learning_rate": 5e-4,
-    "train.warmup": 45_000,
-    "sampler.predictor.name": "ode",
-    "sampler.predictor.ode.rtol": 1e-5,
-    "sampler.predictor.ode.atol": 1e-5,
+    "schedule.constant.warmup": 45_000,
+    "sampler.step.name": "ode",
+    "sampler.step.ode.rtol": 1e-5,
+    "sampler.step.ode.atol": 1e-5,
     **PLAIN,
 }
 
@@ -265,3 +277,9 @@ def test_a_preset_has_its_paper_s_numbers(name):
     found = {key: config[key] for key in PAPERS[name]}
     assert found == PAPERS[name]
     assert {key: type(value) for key, value in found.items()} == {key: type(v) for key, v in PAPERS[name].items()}
+
+
+def test_edm_s_own_law_and_grid_are_its_paper_s():
+    """The preset takes them by the name `own`: ln sigma ~ N(-1.2, 1.2^2), and rho = 7."""
+    assert OWN[EDMProcess] == LogNormal(-1.2, 1.2)
+    assert grids.OWN[EDMProcess] == grids.Karras(7.0)

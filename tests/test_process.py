@@ -1,33 +1,42 @@
-"""Every process: the kernel, its times, its training law, its posterior, its differential equation, its prior."""
+"""Every process: the kernel, its times, its posterior, its differential equation, its prior; and a user's own."""
 
+import copy
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from levels import levels
 
 from scoregen.process import (
     EDM,
     PROCESSES,
     VE,
     VP,
+    Chain,
+    Continuous,
     CosineVP,
     Flow,
     Process,
     SubVP,
     betas,
+    bottom,
     cosine,
     covers,
     ddpm,
     drift_diffusion,
     ncsn,
-    normal,
     perturb,
     posterior,
     sigmas,
+    snr_loss_rate,
+    top,
+    vanishes,
 )
+from scoregen.random import broadcast, by_example, check_key, example_keys, normal
 
 MADE = {name: make() for name, make in PROCESSES.items()}
 CHAINS = [name for name, process in MADE.items() if process.discrete]
@@ -100,31 +109,11 @@ def published_sde(name, t):
     raise NotImplementedError(f"write down the differential equation of {name} here")
 
 
-def phi(z):
-    return 0.5 * (1 + np.vectorize(math.erf)(np.asarray(z, np.float64) / math.sqrt(2)))
-
-
-def quantile(name, t):
-    """The published training law of the default processes: the share of times below t."""
-    t = np.asarray(t, np.float64)
-    if name == "edm":  # ln sigma ~ N(-1.2, 1.2^2), cut at 0.002 and 80
-        low, high, at = (phi((np.log(a) + 1.2) / 1.2) for a in (0.002, 80.0, t))
-        return (at - low) / (high - low)
-    low, high = {"vp": (1e-3, 1), "subvp": (1e-3, 1), "vp_cosine": (1e-3, 0.999), "ve": (1e-5, 1), "flow": (1e-3, 1)}[
-        name
-    ]
-    return (t - low) / (high - low)
-
-
-def some_times(process, n=9):
-    return process.grid(min(n, process.levels))
-
-
 @pytest.mark.parametrize("name", PROCESSES)
 def test_kernel_is_the_papers(name):
     """alpha, sigma and lam = log(alpha^2 / sigma^2), falling, in float32 against float64."""
     process: Process = MADE[name]
-    t = process.grid()[::-1]
+    t = levels(process)[::-1]
     alpha2, sigma2 = kernel(name, t)
     np.testing.assert_allclose(process.alpha(t) ** 2, alpha2, rtol=3e-6)
     np.testing.assert_allclose(process.sigma(t) ** 2, sigma2, rtol=3e-6)
@@ -136,12 +125,12 @@ def test_kernel_is_the_papers(name):
 @pytest.mark.parametrize("name", PROCESSES)
 def test_time_inverts_logsnr_and_is_held_at_the_ends(name):
     process = MADE[name]
-    t = process.grid()
+    t = levels(process)
     # In float32, lam is known to 1e-6 of itself, and the time to that over dlam/dt.
     np.testing.assert_allclose(process.time(process.logsnr(t)), t, rtol=3e-5, atol=1e-5)
     with jax.enable_x64(True):
         process = PROCESSES[name]()
-        t = process.grid()
+        t = levels(process)
         np.testing.assert_allclose(process.time(process.logsnr(t)), t, rtol=1e-9, atol=1e-12)
         least, most = float(t[-1]), float(t[0])
         ends = process.logsnr(t[jnp.array([-1, 0])])
@@ -168,86 +157,6 @@ def test_real_times_lie_between_levels(name):
     np.testing.assert_allclose(lam, chain.logsnr(half), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CHAINS)
-def test_grid_of_a_chain_has_both_ends_and_falls(name):
-    chain = MADE[name]
-    for n in (2, 5, chain.levels):
-        grid = np.asarray(chain.grid(n))
-        assert len(grid) == n and grid[0] == chain.levels - 1 and grid[-1] == 0
-        gaps = -np.diff(grid)
-        assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1, "evenly spaced, no level twice"
-    assert np.asarray(chain.grid()).tolist() == list(range(chain.levels - 1, -1, -1))
-    assert chain.grid(1).tolist() == [chain.levels - 1]
-    for n in (0, chain.levels + 1):
-        with pytest.raises(ValueError, match=f"no grid of {n}"):
-            chain.grid(n)
-
-
-@pytest.mark.parametrize("name", CONTINUOUS)
-def test_grid_of_a_continuous_process_is_evenly_spaced(name):
-    """From t_max to t_min to the digit, in t; EDM's in sigma^(1/rho) (Karras et al. 2022, eq. 5)."""
-    process = MADE[name]
-    low, high = process.t_min, process.t_max
-    for n in (2, 18, 1000):
-        i = np.arange(n) / (n - 1)
-        want = (
-            (high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7
-            if name == "edm"
-            else high + i * (low - high)
-        )
-        grid = process.grid(n)
-        np.testing.assert_allclose(grid, want, rtol=1e-5)
-        assert grid[0] == np.float32(high) and grid[-1] == np.float32(low)
-    np.testing.assert_array_equal(process.grid(), process.grid(1000))
-    assert process.grid(1).tolist() == [np.float32(high)]
-    with pytest.raises(ValueError, match="0 levels"):
-        process.grid(0)
-
-
-def test_grid_of_edm_heeds_rho():
-    np.testing.assert_allclose(EDM(sigma_min=0.5, sigma_max=2.0, rho=1.0).grid(4), [2.0, 1.5, 1.0, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(EDM(sigma_min=1.0, sigma_max=9.0, rho=2.0).grid(3), [9.0, 4.0, 1.0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_times_of_a_chain_are_uniform_over_all_levels(name):
-    chain = MADE[name]
-    n = chain.levels
-    t = np.asarray(chain.sample_time(jax.random.key(0), (40_000,)))
-    bins = min(n, 10)
-    counts = np.bincount(t * bins // n, minlength=bins)
-    share = np.bincount(np.arange(n) * bins // n, minlength=bins) / n
-    assert t.min() == 0 and t.max() == n - 1
-    assert (abs(counts - 40_000 * share) < 5 * np.sqrt(40_000 * share)).all()
-    # The quantile function: level j holds u from j/N to (j+1)/N, and 1 does not fall off the end.
-    np.testing.assert_array_equal(chain.spread(jnp.asarray((np.arange(n) + 0.5) / n)), np.arange(n))
-    assert int(chain.spread(jnp.array(1.0))) == n - 1
-    np.testing.assert_allclose(chain.density(jnp.arange(n)), np.full(n, 1 / n), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", CONTINUOUS)
-def test_times_have_the_published_law(name):
-    """`sample_time` against the law's own quantiles, in twenty bins, each a twentieth."""
-    u = quantile(name, MADE[name].sample_time(jax.random.key(0), (40_000,)))
-    assert -1e-6 <= u.min() < 0.001 and 0.999 < u.max() <= 1 + 1e-6
-    counts = np.histogram(np.clip(u, 0, 1), 20, (0, 1))[0]
-    assert (abs(counts - 2000) < 5 * np.sqrt(2000)).all()
-
-
-@pytest.mark.parametrize("name", CONTINUOUS)
-def test_spread_is_the_inverse_of_the_integral_of_density(name):
-    """Density integrates to one from t_min to t_max, and from t_min to spread(u) to u."""
-    with jax.enable_x64(True):
-        process = PROCESSES[name]()
-        t = np.geomspace(process.t_min, process.t_max, 20_001)
-        density = np.asarray(process.density(jnp.asarray(t)))
-        integral = np.concatenate([[0], np.cumsum(np.diff(t) * (density[1:] + density[:-1]) / 2)])
-        np.testing.assert_allclose(integral[-1], 1, rtol=1e-6)
-        u = np.linspace(0, 1, 21)
-        np.testing.assert_allclose(np.interp(process.spread(jnp.asarray(u)), t, integral), u, atol=1e-5)
-        np.testing.assert_allclose(integral, quantile(name, t), atol=1e-6)
-
-
 @pytest.mark.parametrize("name", PROCESSES)
 def test_rate_is_the_loss_of_signal_to_noise(name):
     """-dlam/dt by finite differences; of a chain, (SNR_{t-1} - SNR_t) / SNR_t."""
@@ -257,19 +166,19 @@ def test_rate_is_the_loss_of_signal_to_noise(name):
             alpha2, sigma2 = kernel(name, np.arange(process.levels))
             snr = alpha2 / sigma2
             step = (snr[:-1] - snr[1:]) / snr[1:]
-            rate = process.rate(jnp.arange(process.levels))
+            rate = snr_loss_rate(process, jnp.arange(process.levels))
             np.testing.assert_allclose(rate, [step[0], *step], rtol=1e-8)
             return
         t = np.geomspace(process.t_min, process.t_max, 52)[1:-1]
         lam = [np.log(np.divide(*kernel(name, t * (1 + h)))) for h in (-1e-5, 1e-5)]
-        np.testing.assert_allclose(process.rate(jnp.asarray(t)), (lam[0] - lam[1]) / (2e-5 * t), rtol=1e-5)
+        np.testing.assert_allclose(snr_loss_rate(process, jnp.asarray(t)), (lam[0] - lam[1]) / (2e-5 * t), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_single_steps_have_the_law_of_the_one_jump(name):
     """THEORY 1: x_t walked one level at a time has alpha_t and sigma_t^2: variances add, not deviations."""
     chain = MADE[name]
-    alpha, sigma = (np.asarray(f(chain.grid()[::-1]), np.float64) for f in (chain.alpha, chain.sigma))
+    alpha, sigma = (np.asarray(f(levels(chain)[::-1]), np.float64) for f in (chain.alpha, chain.sigma))
     mean, var = alpha[0], sigma[0] ** 2
     for t in range(1, chain.levels):
         # q(x_t | x_{t-1}), the only Gaussian with these two levels' marginals.
@@ -286,11 +195,11 @@ def test_single_steps_have_the_law_of_the_one_jump(name):
 @pytest.mark.parametrize("name", PROCESSES)
 def test_perturb_draws_from_the_kernel(name):
     process = MADE[name]
-    t = jnp.repeat(process.grid(3), 20_000)
+    t = jnp.repeat(levels(process, 3), 20_000)
     x0 = jnp.full((60_000, 2), 1.5)
     noised = perturb(process, jax.random.key(1), x0, t)
     x = np.asarray(noised.x, np.float64).reshape(3, 20_000, 2)
-    alpha, sigma = (np.sqrt(a)[:, None] for a in kernel(name, process.grid(3)))
+    alpha, sigma = (np.sqrt(a)[:, None] for a in kernel(name, levels(process, 3)))
     assert (abs(x.mean(1) - 1.5 * alpha) < 5 * sigma / np.sqrt(20_000)).all()
     assert (abs(x.std(1) / sigma - 1) < 5 / np.sqrt(2 * 20_000)).all()
     again = 1.5 * alpha[:, None] + sigma[:, None] * np.asarray(noised.eps).reshape(3, 20_000, 2)
@@ -304,6 +213,158 @@ def test_noise_is_keyed_by_example():
     few, many = normal(key, (3, 4)), normal(key, (7, 4))
     np.testing.assert_array_equal(few, many[:3])
     assert len(np.unique(np.asarray(many))) == many.size
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_batch_of_keys_has_one_for_each_example(count):
+    """One key for three examples would be broadcast, and give all of them the same noise."""
+    keys = jax.random.split(jax.random.key(0), count)
+    for call in (
+        lambda: example_keys(keys, 3),
+        lambda: normal(keys, (3, 2)),
+        lambda: VP().prior(keys, (3, 2)),
+        lambda: ncsn(start="uniform").prior(keys, (3, 2)),
+        lambda: perturb(VP(), keys, jnp.ones((3, 2)), jnp.full(3, 0.5)),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"keys of shape \[{count}\] for 3 examples: give one key, or one for each"
+        ):
+            call()
+    np.testing.assert_array_equal(by_example(jax.random.normal, keys, (count, 2)), normal(keys, (count, 2)))
+
+
+def test_broadcast_has_the_dtype_of_x_only_among_real_numbers():
+    """A factor of 0.5 for images of bytes must not become 0."""
+    half, x = jnp.array([0.5]), jnp.ones((1, 2, 2))
+    assert broadcast(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert broadcast(half, x.astype(jnp.uint8)).tolist() == [[[0.5]]]
+    assert broadcast(jnp.array([3]), x).dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, r"not int: say jax.random.key\(0\)"),
+        (np.int64(7), r"not int64: say jax.random.key\(7\)"),
+        (True, r"not bool: say jax.random.key\(0\)"),
+        (None, r"not NoneType: say jax.random.key\(0\)"),
+        (jnp.array(3), r"not an array int32\[\]: say jax.random.key\(0\)"),
+        (
+            jax.random.PRNGKey(0),
+            r"typed random key is needed, not one of jax.random.PRNGKey: say jax.random.key\(seed\)",
+        ),
+        (jax.random.split(jax.random.PRNGKey(0)), "typed random key is needed"),
+    ],
+)
+def test_what_is_no_key_is_refused_with_the_right_call(key, message):
+    """Wherever a key is taken, and also under `jit`."""
+    x0, t = jnp.ones((2, 3)), jnp.array([0, 1])
+    for call in (
+        lambda: check_key(key),
+        lambda: perturb(ddpm(), key, x0, t),
+        lambda: VP().prior(key, (2, 3)),
+        lambda: ncsn(start="uniform").prior(key, (2, 3)),
+        lambda: jax.jit(lambda x0: perturb(ddpm(), key, x0, t))(x0),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("process", "x0", "t", "error", "message"),
+    [
+        # Fractions of the way, as in continuous time, would be almost no noise on a chain.
+        (
+            ddpm(),
+            jnp.ones((2, 3)),
+            [0.1, 0.5],
+            TypeError,
+            r"t is float32.* levels, integers from 0 to 999: say t=jnp\.round",
+        ),
+        (ncsn(), jnp.ones((2, 3)), jnp.array([1.0, 9.0]), TypeError, r"integers from 0 to 9: say t=jnp\.round"),
+        (
+            ddpm(),
+            jnp.ones((2, 3)),
+            [5, 1000],
+            ValueError,
+            "t from 5 to 1000: the times of this process are from 0 to 999",
+        ),
+        (ddpm(), jnp.ones((2, 3)), [-1, 3], ValueError, "t from -1 to 3: the times of this process are from 0 to 999"),
+        (VP(), jnp.ones((2, 3)), [0.5, 500], ValueError, "t from 0.5 to 500: .* are from 0.001 to 1"),
+        (VP(), jnp.ones((2, 3)), [0.0, 0.5], ValueError, "t from 0 to 0.5: .* are from 0.001 to 1"),
+        (VP(), jnp.ones((2, 3)), [0.5, math.nan], ValueError, "t from nan to nan"),
+        (EDM(), jnp.ones((2, 3)), [0.5, 81.0], ValueError, "are from 0.002 to 80"),
+        (VP(), jnp.ones((2, 3)), 0.5, ValueError, r"t of shape \[\] for 2 examples: .* jnp.full\(2, t\)"),
+        (VP(), jnp.ones((2, 3)), [0.5], ValueError, r"t of shape \[1\] for 2 examples: give a time for each"),
+        (VP(), jnp.ones((2, 3)), [[0.5], [0.5]], ValueError, r"t of shape \[2, 1\] for 2 examples"),
+        (VP(), [[1, 2], [3, 4]], [0.5, 0.5], TypeError, r"x0 is int32\[2, 2\]: real data .* such as x / 127.5 - 1"),
+        (VP(), np.ones((2, 4, 4, 3), np.uint8), [0.5, 0.5], TypeError, r"x0 is uint8\[2, 4, 4, 3\]: real data"),
+        (VP(), 1.0, 0.5, TypeError, r"x0 is float32\[\]: real data \[B, ...\]"),
+        (ddpm, jnp.ones((2, 3)), [5, 7], TypeError, r"a process is needed, not ddpm: say ddpm\(\)"),
+        (VP, jnp.ones((2, 3)), [0.5, 0.7], TypeError, r"a process is needed, not VP: say VP\(\)"),
+        (
+            "ddpm",
+            jnp.ones((2, 3)),
+            [5, 7],
+            TypeError,
+            r"a process is needed, not 'ddpm': say scoregen\.process\.ddpm\(\)",
+        ),
+    ],
+)
+def test_perturb_refuses_what_it_cannot_mean(process, x0, t, error, message):
+    with pytest.raises(error, match=message):
+        perturb(process, jax.random.key(0), x0, t)
+
+
+def test_perturb_takes_lists_and_integers_of_continuous_time():
+    key, x0 = jax.random.key(0), [[1.0, 2.0], [3.0, 4.0]]
+    for process, t in ((ddpm(), [3, 999]), (VP(), [1e-3, 1.0]), (VE(), [1, 1]), (EDM(), [80, 1])):
+        noised = perturb(process, key, x0, t)
+        exact = jnp.asarray(t) if process.discrete else jnp.asarray(t, float)
+        assert noised.t.dtype == exact.dtype and noised.x.dtype == jnp.float32
+        np.testing.assert_array_equal(noised.x, perturb(process, key, jnp.asarray(x0), exact).x)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_perturb_is_the_same_inside_jit(name):
+    """With the times as an argument, and as an array from outside; real times of a chain are refused when traced."""
+    process, key, x0 = MADE[name], jax.random.key(0), jnp.ones((3, 2))
+    t = levels(process, 3)
+    want = perturb(process, key, x0, t).x
+    for call in (
+        lambda: jax.jit(lambda x0, t: perturb(process, key, x0, t))(x0, t),
+        lambda: jax.jit(lambda x0: perturb(process, key, x0, t))(x0),
+        lambda: jax.jit(perturb)(process, key, x0, t),
+    ):
+        np.testing.assert_allclose(call().x, want, rtol=1e-5, atol=1e-6)
+    beyond = jnp.asarray([process.ends[1] + 1] * 3)
+    with pytest.raises(ValueError, match="the times of this process are from"):
+        jax.jit(lambda x0: perturb(process, key, x0, beyond))(x0)
+    if process.discrete:
+        with pytest.raises(TypeError, match="levels, integers from 0"):
+            jax.jit(lambda x0, t: perturb(process, key, x0, t))(x0, t.astype(float))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("before", [True, False], ids=["made before x64", "made under x64"])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_dtypes_of_data_are_kept_under_x64(name, before, dtype):
+    """Of perturb and posterior, with times that are 64 bits wide, or 32; of real times by the differential equation."""
+    process = PROCESSES[name]() if before else None
+    with jax.enable_x64(True):
+        process = process or PROCESSES[name]()
+        x0 = jnp.ones((3, 2), dtype)
+
+        def both(x0, t):
+            noised = perturb(process, jax.random.key(0), x0, t[:-1])
+            return noised.x0, noised.eps, noised.x, posterior(process, noised.x, x0, t[:-1], t[1:])
+
+        for t in (levels(process, 4), levels(process, 4).astype(jnp.int32 if process.discrete else jnp.float32)):
+            assert {a.dtype for a in jax.tree.leaves(jax.eval_shape(both, x0, t))} == {jnp.dtype(dtype)}
+        for real in (jnp.float32, jnp.float64):
+            t = levels(process, 4).astype(real)
+            assert {a.dtype for a in jax.eval_shape(lambda t: drift_diffusion(process, t), t)} == {jnp.dtype(real)}
+            assert jax.eval_shape(lambda t: process.time(process.logsnr(t)), t).dtype == real
 
 
 def bayes(name, t, s, x, x0):
@@ -320,7 +381,7 @@ def test_posterior_is_bayes_rule(name):
     """Between all pairs of levels of a grid; at the end of flow matching x_t says nothing of x_s, and all is finite."""
     with jax.enable_x64(True):
         process = PROCESSES[name]()
-        grid = np.asarray(some_times(process))
+        grid = np.asarray(levels(process, 9))
         t, s = (grid[i] for i in np.triu_indices(len(grid), 1))
         x, x0 = np.full((len(t), 1), 0.7), np.full((len(t), 1), -0.4)
         mean, std = posterior(process, jnp.asarray(x), jnp.asarray(x0), jnp.asarray(t), jnp.asarray(s))
@@ -333,7 +394,7 @@ def test_posterior_is_bayes_rule(name):
 def test_posterior_keeps_its_digits_between_neighbours(name):
     """In float32, where the difference of two variances would have lost them."""
     process = MADE[name]
-    grid = process.grid()[1 if name == "flow" else 0 :]
+    grid = levels(process)[1 if name == "flow" else 0 :]
     t, s = grid[:-1], grid[1:]
     mean, std = posterior(process, jnp.full((len(t), 1), 0.7), jnp.full((len(t), 1), -0.4), t, s)
     want = bayes(name, t, s, 0.7, -0.4)
@@ -374,7 +435,7 @@ def test_posterior_is_the_ve_ancestral_step():
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_drift_and_diffusion_are_the_published(name):
     process = MADE[name]
-    t = process.grid(50)[1 if name == "flow" else 0 :]
+    t = levels(process, 50)[1 if name == "flow" else 0 :]
     for dtype, rtol in ((np.float32, 1e-4), (np.float64, 1e-9)):
         with jax.enable_x64(dtype is np.float64):
             f, g = drift_diffusion(process, jnp.asarray(np.asarray(t, dtype)))
@@ -420,7 +481,7 @@ def test_the_differential_equation_has_the_kernel(name):
 @pytest.mark.parametrize(
     ("chain", "name"),
     [
-        (lambda n: ddpm(0.1 / n, 20.0 / n, n), "vp"),
+        (lambda n: ddpm(0.1 / n, 20.0 / n, n, rescale=False), "vp"),
         (cosine, "vp_cosine"),
         (lambda n: ncsn(0.01, 50.0, n), "ve"),
     ],
@@ -449,7 +510,9 @@ def test_marginals_of_ddpm_converge_to_those_of_vp():
     with jax.enable_x64(True):
         for n in (500, 1000, 2000):
             t = (np.arange(n) + 1) / n
-            errors.append(abs(np.asarray(ddpm(0.1 / n, 20.0 / n, n).alphas) ** 2 - kernel("vp", t)[0]).max())
+            errors.append(
+                abs(np.asarray(ddpm(0.1 / n, 20.0 / n, n, rescale=False).alphas) ** 2 - kernel("vp", t)[0]).max()
+            )
     np.testing.assert_allclose(np.array(errors[:-1]) / errors[1:], 2, atol=0.1)
 
 
@@ -458,12 +521,56 @@ def test_levels_of_ncsn_lie_on_ve():
     np.testing.assert_allclose(ncsn(0.01, 50.0, 20).sigmas, VE(0.01, 50.0).sigma(t), rtol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [25, 50, 100, 1000, 4000])
+def test_ddpm_of_any_length_ends_in_noise(steps):
+    """Its betas are those of 1000 steps times 1000 / steps (the code of Nichol & Dhariwal 2021): abar of the last level
+    is near exp(-10.05), the continuous limit, with second-order terms that fall with the length."""
+    chain, betas = ddpm(steps=steps), np.linspace(1e-4, 0.02, steps) * 1000 / steps
+    np.testing.assert_allclose(np.asarray(chain.alphas, np.float64) ** 2, np.cumprod(1 - betas), rtol=5e-6)
+    alpha = float(chain.alpha(top(chain)))
+    assert 0 < alpha < 0.0067
+    if steps >= 1000:
+        np.testing.assert_allclose(alpha**2, np.exp(-10.05), rtol=0.1)
+    np.testing.assert_array_equal(ddpm(steps=steps, rescale=False).alphas[0], np.float32(np.sqrt(1 - 1e-4)))
+    assert (np.diff(chain.logsnrs) < 0).all()
+
+
+@pytest.mark.parametrize(("beta_max", "least"), [(0.02, 21), (0.0205, 21), (0.5, 501), (0.0005, 2)])
+def test_ddpm_is_refused_where_its_betas_would_reach_one(beta_max, least):
+    assert np.isfinite(ddpm(beta_max=beta_max, steps=least).logsnrs).all()
+    if least > 2:
+        with pytest.raises(ValueError, match=rf"steps={least - 1}: .* give {least} steps or more, rescale=False"):
+            ddpm(beta_max=beta_max, steps=least - 1)
+        assert ddpm(beta_max=beta_max, steps=least - 1, rescale=False).levels == least - 1
+
+
+def test_ends_are_times():
+    """Their dtype is that of the times of the process, so that they can be given to it."""
+    for process in MADE.values():
+        assert top(process).dtype == bottom(process).dtype == (jnp.int32 if process.discrete else jnp.float32)
+        assert (bottom(process), top(process)) == tuple(np.asarray(process.ends, top(process).dtype))
+        assert process.logsnr(top(process)) < process.logsnr(bottom(process))
+    with jax.enable_x64(True):
+        assert top(VP()).dtype == jnp.float64
+
+
+def test_vanishes_where_nothing_of_the_data_is_left():
+    assert {name for name, process in MADE.items() if vanishes(process)} == {"flow"}
+    assert vanishes(CosineVP(t_max=1.0)) and not vanishes(Flow(t_max=0.999))
+    # A chain too may end in pure noise (Lin et al. 2024).
+    alphas = jnp.array([0.9, 0.5, 0.0])
+    chain = Chain(alphas, jnp.sqrt(1 - alphas**2), 2 * jnp.log(alphas) - jnp.log1p(-(alphas**2)))
+    assert vanishes(chain)
+    assert jax.jit(lambda t: t if vanishes(Flow()) else -t)(1.0) == 1.0, "also while something else is traced"
+    assert jax.jit(lambda chain: vanishes(chain))(chain) == False  # noqa: E712 - tables without values
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("data_std", [0.0, 0.7, 2.0])
 def test_prior_has_the_variance_of_noised_data(name, data_std):
     """sigma^2 + alpha^2 data_std^2 at the noisiest level."""
     process = dataclasses.replace(MADE[name], data_std=data_std)
-    alpha2, sigma2 = kernel(name, process.grid(1)[0])
+    alpha2, sigma2 = kernel(name, levels(process, 1)[0])
     want = np.sqrt(sigma2 + alpha2 * data_std**2)
     np.testing.assert_allclose(process.prior_std(), want, rtol=2e-6)
     x = np.asarray(process.prior(jax.random.key(0), (5000, 2)), np.float64)
@@ -500,7 +607,7 @@ def test_within_cuts_a_continuous_process_to_the_covered_times(name):
     """Its ends have the other's sigma / alpha, 0.05 and 8, and what is covered whole stays as it is, to the digit."""
     whole = MADE[name]
     part = whole.within(ncsn(0.05, 8.0, 20))
-    t = part.grid()[jnp.array([-1, 0])]
+    t = levels(part)[jnp.array([-1, 0])]
     alpha2, sigma2 = kernel(name, t)
     np.testing.assert_allclose(np.sqrt(sigma2 / alpha2), [0.05, 8.0], rtol=1e-4)
     assert type(part) is type(whole) and (t[0], t[1]) == (np.float32(part.t_min), np.float32(part.t_max))
@@ -509,7 +616,7 @@ def test_within_cuts_a_continuous_process_to_the_covered_times(name):
     np.testing.assert_array_equal(part.logsnr(t), whole.logsnr(t))
     assert whole.within(whole) == whole and part.within(whole) == part
     assert whole.within(ncsn(1e-5, 1e5, 10)) == (whole if name != "flow" else whole.within(ncsn(1e-5, 1e5, 10)))
-    assert covers(ncsn(0.05, 8.0, 20), part.logsnr(part.grid())).all()
+    assert covers(ncsn(0.05, 8.0, 20), part.logsnr(levels(part))).all()
     for apart in (ncsn(1e5, 1e6, 10), ncsn(1e-8, 1e-7, 10)):
         if name != "flow":  # which has every noise level, however high
             with pytest.raises(ValueError, match="share no noise levels"):
@@ -522,6 +629,10 @@ def test_covers_to_one_percent():
     want = [False, True, True, True, True, True, False]
     assert covers(ncsn(0.01, 1.0, 10), jnp.asarray(-2 * np.log(sigma), jnp.float32)).tolist() == want
     assert covers(EDM(sigma_min=0.01, sigma_max=1.0), jnp.asarray(-2 * np.log(sigma), jnp.float32)).tolist() == want
+    lam = np.asarray(-2 * np.log(sigma), np.float32)
+    assert jax.jit(lambda t: t * float(covers(EDM(sigma_min=0.01, sigma_max=1.0), lam).sum()))(1.0) == 5, (
+        "also under jit"
+    )
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
@@ -529,7 +640,6 @@ def test_covers_to_one_percent():
     ("name", "option", "before"),
     [
         *((name, "sigma_max", ()) for name in ("ncsn", "ve", "edm")),
-        *(("edm", option, ()) for option in ("mean", "std", "rho")),
         *((name, "beta_max", ()) for name in ("vp", "subvp")),
         *((name, "data_std", ()) for name in ("sigmas", "flow", "edm")),
         ("vp_cosine", "offset", ()),
@@ -580,8 +690,6 @@ def test_levels_that_are_not_finite_are_refused(name, option, before, bad):
             for options in ({"sigma_min": 0.0}, {"sigma_min": 2.0, "sigma_max": 1.0}, {"sigma_max": 0.0})
         ),
         lambda: CosineVP(offset=-0.1),
-        lambda: EDM(std=0.0),
-        lambda: EDM(rho=0.0),
         lambda: EDM(data_std=-1.0),
     ],
 )
@@ -611,12 +719,12 @@ def test_continuous_processes_are_constants_under_jit(name):
 
     def everything(process, t):
         traces.append(1)
-        return process.alpha(t), process.sigma(t), process.time(process.logsnr(t)), process.spread(t), process.rate(t)
+        return process.alpha(t), process.sigma(t), process.time(process.logsnr(t)), snr_loss_rate(process, t)
 
     jitted, make = jax.jit(everything), PROCESSES[name]
     process = make()
     assert jax.tree.leaves(process) == [] and hash(process) == hash(make())
-    t = process.grid(4)[1:]
+    t = levels(process, 4)[1:]
     for traced in (jitted(process, t), jitted(make(), t), jax.jit(lambda t: everything(process, t))(t)):
         for a, b in zip(traced, everything(process, t), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -625,3 +733,227 @@ def test_continuous_processes_are_constants_under_jit(name):
     assert not traces
     jitted(make(data_std=3.0), t)
     assert len(traces) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(Continuous):
+    """As docs/recipes/process.md writes one: a frozen dataclass, without another decorator."""
+
+    most: float = 9.0
+    least: float = -9.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    data_std: float = 1.0
+
+    def alpha(self, t):
+        return jnp.sqrt(jax.nn.sigmoid(self.logsnr(t)))
+
+    def logsnr(self, t):
+        return self.most + (self.least - self.most) * t
+
+    def time(self, logsnr):
+        return jnp.clip((self.most - logsnr) / (self.most - self.least), *self.ends)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecipeOfArrays(Recipe):
+    """With fields that may be arrays, such as learned ends of the log-SNR."""
+
+    most: jax.Array = dataclasses.field(default_factory=lambda: jnp.array(9.0))
+    least: jax.Array = dataclasses.field(default_factory=lambda: jnp.array(-9.0))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecipeInSlots(Recipe):
+    more: float = 0.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RecipeRegistered(Recipe):
+    """By a user who knows JAX: the numbers become leaves."""
+
+
+class Plain(Process):
+    """The same without a dataclass: all abstract methods, and an __init__ of its own."""
+
+    def __init__(self, most=9.0, least=-9.0):
+        self.lam = {"most": jnp.asarray(most), "least": jnp.asarray(least)}
+
+    @property
+    def ends(self):
+        return 1e-3, 1.0
+
+    @functools.cached_property
+    def slope(self):
+        return self.lam["least"] - self.lam["most"]
+
+    def alpha(self, t):
+        return jnp.sqrt(jax.nn.sigmoid(self.logsnr(t)))
+
+    def sigma(self, t):
+        return jnp.sqrt(jax.nn.sigmoid(-self.logsnr(t)))
+
+    def logsnr(self, t):
+        return self.lam["most"] + self.slope * t
+
+    def time(self, logsnr):
+        return jnp.clip((logsnr - self.lam["most"]) / self.slope, *self.ends)
+
+
+class Faster(Process):
+    """Another process at the square of the time: a process that holds one."""
+
+    def __init__(self, inner):
+        self.inner, self.name = inner, "faster"
+
+    @property
+    def ends(self):
+        return self.inner.ends[0] ** 0.5, self.inner.ends[1] ** 0.5
+
+    def alpha(self, t):
+        return self.inner.alpha(t**2)
+
+    def sigma(self, t):
+        return self.inner.sigma(t**2)
+
+    def logsnr(self, t):
+        return self.inner.logsnr(t**2)
+
+    def time(self, logsnr):
+        return jnp.sqrt(self.inner.time(logsnr))
+
+
+CUSTOM = {
+    "dataclass": (Recipe, 0),
+    "of arrays": (RecipeOfArrays, 2),
+    "in slots": (RecipeInSlots, 0),
+    "registered": (RecipeRegistered, 5),
+    "plain": (Plain, 2),
+    "nested": (lambda: Faster(VP()), 0),
+    "nested, plain": (lambda: Faster(Plain()), 2),
+}
+
+
+@pytest.mark.parametrize("kind", CUSTOM)
+def test_a_process_of_ones_own_is_as_good_as_ours(kind):
+    """An argument of jit, under vmap and grad; with all that follows from a kernel."""
+    make, leaves = CUSTOM[kind]
+    process, t = make(), jnp.array([0.1, 0.5, 0.9])
+    process.logsnr(t)  # what a cached property has seen changes nothing
+    assert len(jax.tree.leaves(process)) == leaves
+    traces = []
+
+    @jax.jit
+    def alpha(process, t):
+        traces.append(1)
+        return process.alpha(t)
+
+    for each in (process, make() if leaves or kind in ("dataclass", "in slots") else process):
+        np.testing.assert_allclose(alpha(each, t), process.alpha(t), rtol=1e-6)
+    assert len(traces) == 1
+    np.testing.assert_allclose(jax.vmap(type(process).alpha, (None, 0))(process, t), process.alpha(t), rtol=1e-6)
+    slope = jax.vmap(jax.grad(lambda t: process.logsnr(t)))(t)
+    np.testing.assert_allclose(jax.jit(snr_loss_rate)(process, t), -slope, rtol=1e-6)
+    if leaves in (2, 5):  # and the derivative in what it holds
+        held = jax.grad(lambda process: process.logsnr(t).sum())(process)
+        assert type(held) is type(process) and max(float(jnp.abs(a)) for a in jax.tree.leaves(held)) > 0.5
+    noised = jax.jit(perturb)(process, jax.random.key(0), jnp.ones((3, 2)), t)
+    mean, std = jax.jit(posterior)(process, noised.x, noised.x0, t, 0.5 * t)
+    assert mean.shape == (3, 2) and (std > 0).all() and not vanishes(process)
+    np.testing.assert_allclose(process.prior_std(), 1, rtol=1e-5)
+    assert process.within(process) is not None if kind not in ("plain", "nested", "nested, plain") else True
+
+
+TAKEN_APART = {name: make for name, (make, _) in CUSTOM.items() if name != "registered"}  # JAX calls its __init__
+TAKEN_APART |= {"ddpm": ddpm, "ncsn": ncsn, "edm": EDM}
+
+
+@pytest.mark.parametrize("name", TAKEN_APART)
+def test_a_process_survives_being_taken_apart(name):
+    """JAX puts other things than arrays where leaves were: None, numbers, shapes; twice over, and back again."""
+    process = TAKEN_APART[name]()
+    leaves, structure = jax.tree.flatten(process)
+    for put in (lambda _: None, lambda _: 0, lambda _: object(), lambda a: jax.ShapeDtypeStruct(jnp.shape(a), float)):
+        other = jax.tree.unflatten(structure, [put(leaf) for leaf in leaves])
+        assert type(other) is type(process)
+        if put(0) is not None:
+            assert jax.tree.structure(other) == structure
+    twice = jax.tree.map(lambda a: a, jax.tree.map(lambda a: a, process))
+    assert jax.tree.structure(twice) == structure
+    t = levels(process, 3)
+    for same in (twice, copy.copy(process), copy.deepcopy(process)):
+        np.testing.assert_array_equal(same.logsnr(t), process.logsnr(t))
+        assert same.ends == process.ends
+    if leaves:  # a batch of processes, by in_axes that have their structure
+        stack = jax.tree.map(lambda a: jnp.stack([jnp.asarray(a)] * 2), process)
+        axes = jax.tree.map(lambda _: 0, process)
+        both = jax.vmap(lambda process, t: process.logsnr(t), in_axes=(axes, None))(stack, t)
+        np.testing.assert_allclose(both, jnp.stack([process.logsnr(t)] * 2), rtol=1e-6)
+
+
+def test_a_process_with_a_field_that_cannot_be_a_constant_says_which():
+    class Listed(Plain):
+        def __init__(self):
+            super().__init__()
+            self.names = ["a"]
+
+    with pytest.raises(TypeError, match=r"Listed\.names is a list.*make it a tuple or an array"):
+        jax.jit(lambda process, t: process.alpha(t))(Listed(), 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving(Process):
+    """A chain of one's own that is no `Chain`: sigma doubles from level to level."""
+
+    first: int = 0
+    last: int = 9
+    discrete = True
+
+    @property
+    def ends(self):
+        return 0, self.last - self.first
+
+    def alpha(self, t):
+        return jnp.ones(jnp.shape(t))
+
+    def sigma(self, t):
+        return 0.01 * jnp.exp2(jnp.asarray(t + self.first, float))
+
+    def logsnr(self, t):
+        return -2 * jnp.log(self.sigma(t))
+
+    def time(self, logsnr):
+        return jnp.clip(jnp.log2(100 * jnp.exp(-0.5 * logsnr)) - self.first, *self.ends)
+
+    def between(self, t_min, t_max):
+        return Halving(self.first + t_min, self.first + t_max)
+
+
+def test_within_of_a_chain_of_ones_own_keeps_the_covered_levels():
+    part = Halving().within(ncsn(0.03, 1.0, 7))  # 0.04, 0.08 ... 0.64
+    np.testing.assert_allclose(part.sigma(levels(part)), [0.64, 0.32, 0.16, 0.08, 0.04], rtol=1e-6)
+    assert (jax.jit(lambda t: t * Halving().within(VE()).last)(1.0)) == 9.0, "also while something else is traced"
+    with pytest.raises(ValueError, match="fewer than two"):
+        Halving().within(ncsn(0.03, 0.05, 5))
+    with pytest.raises(ValueError, match="Plain has no fields t_min and t_max to be cut by: define `between`"):
+        Plain().within(ncsn(0.05, 1.0, 5))
+
+
+@pytest.mark.parametrize("other", PROCESSES)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_within_is_what_both_have(name, other):
+    """Every pair of processes shares noise, and the part of one that lies in the other has the ends it should have."""
+    process, other = MADE[name], MADE[other]
+    part = process.within(other)
+    theirs = [float(other.logsnr(end)) for end in (top(other), bottom(other))]
+    low, high = (float(part.logsnr(end)) for end in (top(part), bottom(part)))
+    assert theirs[0] - 0.021 <= low < high <= theirs[1] + 0.021
+    whole = [float(process.logsnr(end)) for end in (top(process), bottom(process))]
+    if not process.discrete:  # as far as either goes
+        np.testing.assert_allclose(high, min(theirs[1], whole[1]), atol=0.021)
+        if max(theirs[0], whole[0]) > -12:  # beyond, where alpha is nearly 0, float32 has no time for it
+            np.testing.assert_allclose(low, max(theirs[0], whole[0]), atol=0.021)
+    else:
+        lam = np.asarray(process.logsnrs)
+        assert part.levels == ((lam >= theirs[0] - 0.02) & (lam <= theirs[1] + 0.02)).sum()

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.nets import NETS, RefineNet, RefineNetV2
+from scoregen.contrib.weights.layout import to_ours, to_theirs
+from scoregen.contrib.weights.ncsn import layout
+from scoregen.nets import NETS, Cond, RefineNet, RefineNetV2
 from scoregen.nets.refinenet import InstanceNormPlus, RefineBlock, ResBlock, conv_fan_in, max_pool, mean_pool, stretch
-from scoregen.weights.layout import to_ours, to_theirs
-from scoregen.weights.ncsn import layout
 
 RNG = np.random.default_rng(0)
 NAMES = ("refinenet", "refinenet_v2")
@@ -34,7 +34,7 @@ def alive(shapes):
 
 
 def shapes_of(net, shape=SHAPE):
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(shape[0]))
+    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape), Cond(noise=jnp.zeros(shape[0])))
 
 
 @functools.cache
@@ -43,7 +43,8 @@ def case(name):
     net, x = small(name), normal(*SHAPE)
     params = alive(shapes_of(net))
     # Long programs that run a few times: they are not worth optimising.
-    apply = jax.jit(net.apply, compiler_options={"xla_backend_optimization_level": 0})
+    quick = {"xla_backend_optimization_level": 0}
+    apply = jax.jit(lambda params, x, c: net.apply(params, x, Cond(noise=c)), compiler_options=quick)
     return net, params, x, apply, apply(params, x, TOLD[name])
 
 
@@ -263,10 +264,11 @@ def test_the_second_is_told_sigma_and_divides_by_it():
     plain = apply(params, x, np.zeros(3, np.float32))
     np.testing.assert_allclose(out, plain / sigma[:, None, None, None], rtol=1e-5, atol=1e-6)
     assert np.abs(plain).max() > 0.1
-    # The score is divided, and what another head gives is not.
-    two = alive(jax.eval_shape(functools.partial(net.init, heads=2), jax.random.key(0), x, sigma))
-    both = jax.jit(functools.partial(net.apply, heads=2), compiler_options={"xla_backend_optimization_level": 0})
-    first, second = both(two, x, np.zeros(3, np.float32)), both(two, x, np.log(sigma))
+    # The score is divided, and channels beyond it are not.
+    twice = net.clone(out_channels=6)
+    two = alive(shapes_of(twice))
+    both = jax.jit(twice.apply, compiler_options={"xla_backend_optimization_level": 0})
+    first, second = (both(two, x, Cond(noise=c)) for c in (np.zeros(3, np.float32), np.log(sigma)))
     np.testing.assert_allclose(second[..., 3:], first[..., 3:], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(second[..., :3], first[..., :3] / sigma[:, None, None, None], rtol=1e-5, atol=1e-6)
 
@@ -277,20 +279,20 @@ def test_the_second_is_told_sigma_and_divides_by_it():
     [
         ((2, 7, 8, 3), 2, None, "even sides"),
         ((2, 8), 2, None, "takes images"),
-        ((2, 8, 8, 3), 3, None, "2 images need"),
-        ((2, 8, 8, 3), 2, jnp.zeros(2, jnp.int32), "knows no classes"),
+        ((2, 8, 8, 3), 3, None, "2 examples need cond.noise"),
+        ((2, 8, 8, 3), 2, jnp.zeros(2, jnp.int32), "no input for class labels"),
     ],
 )
 def test_what_they_refuse(name, shape, c, labels, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(small(name).init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(c), labels=labels)
+        jax.eval_shape(small(name).init, jax.random.key(0), jnp.zeros(shape), Cond(jnp.zeros(c), labels))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision(name):
     _, params, x, _, out = case(name)
-    half = jax.jit(small(name, dtype="bfloat16").apply)(params, x, TOLD[name])
+    half = jax.jit(small(name, dtype="bfloat16").apply)(params, x, Cond(noise=TOLD[name]))
     assert half.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(small(name, dtype="bfloat16")))} == {jnp.dtype("float32")}
     error = np.abs(half - out).max() / np.abs(out).max()
@@ -344,7 +346,7 @@ def test_blocks_that_are_computed_again_give_the_same(name):
     v = normal(*SHAPE)
 
     def gradient(remat):
-        loss = lambda params: jnp.vdot(v, small(name, remat=remat).apply(params, x, TOLD[name]))  # noqa: E731
+        loss = lambda params: jnp.vdot(v, small(name, remat=remat).apply(params, x, Cond(noise=TOLD[name])))  # noqa: E731
         assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
         return jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": 0})(params)
 
@@ -372,7 +374,7 @@ def test_parity_with_pytorch(name):
     with torch.no_grad():
         want = theirs(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(levels - 1 - index)).permute(0, 2, 3, 1).numpy()
     told = index.astype(np.float32) if name == "refinenet" else np.log(sigmas)
-    got = jax.jit(net.apply)({"params": to_ours(layout(net), state)}, x, told)
+    got = jax.jit(net.apply)({"params": to_ours(layout(net), state)}, x, Cond(noise=told))
     if name == "refinenet_v2":
         got, want = (a * sigmas[:, None, None, None] for a in (np.asarray(got), want))
     assert 0.1 < np.abs(want).max() < 20

@@ -1,21 +1,34 @@
-"""What is looked at in the end: each pixel in its place, each figure beside its floor."""
+"""Figures and tables: each pixel in its place, each number beside its floor, and JSON that every reader accepts."""
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from scoregen import report
-from scoregen.config import load
+from scoregen.app.build import build
+from scoregen.app.config import load
+from scoregen.app.judge import Measured, Verdict, judge
+from scoregen.app.report import (
+    _holding,
+    curve,
+    save_curve,
+    save_grid,
+    save_likelihoods,
+    save_marginals,
+    save_plane,
+    save_verdicts,
+    table,
+)
 from scoregen.data import Dataset, points
-from scoregen.experiment import assemble
-from scoregen.judge import Verdict, judge
-from scoregen.log import MetricsLog
-from scoregen.report import _holding, save_curve, save_grid, save_marginals, save_verdicts, table
+from scoregen.train.log import MetricsLog
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(16, 20, 1), (16, 20, 3), (4, 6, 1)])
@@ -58,21 +71,28 @@ def test_lines_are_drawn_around_their_share_of_the_mass():
     assert _holding(flat, (0.95, 0.8, 0.5)) == [1.0]  # and no line twice, which matplotlib refuses
 
 
-def test_a_curve_says_its_loss_in_plain_numbers(tmp_path, monkeypatch):
-    """Of losses within a decade, of several, and of many: at least three figures, none of them a power of ten."""
-    kept = []
-    monkeypatch.setattr(report.pyplot(), "close", kept.append)
+def test_a_curve_says_its_loss_in_plain_numbers(tmp_path):
+    """For losses within a decade, of several, and of many: at least three numbers, none of them a power of ten."""
     for low in (0.8, 0.09, 1e-4):
         with MetricsLog(tmp_path, 0) as log:
             for step, loss in enumerate(np.geomspace(1, low, 20), 1):
                 log.write(step, loss=float(loss))
-        save_curve(tmp_path / "loss.png", tmp_path, "ddpm_toy, trained on mixture", "loss vlb, bits/dim")
-        panel = kept[-1].axes[0]
+        page = curve(tmp_path, "ddpm_toy, trained on mixture", "loss vlb, bits/dim")
+        panel = page.axes[0]
         assert (panel.get_ylabel(), panel.get_title()) == ("loss vlb, bits/dim", "ddpm_toy, trained on mixture")
-        kept[-1].canvas.draw()
+        page.canvas.draw()
         said = [label.get_text() for label in panel.get_yticklabels(which="both") if label.get_text()]
         inside = [float(text) for text in said if panel.get_ylim()[0] <= float(text) <= panel.get_ylim()[1]]
         assert len(inside) >= 3 and "$" not in "".join(said)
+
+
+def test_a_curve_leaves_out_what_is_not_finite(tmp_path):
+    """It is null in metrics.jsonl."""
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": null}\n{"step": 3, "loss": 0.5}\n'
+    )
+    (line,) = curve(tmp_path).axes[0].lines
+    assert line.get_xdata().tolist() == [1, 3]
 
 
 def test_marginals_show_samples_that_are_off(tmp_path):
@@ -100,15 +120,81 @@ def test_verdicts_and_the_table():
     ]  # fmt: skip
 
 
+def strict(path: Path):
+    """What is in a file of strict JSON."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
 def test_verdicts_are_kept_as_json(tmp_path):
-    """With what is needed to come by them again."""
-    experiment = assemble(load("ddpm_toy"))
-    verdicts = [Verdict("MMD", 0.0, 0.02, 0.001), Verdict("near", 12.0)]
-    kept = json.loads(save_verdicts(tmp_path / "distances.json", experiment, 7, verdicts).read_text())
+    """With what is needed to repeat them; an infinity is a string, as JSON has none."""
+    config = load("ddpm_toy")
+    config.sampler.process.name = "edm"
+    config.sampler.step.name = "edm"
+    assert config.sampler.step.edm.high == float("inf")
+    verdicts = [Verdict("MMD", 0.0, 0.02, 0.001), Verdict("near", float("inf"))]
+    kept = strict(save_verdicts(tmp_path / "distances.json", config, 4000, 7, verdicts))
     assert (kept["config"], kept["step"], kept["seed"], kept["samples"]) == ("ddpm_toy", 7, 0, 4000)
-    assert kept["sampler"]["predictor"]["name"] == "ancestral" and kept["sampler"]["n"] == 250
-    assert [(row["name"], row["value"]) for row in kept["distances"]] == [("MMD", 0.0), ("near", 12.0)]
+    assert kept["sampler"]["step"]["name"] == "edm" and kept["sampler"]["n"] == 250
+    assert kept["sampler"]["step"]["edm"]["high"] == "Infinity"
+    assert [(line["name"], line["value"]) for line in kept["distances"]] == [("MMD", 0.0), ("near", "Infinity")]
     assert kept["distances"][0]["floor"] == 0.02
+
+
+def test_likelihoods_are_kept_as_json(tmp_path):
+    config = load("ddpm_digits")
+    found = [Measured("ode", 3.0, 0.1, float("nan"), "bits/dim", 60.0)]
+    kept = strict(save_likelihoods(tmp_path / "likelihood.json", config, 7, found, 64))
+    assert (kept["examples"], kept["scaling"], kept["likelihoods"][0]["own"]) == (64, "centered", "NaN")
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
+def test_figures_do_not_depend_on_the_backend_of_the_environment(tmp_path, backend):
+    """A notebook names a backend of its own for all that it starts, which may not be installed there."""
+    code = f"""
+import os, sys
+import numpy as np
+from scoregen.app import figures, report
+from scoregen.data import Dataset
+page, panels = figures.figure(1, 2)
+panels[0, 0].plot([1, 2])
+figures.save(figures.Path({str(tmp_path)!r}, "page.png"), page)
+report.save_grid(figures.Path({str(tmp_path)!r}, "grid.png"), np.zeros((2, 4, 4, 1), np.uint8))
+points = Dataset("points", *(np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32) for _ in range(2)))
+report.save_marginals(figures.Path({str(tmp_path)!r}, "marginals.png"), points, points.train)
+report.save_curve(figures.Path({str(tmp_path)!r}, "loss.png"), figures.Path({str(tmp_path)!r}))
+assert os.environ["MPLBACKEND"] == {backend!r} and "matplotlib.pyplot" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"page.png", "grid.png", "marginals.png", "loss.png"}
+
+
+def test_the_plane_is_drawn_with_and_without_a_known_density(tmp_path):
+    config = load("ddpm_toy")
+    config.net.mlp.update(width=8, depth=1, embedding=8)
+    for name in ("mixture", "moons"):
+        config.data.name, config.data[name].size = name, 400
+        config.eval.samples = 0
+        parts = build(config)
+        assert (parts.dataset.log_density is None) == (name == "moons")
+        params = parts.model.init(jax.random.key(0), (1, 2))
+        page = imread(
+            save_plane(tmp_path / f"{name}.png", parts.model, parts.dataset, params, parts.dataset.train[:200])
+        )
+        assert page[..., :3].std() > 0.05
+    bare = Dataset("bare", parts.dataset.train)  # without held-out examples
+    assert imread(save_plane(tmp_path / "bare.png", parts.model, bare, params, bare.train[:200]))[..., :3].std() > 0.05
+    assert imread(save_marginals(tmp_path / "marginals.png", bare, bare.train))[..., :3].std() > 0.05
 
 
 def test_points_of_the_truth_score_the_floor_and_others_do_not(monkeypatch):
@@ -116,20 +202,32 @@ def test_points_of_the_truth_score_the_floor_and_others_do_not(monkeypatch):
     config = load("ddpm_toy")
     config.data.mixture.size = 1000
     config.eval.samples = 300
-    experiment = assemble(config)
+    parts = build(config)
     fresh = points.mixture(size=300, seed=1).train
-    for truth, off in zip(judge(experiment, fresh), judge(experiment, fresh + np.float32(1.0)), strict=True):
+    judged = (judge(parts.dataset, parts.scaling, drawn) for drawn in (fresh, fresh + np.float32(1.0)))
+    for truth, off in zip(*judged, strict=True):
         assert truth.floor is not None and truth.floor_std is not None
         assert abs(truth.value - truth.floor) < 5 * truth.floor_std
         assert off.floor == truth.floor and off.value > truth.floor + 5 * truth.floor_std
 
 
-def test_images_of_the_truth_score_the_floor_and_noise_does_not():
-    experiment = assemble(load("ddpm_digits"))
+def test_points_of_any_rank_are_judged():
+    """Series `[N, T, C]` as points `[N, T C]`."""
     rng = np.random.default_rng(0)
-    real = experiment.dataset.train[rng.permutation(len(experiment.dataset.train))[:300]]
+    train, test, fresh = (rng.normal(size=(n, 8, 2)).astype(np.float32) for n in (400, 300, 200))
+    scaling = build(load("ddpm_toy")).scaling
+    flat = [part.reshape(len(part), -1) for part in (train, test)]
+    found = judge(Dataset("series", train, test), scaling, fresh)
+    assert found == judge(Dataset("points", *flat), scaling, fresh.reshape(len(fresh), -1))
+
+
+def test_images_of_the_truth_score_the_floor_and_noise_does_not():
+    parts = build(load("ddpm_digits"))
+    dataset, scaling = parts.dataset, parts.scaling
+    rng = np.random.default_rng(0)
+    real = dataset.train[rng.permutation(len(dataset.train))[:300]]
     real = (2 * real.astype(np.float32) - 255) / 255
-    frechet, near, memorised = judge(experiment, real)
+    frechet, near, memorised = judge(dataset, scaling, real)
     assert frechet.floor is not None and frechet.floor_std is not None and "classifier" in frechet.note
     assert abs(frechet.value - frechet.floor) < 5 * frechet.floor_std
     assert (near.value, memorised.value) == (0.0, 100.0)  # they are training images
@@ -137,6 +235,6 @@ def test_images_of_the_truth_score_the_floor_and_noise_does_not():
     # A tenth of copies moves no median, and shows all the same.
     mixed = rng.uniform(-1, 1, real.shape).astype(np.float32)
     mixed[:30] = real[:30]
-    noise, _, memorised = judge(experiment, mixed)
+    noise, _, memorised = judge(dataset, scaling, mixed)
     assert noise.value > 10 * frechet.floor
     assert abs(memorised.value - 10.0) < 1e-6

@@ -21,14 +21,16 @@ import jax
 import numpy as np
 import pytest
 
-from scoregen import experiment, files, run, train
-from scoregen.checkpoint import Checkpoints
-from scoregen.config import parse, presets
+from scoregen import files, run
+from scoregen.app import actions
+from scoregen.app import main as command
+from scoregen.app.arguments import parse
+from scoregen.app.build import build
+from scoregen.app.config import presets
 from scoregen.data import points
 from scoregen.data.cifar10 import FOLDER
-from scoregen.experiment import assemble
-from scoregen.log import MetricsLog
-from scoregen.train import init_state
+from scoregen.samplers import Langevin
+from scoregen.train import Checkpoints, MetricsLog, init_state, loop
 
 ROOT = Path(__file__).parent.parent
 NET = ("--config.net.mlp.width=8", "--config.net.mlp.depth=1", "--config.net.mlp.embedding=8")
@@ -36,8 +38,16 @@ TINY = (
     *("--config=ddpm_toy", "--config.data.mixture.size=200", *NET),
     *("--config.train.steps=6", "--config.train.batch=8", "--config.train.log_every=1"),
     *("--config.train.checkpoint_every=3", "--config.sampler.n=5", "--config.sampler.batch=20"),
-    *("--config.sampler.images=20", "--config.eval.samples=30", "--config.eval.at_end=False"),
+    *("--config.sampler.images=20", "--config.eval.samples=30"),
 )
+
+
+def once(argv) -> list[str]:
+    """The command line with the last of flags that are given twice, and without the samples of no distance."""
+    flags = {str(arg).partition("=")[0]: str(arg) for arg in argv}
+    if flags.get("--config.eval.at_end") == "--config.eval.at_end=False":
+        flags.pop("--config.eval.samples", None)
+    return list(flags.values())
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,7 +62,7 @@ def main(*argv) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command line, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run.main([str(arg) for arg in argv])
+        code = run.main(once(argv))
     return code, out.getvalue(), err.getvalue()
 
 
@@ -63,11 +73,11 @@ def done(*argv) -> str:
     return out
 
 
-def refused(*argv, parts=()) -> str:
-    """The one line of a run that cannot be."""
+def refused(*argv, parts=(), lines=1) -> str:
+    """The lines, one as a rule, of a run that cannot be."""
     code, out, err = main(*argv)
     assert code == 2
-    assert err.startswith("scoregen: ") and err.count("\n") == 1
+    assert err.startswith("scoregen: ") and err.count("\n") == lines, err
     assert "Traceback" not in out + err
     for part in parts:
         assert str(part) in err
@@ -80,8 +90,9 @@ def steps_logged(workdir) -> list[int]:
 
 def state_of(workdir, *argv):
     """The whole state of the newest checkpoint, and its step."""
-    experiment = assemble(parse(list(argv))[0])
-    template = jax.eval_shape(lambda: init_state(experiment))
+    parts = build(parse(once(argv)).config)
+    of = parts.model, parts.objective, parts.optimizer, (1, *parts.dataset.shape)
+    template = jax.eval_shape(lambda: init_state(*of))
     found = Checkpoints(workdir / "checkpoints").restore(template)
     assert found is not None
     return found
@@ -95,7 +106,7 @@ def same(a, b) -> bool:
 def first(tmp_path_factory):
     """A run from beginning to end with its distances: (workdir, what it said)."""
     workdir = tmp_path_factory.mktemp("runs") / "deep" / "first run"
-    return workdir, done(*TINY, "--config.eval.at_end=True", f"--workdir={workdir}")
+    return workdir, done(*TINY, f"--workdir={workdir}")
 
 
 @pytest.fixture
@@ -120,6 +131,7 @@ def test_a_run_writes_what_its_table_names(first):
     distances = json.loads((workdir / "distances.json").read_text())
     assert (distances["step"], distances["samples"]) == (6, 30)
     assert all(row["value"] > row["floor"] > 0 for row in distances["distances"])  # after six steps it knows nothing
+    assert json.loads((workdir / "model.json").read_text())["batch"] == 8
     assert steps_logged(workdir) == [1, 2, 3, 4, 5, 6]
     assert json.loads((workdir / "config.json").read_text())["train"]["batch"] == 8
     assert list((workdir / "tensorboard").glob("events*"))
@@ -133,10 +145,87 @@ def picture_spread(path: Path) -> float:
     return float(imread(path)[..., :3].std())
 
 
+def strict(text: str):
+    """The value of strict JSON."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_what_a_run_writes_is_strict_json(first):
+    workdir = first[0]
+    for name in ("config.json", "model.json", "distances.json"):
+        strict((workdir / name).read_text())
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        strict(line)
+
+
+def test_results_go_to_another_folder_if_it_is_named(trained, tmp_path):
+    kept = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        argv = ["eval", str(trained), "--n=10", f"--out={tmp_path / 'deep' / 'results'}"]
+        assert command.main(argv) == 0
+    assert {path.name for path in (tmp_path / "deep" / "results").iterdir()} == {
+        *("samples.npz", "figure.png", "distances.json")
+    }
+    assert str(tmp_path / "deep" / "results") in out.getvalue()
+    assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == kept
+
+
+def test_a_start_far_from_the_prior_is_said_with_its_number(tmp_path):
+    """A chain of 50 steps with the betas of 1000 has alpha = 0.78 at the noisiest level."""
+    short = ("--config.process.ddpm.steps=50", "--config.process.ddpm.rescale=false")
+    far = "sampling starts far from the prior: at its first level 0.78 of the standard deviation of x is data"
+    out = done(*TINY, *short, "--config.eval.at_end=False", f"--workdir={tmp_path}")
+    assert far in out
+    for mode in (["--mode=sample"], ["--mode=eval", "--config.eval.samples=30"]):
+        out = done(f"--workdir={tmp_path}", *mode, "--config.sampler.images=5")
+        assert far in out and "StartWarning" not in out
+    langevin = ("--config.sampler.corrector.name=langevin", "--config.sampler.corrector.langevin.steps=2")
+    out = done(
+        f"--workdir={tmp_path}", "--mode=sample", *langevin, "--config.sampler.corrector.langevin.step_size=1e-5"
+    )
+    assert "far from" not in out
+
+
+def elsewhere(*argv, **env) -> subprocess.CompletedProcess:
+    """The command line in a process of its own, with another environment."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | env
+    argv = [sys.executable, "-m", "scoregen.run", *once(argv)]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=600)
+
+
+def test_figures_do_not_depend_on_the_backend_of_a_notebook(tmp_path):
+    """As `!python -m scoregen.run` in a notebook has it."""
+    backend = "module://matplotlib_inline.backend_inline"
+    found = elsewhere(*TINY, "--config.train.steps=2", f"--workdir={tmp_path}", MPLBACKEND=backend)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert {"figure.png", "loss.png", "distances.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_likelihoods_with_64_bit_types(trained):
+    """Of float32 data, by the bound and by the ODE."""
+    few = ("--config.eval.likelihood.examples=4", "--config.eval.likelihood.bound.strata=8")
+    found = elsewhere("--mode=likelihood", f"--workdir={trained}", *few, JAX_ENABLE_X64="1")
+    assert (found.returncode, found.stderr) == (0, "")
+    kept = strict((trained / "likelihood.json").read_text())
+    assert [line["name"] for line in kept["likelihoods"]][:2] == ["bound", "ode"]
+    assert all(np.isfinite(line["value"]) for line in kept["likelihoods"])
+
+
+def test_everything_that_cannot_be_is_said_each_on_a_line(tmp_path):
+    argv = (*TINY, "--config.train.batch=-1", "--config.sampler.x0.name=clip", "--config.target=velocity")
+    parts = ["config.train.batch=-1", "--config.sampler.x0.name=free", "--config.target=v or --config.process.name=vp"]
+    refused(*argv, f"--workdir={tmp_path / 'run'}", parts=parts, lines=3)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_best_checkpoint_can_be_sampled(tmp_path, monkeypatch):
     """Here the held-out loss only rises, so the best is the first; unasked, the newest is taken."""
     rising = itertools.count()
-    monkeypatch.setattr(train, "make_eval", lambda _: lambda *_: float(next(rising)))
+    monkeypatch.setattr(loop, "make_eval", lambda *_, **__: lambda *_: float(next(rising)))
     done(*TINY, f"--workdir={tmp_path}")
     assert "6 steps of 8" in done(*TINY, "--mode=sample", f"--workdir={tmp_path}")
     assert "3 steps of 8" in done(*TINY, "--mode=sample", "--config.sampler.best=true", f"--workdir={tmp_path}")
@@ -145,7 +234,7 @@ def test_the_best_checkpoint_can_be_sampled(tmp_path, monkeypatch):
 def test_two_trainings_go_to_two_folders(tmp_path, monkeypatch):
     """Without --workdir, what changes the training changes the folder, and nothing else does."""
     monkeypatch.chdir(tmp_path)
-    for flags in ((), ("--config.loss.name=ssm",), ("--config.sampler.predictor.ancestral.eta=0.5",)):
+    for flags in ((), ("--config.loss.name=ssm",), ("--config.sampler.step.ancestral.eta=0.5",)):
         done(*TINY, *flags)
     plain, ssm = sorted((path.name for path in Path("runs").iterdir()), key=lambda name: "loss=ssm" in name)
     assert plain.startswith("ddpm_toy,") and ",loss=ssm," in ssm and "eta" not in plain
@@ -154,7 +243,7 @@ def test_two_trainings_go_to_two_folders(tmp_path, monkeypatch):
 @pytest.fixture
 def steps_of_any_size(monkeypatch):
     """Langevin steps that are bound to diverge are refused; here they shall."""
-    monkeypatch.setattr(experiment, "Langevin", type("Another", (), {}))
+    monkeypatch.setattr(Langevin, "refuse", lambda self, process: None)
 
 
 @pytest.mark.usefixtures("steps_of_any_size")
@@ -162,10 +251,7 @@ def test_a_picture_that_fails_does_not_end_the_training(tmp_path):
     sampler = ("hold", "langevin")
     out = main(
         *(*TINY, "--config.train.sample_every=3", f"--workdir={tmp_path}"),
-        *(
-            f"--config.sampler.{part}.name={name}"
-            for part, name in zip(("predictor", "corrector"), sampler, strict=True)
-        ),
+        *(f"--config.sampler.{part}.name={name}" for part, name in zip(("step", "corrector"), sampler, strict=True)),
         "--config.sampler.corrector.langevin.step_size=1e9",
     )
     assert "no picture at step 3: the sampler diverged" in out[1]
@@ -178,7 +264,7 @@ def test_images_come_as_grids(tmp_path):
         *("--config.train.sample_every=2", "--config.sampler.n=3", "--config.sampler.batch=9"),
         *("--config.sampler.images=9", "--config.eval.at_end=False", f"--workdir={tmp_path}"),
     )
-    assert "images of digits" in out and "--mode=eval" in out  # where the distances are to be had
+    assert "images of digits" in out and f"scoregen eval {tmp_path}" in " ".join(out.split())
     assert {path.name for path in tmp_path.glob("*.png")} == {"samples.png", "samples_0000002.png", "loss.png"}
     assert picture_spread(tmp_path / "samples.png") > 0.05
     assert np.load(tmp_path / "samples.npz")["samples"].shape == (9, 8, 8, 1)
@@ -234,13 +320,14 @@ def test_the_table_says_how_many_were_judged_where_not_all_were(first, trained):
 def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, tmp_path):
     out = done(
         *(*TINY, "--config.train.steps=1", f"--workdir={tmp_path}", "--config.energy=true"),
+        "--config.eval.at_end=False",
         *("--config.weighting.name=min_snr", "--config.weighting.min_snr.gamma=3.0", "--config.log_variance=true"),
         *("--config.times.name=logsnr", "--config.labels=true", "--config.sampler.label=3"),
         *("--config.sampler.guidance=1.5", "--config.sampler.grid.name=karras", "--config.sampler.grid.karras.rho=5.0"),
     )
     how = "eps, weighted as min_snr (gamma=3.0), times by logsnr, scaled by a learned variance on mixture, 1 steps of 8"
     assert how in " ".join(out.split())
-    assert "gives eps, of an energy, knows" in out
+    assert "gives eps, of an energy, conditioned on" in out
     walk = "5 levels spaced by karras (rho=5.0), 10 network evaluations each, of an energy and its gradient"
     assert walk in " ".join(out.split())
     assert re.search(r"steered +class 3, guidance 1.5", out) and "steered" not in first[1]
@@ -250,11 +337,12 @@ def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, t
 
 def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
     ncsn = ("--config=ncsn_toy", *TINY[1:], "--config.train.steps=1", "--config.sampler.corrector.langevin.steps=1")
+    ncsn = (*ncsn, "--config.eval.at_end=False")
     done(*ncsn, f"--workdir={tmp_path}")
     before = np.load(tmp_path / "samples.npz")["samples"]
     out = done(
         *(*ncsn, "--mode=sample", f"--workdir={tmp_path}", "--config.sampler.process.name=ddpm"),
-        *("--config.sampler.predictor.name=ancestral", "--config.sampler.corrector.name=none"),
+        *("--config.sampler.step.name=ancestral", "--config.sampler.corrector.name=none"),
     )
     assert "by ancestral, as ddpm" in out
     assert not np.allclose(np.load(tmp_path / "samples.npz")["samples"], before)
@@ -271,14 +359,13 @@ def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
         (["--config=ddpm_toy", "--config.train.steps=many"], ["many", "expected int"]),
         (["--config=ddpm_toy", "--config.train.learning_rate=-1.0"], ["learning_rate=-1.0", "positive"]),
         (["--config=ddpm_toy", "--config.train.learning_rate=inf"], ["learning_rate=inf", "positive"]),
-        (["--confg.loss.name=dsm", "--config=ddpm_toy"], ["no flag '--confg.loss.name'", "'--config.loss.name'"]),
+        (["--confg.loss.name=dsm", "--config=ddpm_toy"], ["no flag '--confg.loss.name'", "'--config.loss.name=dsm'"]),
         (["--config=ddpm_toy", "--config.loss.name=sm"], ["no config.loss.name 'sm'", "dsm, eps, fdssm"]),
         (["--config=ddpm_toy", "--config.target=e"], ["no config.target 'e'", "eps, x0, score, v, velocity, edm"]),
         (["--config=ddpm_toy", "--mode=test"], ["no --mode 'test'", "train, sample, eval"]),
-        (["--config=ddpm_toy", "more"], ["unexpected argument 'more'"]),
-        (["--config=ddpm_toy", "--config.sampler.n=1001"], ["config.sampler.n=1001", "1000"]),
-        (["--config=ncsn_toy", "--config.sampler.corrector.name=none"], ["'hold'", "langevin"]),
-        (["--config=edm_toy", "--config.sampler.corrector.name=langevin"], ["langevin.step_size=2e-05", "diverge"]),
+        (["--config=ddpm_toy", "--config.sampler.n=1001"], ["n=1001", "1000"]),
+        (["--config=ncsn_toy", "--config.sampler.corrector.name=none"], ["Hold", "corrector.name=langevin"]),
+        (["--config=edm_toy", "--config.sampler.corrector.name=langevin"], ["step_size=2e-05", "diverge"]),
         (["--config=ddpm_toy", "--config.net.name=unet"], ["'unet'", "'mixture'"]),
     ],
 )  # fmt: skip
@@ -358,11 +445,10 @@ def test_other_options_are_refused_and_named(trained):
 
 
 def test_options_that_do_not_touch_the_training_are_free(trained):
-    """Those of the sampler, of how long and how often, and those of parts that are not chosen."""
+    """Those of the sampler, of how long and how often."""
     out = done(
         *(*TINY, f"--workdir={trained}", "--config.train.steps=7", "--config.train.log_every=5"),
-        *("--config.train.keep=1", "--config.sampler.n=4", "--config.sampler.predictor.ancestral.eta=0.0"),
-        *("--config.net.unet.channels=64", "--config.loss.ssm.slices=3", f"--config.data.dir={trained}"),
+        *("--config.train.keep=1", "--config.sampler.n=4", "--config.sampler.step.ancestral.eta=0.0"),
         "--config.train.microbatch=4",
     )
     assert "going on to step 7" in out
@@ -372,7 +458,7 @@ def test_options_that_do_not_touch_the_training_are_free(trained):
 def test_a_loss_that_explodes(tmp_path):
     """Nothing is saved of it; and what the line advises can be done in the same folder."""
     wild = ("--config.train.learning_rate=1e30", "--config.train.clip=0.0")
-    refused(*TINY, *wild, f"--workdir={tmp_path}", parts=["became", "nothing was saved yet", "learning_rate"])
+    refused(*TINY, *wild, f"--workdir={tmp_path}", parts=["became", "nothing was saved yet", "learning rate"])
     assert not list(tmp_path.glob("checkpoints/*"))
     done(*TINY, f"--workdir={tmp_path}")
 
@@ -395,9 +481,10 @@ def test_a_full_disk(tmp_path, limit):
 
 def start(cwd: Path, *argv, before: str = "pass") -> subprocess.Popen:
     """The command line in a process of its own, that says every fifth of a second how far it is."""
-    code = f"import sys; from scoregen import log, run; log.Bar.every = 0.2; {before}; sys.exit(run.main())"
+    code = f"import sys; from scoregen import run; from scoregen.train.log import Bar; Bar.every = 0.2; {before}; "
+    code += "sys.exit(run.main())"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, argv)],
+        [sys.executable, "-c", code, *once(argv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -434,7 +521,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, number):
     found = re.search(r"saved step (\d+) of 1000000 in my run. To go on: (.*)", out)
     assert found is not None
     step = int(found[1])
-    assert shlex.split(found[2]) == ["python", "-m", "scoregen.run", *argv]
+    assert shlex.split(found[2]) == ["python", "-m", "scoregen.run", *once(argv)]
     assert Checkpoints(tmp_path / "my run" / "checkpoints").steps() == [step]
 
     out = done(*TINY, f"--config.train.steps={step + 2}", f"--workdir={tmp_path / 'my run'}")
@@ -445,7 +532,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("gone", ["terminal", "reader"])
 def test_a_run_whose_output_nobody_reads_any_more_saves(tmp_path, gone):
-    """The terminal is closed, which sends SIGHUP; or what it was piped into has died, and later it is told to stop."""
+    """The terminal is closed, which sends SIGHUP; or what it was piped into has died, and later a signal stops it."""
     argv = (*TINY, *LONG, "--config.train.log_every=50", "--workdir=run")
     if gone == "terminal":
         pid, output = pty.fork()
@@ -471,7 +558,7 @@ def test_a_run_whose_output_nobody_reads_any_more_saves(tmp_path, gone):
 def test_two_do_not_train_in_one_folder(tmp_path):
     with files.locked(tmp_path / ".lock"):
         refused(*TINY, f"--workdir={tmp_path}", parts=[f"another command is at work in {tmp_path}"])
-    refused(*TINY, "--workdir=", parts=["--workdir= names no folder"])
+    refused(*TINY, "--workdir=", parts=["--workdir= has no value"])
 
 
 def test_a_kill_loses_no_more_than_the_last_steps(tmp_path):
@@ -508,7 +595,8 @@ def test_a_signal_while_sampling(trained, tmp_path):
 
 def test_a_signal_while_judging(trained, tmp_path):
     kept = (trained / "distances.json").read_bytes()
-    slow = "import time, scoregen.judge; scoregen.judge.judge = lambda *_: (print('judging'), time.sleep(60))"
+    slow = "import time; from scoregen.app import actions; "
+    slow += "actions.judge = lambda *_: (print('judging'), time.sleep(60))"
     process = start(tmp_path, *TINY, "--mode=eval", f"--workdir={trained}", before=slow)
     wait_for(process, "judging")
     process.send_signal(signal.SIGTERM)
@@ -522,7 +610,7 @@ def test_an_interrupt_before_there_is_anything_to_save(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scoregen.experiment.assemble", interrupted)
+    monkeypatch.setattr("scoregen.app.actions.build", interrupted)
     assert main(*TINY, f"--workdir={tmp_path}") == (130, "", "")
 
 
@@ -530,7 +618,7 @@ def test_out_of_memory_is_advised_upon(tmp_path, monkeypatch):
     def exhausted(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate\n64 bytes")
 
-    monkeypatch.setattr("scoregen.experiment.assemble", exhausted)
+    monkeypatch.setattr("scoregen.app.actions.build", exhausted)
     refused(*TINY, f"--workdir={tmp_path}", parts=["out of memory", "--config.train.microbatch"])
 
 
@@ -545,14 +633,7 @@ def test_samples_that_are_not_finite_are_not_written(trained):
     assert (trained / "samples.npz").read_bytes() == kept
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"]])
-def test_help_names_presets_and_modes(argv):
-    out = done(*argv)
-    for name in (*presets(), *run.MODES):
-        assert name == "default" or f"  {name}" in out
-
-
-ANCESTRAL = ("--config.sampler.predictor.name=ancestral", "--config.sampler.corrector.name=none")
+ANCESTRAL = ("--config.sampler.step.name=ancestral", "--config.sampler.corrector.name=none")
 
 
 @pytest.fixture(scope="module")
@@ -594,7 +675,7 @@ def test_the_digits_come_near_the_floor(tmp_path, name):
             (
                 *("--config.sampler.process.name=ncsn", "--config.sampler.process.ncsn.sigma_min=0.02"),
                 *("--config.sampler.process.ncsn.sigma_max=100.0", "--config.sampler.process.ncsn.levels=80"),
-                *("--config.sampler.predictor.name=hold", "--config.sampler.corrector.name=langevin"),
+                *("--config.sampler.step.name=hold", "--config.sampler.corrector.name=langevin"),
                 *("--config.sampler.corrector.langevin.step_size=4e-5", "--config.sampler.n=0"),
                 "--config.sampler.corrector.langevin.steps=20",
             ),
@@ -663,6 +744,6 @@ def test_a_folder_that_takes_no_file_is_refused_before_the_work(mode, first, mon
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", no)
-    monkeypatch.setattr(run.Run, "restore", lambda self: pytest.fail("it began"))
+    monkeypatch.setattr(actions.Action, "restore", lambda self: pytest.fail("it began"))
     line = refused(*TINY, f"--mode={mode}", f"--workdir={first[0]}")
-    assert str(first[0]) in line and "Read-only" in line and "--workdir" in line
+    assert str(first[0]) in line and "Read-only" in line and "another folder" in line

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 from refusal import refused
 
-from scoregen.config import load
+from scoregen.app.config import load
+from scoregen.contrib.sweep import cell, command, grid, launch, page, plan
+from scoregen.contrib.sweep.table import as_csv, as_markdown, rows_of, time_left
 from scoregen.files import locked
-from scoregen.sweep import cell, command, grid, launch, page, plan
-from scoregen.sweep.table import as_csv, as_markdown, rows_of, time_left
 
 ROOT = Path(__file__).parent.parent
 # Two options by two seeds, computed and not trained; each cell notes in a file that it was run.
@@ -31,7 +31,7 @@ AREAS = '''
 
     They grow as r^2."""
     from pathlib import Path
-    from scoregen.sweep import grid
+    from scoregen.contrib.sweep import grid
 
     def cells():
         return grid({"config": None, "unit": 3, "radius": [1, 2], "seed": range(2)})
@@ -76,7 +76,7 @@ def areas(tmp_path_factory):
     """A sweep that has run, one cell of it in vain: its file, its folder, what was said."""
     folder = tmp_path_factory.mktemp("areas")
     path, out = write(folder, AREAS), folder / "out"
-    code, said, err = main(f"--sweep={path}", f"--out={out}", "--workers=2")
+    code, said, err = main(path, f"--out={out}", "--workers=2")
     assert (code, err) == (1, "")
     return path, out, said
 
@@ -158,10 +158,10 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
     path, out = tmp_path / "copy" / "sweep.py", tmp_path / "copy" / "out"
     before = ran(path)
     failing = next(name for name in before if name.startswith("radius=2,seed=1"))
-    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--dry-run")
+    code, said, _ = main(path, f"--out={out}", "--dry-run")
     assert code == 0 and "1 of 4 cells to run" in said and "failed: " in said and "time: about 0:00" in said
     path.write_text(path.read_text().replace("(2, 1)", "(2, 7)"))  # mended
-    code, said, _ = main(f"--sweep={path}", f"--out={out}")
+    code, said, _ = main(path, f"--out={out}")
     assert code == 0 and "4 of 4 cells finished, 0 failed" in said
     assert "Stale, 3: measured by another measure(run)" in said and "--again" in said
     assert "| 1 | 2, 2 stale | 3.50 ± 0.50 |" in (out / "table.md").read_text()
@@ -172,10 +172,10 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
     path.write_text(
         path.read_text().replace("range(2)})", "range(2)}) + [{'config': None, 'unit': 4, 'radius': 1, 'seed': 2}]")
     )
-    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--dry-run")
+    code, said, _ = main(path, f"--out={out}", "--dry-run")
     assert "1 of 5 cells to run" in said and "  unit=4,radius=1,seed=2-" in said
     # And it is done anew where that is asked for.
-    code, _, _ = main(f"--sweep={path}", f"--out={out}", "--again", "--only=radius=1,seed=0*")
+    code, _, _ = main(path, f"--out={out}", "--again", "--only=radius=1,seed=0*")
     assert code == 0 and ran(path).count(before[0]) == 2 and len(ran(path)) == 6
 
 
@@ -196,18 +196,18 @@ def draw(rows, path):
     imsave(path, np.zeros((7, 9, 3)))
 """
     )
-    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    code, said, _ = main(path, f"--out={out}", "--table")
     assert code == 1 and "3 of 4 cells finished, 1 failed" in said and "draw(rows" not in said
     from matplotlib.image import imread
 
     assert imread(out / "figure.png").shape[:2] == (7, 9)
     assert 'width="9" height="7"' in (out / "index.html").read_text()
     path.write_text(text + "def draw(rows, path):\n    1 / 0\n")
-    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    code, said, _ = main(path, f"--out={out}", "--table")
     assert code == 1 and f"draw(rows, path) failed: {path}, line " in said and "ZeroDivisionError" in said
     assert (out / "figure.png").read_bytes() == usual
     path.write_text(text + "def draw(rows, path):\n    open('absent.npz')\n")
-    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--table")
+    code, said, _ = main(path, f"--out={out}", "--table")
     assert code == 1 and f"draw(rows, path) failed: {path}, line " in said and "FileNotFoundError" in said
     assert ran(path) == before
 
@@ -230,7 +230,10 @@ def test_comments_are_no_other_measure_and_helpers_are():
     assert plan.stamp_of(helped) != plan.stamp_of(helped.replace("K = 2", "K = 3"))
 
 
-TOY = 'from scoregen.sweep import grid\ndef cells():\n    return grid({"config": "ddpm_toy", "seed": range(2)}, [%s])\n'
+TOY = """from scoregen.contrib.sweep import grid
+def cells():
+    return grid({"config": "ddpm_toy", "seed": range(2)}, [%s])
+"""
 
 
 def cells_of(tmp_path, *options: str, flags=()):
@@ -248,8 +251,9 @@ def test_cells_that_train_alike_share_a_network_and_no_others(tmp_path):
 
 
 def test_where_data_lie_counts_unless_they_are_the_same_everywhere(tmp_path):
-    points = cells_of(tmp_path, '{"data.dir": "a"}', '{"data.dir": "b"}')
-    assert len({each.key for each in points}) == len({each.training for each in points}) == 4
+    on_disk = '{"data.name": "cifar10", "data.dir": "%s"}'
+    images = cells_of(tmp_path, on_disk % "a", on_disk % "b")
+    assert len({each.key for each in images}) == len({each.training for each in images}) == 4
     text = "def cells(): return [{'config': 'fashion_mnist', 'data.dir': 'a'}]"
     (here,), (there,) = (plan.read(write(tmp_path / "x", text.replace("'a'", name))).cells for name in ("'a'", "'b'"))
     assert (here.key, here.training[-8:]) == (there.key, there.training[-8:])
@@ -291,7 +295,7 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
         config.train.batch = 7
         return config
 
-    monkeypatch.setattr("scoregen.config.load", changed)  # the preset, a year later
+    monkeypatch.setattr("scoregen.app.config.load", changed)  # the preset, a year later
     assert cells_of(tmp_path, '{"train.clip": 2.0}')[0].key != plain.key
 
 
@@ -338,14 +342,13 @@ def test_a_file_that_is_no_sweep_is_refused_in_one_line(tmp_path, text, parts):
         (["--launcher=cloud"], ["no --launcher 'cloud'", "local, ray, slurm"]),
         (["--launch.num_gpus=1"], ["--launch.num_gpus", "'local' has no options"]),
         (["--only=nothing"], ["--only=nothing", "for instance radius=1,seed=0"]),
-        (["--wrkers=1"], ["unexpected argument '--wrkers=1'", "--workers"]),
+        (["--wrkers=1"], ["no flag '--wrkers'", "did you mean '--workers'"]),
         (["--config.train.steps=1"], ["--config.train.steps=1: no cell", "configuration"]),
-        (["--sweep=absent/sweep.py"], ["cannot read the sweep absent/sweep.py: No such file"]),
     ],
 )
 def test_a_command_that_cannot_be_is_refused_in_one_line(tmp_path, argv, parts):
     path = write(tmp_path / "areas", AREAS)
-    code, _, err = main(f"--sweep={path}", f"--out={tmp_path / 'out'}", *argv)
+    code, _, err = main(path, f"--out={tmp_path / 'out'}", *argv)
     assert code == 2 and err.startswith("scoregen: ") and err.count("\n") == 1
     for part in parts:
         assert part in err
@@ -355,14 +358,27 @@ def test_a_command_that_cannot_be_is_refused_in_one_line(tmp_path, argv, parts):
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
     path = write(tmp_path / "areas", AREAS)
     with locked(tmp_path / ".lock"):
-        code, _, err = main(f"--sweep={path}", f"--out={tmp_path}")
+        code, _, err = main(path, f"--out={tmp_path}")
     assert (code, err.count("\n")) == (2, 1) and f"another command is at work in {tmp_path}" in err
     assert ran(path) == []
 
 
 def test_help_names_every_flag():
     code, out, _ = main("--help")
-    assert code == 0 and all(flag in out for flag in command.FLAGS)
+    assert code == 0 and all(flag.usage in out for flag in command.FLAGS)
+    refused_line = main("absent/sweep.py")[2]
+    assert "cannot read the sweep absent/sweep.py: No such file" in refused_line and refused_line.count("\n") == 1
+    assert "scoregen sweep FILE" in main("--workers=2")[2]
+
+
+@pytest.mark.parametrize(
+    "idle",
+    ['"data.dir": "photos"', '"loss.ssm.slices": 4', '"net.unet.channels": 8', '"label_dropout": 0.5'],
+)
+def test_cells_that_differ_in_nothing_are_refused_before_anything_runs(tmp_path, idle):
+    """An option of a part that is not chosen changes nothing."""
+    path = write(tmp_path / "toy", TOY % ("{}, {%s}" % idle))  # noqa: UP031
+    refused(lambda: plan.read(path), path, "are the same")
 
 
 def result(
@@ -540,7 +556,7 @@ SLOW = '''
     """Slow."""
     import os, time
     from pathlib import Path
-    from scoregen.sweep import grid
+    from scoregen.contrib.sweep import grid
 
     def cells():
         return grid({"config": None, "n": list(range(12))})
@@ -560,7 +576,7 @@ SLOW = '''
 
 def start(path: Path, out: Path, *argv: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "scoregen.sweep", f"--sweep={path}", f"--out={out}", *argv],
+        [sys.executable, "-m", "scoregen", "sweep", str(path), f"--out={out}", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -613,7 +629,7 @@ def test_a_sweep_that_is_killed_twice_ends_complete_and_runs_nothing_twice(tmp_p
     assert ("5", f"{path}, line 14: RuntimeError: made to fail") in failed
     (killed,) = (reason for n, reason in failed if n != "5")
     assert killed == "ended by SIGKILL, perhaps since there was no memory left"
-    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--workers=2")
+    code, said, _ = main(path, f"--out={out}", "--workers=2")
     assert code == 1 and "11 of 12 cells finished, 1 failed" in said and "- `n=5-" in said
     counts = [ran(path).count(str(n)) for n in range(12)]
     assert counts[5] == 0 and all(counts[n] >= 1 for n in range(12) if n != 5)
@@ -703,10 +719,10 @@ def test_again_goes_on_where_it_was_cut_short_and_with_another_measure_anew(area
     (out / ".again").write_text(f"then {stamp}")
     done = next(out.glob("cells/radius=1,seed=0-*/result.json"))
     done.write_text(json.dumps(json.loads(done.read_text()) | {"again": f"then {stamp}"}))
-    code, said, _ = main(f"--sweep={path}", f"--out={out}", "--again", "--dry-run")
+    code, said, _ = main(path, f"--out={out}", "--again", "--dry-run")
     assert code == 0 and "3 of 4 cells to run" in said
     path.write_text(path.read_text().replace("+ seed", "+ 2 * seed"))
-    assert "4 of 4 cells to run" in main(f"--sweep={path}", f"--out={out}", "--again", "--dry-run")[1]
+    assert "4 of 4 cells to run" in main(path, f"--out={out}", "--again", "--dry-run")[1]
 
 
 def test_a_pair_is_a_figure_and_its_floor(tmp_path):
@@ -776,7 +792,9 @@ def test_a_job_is_stopped_by_the_signal_that_slurm_cancels_with(tmp_path):
     path = write(tmp_path / "slow", SLOW.replace("0.4", "30"))
     sweep = plan.read(path)
     folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
-    code = f"import sys; from scoregen.sweep.launch import job; sys.exit(job({str(folder)!r}, {str(tmp_path)!r}))"
+    code = (
+        f"import sys; from scoregen.contrib.sweep.launch import job; sys.exit(job({str(folder)!r}, {str(tmp_path)!r}))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
     wait_until((path.parent / "begun").is_file, process)
     process.terminate()
@@ -790,7 +808,7 @@ def test_a_cell_that_waits_for_a_network_hears_that_it_is_to_stop(tmp_path):
     folder = cell.prepare(tmp_path, toy, toy.cells[0])
     network = cell.network_of(tmp_path, toy.cells[0])
     network.mkdir(parents=True)
-    with locked(network / ".lock"):
+    with locked(network / ".cells.lock"):
         process = launch.spawn(folder)
         log = folder / "log.txt"
         wait_until(lambda: f"waiting for another process that is at work in {network}" in log.read_text(), process)
@@ -814,7 +832,7 @@ def test_names_are_written_as_they_are(tmp_path):
     sweep = plan.read(path)
     for each in sweep.cells:
         assert cell.main([str(cell.prepare(tmp_path, sweep, each))]) == 0
-    code, said, err = main(f"--sweep={path}", f"--out={tmp_path}", "--table")
+    code, said, err = main(path, f"--out={tmp_path}", "--table")
     assert (code, err) == (0, "") and (tmp_path / "figure.png").is_file()
     assert "| a\\|b &lt; $x^ | 1 | 1 |" in said
     whole = (tmp_path / "index.html").read_text()
@@ -823,7 +841,7 @@ def test_names_are_written_as_they_are(tmp_path):
 
 # A preset file that brings a part of its own, which no cell would know by the saved configuration alone.
 OWN = """
-    from scoregen.config import load
+    from scoregen.app.config import load
     from scoregen.data import SOURCES, mixture
 
     SOURCES["few"] = lambda size=200: mixture(size=size)
@@ -850,7 +868,7 @@ TINY = {
 TRAINED = f'''
     """Tiny networks."""
     from scoregen.data import points
-    from scoregen.sweep import grid
+    from scoregen.contrib.sweep import grid
 
     points.TEST_SIZE = 100  # the distances are computed in no time
 
@@ -862,7 +880,7 @@ TRAINED = f'''
         return [*tame[:11], TINY | wild]
 
     def measure(run):
-        return {{"spread": run.samples.std(), "levels": run.experiment.config.sampler.n}}
+        return {{"spread": run.samples.std(), "levels": run.config.sampler.n}}
 '''
 
 
@@ -877,7 +895,7 @@ def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
         wait_until(lambda: any(out.glob("trained/*/checkpoints/10")), process, 400)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    code, said, _ = main(f"--sweep={path}", f"--out={out}")
+    code, said, _ = main(path, f"--out={out}")
     assert code == 1 and "11 of 12 cells finished, 1 failed" in said
     assert re.search(r"- `.*learning_rate=1e\+30.*`: the (loss|norm of the parameters) became (nan|inf)", said)
     trained = [folder for folder in (out / "trained").iterdir() if (folder / "checkpoints" / "40").is_dir()]
@@ -890,7 +908,7 @@ def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
     assert all(float(row["sliced Wasserstein"]) > float(row["sliced Wasserstein, floor"]) > 0 for row in table[:-1])
 
     whole = tmp_path / "whole"
-    main(f"--sweep={path}", f"--out={whole}", "--only=sampler.n=4,loss=eps,seed=*")
+    main(path, f"--out={whole}", "--only=sampler.n=4,loss=eps,seed=*")
     one = "cells/sampler.n=4,loss=eps,seed=1*/result.json"
     uncut, cut = (json.loads(found.read_text()) for each in (whole, out) for found in each.glob(one))
     assert uncut["figures"] == cut["figures"]
@@ -901,7 +919,7 @@ def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    main(f"--sweep={path}", f"--out={out}", "--again", "--only=sampler.n=4,loss=eps,seed=1*")
+    main(path, f"--out={out}", "--again", "--only=sampler.n=4,loss=eps,seed=1*")
     (again,) = out.glob(one)
     assert json.loads(again.read_text())["figures"] == cut["figures"]
     log = (again.parent / "log.txt").read_text()

@@ -22,16 +22,16 @@ import pytest
 from refusal import refused
 from safetensors.numpy import load_file, save_file
 
-from scoregen import run
-from scoregen.config import load
-from scoregen.denoiser import CONDITIONS, TARGETS, denoiser
-from scoregen.experiment import network
-from scoregen.nets import UNet
+from scoregen.app.build import network
+from scoregen.app.config import load
+from scoregen.app.main import main as scoregen
+from scoregen.contrib.weights import command, pipeline, source, torch_zip, unet, workdir
+from scoregen.contrib.weights.layout import to_ours, to_theirs
+from scoregen.contrib.weights.source import FORMATS
+from scoregen.denoiser import CONDITIONS, from_network
+from scoregen.nets import Cond, UNet
 from scoregen.process import ddpm
-from scoregen.samplers import Ancestral, Listed, trajectory
-from scoregen.weights import command, pipeline, source, torch_zip, unet, workdir
-from scoregen.weights.layout import to_ours, to_theirs
-from scoregen.weights.source import FORMATS
+from scoregen.samplers import Ancestral, Listed, Sampler
 
 DATA = Path(__file__).parent / "data"
 UNET2D = DATA / "unet2d"
@@ -78,11 +78,11 @@ def imported(tmp_path_factory):
 def test_what_diffusers_gives(imported):
     """In float32 to 1e-4, at three times; the weights are of unit order, so a layer amiss would show."""
     config = workdir.configuration(imported)
-    shape = workdir.shape_of(imported, config)
+    shape = workdir.example_shape(imported, config)
     params, _ = workdir.read(imported, workdir.shapes_of(config, shape))
     net, held = UNet(**config.net.unet.to_dict()), np.load(DATA / "unet2d.npz")
     x, t = held["x"].transpose(0, 2, 3, 1), held["t"].astype(np.float32)
-    got = jax.jit(net.apply, compiler_options={"xla_backend_optimization_level": 0})({"params": params}, x, t)
+    got = jax.jit(net.apply, compiler_options={"xla_backend_optimization_level": 0})({"params": params}, x, Cond(t))
     assert held["y"].std() > 0.1
     np.testing.assert_allclose(np.asarray(got).transpose(0, 3, 1, 2), held["y"], atol=1e-4, rtol=1e-4)
 
@@ -132,18 +132,13 @@ def test_names_of_older_files(tmp_path):
 def test_the_run_samples_and_trains_on(imported, tmp_path):
     """The workdir alone says what to do."""
     there = shutil.copytree(imported, tmp_path / "run")
-    few = (
-        "--config.sampler.n=2",
-        "--config.sampler.images=2",
-        "--config.sampler.batch=2",
-        "--config.eval.at_end=false",
-    )
-    steps = ("--config.train.steps=2",)
+    few = ("--config.sampler.n=2", "--config.sampler.images=2", "--config.sampler.batch=2")
+    train = ("--steps=2", "--config.eval.at_end=false")
     before = workdir.read(there, shapes_there(there), False)[0]
-    for argv in ((*few, "--mode=sample"), (*few, *steps)):
+    for argv in (("sample", there, *few), ("train", there, *few, *train)):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            assert run.main([f"--workdir={there}", *argv]) == 0
+            assert scoregen([str(arg) for arg in argv]) == 0
         assert err.getvalue() == ""
         assert np.load(there / "samples.npz")["samples"].shape == (2, 8, 8, 1)
     after, step = workdir.read(there, shapes_there(there), False)
@@ -159,13 +154,9 @@ def shapes_there(there):
 def test_the_run_is_what_was_imported(imported):
     """Average and parameters are the same, and the configuration is that of the pipeline's files."""
     there = imported
-    assert run._with_config([f"--workdir={there}", "--mode=sample"])[0] == f"--config={there / 'config.json'}"
-    assert run._with_config(["-workdir", str(there)])[0] == f"--config={there / 'config.json'}"
-    assert run._with_config([f"--workdir={there}", "--config=mine"]) == [f"--workdir={there}", "--config=mine"]
-    assert run._with_config(["--workdir=nowhere"]) == ["--workdir=nowhere"]
     config = load(str(there / "config.json"))
     assert (config.name, config.process.name, config.sampler.x0.name) == ("ddpm_digits", "ddpm", "clip")
-    assert config.sampler.predictor.ancestral.variance == "large"
+    assert config.sampler.step.ancestral.variance == "large"
     (ema, at), (params, _) = (workdir.read(there, shapes_there(there), averaged) for averaged in (True, False))
     assert at == 0
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ema), jax.tree.leaves(params), strict=True))
@@ -390,7 +381,7 @@ def test_the_scheduler_is_found_where_diffusers_finds_it(imported, tmp_path, mon
     for path, name in ((flat, "one"), (UNET2D / "unet", "two")):
         done("import", path, f"--workdir={tmp_path / name}")
         ours, theirs = (workdir.configuration(folder) for folder in (tmp_path / name, imported))
-        assert theirs.sampler.predictor.ancestral.variance == "large"
+        assert theirs.sampler.step.ancestral.variance == "large"
         assert (ours.process, ours.sampler) == (theirs.process, theirs.sampler)
     (flat / "scheduler_config.json").unlink()
     monkeypatch.chdir(tmp_path)
@@ -424,7 +415,7 @@ def test_a_sampler_without_noise_stays_one(tmp_path):
     options = {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "steps_offset": 1}
     file.write_text(json.dumps(json.loads(file.read_text()) | options | {"set_alpha_to_one": False}))
     done("import", theirs, f"--workdir={tmp_path / 'run'}")
-    assert workdir.configuration(tmp_path / "run").sampler.predictor.ancestral.eta == 0
+    assert workdir.configuration(tmp_path / "run").sampler.step.ancestral.eta == 0
     done("export", tmp_path / "run", f"--out={tmp_path / 'out'}")
     after = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
     assert after.items() >= (options | {"set_alpha_to_one": False}).items()
@@ -475,8 +466,8 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     program = f"""
 import os, signal
 from pathlib import Path
-from scoregen.command import leave_at_once
-from scoregen.weights.workdir import fresh_folder
+from scoregen.app.command import leave_at_once
+from scoregen.contrib.weights.workdir import fresh_folder
 leave_at_once()
 with fresh_folder(Path({str(tmp_path / "run")!r}), "--workdir") as folder:
     (folder / "half").write_text("half")
@@ -490,7 +481,7 @@ with fresh_folder(Path({str(tmp_path / "run")!r}), "--workdir") as folder:
 @pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path):
     """Of a file that may have no more than 8 kB: orbax writes in threads, which complain of it by themselves."""
-    line = f"ulimit -f 8; exec {sys.executable} -m scoregen.weights import {UNET2D} --workdir={tmp_path / 'run'}"
+    line = f"ulimit -f 8; exec {sys.executable} -m scoregen weights import {UNET2D} --workdir={tmp_path / 'run'}"
     found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=200)
     assert found.returncode == 2 and found.stderr.count("\n") == 1
     assert f"cannot write to {tmp_path / 'run'}: " in found.stderr and "choose another --workdir" in found.stderr
@@ -526,7 +517,7 @@ def test_a_full_disk_leaves_nothing(imported, tmp_path, monkeypatch):
         (["export", "x"], ["--out=DIR"]),
         (["export", "x", "--out=y"], ["x", "config.json"]),
         (["export", "x", "--out=y", "--stpe=3"], ["--stpe", "--step"]),
-        (["export", "x", "--out=y", "--config=ddpm_digits"], ["leave it out"]),
+        (["export", "x", "--out=y", "--config=ddpm_digits"], ["leave the flag out"]),
         (["import", "x", "--workdir=y", "--config.seed=1"], ["--config.seed", "--config"]),
         (["inspect", "x"], ["there is no x"]),
     ],
@@ -802,7 +793,7 @@ def theirs_alive(options: dict, folder: Path, **scheduler) -> Any:
 
 def ours_of(folder: Path) -> tuple[UNet, Any, tuple[int, ...]]:
     config = workdir.configuration(folder)
-    shape = workdir.shape_of(folder, config)
+    shape = workdir.example_shape(folder, config)
     return UNet(**config.net.unet.to_dict()), workdir.read(folder, workdir.shapes_of(config, shape))[0], shape
 
 
@@ -836,7 +827,7 @@ def test_diffusers_itself(tmp_path, size):
     assert sum(a.size for a in jax.tree.leaves(params)) == count and (size != "whole" or count == 35_746_307)
     rng = np.random.default_rng(0)
     x, t = rng.standard_normal((3, *shape), np.float32), np.array([0, 321, 999])
-    got = jax.jit(net.apply)({"params": params}, x, t.astype(np.float32))
+    got = jax.jit(net.apply)({"params": params}, x, Cond(t.astype(np.float32)))
     with torch.no_grad():
         want = shown(pipe.unet(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).sample.numpy())
     assert want.std() > 0.1
@@ -865,13 +856,11 @@ def test_ddim_ends_in_the_same_image(tmp_path):
     process = ddpm()
 
     def apply(x, t) -> Any:
-        return net.apply({"params": params}, x, CONDITIONS["index"](process, t))
+        return net.apply({"params": params}, x, Cond(CONDITIONS["index"](process, t)))
 
-    predict = denoiser(process, TARGETS["eps"], apply)
-    options = {"grid": Listed(tuple(int(t) for t in scheduler.timesteps)), "start": jnp.asarray(start)}
-    final, _ = jax.jit(
-        lambda: trajectory(process, predict, jax.random.key(0), start.shape, Ancestral(0.0), **options)
-    )()
+    sampler = Sampler(Ancestral(0.0), grid=Listed(tuple(int(t) for t in scheduler.timesteps)))
+    denoiser = from_network(process, "eps", apply)
+    final, _ = sampler.trajectory(denoiser, jax.random.key(0), start.shape, start=jnp.asarray(start))
     # In units of the image: no clip hides a difference, and what is not trained ends far from [-1, 1].
     np.testing.assert_allclose(final / np.std(final), shown(x.numpy()) / np.std(final), atol=1e-3)
     assert np.std(final) > 1
@@ -1033,7 +1022,7 @@ def test_a_checkpoint_of_score_sde_s_ddpm(tmp_path):
         with torch.no_grad():
             want = shown(theirs.module(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).numpy())
         assert want.std() > 0.1
-        np.testing.assert_allclose(apply({"params": params}, x, t), want, atol=1e-4 * want.std(), rtol=1e-4)
+        np.testing.assert_allclose(apply({"params": params}, x, Cond(t)), want, atol=1e-4 * want.std(), rtol=1e-4)
 
 
 # --- the other networks of score_sde

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from scoregen.command import need
+from scoregen.app.command import need
 
 need("interop", "diffusers", "torch")
 
@@ -28,38 +28,26 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from scoregen.denoiser import TARGETS, Predict, denoiser, of_x0
+from scoregen.denoiser import TARGETS, Denoiser, from_network, prediction_from_x0
 from scoregen.guidance import Clip
-from scoregen.oracle import TWO_MODES, gaussian
-from scoregen.process import (
-    EDM,
-    Process,
-    betas,
-    cosine,
-    ddpm,
-    draw,
-    example_keys,
-    fold_keys,
-    ncsn,
-    rows,
-    sigmas,
-    split_keys,
-)
+from scoregen.process import EDM, Process, betas, cosine, ddpm, ncsn, sigmas
+from scoregen.random import broadcast, by_example, example_keys, fold_keys, split_keys
 from scoregen.samplers import (
     Ancestral,
     DPMSolver,
     EDMHeun,
     Euler,
+    Grid,
     Listed,
-    NoCorrector,
     OwnGrid,
     ReverseDiffusion,
+    Sampler,
     SNRLangevin,
     UniPC,
     correctors,
-    predictors,
-    trajectory,
+    steps,
 )
+from scoregen.testing.oracle import TWO_MODES, gaussian
 
 HERE = Path(__file__).parent
 SAME, EXACT = 1e-5, 1e-9  # in float32 and in float64: relative to the root mean square of x
@@ -68,9 +56,9 @@ KEY = jax.random.key(0)
 # --- the same noise, and both precisions
 
 
-def normal32(key, shape):
-    """Our noise, drawn in float32 whatever the precision, so that it is the same number everywhere."""
-    return draw(functools.partial(jax.random.normal, dtype=jnp.float32), key, shape)
+def normal32(key, shape, dtype=jnp.float32):
+    """Our noise, always drawn in float32, so that it is the same numbers in any precision."""
+    return by_example(functools.partial(jax.random.normal, dtype=jnp.float32), key, shape).astype(dtype)
 
 
 @contextlib.contextmanager
@@ -78,7 +66,7 @@ def precision(wide: bool):
     """JAX in float64 or float32, with the same draws."""
     with (
         jax.enable_x64(wide),
-        mock.patch.object(predictors, "normal", normal32),
+        mock.patch.object(steps, "normal", normal32),
         mock.patch.object(correctors, "normal", normal32),
     ):
         yield
@@ -180,7 +168,7 @@ class Row:
         settings: what its constructor is given; what is not named is its default.
         n: their number of steps.
         made: (process, grid, denoise) of ours, from their scheduler.
-        predictor, corrector: ours.
+        step, corrector: ours.
         differs: at how many of the last steps x is not the same.
         why: the number of the note that says whose difference it is.
         target: what the network gives.
@@ -198,9 +186,9 @@ class Row:
     settings: dict
     n: int
     made: Callable
-    predictor: Any
+    step: Any
     shown: str
-    corrector: Any = NoCorrector()
+    corrector: Any = None
     differs: int = 0
     why: str = ""
     target: str = "eps"
@@ -227,11 +215,11 @@ class Row:
 
     def network(self, process):
         """x, t -> the exact output for this target."""
-        exact, target = self.data.predict(process), TARGETS[self.target]
+        exact, target = self.data.denoiser(process), TARGETS[self.target]
 
         def apply(x, t):
             found, (a, b) = exact(x, t), target(process, t)
-            output = rows(a, x) * found.x0 + rows(b, x) * found.eps
+            output = broadcast(a, x) * found.x0 + broadcast(b, x) * found.eps
             return jnp.concatenate([output, jnp.sin(3 * x)], -1) if self.learned else output
 
         return apply
@@ -244,15 +232,11 @@ class Row:
         """Our x after every step, `[n, B, D]`."""
         with precision(wide):
             process, grid, denoise = self.made(self.scheduled(True))
-            predict = denoiser(process, TARGETS[self.target], self.network(process), self.learned)
-            predict = Clip(-1.0, 1.0)(process, predict) if self.clip else predict
+            denoiser = from_network(process, self.target, self.network(process), self.learned)
+            denoiser = Clip(-1.0, 1.0)(denoiser) if self.clip else denoiser
             x = jnp.asarray(self.start(process), process.prior_std().dtype)
-            run = jax.jit(
-                lambda x: trajectory(
-                    process, predict, KEY, x.shape, self.predictor, self.corrector, grid=grid, start=x, denoise=denoise
-                )
-            )
-            final, seen = run(x)
+            sampler = Sampler(self.step, self.corrector, grid, denoise=denoise)
+            final, seen = sampler.trajectory(denoiser, KEY, x.shape, x)
             return np.asarray(jnp.concatenate([seen[1:], final[None]])[: self.n], np.float64)
 
     def diffusers(self, wide: bool, tables: bool | None = None) -> np.ndarray:
@@ -263,7 +247,7 @@ class Row:
                 setattr(scheduler, name, value.to(dtype))
         with precision(True), wide_torch(self.theirs, wide) as module:
             process, grid, _ = self.made(self.scheduled(True))
-            levels = grid(process, 0)
+            levels = grid(process, None)
             alphas = [*np.asarray(process.alpha(levels[: self.n])), 1.0][: self.n + 1] if self.in_sigma else None
             apply = jax.jit(self.network(process))
 
@@ -274,7 +258,7 @@ class Row:
                 return torch.tensor(np.asarray(output), dtype=dtype)
 
             start = self.start(process) / (alphas[0] if alphas else 1)
-            noises = Noises(drawn(len(levels), start.shape, self.corrector != NoCorrector()), dtype)
+            noises = Noises(drawn(len(levels), start.shape, self.corrector is not None), dtype)
             replaced = mock.patch.object(module, "randn_tensor", noises) if hasattr(module, "randn_tensor") else None
             with replaced or contextlib.nullcontext():
                 walk = self.walk(scheduler, network, torch.tensor(start, dtype=dtype), noises, self.options)
@@ -313,17 +297,17 @@ def in_betas(scheduler):
 
 def edm(n: int):
     """EDM's own grid, which is Karras's."""
-    return lambda scheduler: (EDM(), Grid(n), True)
+    return lambda scheduler: (EDM(), Levels(n), True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
-    """The process's own of n levels."""
+class Levels(Grid):
+    """The process's own grid, of this many levels."""
 
-    n: int
+    count: int
 
-    def __call__(self, process, n):
-        return process.grid(self.n)
+    def __call__(self, process: Process, n: int | None = None) -> jax.Array:
+        return OwnGrid()(process, self.count)
 
 
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02}
@@ -340,7 +324,7 @@ SCORE_SDE = {
     "settings": {"sigma_max": 50.0, "snr": 0.15},
     "n": 100,
     "made": own(lambda: ncsn(0.01, 50.0, 100)),
-    "predictor": ReverseDiffusion(),
+    "step": ReverseDiffusion(),
     "corrector": SNRLangevin(0.15, batch_mean=True),
     "shown": "`ncsn(0.01, 50, 100)`",
     "target": "score",
@@ -519,9 +503,9 @@ class Overshot:
     """A network whose x0 is 1.1, of data that are all 1."""
 
     @staticmethod
-    def predict(process: Process) -> Predict:
+    def denoiser(process: Process) -> Denoiser:
         """As the oracles have it."""
-        return lambda x, t: of_x0(process, x, t, jnp.full_like(x, 1.1))
+        return Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.full_like(x, 1.1)))
 
 
 def note_2() -> str:
@@ -530,7 +514,7 @@ def note_2() -> str:
     whole = dataclasses.replace(row, options={"use_clipped_model_output": True})
     with precision(True):
         process, grid, _ = row.made(row.scheduled(True))
-        alpha, sigma = (np.asarray(a(grid(process, 0)))[:, None, None] for a in (process.alpha, process.sigma))
+        alpha, sigma = (np.asarray(a(grid(process, None)))[:, None, None] for a in (process.alpha, process.sigma))
         exact = alpha[1:] + sigma[1:] * (row.start(process) - alpha[0]) / sigma[0]
     theirs, consistent, ours = (
         np.abs(x[:-1] - exact).max() for x in (row.diffusers(True), whole.diffusers(True), row.ours(True))
@@ -554,7 +538,7 @@ def ode_errors(row: Row, noisy: bool = False) -> tuple[float, float]:
     row = dataclasses.replace(row, data=gaussian(MEAN, STD))
     with precision(True):
         process, grid, _ = row.made(row.scheduled(True))
-        ends = grid(process, 0)[jnp.array([0, -1])]
+        ends = grid(process, None)[jnp.array([0, -1])]
         alpha, sigma = (np.array(a(ends)) for a in (process.alpha, process.sigma))
         if not noisy:
             alpha[1], sigma[1] = 1, 0
@@ -648,7 +632,7 @@ def verdict(row: Row, shipped: float, tables: float, ours: float) -> str:
 
 
 def written(part: Any) -> str:
-    """A predictor or corrector as one would write it, without what is its default."""
+    """A step or corrector as one would write it, without defaults."""
     options = {field.name: (getattr(part, field.name), field.default) for field in dataclasses.fields(part)}
     named = (f"{name}={value!r}" for name, (value, default) in options.items() if value != default)
     return f"{type(part).__name__}({', '.join(named)})"
@@ -663,7 +647,7 @@ def compared(row: Row) -> str:
     if (same > EXACT).any() or (row.differs and other.max() < SAME):
         raise RuntimeError(f"{row.scheduler} {row.settings}: {wide} is not what is said of it, differs={row.differs}")
     settings = ", ".join(f"{name}={value}" for name, value in {**row.settings, **row.options}.items())
-    used = [part for part in (row.predictor, row.corrector) if part != NoCorrector()]
+    used = [part for part in (row.step, row.corrector) if part is not None]
     parts = [*(f"`{written(part)}`" for part in used), row.shown]
     data = "" if row.data is TWO_MODES else f" (data N(m, {row.data.stds[0]}^2))"
     figures = [f"{a.max():.1e}" for a in (shipped, tables, wide, narrow)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scoregen.command import need
+from scoregen.app.command import need
 
 need("interop", "diffusers", "torch")
 

@@ -4,7 +4,7 @@
     python benchmarks/presets/presets.py --data=DIR --only=edm_cifar   some
 
 The batch is 4 and the samplers walk a few levels, so that two cores and 24 GB of memory do. Each preset is compiled and
-timed here, and then run by `python -m scoregen.run` with the same options, to the end. Writes
+timed here, and then run by `scoregen train` with the same options, to the end. Writes
 presets.json beside this script, and from that presets.md and the table in docs/benchmarks.md.
 """
 
@@ -34,14 +34,14 @@ OPTIONS = (
 
 def presets() -> list[str]:
     """The presets that are trained on CIFAR-10."""
-    from scoregen.config import load, presets
+    from scoregen.app.config import load, presets
 
     return [name for name in presets() if name != "default" and load(name).data.name == "cifar10"]
 
 
 def arguments(name: str, data: str) -> list[str]:
     """The command line of a preset, made small."""
-    from scoregen.config import load
+    from scoregen.app.config import load
 
     corrector = load(name).sampler.corrector.name
     few = [f"--config.sampler.corrector.{corrector}.steps=1"] if corrector in ("langevin", "snr") else []
@@ -52,24 +52,27 @@ def measured(name: str, data: str) -> dict[str, Any]:
     """Parameters, operations, and how long compiling and a step take, in this process."""
     import jax
 
-    from scoregen import train
-    from scoregen.config import parse
-    from scoregen.experiment import assemble
+    from scoregen.app.arguments import parse
+    from scoregen.app.build import build
     from scoregen.nets.cost import operations
+    from scoregen.process import top
+    from scoregen.train import init_state, make_step
 
-    it = assemble(parse(arguments(name, data))[0])
-    state = train.init_state(it)
-    shape = it.dataset.shape
-    x, t = jax.numpy.zeros((1, *shape)), it.process.grid(1)
-    one = operations(lambda params: it.predict(params)(x, t).x0, state.params)
-    step = train.make_step(it)
+    config = parse(arguments(name, data)).config
+    parts = build(config)
+    model, dataset, trained = parts.model, parts.dataset, (parts.model, parts.objective, parts.optimizer)
+    state = init_state(*trained, (BATCH, *dataset.shape), config.seed)
+    x = jax.numpy.zeros((1, *dataset.shape))
+    one = operations(lambda params: model.denoiser(params)(x, top(model.process)).x0, state.params)
+    step = make_step(*trained, parts.average, config.train.microbatch, prepare=parts.prepare, seed=config.seed)
+    batches = [dataset.batch(config.seed, i, BATCH) for i in range(3)]
     begin = time.perf_counter()
-    step.lower(state, *it.batch(0)).compile()
+    step.lower(state, batches[0]).compile()
     compiled = time.perf_counter() - begin
     took = []
-    for i in range(3):
+    for batch in batches:
         begin = time.perf_counter()
-        state, metrics = step(state, *it.batch(i))
+        state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         took.append(time.perf_counter() - begin)
     return {
@@ -82,12 +85,17 @@ def measured(name: str, data: str) -> dict[str, Any]:
 
 
 def run(name: str, data: str, env: dict[str, str]) -> None:
-    """The same by the command line, to the end, which is a grid. Raises CalledProcessError if it fails."""
+    """The same by the command line, to the end, which is a grid of samples.
+
+    Raises:
+        CalledProcessError: if the command fails.
+        FileNotFoundError: if there is no grid.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "scoregen.run", *arguments(name, data), f"--workdir={folder}"]
+        command = [sys.executable, "-m", "scoregen", "train", *arguments(name, data), f"--workdir={folder}"]
         subprocess.run(command, check=True, env=env)
         if not Path(folder, "samples.png").is_file():
-            raise FileNotFoundError(f"{name} has drawn no grid")
+            raise FileNotFoundError(f"{name} has written no samples.png")
 
 
 def written(found: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 # PyTorch's threads would otherwise spin between two of its operations, and take the cores from the other program.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from scoregen.command import need
+from scoregen.app.command import need
 
 need("bench", "diffusers", "torch")
 
@@ -39,14 +39,16 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from scoregen import train
-from scoregen.config import Config, load
-from scoregen.data import SOURCES, Dataset
-from scoregen.experiment import Experiment, assemble
+from scoregen.app.build import Parts, build
+from scoregen.app.config import Config, load
+from scoregen.cond import Cond
+from scoregen.contrib.weights.layout import to_theirs
+from scoregen.contrib.weights.unet import diffusers as layout
+from scoregen.data import Dataset
 from scoregen.nets import UNet
 from scoregen.nets.cost import flops, operations
-from scoregen.weights.layout import to_theirs
-from scoregen.weights.unet import diffusers as layout
+from scoregen.train import State, TrainStep, init_state, make_step
+from scoregen.train.step import prepared
 
 HERE = Path(__file__).parent
 PAGE, FIGURE = HERE.parents[1] / "docs" / "benchmarks.md", HERE.parents[1] / "docs" / "img" / "speed.png"
@@ -71,18 +73,30 @@ SMALL = {
 }
 
 
-def experiment(shape: tuple[int, ...], net: dict[str, Any], **options: Any) -> Experiment:
-    """DDPM with this U-Net, on images of noise: how fast a step is does not depend on what is in them."""
+def parts_of(shape: tuple[int, ...], net: dict[str, Any], **options: Any) -> Parts:
+    """DDPM with this U-Net, on images of noise: the speed of a step does not depend on what they show."""
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(1024, *shape), dtype=np.uint8)
-    SOURCES["digits"] = lambda: Dataset("noise", images, images)
     config: Config = load("ddpm_cifar")
-    config.data.name, config.data.flip = "digits", False
-    config.eval.samples = 100
+    config.data.flip = False
+    config.eval.at_end = False
     config.train.microbatch = 0
     config.net.unet.update(**net, dropout=0.1)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in options.items()})
-    return assemble(config)
+    return build(config, dataset=Dataset("noise", images, images))
+
+
+def begin_training(parts: Parts) -> tuple[State, TrainStep]:
+    """The first state and the training step of a run."""
+    config, trained = parts.config, (parts.model, parts.objective, parts.optimizer)
+    state = init_state(*trained, (config.train.batch, *parts.dataset.shape), config.seed)
+    return state, make_step(*trained, parts.average, prepare=parts.prepare, seed=config.seed)
+
+
+def first_params(parts: Parts) -> Any:
+    """The parameters before training."""
+    shape = (1, *parts.dataset.shape)
+    return jax.jit(functools.partial(parts.model.init, shape=shape))(jax.random.key(0))
 
 
 # --- the same network in PyTorch
@@ -147,7 +161,7 @@ class Theirs:
 
 
 def wait() -> None:
-    """Until the GPU has done what it was told."""
+    """Until the GPU has done all its work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -155,9 +169,8 @@ def wait() -> None:
 class Ours:
     """The training step of a run, as it is."""
 
-    def __init__(self, experiment: Experiment):
-        self.state = train.init_state(experiment)
-        self.run = train.make_step(experiment)
+    def __init__(self, parts: Parts):
+        self.state, self.run = begin_training(parts)
 
     def step(self, images: np.ndarray) -> None:
         self.state, metrics = self.run(self.state, images)
@@ -231,10 +244,10 @@ def training(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A whole training step of the CIFAR-10 U-Net, by batch, beside PyTorch eager and compiled."""
     rows = []
     for batch in options.batches:
-        it = experiment((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=options.dtype)
-        ours = Ours(it)
-        images = it.dataset.batch(0, 0, batch)
-        count = operations(jax.value_and_grad(functools.partial(loss, it, images=images)), ours.state.params)
+        parts = parts_of((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=options.dtype)
+        ours = Ours(parts)
+        images = parts.dataset.batch(0, 0, batch)
+        count = operations(jax.value_and_grad(functools.partial(loss, parts, images=images)), ours.state.params)
         cost = ours.run.lower(ours.state, images).compile().cost_analysis()
         for compile in (False, True):
             if compile and batch not in options.compiled:
@@ -252,10 +265,11 @@ def training(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def loss(it: Experiment, params: Any, images: Any) -> Any:
+def loss(parts: Parts, params: Any, images: Any) -> Any:
     """The loss of a run, as a function of its parameters."""
-    keys = jax.random.split(jax.random.key(0), len(images))
-    return train.mean_loss(it, it.times, (), params, jnp.asarray(images), keys, jax.random.key(1))[0]
+    keys, others = jax.random.split(jax.random.key(0), (2, len(images)))
+    x0, cond = prepared(parts.prepare, jnp.asarray(images), keys, None)
+    return parts.objective(parts.model, params, others, x0, cond, train_key=jax.random.key(1)).mean()
 
 
 def forward(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -266,13 +280,14 @@ def forward(options: argparse.Namespace) -> list[dict[str, Any]]:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((batch, 32, 32, 3)).astype(np.float32)
         t = np.arange(batch) * 10.0
-        params = drawn(jax.eval_shape(net.init, jax.random.key(0), x, jnp.asarray(t, jnp.float32)))
+        cond = Cond(jnp.asarray(t, jnp.float32))
+        params = drawn(jax.eval_shape(net.init, jax.random.key(0), x, cond))
         run = jax.jit(net.apply)
         unet = their_unet((32, 32, 3), CIFAR, {"net": params}).eval()
         theirs = Theirs(unet, options.dtype, False)
         unet.eval()
         x_, t_ = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(DEVICE), torch.from_numpy(t).to(DEVICE)
-        ours_x, ours_t = jax.device_put(x), jnp.asarray(t, jnp.float32)
+        ours_x = jax.device_put(x)
 
         def evaluate(theirs=theirs, x_=x_, t_=t_):
             with torch.inference_mode():
@@ -280,7 +295,7 @@ def forward(options: argparse.Namespace) -> list[dict[str, Any]]:
             wait()
             return found
 
-        ours = lambda run=run, p=params, x=ours_x, t=ours_t: run(p, x, t).block_until_ready()  # noqa: E731
+        ours = lambda run=run, p=params, x=ours_x, cond=cond: run(p, x, cond).block_until_ready()  # noqa: E731
         apart = np.abs(np.asarray(ours()).transpose(0, 3, 1, 2) - evaluate().float().cpu().numpy()).max()
         found = pair(ours, evaluate, 2 * options.rounds)
         rows.append(
@@ -297,14 +312,13 @@ def sampling(options: argparse.Namespace) -> list[dict[str, Any]]:
     cases.append(("CIFAR-10's", (32, 32, 3), CIFAR, 2))
     for name, shape, net, batch in cases:
         for steps in (50, 1000):
-            it = experiment(
+            parts = parts_of(
                 shape,
                 net,
                 **{"sampler.n": steps, "sampler.batch": batch, "net.unet.dtype": options.dtype},
-                **({"sampler.predictor.ancestral.eta": 0.0} if steps < 1000 else {}),
+                **({"sampler.step.ancestral.eta": 0.0} if steps < 1000 else {}),
             )
-            params = jax.jit(it.init)(jax.random.key(0))
-            draw = train.make_sampler(it)
+            params, draw = first_params(parts), parts.sampling
             unet = their_unet(shape, net, params).eval()
             if options.dtype == "bfloat16":
                 unet = unet.to(torch.bfloat16)
@@ -335,7 +349,7 @@ def losses(options: argparse.Namespace) -> list[dict[str, Any]]:
     cases = [("CIFAR-10's", cifar, 4, name) for name in ("dsm", "ssm", "fdssm")]
     cases += [("8x8, 32 channels", digits, 32, name) for name in ("dsm", "ssm", "fdssm", "ism")]
     for net, (shape, fields), batch, name in cases:
-        kinds = [experiment(shape, fields, train__batch=batch, loss__name=loss) for loss in ("eps", name)]
+        kinds = [parts_of(shape, fields, train__batch=batch, loss__name=loss) for loss in ("eps", name)]
         images = kinds[0].dataset.batch(0, 0, batch)
         steps = (functools.partial(Ours(kind).step, images) for kind in kinds)
         found = pair(*steps, options.rounds)
@@ -373,19 +387,19 @@ def child(part: str, batch: int, dtype: str, env: dict[str, str] | None = None) 
 
 
 def as_child(part: str, batch: int, dtype: str) -> dict[str, float]:
-    """What `child` asks for."""
+    """What `child` runs."""
     begin = time.perf_counter()
-    it = experiment((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=dtype)
-    images = it.dataset.batch(0, 0, batch)
+    parts = parts_of((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=dtype)
+    images = parts.dataset.batch(0, 0, batch)
     before = held()
     if part == "memory-theirs":
-        params = jax.jit(it.init)(jax.random.key(0))
+        params = first_params(parts)
         theirs = Theirs(their_unet((32, 32, 3), CIFAR, params), dtype, False)
         del params
         jax.clear_caches()
         work = theirs.step
     else:
-        work = Ours(it).step
+        work = Ours(parts).step
     for _ in range(1 if part == "compile" else 3):
         work(images)
     return {"seconds": time.perf_counter() - begin, "bytes": most(part) - before}
@@ -506,10 +520,7 @@ def size(row: dict[str, Any]) -> str:
 
 def draw_figure(found: dict[str, Any]) -> None:
     """The ratios as bars about 1, with their quartiles."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from scoregen.app.figures import figure, save
 
     bars = [(f"train step, batch {r['batch']}, {r['beside']}", r) for r in found.get("train", {}).get("rows", [])]
     bars += [(f"forward, batch {r['batch']}", r) for r in found.get("forward", {}).get("rows", [])]
@@ -517,7 +528,7 @@ def draw_figure(found: dict[str, Any]) -> None:
     labels, rows = zip(*bars[::-1], strict=True)
     ratios = np.array([r["ratio"] for r in rows])
     spread = np.array([(r["ratio"] - r["low"], r["high"] - r["ratio"]) for r in rows]).T
-    figure, panel = plt.subplots(figsize=(8, 0.34 * len(bars) + 1.2), layout="constrained")
+    page, ((panel,),) = figure(size=(8, 0.34 * len(bars) + 1.2))
     colors = ["#22313f" if ratio >= 1 else "#c8553d" for ratio in ratios]
     panel.barh(labels, ratios - 1, left=1, color=colors, xerr=spread, error_kw={"ecolor": "#888888", "lw": 1})
     for i, ratio in enumerate(ratios):
@@ -533,8 +544,7 @@ def draw_figure(found: dict[str, Any]) -> None:
     panel.set_xlabel("PyTorch's time over scoregen's: to the right of 1, scoregen is faster")
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.tick_params(axis="y", length=0)
-    figure.savefig(FIGURE, dpi=110)
-    plt.close(figure)
+    save(FIGURE, page)
 
 
 def main() -> None:

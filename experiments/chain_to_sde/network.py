@@ -1,6 +1,6 @@
-"""DDPM in the plane, whose denoiser is asked at the levels of other chains; its own samples are of no account here."""
+"""DDPM in the plane, whose denoiser is used at the levels of other chains; few of its own samples are drawn."""
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():

@@ -1,27 +1,27 @@
 """From a chain to its stochastic differential equation
 
-With L levels, a walk down DDPM's chain ends at a distance of order 1/L from the data's law, and so do the simplest
-solvers of its two differential equations. The bound closes as 1/L too, if a step has the variance of the forward one,
-or if levels are even in log-SNR, and the decoder that of the least noise; with the posterior's variance on DDPM's own
-levels it does not close. Distances: Wasserstein, of a mixture on the line, computed and not drawn. Likelihoods: nats
-above those of the exact density, of eight Gaussians in the plane.
+Samples of DDPM's chain with L levels are at a distance of order 1/L from the data's law, and so are those of the
+simplest solvers of its two differential equations. The bound approaches the likelihood as 1/L too, if the decoder has
+the variance of the least noise and either each step has the variance of the forward step or the levels are even in
+log-SNR. With the posterior's variance on DDPM's own levels it does not. Distances: Wasserstein, for a mixture on the
+line, computed and not estimated. Likelihoods: nats above those of the exact density, for eight Gaussians in the plane.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.special import ndtr
 
-from scoregen.denoiser import as_process
+from scoregen.app.figures import ACCENT, INK, figure, save
+from scoregen.contrib.sweep import grid
+from scoregen.denoiser import Denoiser
 from scoregen.likelihood import Bound, ProbabilityFlow
-from scoregen.oracle import Mixture
-from scoregen.process import VP, betas, normal, rows
-from scoregen.report import ACCENT, INK, pyplot
-from scoregen.samplers import Ancestral, EulerMaruyama
-from scoregen.sweep import grid
+from scoregen.process import VP, betas
+from scoregen.random import broadcast, normal
+from scoregen.samplers import Ancestral, EulerMaruyama, OwnGrid
+from scoregen.testing.oracle import Mixture
 
 LEVELS = (10, 30, 100, 300, 1000)
 EXAMPLES = 1024
@@ -35,8 +35,8 @@ WALKS = {
     "DDIM: its ODE": (Ancestral(0.0), True),
 }
 DETERMINISTIC = ("DDIM: its ODE",)
-FLAT = ("ODE, DDPM's levels", "forward variance")  # at the end, where they are 0 within their error
-# Levels, the variance of a step, and the decoder: DDPM's or of variance sigma_0^2.
+FLAT = ("ODE, DDPM's levels", "forward variance")  # at the end they are 0 within their error
+# The levels, the variance of a step, and the decoder: DDPM's, or wide with the variance sigma_0^2.
 GAPS = {
     "bound of DDPM": ACCENT,
     "bound, DDPM's levels, wide decoder": "#d9a36a",
@@ -58,7 +58,7 @@ def measure(run):
         with jax.enable_x64(True):
             found = [distance(walk, levels) for levels in LEVELS]
     else:
-        with jax.enable_x64(run.experiment is None):
+        with jax.enable_x64(run.run is None):
             found = [gap(run, levels) for levels in LEVELS]
     figures = {f"L = {levels}": value for levels, value in zip(LEVELS, found, strict=True)}
     if run.options.get("nats above", "").endswith(FLAT):
@@ -72,30 +72,30 @@ def chain(log_abar):
 
 
 def ddpm_levels(count):
-    """DDPM's, whose beta_t is beta(t) / L, up to what is smaller: at t = 1/L, 2/L, ... 1 of the SDE."""
+    """DDPM's levels, with beta_t = beta(t) / L to first order: the times t = 1/L, 2/L, ... 1 of the SDE."""
     t = np.arange(1, count + 1) / count
     return chain(-(0.1 * t + 19.9 * t**2 / 2))
 
 
 def even_levels(count):
-    """As noisy at both ends as DDPM with a thousand, and even in log-SNR between."""
+    """Levels as noisy at both ends as DDPM's with a thousand levels, and even in log-SNR between."""
     return chain(-np.logaddexp(0, -np.linspace(9.2, -10.0, count)))
 
 
 def distance(name, levels):
-    """Of a walk's end from the data: its density is carried down the levels, on a grid of points.
+    """The distance of samples from the data: the density of x is carried down the levels, on a grid of points.
 
-    A step from x is normal, with a mean m(x) and a deviation c that does not depend on x: of two draws of it whose
-    noise is known, one has both. Without noise the shares of mass below the points are carried instead.
+    The law of a step from x is normal, with a mean m(x) and a deviation c that does not depend on x. Both are found
+    from two draws whose noise is known. Without noise the mass below each point is carried instead.
     """
-    predictor, on_chain = WALKS[name]
+    solver, on_chain = WALKS[name]
     process = ddpm_levels(levels) if on_chain else VP(t_min=1 / levels)
-    predict, times = LINE.predict(process), process.grid(levels)
-    # Some 0.0086 apart: a sum over a normal density whose deviation is 0.0077, that of the shortest step's noise, is
-    # then exact to 1e-7. Without noise so many that some end between the modes.
+    denoiser, times = LINE.denoiser(process), OwnGrid()(process, levels)
+    # About 0.0086 apart: a sum over a normal density of deviation 0.0077, that of the shortest step's noise, is then
+    # exact to 1e-7. Without noise there are so many that some end between the modes.
     x = jnp.linspace(-6.0, 6.0, 40_001 if name in DETERMINISTIC else 1401)
     width = x[1] - x[0]
-    keys = [jax.vmap(lambda _, i=i: jax.random.key(i))(x) for i in (0, 1)]  # so that all points have one noise
+    keys = [jax.vmap(lambda _, i=i: jax.random.key(i))(x) for i in (0, 1)]  # the same noise at all points
     noises = [normal(key, (len(x), 1))[0, 0] for key in keys]
 
     def at(end):
@@ -103,7 +103,7 @@ def distance(name, levels):
 
     def step(state, ends):
         points, density = state
-        one, two = (predictor(process, predict, key, points[:, None], *map(at, ends))[:, 0] for key in keys)
+        one, two = (solver.step(denoiser, key, points[:, None], *map(at, ends), ())[0][:, 0] for key in keys)
         if name in DETERMINISTIC:
             return (one, density), None
         deviation = (one[0] - two[0]) / (noises[0] - noises[1])
@@ -116,7 +116,7 @@ def distance(name, levels):
         std = process.prior_std()
         density = jnp.exp(-0.5 * (x / std) ** 2) / (std * jnp.sqrt(2 * jnp.pi))
         state, _ = jax.lax.scan(step, (x, density), (times[:-1], times[1:]))
-        return predict(state[0][:, None], at(times[-1])).x0[:, 0], state[1]
+        return denoiser(state[0][:, None], at(times[-1])).x0[:, 0], state[1]
 
     ends, density = map(np.asarray, walk(times))
     below = PchipInterpolator(ends, CubicSpline(x, density).antiderivative()(x))
@@ -126,46 +126,45 @@ def distance(name, levels):
 
 
 def gap(run, levels):
-    """Nats by which -log p is above that of the exact density, a mean over the same examples."""
+    """-log p minus -log p of the exact density, in nats; a mean over the same examples."""
     name = run.options["nats above"]
-    key = jax.random.key(run.experiment.config.seed if run.experiment else run.options["seed"])
-    process = even_levels(levels) if "even" in name else ddpm_levels(levels)
-    predict = denoiser(run, process)
+    key = jax.random.key(run.config.seed if run.run else run.options["seed"])
+    denoiser = denoiser_under(run, even_levels(levels) if "even" in name else ddpm_levels(levels))
     x0 = RING.sample(key, EXAMPLES)
     if name.startswith("ODE"):
-        x0, estimate = x0[:256], ProbabilityFlow(None, rtol=1e-5, atol=1e-5)
+        x0, estimate = x0[:256], ProbabilityFlow(rtol=1e-5, atol=1e-5)
     elif name == "bound of DDPM":
-        estimate = Bound(None, strata=0)
+        estimate = Bound(strata=0)
     else:
-        estimate = Bound(None, variance="learned", strata=0)
-        predict = varied(predict, lambda t: (t >= 0) if "forward" in name else (t == 0))
-    found = jax.jit(functools.partial(estimate, process, predict))(key, x0)
+        estimate = Bound(variance="learned", strata=0)
+        denoiser = forward_variance(denoiser, decoder_only="forward" not in name)
+    found = jax.jit(estimate)(denoiser, key, x0)
     return float(jnp.mean(RING.log_prob(x0) - found.nats))
 
 
-def denoiser(run, process):
-    if run.experiment is None:
-        return RING.predict(process)
-    return as_process(run.experiment.predict(run.params), run.experiment.process, process)
+def denoiser_under(run, process):
+    """The exact denoiser, or that of the trained network, under this process."""
+    return RING.denoiser(process) if run.run is None else run.run.denoiser.under(process)
 
 
-def varied(predict, forward):
-    """The forward step's variance at the times where `forward(t)` holds, at others the posterior's.
+def forward_variance(denoiser, decoder_only):
+    """The denoiser with the forward step's variance: at all levels, or only in the decoder, at level 0.
 
-    Of the decoder, at 0, the first is sigma_0^2, what x0 has left of x_0's noise. DDPM's has the variance of a step
-    from its first level, and goes to 0 as steps grow short.
+    The decoder then has the variance sigma_0^2, the noise in x at level 0. DDPM's decoder has the variance of a step
+    from its first level, which goes to 0 as the steps get shorter.
     """
+    last = 0 if decoder_only else denoiser.process.ends[1]
+    return Denoiser(denoiser.process, Partial(with_variance, denoiser, last))
 
-    def predict_(x, t):
-        found = predict(x, t)
-        return found._replace(between=jnp.broadcast_to(rows(forward(t).astype(x.dtype), x), x.shape))
 
-    return predict_
+def with_variance(denoiser, last, x, t):
+    """The prediction, with the forward step's variance at the levels 0 to `last` and the posterior's above them."""
+    between = broadcast((t <= last).astype(x.dtype), x)
+    return denoiser(x, t)._replace(between=jnp.broadcast_to(between, x.shape))
 
 
 def draw(rows, path):
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.4), layout="constrained")
+    page, ((left, right),) = figure(1, 2, (14, 5.4))
     colors = dict(zip(WALKS, (ACCENT, "#d9a36a", INK), strict=True))
     for row in rows:
         if not row.results:
@@ -180,7 +179,7 @@ def draw(rows, path):
             name, trained = row.options["sweep.nats above"], row.options["sweep.denoiser"] == "trained"
             look = {"ls": "--", "marker": "s", "mfc": "none"} if trained else {"ls": "-", "marker": "o"}
             label = None if trained else name
-            means = np.maximum(means, LEAST / 2)  # so that what is 0 within its error leaves through the bottom
+            means = np.maximum(means, LEAST / 2)  # a value of 0 within its error is drawn below the panel
             right.errorbar(LEVELS, means, errors, color=GAPS[name], lw=2, capsize=3, label=label, **look)
     size = {"fontsize": 14}
     left.loglog(LEVELS, 0.8 / np.array(LEVELS), ":", color=INK, lw=1.5, label="1 / L")
@@ -198,5 +197,4 @@ def draw(rows, path):
         if panel.get_legend_handles_labels()[0]:
             panel.legend(frameon=False, fontsize=11)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(path, page, dpi=100)

@@ -1,25 +1,24 @@
 """DDPM and NCSN are one model
 
-A network that was trained as either is sampled as the other; of points nothing is seen to be lost, and the samples of
-digits differ by the sampler and its evaluations rather than by what the network was trained as. And every term L_{t-1}
-of the variational bound, a divergence of two Gaussians, is denoising score matching at its noise level with its own
-weight. Distances: of points the sliced Wasserstein distance, of digits the Frechet distance in a small classifier's
-features.
+A network that was trained as either can be sampled as the other. For points no loss is seen; for digits the samples
+depend on the sampler and its number of evaluations, not on how the network was trained. Every term L_{t-1} of the
+variational bound, a divergence of two Gaussians, is denoising score matching at its noise level with its own weight.
+Distances: the sliced Wasserstein distance for points, for digits the Frechet distance in a small classifier's features.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoregen.config import load
-from scoregen.experiment import assemble
-from scoregen.judge import distance_to_data
+from scoregen.app.build import build
+from scoregen.app.config import load
+from scoregen.app.figures import ACCENT, INK, empty, save
+from scoregen.app.judge import distance_to_data
+from scoregen.app.report import sheet
+from scoregen.app.sampling import held_out
+from scoregen.contrib.sweep import grid
 from scoregen.losses import DSM
-from scoregen.process import perturb, posterior
-from scoregen.report import ACCENT, INK, pyplot, sheet
-from scoregen.samplers import evaluations
-from scoregen.sweep import grid
-from scoregen.train import make_sampler
+from scoregen.process import perturb, posterior, snr_loss_rate
 
 PAIRS = {"ddpm_toy": "ncsn_toy", "ncsn_toy": "ddpm_toy", "ddpm_digits": "ncsn_digits", "ncsn_digits": "ddpm_digits"}
 NAMES = {"ddpm": "DDPM, ancestral", "ncsn": "NCSN, annealed Langevin"}
@@ -32,59 +31,56 @@ def cells():
 
 
 def measure(run):
-    figures = {}
-    distance = distance_to_data(run.experiment)
-    for name, experiment in sorted(both(run.experiment).items()):
-        drawn = make_sampler(experiment)(run.params, run.experiment.config.eval.samples)
-        shown = drawn if drawn.ndim == 2 else experiment.scaling.to_bytes(drawn[:16])
-        np.save(run.workdir / f"{name}.npy", shown)
+    figures, dataset, scaling = {}, run.parts.dataset, run.parts.scaling
+    distance = distance_to_data(dataset, scaling)
+    for name, sampling in sorted(both(run.parts).items()):
+        drawn = sampling(run.run.params, run.config.eval.samples)
+        np.save(run.workdir / f"{name}.npy", scaling.to_bytes(drawn[:16]) if dataset.is_image else drawn)
         found = distance(drawn)
         figures[f"distance, sampled as {NAMES[name]}"] = found.value, found.floor
-        figures[f"evaluations as {name.upper()}"] = evaluations(
-            experiment.walk,
-            experiment.predictor,
-            experiment.corrector,
-            experiment.config.sampler.n or None,
-            denoise=experiment.config.sampler.denoise,
-        )
+        figures[f"evaluations as {name.upper()}"] = sampling.sampler.evaluations(sampling.process)
     return figures | terms(run)
 
 
-def both(experiment):
-    """The experiment, and the one that samples the same network as the other preset is sampled."""
-    config = experiment.config.copy_and_resolve_references()
+def both(parts):
+    """How the network is sampled by its own preset and by the other one, each under the name of its process."""
+    config = parts.config.copy_and_resolve_references()
     other = load(PAIRS[config.name])
     config.sampler = other.sampler
-    config.sampler.batch = experiment.config.sampler.batch
+    config.sampler.batch = parts.config.sampler.batch
     config.sampler.process.name = other.process.name
     config.sampler.process[other.process.name] = other.process[other.process.name]
-    return {config.process.name: experiment, other.process.name: assemble(config)}
+    return {
+        config.process.name: parts.sampling,
+        other.process.name: build(config, "sample", parts.dataset).sampling,
+    }
 
 
 def terms(run):
     """L_{t-1} of all levels, from the two Gaussians and from the DSM loss, in double precision.
 
-    The network's parameters are as they were learned; the levels are computed anew, since in single precision the
-    difference of two neighbours' log-SNR has few digits. All levels have the same noise, so that they compare.
+    The network's parameters are as they were learned. The levels are computed again: in single precision the difference
+    of two neighbours' log-SNR has few digits. All levels have the same noise, so that they compare.
     """
-    examples = 16 if run.experiment.dataset.is_image else 256
-    noise = jax.random.key(run.experiment.config.seed)
+    dataset = run.parts.dataset
+    examples = 16 if dataset.is_image else 256
+    noise = jax.random.key(run.config.seed)
     with jax.enable_x64(True):
-        experiment = assemble(run.experiment.config)
-        process = experiment.process
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), run.params)
-        x0 = jnp.asarray(experiment.held_out(np.arange(examples)), jnp.float64)
+        model = build(run.config, "sample", dataset).model
+        process = model.process
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), run.run.params)
+        x0 = jnp.asarray(held_out(dataset, run.parts.scaling, run.config.seed, np.arange(examples)), jnp.float64)
 
         @jax.jit
         def at(params, level):
             t = jnp.full(examples, level)
             noised = perturb(process, noise, x0, t)
-            predict = experiment.predict(params)
-            estimate = predict(noised.x, t).x0
+            denoiser = model.denoiser(params)
+            estimate = denoiser(noised.x, t).x0
             (mean, std), (guess, _) = (posterior(process, noised.x, x, t, t - 1) for x in (x0, estimate))
             kl = jnp.sum((mean - guess) ** 2, range(1, x0.ndim)) / (2 * std**2)
-            dsm = DSM()(process, predict, noised, noise)
-            return kl.mean(), dsm.mean(), process.rate(t)[0]
+            dsm = DSM()(denoiser, noised, noise)
+            return kl.mean(), dsm.mean(), snr_loss_rate(process, t)[0]
 
         found = np.array([at(params, level) for level in range(1, process.levels)])
     kl, dsm, weight = found.T
@@ -97,9 +93,8 @@ def terms(run):
 
 
 def draw(rows, path):
-    plt = pyplot()
-    figure = plt.figure(figsize=(17, 6.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.85, 1))
+    page = empty((17, 6.2))
+    left, right = page.subfigures(1, 2, width_ratios=(1.85, 1))
     panels = left.subplots(2, 4)
     done = {row.options["config"]: row.folders[0] for row in rows if row.folders}
     for line, kind in zip(panels, ("toy", "digits"), strict=True):
@@ -126,12 +121,11 @@ def draw(rows, path):
     panel.legend(frameon=False, fontsize=12)
     panel.tick_params(labelsize=11)
     panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(path, page, dpi=100)
 
 
 def show(panel, samples, color):
-    """Points, or a sheet of digits; in one colour what is sampled as it was trained, in the other what is not."""
+    """Points in this colour, or a sheet of digits."""
     if samples.ndim == 2:
         panel.scatter(*samples.T, s=3, lw=0, alpha=0.4, color=color)
         panel.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1), aspect="equal")

@@ -17,8 +17,8 @@ from estimators import PROCESS, SLICED, along, mixture, network, noised_batch
 
 from scoregen.losses import DSM, FDSSM, ISM, SSM
 from scoregen.nets import MLP, UNet
-from scoregen.oracle import TWO_MODES
 from scoregen.process import Noised
+from scoregen.testing.oracle import TWO_MODES
 
 LOGSNRS, NODES = (3.0, 0.5, -2.5), (20, 60, 180)
 STEPS = (0.1, 0.03, 0.01, 0.003, 0.001)
@@ -36,7 +36,7 @@ class Case:
     counts: tuple  # of examples, for ISM against DSM
 
     def __post_init__(self):
-        self.weights, self.predict = network(self.net, self.shape, "float64")
+        self.weights, self.denoiser = network(self.net, self.shape, "float64")
 
     def batch(self, count, seed=1):
         noised = noised_batch(self.data, count, seed)
@@ -46,7 +46,7 @@ class Case:
         """For each of M batches `[M, B, ...]`, the gradient `[M, P]` of the mean of share times the loss."""
 
         def mean(weights, noised, key, share):
-            return jnp.mean(share * loss(PROCESS, self.predict(weights), noised, key))
+            return jnp.mean(share * loss(self.denoiser(weights), noised, key))
 
         share = jnp.ones(noised.t.shape) if share is None else share
         each = jax.jit(lambda *batches: jax.lax.map(lambda batch: jax.grad(mean)(self.weights, *batch), batches))

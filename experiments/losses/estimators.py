@@ -18,13 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from scoregen.denoiser import CONDITIONS, TARGETS, denoiser
+from scoregen.app.figures import figure, save
+from scoregen.cond import Cond
+from scoregen.denoiser import CONDITIONS, from_network
 from scoregen.losses import DSM, FDSSM, ISM, SSM
 from scoregen.losses.matching import PROJECTIONS
 from scoregen.nets import MLP
-from scoregen.oracle import Mixture
-from scoregen.process import VP, Noised, example_keys, perturb
-from scoregen.report import pyplot
+from scoregen.process import VP, Noised, perturb
+from scoregen.random import example_keys
+from scoregen.testing.oracle import Mixture
+from scoregen.times import Own
 
 HERE = Path(__file__).parent
 PROCESS = VP()
@@ -50,22 +53,26 @@ def random_weights(params, seed=0, dtype="float32"):
 
 
 def network(net, shape, dtype="float32"):
-    """Random weights, flat `[P]`, and predict(weights) -> the denoiser with them; the net gives eps."""
-    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1))
+    """Random weights, flat `[P]`, and a function: weights -> the denoiser with them; the net gives eps."""
+    template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), Cond(jnp.zeros(1)))
     flat, unravel = ravel_pytree(random_weights(template, dtype=dtype))
 
-    def predict(weights):
+    def denoiser(weights):
         params = unravel(weights)
-        return denoiser(PROCESS, TARGETS["eps"], lambda x, t: net.apply(params, x, CONDITIONS["logsnr"](PROCESS, t)))
+        return from_network(PROCESS, "eps", lambda x, t: net.apply(params, x, Cond(CONDITIONS["logsnr"](PROCESS, t))))
 
-    return flat, predict
+    return flat, denoiser
+
+
+def times(key, count):
+    """Times `[count]` from the training law."""
+    return Own().draw(PROCESS, (), key, count).t
 
 
 def noised_batch(data, count, seed=1):
     """Draws of x_t, with t from the training law."""
     keys = jax.random.split(jax.random.key(seed), 3)
-    t = PROCESS.sample_time(keys[0], (count,))
-    return perturb(PROCESS, keys[1], data.sample(keys[2], count), t)
+    return perturb(PROCESS, keys[1], data.sample(keys[2], count), times(keys[0], count))
 
 
 class Fisher:
@@ -74,23 +81,24 @@ class Fisher:
     def __init__(self, data):
         self.data = data
 
-    def __call__(self, process, predict, noised, key):
-        gap = predict(noised.x, noised.t).score - self.data.score(process, noised.x, noised.t)
+    def __call__(self, denoiser, noised, key):
+        process = denoiser.process
+        gap = denoiser(noised.x, noised.t).score - self.data.score(process, noised.x, noised.t)
         return 0.5 * process.sigma(noised.t) ** 2 * jnp.sum(gap**2, 1)
 
     def constant(self, process, noised):
         """E[DSM | x_t] - Fisher = 1/2 tr Cov(eps | x_t) = 1/2 (D + sigma^2 tr grad^2 log p_t), `[B]`."""
-        exact = self.data.predict(process)
+        exact = self.data.denoiser(process)
         square = jnp.sum(exact(noised.x, noised.t).eps ** 2, 1)
-        return 0.5 * (self.data.dim + ISM()(process, exact, noised, jax.random.key(0)) - 0.5 * square)
+        return 0.5 * (self.data.dim + ISM()(exact, noised, jax.random.key(0)) - 0.5 * square)
 
 
-def per_example(loss, predict, weights, noised, seed=0, chunk=64):
+def per_example(loss, denoiser, weights, noised, seed=0, chunk=64):
     """The loss `[N]` and its gradient `[N, P]` of each example by itself."""
 
     def one(weights, row, key):
         batch = jax.tree.map(lambda a: a[None], row)
-        return loss(PROCESS, predict(weights), batch, key[None])[0]
+        return loss(denoiser(weights), batch, key[None])[0]
 
     many = jax.jit(jax.vmap(jax.value_and_grad(one), (None, 0, 0)))
     keys, values, gradients = example_keys(jax.random.key(seed), len(noised.x)), [], []
@@ -106,28 +114,28 @@ class Accuracy:
     """Errors at one D. Everything exact is computed once, and each estimator is held against it."""
 
     def __init__(self, dims, count):
-        self.weights, self.predict = network(MLP(), (dims,))
+        self.weights, self.denoiser = network(MLP(), (dims,))
         data = mixture(dims)
         fisher = Fisher(data)
         many = noised_batch(data, 16 * count, seed=2)
         key = jax.random.key(0)
 
         def mean_loss(w):
-            return jnp.mean(fisher(PROCESS, self.predict(w), many, key))
+            return jnp.mean(fisher(self.denoiser(w), many, key))
 
         # Of all three the expected gradient is the same, and along the Fisher divergence it has the least noise.
         self.scale, mean = jax.jit(jax.value_and_grad(mean_loss))(self.weights)
         self.size = float(jnp.linalg.norm(mean))
         self.direction = np.asarray(mean) / self.size
         self.noised = noised_batch(data, count)
-        self.fisher = per_example(fisher, self.predict, self.weights, self.noised)
+        self.fisher = per_example(fisher, self.denoiser, self.weights, self.noised)
         self.fisher = (self.fisher[0] + np.asarray(jax.jit(fisher.constant)(PROCESS, self.noised)), self.fisher[1])
-        self.ism = per_example(ISM(), self.predict, self.weights, self.noised)
+        self.ism = per_example(ISM(), self.denoiser, self.weights, self.noised)
 
     def __call__(self, loss):
         """(RMS error of the loss, RMS error of the gradient, that with the data's own noise, bias, its error)."""
         is_ism = isinstance(loss, ISM)
-        value, gradient = self.ism if is_ism else per_example(loss, self.predict, self.weights, self.noised)
+        value, gradient = self.ism if is_ism else per_example(loss, self.denoiser, self.weights, self.noised)
         exact = self.fisher if isinstance(loss, DSM) else self.ism
         bias = (gradient - (self.fisher if is_ism else exact)[1]) @ self.direction / self.size
         return (
@@ -143,7 +151,7 @@ def along(cls, directions):
     """The loss `cls` along the given directions `[B, S, ...]`."""
 
     class Along(cls):
-        def draw(self, key, x):
+        def directions(self, key, x):
             return jnp.asarray(directions, x.dtype)
 
     return Along
@@ -156,11 +164,11 @@ def step_errors(dims, count, steps):
     with jax.enable_x64(True):
         noised = noised_batch(mixture(dims), count)
         for dtype in ("float64", "float32"):
-            weights, predict = network(MLP(), (dims,), dtype)
+            weights, denoiser = network(MLP(), (dims,), dtype)
             batch = Noised(*(a.astype(dtype) for a in noised))
 
-            def gradient(loss, weights=weights, predict=predict, batch=batch):
-                f = jax.jit(jax.grad(lambda w: jnp.mean(loss(PROCESS, predict(w), batch, jax.random.key(0)))))
+            def gradient(loss, weights=weights, denoiser=denoiser, batch=batch):
+                f = jax.jit(jax.grad(lambda w: jnp.mean(loss(denoiser(w), batch, jax.random.key(0)))))
                 return np.asarray(f(weights), np.float64)
 
             if dtype == "float64":
@@ -184,15 +192,15 @@ def costs(dims, losses, batch, rounds):
     All are timed in turn within a round, so that whatever else the machine does slows them alike; a slow one sits some
     rounds out (NaN).
     """
-    weights, predict = network(MLP(), (dims,))
+    weights, denoiser = network(MLP(), (dims,))
     x0 = mixture(dims).sample(jax.random.key(0), batch)
-    t = PROCESS.sample_time(jax.random.key(1), (batch,))
+    t = times(jax.random.key(1), batch)
     steps, alone, memory = {}, {}, {}
     for name, loss in losses.items():
 
         def mean_loss(w, x0, t, key, loss=loss):
             noise, projections = jax.random.split(key)
-            return jnp.mean(loss(PROCESS, predict(w), perturb(PROCESS, noise, x0, t), projections))
+            return jnp.mean(loss(denoiser(w), perturb(PROCESS, noise, x0, t), projections))
 
         args = weights, x0, t, jax.random.key(2)
         compiled = jax.jit(jax.grad(mean_loss)).lower(*args).compile()
@@ -295,12 +303,11 @@ def table(dims, middle, slices, steps, errors, times, memory, by_step):
     return "\n".join(lines) + "\n"
 
 
-def figure(path, dims, middle, slices, steps, errors, times, memory, by_step):
+def draw_figure(path, dims, middle, slices, steps, errors, times, memory, by_step):
     """Six panels: what an estimator's noise is, and what it costs."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-    plt = pyplot()
-    plotted, panels = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained")
+    page, panels = figure(2, 3, (15, 8.4))
 
     def ticks(axis, values):
         axis.set_major_locator(FixedLocator(values))
@@ -402,7 +409,7 @@ def figure(path, dims, middle, slices, steps, errors, times, memory, by_step):
         low, high = panel.get_ylim()
         fits = [m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
         ticks(panel.yaxis, fits if len(fits) < 9 else [v for v in fits if math.log10(v).is_integer()])
-    plotted.savefig(path, dpi=100)
+    save(path, page, dpi=100)
 
 
 def main():
@@ -419,7 +426,7 @@ def main():
     text = table(*shown, *results)
     (out / "estimators.md").write_text(text)
     print(text)
-    figure(out / "estimators.png", *shown, *results)
+    draw_figure(out / "estimators.png", *shown, *results)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Losses at equal compute
 
-All six have one minimum (FD-SSM's is off by the square of its step), and the same weight at every noise level; each is
-trained for as many floating-point operations. To regress on the noise that is known, by eps or DSM, which are one loss,
-is worth more than to match a score unseen. Of what does that, ISM is worth the most in two dimensions and the least in
-64, where a step of it costs as much as 66; SSM-VR comes next to it, and in 64 first, with FD-SSM, which is the same but
-for what a step costs. Cost and compute: in steps of eps. Fisher divergence: with the factor 1/2 sigma^2; error of eps:
-a mean over pixels; both are means over t. Distances: of the samples from held-out data.
+All six have the same minimum (up to the square of its step for FD-SSM) and the same weight at every noise level; each
+is trained for as many floating-point operations. Regression on the known noise, by eps or DSM, which are one loss, is
+better than matching a score that is not known. Of the losses that match it, ISM is the best in two dimensions and the
+worst in 64, where one of its steps costs as much as 66 of eps. SSM-VR is second in two dimensions and first in 64,
+together with FD-SSM, which differs only in the cost of a step. Cost and compute: in steps of eps. Fisher divergence:
+with the factor 1/2 sigma^2; error of eps: a mean over pixels; both are means over t. Distances: from the samples to
+held-out data.
 """
 
 import estimators
@@ -13,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoregen.checkpoint import Checkpoints
-from scoregen.experiment import assemble
-from scoregen.judge import distance_to_data
+from scoregen.app.build import build
+from scoregen.app.figures import figure, save
+from scoregen.app.judge import distance_to_data
+from scoregen.app.report import sheet
+from scoregen.contrib.sweep import grid
 from scoregen.nets.cost import operations
-from scoregen.oracle import Mixture
 from scoregen.process import perturb
-from scoregen.report import pyplot, sheet
-from scoregen.sweep import grid
-from scoregen.train import abstract_state, make_step
+from scoregen.testing.oracle import Mixture
+from scoregen.train import Checkpoints, abstract_state, make_step
 
 LOSSES = {
     "eps": {"loss.name": "eps"},
@@ -33,17 +34,17 @@ LOSSES = {
 }
 SEEDS = {"points.py": 3, "digits.py": 2}
 BUDGET = {"points.py": 4000, "digits.py": 660}  # in steps of eps
-# Of a step, in those of eps: floating-point operations, as `cost` counts them.
+# Floating-point operations of a step, in units of a step of eps, as `cost` counts them.
 COST = {
     "points.py": {"eps": 1.0, "DSM": 1.0, "SSM": 1.579, "SSM-VR": 1.579, "FD-SSM": 2.0, "ISM": 2.157},
     "digits.py": {"eps": 1.0, "DSM": 1.0, "SSM": 2.012, "SSM-VR": 2.012, "FD-SSM": 2.0, "ISM": 65.74},
 }
 COLOURS = estimators.COLOURS | {"eps": "#9bc2a4"}
-PARTS = {"points.py": 8, "digits.py": 4}  # of a training, after each of which its error is taken
-APART = 6  # steps at least between these: a checkpoint comes with a held-out loss, by ISM as dear as steps of it
-# Of lines that lie on others.
+PARTS = {"points.py": 8, "digits.py": 4}  # of a training; the error is computed after each
+APART = 6  # the least number of steps between these: with each checkpoint a held-out loss is computed
+# The style of lines that lie on others.
 LOOKS = {"eps": {"lw": 5, "alpha": 0.5, "marker": ""}, "DSM": {"lw": 1.5}, "FD-SSM": {"ls": "--"}}
-NOISE = (0.1, 1.0)  # sigma / alpha, between what is low, medium and high
+NOISE = (0.1, 1.0)  # sigma / alpha, between low, middle and high noise
 
 
 def cells():
@@ -55,80 +56,86 @@ def cells():
 
 
 def measure(run):
-    experiment = run.experiment
-    each, at = cost(experiment), levels(experiment)
-    noise = np.exp(-0.5 * np.asarray(experiment.process.logsnr(at)))
-    steps, error = on_the_way(run, error_of(experiment))
+    parts = run.parts
+    each, at = cost(parts), levels(parts.model.process)
+    noise = np.exp(-0.5 * np.asarray(parts.model.process.logsnr(at)))
+    steps, error = on_the_way(run.run, error_of(parts))
     means = np.average(error, 1, shares(at))
     np.savez(run.workdir / "error.npz", spent=each * np.array(steps), means=means, noise=noise, error=error[-1])
-    if experiment.dataset.is_image:
-        np.save(run.workdir / "samples.npy", experiment.scaling.to_bytes(run.samples[:8]))
+    if parts.dataset.is_image:
+        np.save(run.workdir / "samples.npy", parts.scaling.to_bytes(run.samples[:8]))
         figures = {"error of eps, held out": means[-1]}
     else:
         bands = zip(("low", "middle", "high"), np.split(np.arange(len(at)), np.searchsorted(noise, NOISE)), strict=True)
         figures = {"Fisher divergence": means[-1]}
         figures |= {f"at {name} noise": np.average(error[-1][band], weights=shares(at)[band]) for name, band in bands}
-    distance = distance_to_data(experiment)(run.samples)
+    distance = distance_to_data(parts.dataset, parts.scaling)(run.samples)
     return {
         "cost of a step": each,
-        "compute": each * run.step,
+        "compute": each * run.run.step,
         **figures,
         distance.name: (distance.value, distance.floor),
     }
 
 
-def cost(experiment):
-    """The floating-point operations of a step of training, in those of a step on eps."""
-    config = experiment.config.copy_and_resolve_references()
+def cost(parts):
+    """The floating-point operations of a training step, in units of a step on eps."""
+    config = parts.config.copy_and_resolve_references()
     config.loss.name = "eps"
-    raw = jax.ShapeDtypeStruct((config.train.batch, *experiment.dataset.shape), experiment.dataset.train.dtype)
-    this, eps = (operations(make_step(it), abstract_state(it), raw) for it in (experiment, assemble(config)))
+    this, eps = map(operations_of_a_step, (parts, build(config, dataset=parts.dataset)))
     return this / eps
 
 
+def operations_of_a_step(parts):
+    shape = (parts.config.train.batch, *parts.dataset.shape)
+    trained = parts.model, parts.objective, parts.optimizer
+    step = make_step(*trained, parts.average, prepare=parts.prepare)
+    return operations(step, abstract_state(*trained, shape), jax.ShapeDtypeStruct(shape, parts.dataset.train.dtype))
+
+
 def on_the_way(run, error):
-    """The steps of the checkpoints `[C]`, and the error of their averaged parameters, level by level `[C, L]`."""
-    like = abstract_state(run.experiment).ema
-    with Checkpoints(run.trained / "checkpoints") as checkpoints:
+    """The steps of the checkpoints `[C]`, and the error of their averaged parameters at each level `[C, L]`."""
+    with Checkpoints(run.workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
-        return steps, np.array([error(checkpoints.restore_part("ema", like, step=step)[0]) for step in steps])
+        return steps, np.array([error(checkpoints.restore_part("ema", run.params, step)[0]) for step in steps])
 
 
-def levels(experiment):
+def levels(process):
     """Noise levels `[L]`, the least noisy first, and closer together there."""
-    return np.unique(np.geomspace(1, experiment.process.levels, 32).astype(int)) - 1
+    return np.unique(np.geomspace(1, process.levels, 32).astype(int)) - 1
 
 
 def shares(at):
-    """How much each of these levels counts in the mean over all: half of the gap on either side (trapezoids)."""
+    """The weight of each of these levels in the mean over all: half of the gap on either side (trapezoids)."""
     gaps = np.diff(at, prepend=at[0], append=at[-1])
     return (gaps[:-1] + gaps[1:]) / 2
 
 
-def error_of(experiment):
-    """params -> the error at each level `[L]`, of examples and noise that are the same for all losses and seeds.
+def error_of(parts):
+    """A function: params -> the error at each level `[L]`, with the same examples and noise for all losses and seeds.
 
-    Of points the Fisher divergence 1/2 sigma^2 ||s_theta - grad log p_t||^2; of digits that are held out
-    ||eps_theta - eps||^2, a mean over pixels.
+    For points it is the Fisher divergence 1/2 sigma^2 ||s_theta - grad log p_t||^2; for held-out digits the mean over
+    pixels of (eps_theta - eps)^2.
     """
-    process, data = experiment.process, experiment.dataset
+    model, data = parts.model, parts.dataset
+    process, mixture = model.process, parts.config.data.mixture
     example, noise = jax.random.split(jax.random.key(1))
     if data.is_image:
-        x0 = experiment.scaling(data.test, jax.random.split(example, len(data.test)))
+        x0 = parts.scaling(data.test, jax.random.split(example, len(data.test)))
     else:
-        x0 = exact(experiment.config.data.mixture).sample(example, 2000)
+        x0 = exact(mixture).sample(example, 2000)
 
     @jax.jit
     def at(params, level):
         t = jnp.full(len(x0), level)
         noised = perturb(process, jax.random.fold_in(noise, level), x0, t)
-        found = experiment.predict(params)(noised.x, t)
+        found = model.denoiser(params)(noised.x, t)
         if data.is_image:
             return jnp.mean((found.eps - noised.eps) ** 2)
-        truth = exact(experiment.config.data.mixture).score(process, noised.x, t)
+        truth = exact(mixture).score(process, noised.x, t)
         return 0.5 * jnp.mean(process.sigma(t) ** 2 * jnp.sum((found.score - truth) ** 2, 1))
 
-    return lambda params: np.array([at(params, level) for level in levels(experiment)])
+    return lambda params: np.array([at(params, level) for level in levels(process)])
 
 
 def exact(options):
@@ -139,13 +146,12 @@ def exact(options):
 
 
 def called(row):
-    """The loss of a row, by its name in `LOSSES`."""
+    """The name in `LOSSES` of a row's loss."""
     return next(name for name, options in LOSSES.items() if options.items() <= row.options.items())
 
 
 def draw(rows, path):
-    plt = pyplot()
-    figure, panels = plt.subplots(1, 4, figsize=(17, 4.6), layout="constrained", width_ratios=(1, 1, 1, 0.95))
+    page, (panels,) = figure(1, 4, (17, 4.6), width_ratios=(1, 1, 1, 0.95))
     done = [row for row in rows if row.folders]
     points, digits = ([row for row in done if row.options["config"] == config] for config in SEEDS)
     for row in done:
@@ -185,5 +191,4 @@ def draw(rows, path):
     panels[3].set_anchor("N")
     panels[3].tick_params(length=0)
     panels[3].spines[:].set_visible(False)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(path, page, dpi=100)

@@ -1,15 +1,15 @@
-"""NCSN v2 in small: digits in [0, 1], noise levels and step as scoregen.design finds them, and all five techniques.
+"""A small NCSN v2: digits in [0, 1], all five techniques, with the noise levels and step of scoregen.contrib.design.
 
-Its U-Net is told nothing of the noise, and what it gives is divided by sigma.
+The U-Net is not given the noise level, and its output is divided by sigma.
 """
 
 import jax.numpy as jnp
 
-from scoregen.config import load
+from scoregen.app.config import load
+from scoregen.contrib.design import design, largest_distance
+from scoregen.contrib.design.preset import settings, with_settings
 from scoregen.data import digits
 from scoregen.denoiser import CONDITIONS
-from scoregen.design import design, largest_distance
-from scoregen.design.preset import settings, with_settings
 
 CONDITIONS["none"] = lambda process, t: jnp.zeros(jnp.shape(t))
 
@@ -31,7 +31,7 @@ def get_config(sigma_max=None):
     config.sampler.x0.name = "free"
     config.sampler.batch = 500
     config.eval.samples = 500
-    # As trained, but so that a row can say other levels.
+    # The trained process, named here so that cells can change its levels.
     config.sampler.process.name = "ncsn"
     config.sampler.process.ncsn.update(config.process.ncsn)
     return config

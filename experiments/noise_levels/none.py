@@ -1,6 +1,6 @@
 """NCSN v1 (Song & Ermon 2019) on the same network: its levels, step, steps and start; the score itself; no average.
 
-The network is told which level it is. The start, U[0, 1), is none of the five techniques.
+The network is given the index of the level. The start, U[0, 1), is none of the five techniques.
 """
 
 from all_five import get_config as all_five

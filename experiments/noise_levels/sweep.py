@@ -1,27 +1,27 @@
 """The techniques of NCSN's second version, one by one
 
-With the exact score: from a first level below half of the largest distance walks come to the wrong modes, and so they
-do from level to level if these are few, or many of one step each. The variance after one level is what the paper's
-criterion for the step says; but a level is entered with what the one before has left, and along the walk this adds up.
-Networks on small digits need the levels, a step that is long enough and the division by sigma. With these the average,
-the denoising at the end and whether they are told sigma make little or no difference, and a first level of a fifth of
-the distance is no loss.
+With the exact score, samples end at the wrong modes if the first level is below half of the largest distance, if there
+are few levels, or if there are many of one step each. The variance after one level is that of the paper's criterion for
+the step; but each level is entered with the variance that the one before has left, and over all levels this adds up.
+Networks on small digits need the levels, a step that is long enough and the division by sigma. With these, the average,
+the denoising at the end and the input sigma make little or no difference, and a first level of a fifth of the distance
+is no loss.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from all_five import levels as of_digits
 
+from scoregen.app.figures import ACCENT, INK, empty, save
+from scoregen.app.report import sheet
+from scoregen.app.sampling import held_out
+from scoregen.contrib.design import Levels, coverage, design, largest_distance, step_size
+from scoregen.contrib.sweep import grid
 from scoregen.data import digits
-from scoregen.design import Levels, coverage, design, largest_distance, step_size
-from scoregen.oracle import Mixture, gaussian
 from scoregen.process import ncsn
-from scoregen.report import ACCENT, INK, pyplot, sheet
-from scoregen.samplers import Hold, Langevin, evaluations, sample
-from scoregen.sweep import grid
+from scoregen.samplers import Hold, Langevin, Sampler
+from scoregen.testing.oracle import Mixture, gaussian
 
 SIGMA_MIN, DIMS = 0.01, 64
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -41,9 +41,9 @@ def cells():
 
 
 def networks():
-    """All five techniques; then each of them off; then all, as NCSN v1 has them. As a rule with 110 evaluations.
+    """All five techniques; then without each of them; then all as in NCSN v1. With 110 evaluations, but where named.
 
-    What replaces levels and steps is tried with networks that are told sigma, too.
+    Other levels and steps are also tried with networks that are given sigma.
     """
     found = of_digits()
     length, count, steps = (
@@ -55,13 +55,13 @@ def networks():
         return {count: levels, steps: each, length: float(f"{step_size(found.sigma_min, gamma, each):.3g}")}
 
     for presets, name, changed in (
-        ("all_five told", "all five", {}),
+        ("all_five conditioned", "all five", {}),
         ("without_1", "1 off: sigma_1 = 1", {}),
-        ("all_five told", "2 off: 10 levels of 11 steps", spaced(10, 11)),
-        ("all_five told", "2 off: 110 levels of 1 step", spaced(110, 1)),
+        ("all_five conditioned", "2 off: 10 levels of 11 steps", spaced(10, 11)),
+        ("all_five conditioned", "2 off: 110 levels of 1 step", spaced(110, 1)),
         ("without_3", "3 off: the score itself", {}),
-        ("all_five told", "4 off: steps 5 times shorter", {length: found.step_size / 5}),
-        ("all_five told", "4 off: steps 5 times longer", {length: found.step_size * 5}),
+        ("all_five conditioned", "4 off: steps 5 times shorter", {length: found.step_size / 5}),
+        ("all_five conditioned", "4 off: steps 5 times longer", {length: found.step_size * 5}),
         ("without_5", "5 off: no average", {}),
         ("all_five", "no denoising at the end", {"sampler.denoise": False}),
         ("none", "all off: NCSN v1, 11 steps a level", {steps: 11}),
@@ -72,7 +72,7 @@ def networks():
 
 
 def measure(run):
-    if run.experiment is not None:
+    if run.run is not None:
         return of_network(run)
     options, key = run.options, jax.random.key(run.options["seed"])
     if "sigma_1 over d" in options:
@@ -83,35 +83,37 @@ def measure(run):
 
 
 def of_network(run):
-    experiment = run.experiment
-    np.save(run.workdir / "shown.npy", experiment.scaling.to_bytes(run.samples[:8]))
-    walk, langevin, denoise = experiment.walk, experiment.corrector, experiment.config.sampler.denoise
-    sigma = np.asarray(walk.sigma(walk.grid()), np.float64)
+    np.save(run.workdir / "shown.npy", run.parts.scaling.to_bytes(run.samples[:8]))
+    sampler, process = run.parts.sampling.sampler, run.parts.sampling.process
+    langevin, sigma = sampler.corrector, np.asarray(process.sigma(sampler.levels(process)), np.float64)
     levels = sigma[0] / sigma[1], len(sigma), langevin.step_size / sigma[-1] ** 2, langevin.steps
     return {
-        "evaluations": evaluations(walk, experiment.predictor, langevin, denoise=denoise),
+        "evaluations": sampler.evaluations(process),
         "noise left: exact score (sigma_L)": float(np.sqrt(passed_on(*levels))),
         "noise left: read off x (sigma_L)": float(np.sqrt(passed_on(*levels, exact=False))),
-        "eps at twice the noise": pull(experiment, run.params),
+        "eps at twice the noise": pull(run),
     }
 
 
-def pull(experiment, params, excess=2.0):
-    """<eps, z> / <z, z> at x_0 + excess sigma z: the excess with the exact score of points, 1 if it is read off x.
+def pull(run, excess=2.0):
+    """<eps, z> / <z, z> at x_0 + excess sigma z, where z is noise.
 
-    Of held-out digits, and a mean over those levels of the training that a level has twice the noise of.
+    It is `excess` for the exact score of points, and 1 for a network that takes all the noise in x for the level's own.
+    x_0 are the held-out digits. It is a mean over those levels of the training for which there is a level of `excess`
+    times the noise.
     """
-    process, held_out = experiment.process, experiment.held_out(np.arange(len(experiment.dataset.test)))
-    z = jax.random.normal(jax.random.key(0), held_out.shape, held_out.dtype)
+    parts, denoiser = run.parts, run.run.denoiser
+    process, every = denoiser.process, np.arange(len(parts.dataset.test))
+    x0 = held_out(parts.dataset, parts.scaling, run.config.seed, every)
+    z = jax.random.normal(jax.random.key(0), x0.shape, x0.dtype)
 
     @jax.jit
-    def at(params, level):
-        t = jnp.full(len(z), level)
-        eps = experiment.predict(params)(held_out + excess * process.sigma(level) * z, t).eps
+    def at(denoiser, level):
+        eps = denoiser(x0 + excess * process.sigma(level) * z, jnp.full(len(z), level)).eps
         return jnp.sum(eps * z) / jnp.sum(z * z)
 
     sigma = process.sigma(jnp.arange(process.levels))
-    return float(np.mean([at(params, level) for level in np.flatnonzero(excess * sigma <= sigma[-1])]))
+    return float(np.mean([at(denoiser, level) for level in np.flatnonzero(excess * sigma <= sigma[-1])]))
 
 
 def ten_digits():
@@ -129,29 +131,24 @@ def farthest():
 def walk(data, found, key, draws=4000, start=None):
     """The end of annealed Langevin dynamics with the exact score, from N(0, sigma_1^2) or from a start."""
     process = ncsn(found.sigma_min, found.sigma_max, found.levels, data_std=0.0)
-    predict, langevin = data.predict(process), Langevin(found.step_size, found.steps)
-
-    @jax.jit
-    def walked(key, start):
-        return sample(process, predict, key, (draws, data.dim), Hold(), langevin, start=start, denoise=False)
-
-    return walked(key, start)
+    sampler = Sampler(Hold(), Langevin(found.step_size, found.steps), denoise=False)
+    return sampler(data.denoiser(process), key, (draws, data.dim), start)
 
 
 def nearest(data, x):
-    """Which of the points is nearest to each draw, and how far it is."""
+    """The index of the point that is nearest to each draw, and its distance."""
     away = np.linalg.norm(np.asarray(x, np.float64)[:, None] - np.array(data.means)[None], axis=2)
     return away.argmin(1), away.min(1)
 
 
 def wrong(data, x):
-    """How much of the weights is with the wrong points, in %: half of the sum of the differences."""
+    """The error of the weights of the points, in %: half of the sum of the absolute differences."""
     found = np.bincount(nearest(data, x)[0], minlength=len(data.weights)) / len(x)
     return 50 * np.abs(found - data.weights).sum()
 
 
 def initial(fraction, key):
-    """Technique 1: the largest sigma is this fraction of the largest distance d; all else follows from it."""
+    """Technique 1: the largest sigma is this fraction of the largest distance d; the rest follows from it."""
     data, keys = ten_digits(), jax.random.split(key, 3)
     found = design(data.dim, fraction * farthest(), SIGMA_MIN, steps=5)
     prior = walk(data, found, keys[0])
@@ -165,7 +162,7 @@ def initial(fraction, key):
 
 
 def spacing(count, key):
-    """Technique 2: so many levels, from d down, for as many evaluations; the step follows by technique 4."""
+    """Technique 2: `count` levels from d down, always with `BUDGET` evaluations; the step is that of technique 4."""
     data, keys, steps = ten_digits(), jax.random.split(key, 2), BUDGET // count
     gamma = Levels(SIGMA_MIN, farthest(), count, None, None).gamma
     found = Levels(SIGMA_MIN, farthest(), count, step_size(SIGMA_MIN, gamma, steps), steps)
@@ -182,7 +179,7 @@ def spacing(count, key):
 
 
 def variance(after, steps, key, draws=1000):
-    """Technique 4: the variance of the walk over sigma^2, for each length of step, and how far off the formula is."""
+    """Technique 4: the variance of x over sigma^2 for each length of step, and the largest error of the formula."""
     data, rule = gaussian((0.0,) * DIMS, 0.0), design(DIMS, farthest(), SIGMA_MIN, steps)
     process = ncsn(rule.sigma_min, rule.sigma_max, rule.levels, data_std=0.0)
     keys, lowest = jax.random.split(key, 2), jnp.zeros(draws, jnp.int32)
@@ -191,8 +188,7 @@ def variance(after, steps, key, draws=1000):
     for h in STEPS:
         found = Levels(rule.sigma_min, rule.sigma_max, rule.levels, h * SIGMA_MIN**2, steps)
         if after == "one level":
-            langevin = Langevin(found.step_size, steps)
-            x = jax.jit(functools.partial(langevin, process, data.predict(process)))(keys[1], begin, lowest)
+            x = jax.jit(Langevin(found.step_size, steps))(data.denoiser(process), keys[1], begin, lowest)
         else:
             x = walk(data, found, keys[1], draws)
         figures[f"h = {h}"] = measured = float(jnp.mean(x**2)) / SIGMA_MIN**2
@@ -201,18 +197,18 @@ def variance(after, steps, key, draws=1000):
 
 
 def expected(after, found):
-    """The variance over sigma^2: of a level that is entered with gamma^2, which is the paper's criterion, or of all."""
+    """Variance over sigma^2 in theory: after one level entered with gamma^2, the paper's criterion, or after all."""
     if after == "one level":
         return found.settled
     return passed_on(found.gamma, found.levels, found.step_size / found.sigma_min**2, found.steps)
 
 
 def passed_on(gamma, levels, h, steps, exact=True):
-    """The variance u^2 over sigma^2 at the end of a walk, of data at a point: a level is entered with gamma u.
+    """The variance u^2 over sigma^2 after all levels, for data at one point: a level is entered with gamma u.
 
     With the exact score a step takes x = x_0 + u sigma z to x_0 + (1 - h) u sigma z + sqrt(2 h) sigma w. A network
-    that reads the noise off x has z for its eps, whatever u is: so its score is -z / sigma, and a step goes to x_0 +
-    (u - h) sigma z + sqrt(2 h) sigma w. It pulls back no harder from noise that is too much.
+    that estimates the noise from x has eps = z, whatever u is, so its score is -z / sigma, and a step goes to x_0 +
+    (u - h) sigma z + sqrt(2 h) sigma w: its pull does not grow with an excess of noise.
     """
     u = 1.0
     for level in range(levels):
@@ -223,9 +219,8 @@ def passed_on(gamma, levels, h, steps, exact=True):
 
 
 def draw(rows, path):
-    plt = pyplot()
-    figure = plt.figure(figsize=(16, 12), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    page = empty((16, 12))
+    top, bottom = page.subfigures(2, 1, height_ratios=(1, 1.15))
     first, second, third = top.subplots(1, 3)
     top.suptitle("The exact score of ten digits of 64 pixels, as points", fontsize=15)
     bottom.suptitle("Networks trained on digits: how levels are walked counts, and the division by sigma", fontsize=15)
@@ -288,12 +283,12 @@ def draw(rows, path):
     ways = list(dict.fromkeys(row.options["sweep.techniques"] for row in reversed(nets)))
     dots, shown = bottom.subplots(1, 2, width_ratios=(1, 1.25))
     for row in nets:
-        told = row.options["config"] not in ("all_five.py", "without_1.py", "without_5.py")
-        y = ways.index(row.options["sweep.techniques"]) + (-0.19 if told else 0.19)
+        given = row.options["config"] not in ("all_five.py", "without_1.py", "without_5.py")
+        y = ways.index(row.options["sweep.techniques"]) + (-0.19 if given else 0.19)
         mean, spread = row.mean("Frechet distance"), row.error("Frechet distance") or 0.0
-        dots.errorbar(mean, y, xerr=spread, marker="o", ms=8, lw=2, color=ACCENT if told else INK)
-        dots.text(1.13 * (mean + spread), y, f"{mean:#.3g}", va="center", color=ACCENT if told else INK, fontsize=10)
-        strip, left = sheet(np.load(row.folders[0] / "shown.npy"), 480, columns=8), 8.6 * told
+        dots.errorbar(mean, y, xerr=spread, marker="o", ms=8, lw=2, color=ACCENT if given else INK)
+        dots.text(1.13 * (mean + spread), y, f"{mean:#.3g}", va="center", color=ACCENT if given else INK, fontsize=10)
+        strip, left = sheet(np.load(row.folders[0] / "shown.npy"), 480, columns=8), 8.6 * given
         shown.imshow(strip, extent=(left, left + 8, round(y) - 0.46, round(y) + 0.46), aspect="auto")
     if nets:
         dots.axvline(nets[0].floor("Frechet distance"), color=INK, ls=":", lw=1.5)
@@ -303,7 +298,7 @@ def draw(rows, path):
     dots.set_xlabel("Frechet distance from held-out digits (dotted: as many real ones)", fontsize=12)
     for panel in (dots, shown):
         panel.set_ylim(-0.6, max(len(ways), 1) - 0.4)
-    for x, title, color in ((4, "the network is not told sigma", INK), (12.6, "it is told sigma", ACCENT)):
+    for x, title, color in ((4, "the network is not given sigma", INK), (12.6, "it is given sigma", ACCENT)):
         shown.text(x, len(ways) - 0.45, title, ha="center", va="bottom", color=color, fontsize=13)
     shown.set_xlim(0, 16.6)
     shown.axis("off")
@@ -316,8 +311,7 @@ def draw(rows, path):
     for panel in (first, second, third, dots):
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(axis="x", labelsize=11)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save(path, page, dpi=90)
 
 
 def line(panel, rows, where, what, **look):
@@ -327,7 +321,7 @@ def line(panel, rows, where, what, **look):
 
 
 def mark(panel, x, text):
-    """Where a technique is, as a line across."""
+    """A vertical line at the choice of a technique."""
     panel.axvline(x, color="#8b9aa8", ls="--", lw=1.2, zorder=0)
     at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     panel.annotate(text, (x, 0.97), (5, 0), va="top", fontsize=11, **at)

@@ -1,4 +1,4 @@
-"""The sigma_1 of NCSN v1, trained and sampled from there; the ratio of its levels and its step are found anew."""
+"""The sigma_1 of NCSN v1, trained and sampled from there; with the ratio of levels and the step for it."""
 
 from all_five import get_config as all_five
 

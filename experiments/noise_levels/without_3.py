@@ -1,9 +1,9 @@
-"""As NCSN v1 the network gives the score itself and is told the noise: `told` but for the division by sigma."""
+"""Like `conditioned`, but without the division by sigma: as in NCSN v1 the network gives the score itself."""
 
-from told import get_config as told
+from conditioned import get_config as conditioned
 
 
 def get_config():
-    config = told()
+    config = conditioned()
     config.target = "score"
     return config

@@ -1,6 +1,6 @@
-"""The same network over noise levels from there to twice the size of the data, by denoising score matching."""
+"""The network of `one_level` over noise levels from there to twice the size of the data; denoising score matching."""
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():

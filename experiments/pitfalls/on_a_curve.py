@@ -1,6 +1,6 @@
-"""Score matching at one level, as good as none, of data on two half circles."""
+"""Score matching at one level with nearly no noise, for data on two half circles."""
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():

@@ -1,13 +1,13 @@
-"""`all_levels` without its levels: on data that are as good as clean, with noise of a tenth of a mode's width."""
+"""`all_levels` with one level: nearly clean data, with noise of a tenth of a mode's width."""
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():
     config = load("ncsn_toy")
     config.data.name = "two_modes"
     config.process.name = "sigmas"
-    config.process.sigmas.values = (0.02, 0.02002)  # a chain has two levels or more: these are one
+    config.process.sigmas.values = (0.02, 0.02002)  # a chain has two levels or more; these are nearly one
     config.process.sigmas.data_std = 1.0
     config.sampler.corrector.langevin.step_size = 0.02**2
     config.sampler.corrector.langevin.steps = 250

@@ -1,9 +1,9 @@
 """Langevin dynamics without noise levels, and with them
 
-Between modes that are far apart plain Langevin dynamics does not mix, so it keeps the weights that its start gave them;
-a network that saw the data alone has learned no score where there are none; and on a curve, where it has no minimum,
-score matching with next to no noise does not come near its least value. Noise at many levels mends what the first two
-do to samples, and enough noise the third (Song & Ermon 2019, section 3).
+Between modes that are far apart plain Langevin dynamics does not mix, so it keeps the weights of its start. A network
+that was trained on data alone has not learned the score where there are no data. On a curve, where the objective of
+score matching has no minimum without noise, training with nearly none does not reach its least value. Many noise levels
+fix the effect of the first two on samples, and enough noise fixes the third (Song & Ermon 2019, section 3).
 """
 
 import json
@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
 
-from scoregen.judge import distance_to_data
-from scoregen.log import MetricsLog
+from scoregen.app.figures import ACCENT, INK, figure, save
+from scoregen.app.judge import distance_to_data
+from scoregen.contrib.sweep import grid
 from scoregen.metrics import sliced_wasserstein
-from scoregen.oracle import Mixture
-from scoregen.process import ncsn
-from scoregen.report import ACCENT, INK, pyplot
-from scoregen.samplers import Hold, Langevin, sample
-from scoregen.sweep import grid
+from scoregen.process import ncsn, top
+from scoregen.samplers import Hold, Langevin, Sampler
+from scoregen.testing.oracle import Mixture
 
 SEPARATIONS = [4, 6, 8, 12]  # of the modes, in units of their width
 NOISE = [0.0, 0.1]
@@ -37,35 +36,34 @@ def cells():
 
 
 def measure(run):
-    if run.experiment is None:
+    if run.run is None:
         return mixing(run.options["separation"], run.options["seed"])
-    return settling(run) if run.experiment.dataset.name == "moons" else errors(run)
+    return convergence(run) if run.parts.dataset.name == "moons" else errors(run)
 
 
 def mixing(separation, seed):
-    """From the same points, with the exact score of two modes of 80 and 20 % and as many evaluations of it."""
+    """Plain and annealed dynamics from the same points, with as many evaluations of the exact score of two modes."""
     data = Mixture((0.8, 0.2), ((0.0, 0.0), (float(separation), 0.0)), (1.0, 1.0))
     process = ncsn(0.1, 25.0, LEVELS, data_std=0.0)
-    predict = data.predict(process)
+    denoiser = data.denoiser(process)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), separation), 5)
     start = process.prior(keys[0], (DRAWS, 2)) + jnp.array([separation / 2, 0.0])  # no mode is nearer
     lowest = jnp.zeros(DRAWS, jnp.int32)
 
-    @jax.jit
-    def walk():
-        plain = Langevin(0.1, LEVELS * STEPS)(process, predict, keys[1], start, lowest)
-        annealed = sample(process, predict, keys[2], start.shape, Hold(), Langevin(0.1 * 0.1**2, STEPS), start=start)
-        return {"plain": plain, "annealed": annealed, "exact draws": data.sample(keys[3], DRAWS)}
-
-    drawn = walk()
-    found = {name: np.asarray(drawn[name], np.float64) for name in ("plain", "annealed", "exact draws")}
+    annealed = Sampler(Hold(), Langevin(0.1 * 0.1**2, STEPS))
+    drawn = {
+        "plain": jax.jit(Langevin(0.1, LEVELS * STEPS))(denoiser, keys[1], start, lowest),
+        "annealed": annealed(denoiser, keys[2], start.shape, start),
+        "exact draws": data.sample(keys[3], DRAWS),
+    }
+    found = {name: np.asarray(x, np.float64) for name, x in drawn.items()}
     real = np.asarray(data.sample(keys[4], DRAWS))
     shares = {f"heavy mode, {name} (%)": heavy(data, x) for name, x in found.items()}
     return shares | {f"sliced Wasserstein, {name}": sliced_wasserstein(x, real) for name, x in found.items()}
 
 
 def heavy(data, x):
-    """How much is in the first of two modes of one width, in %: the mean of its probability given x."""
+    """The share of the first of two modes of the same width, in %: the mean of its probability given x."""
     one, two = (
         np.log(weight) - 0.5 * np.sum((x - mean) ** 2, 1) / data.stds[0] ** 2
         for weight, mean in zip(data.weights, data.means, strict=True)
@@ -82,10 +80,10 @@ def exact(config):
 
 
 def errors(run):
-    """Of the score: the root of its mean square error over that of the mean square of the exact one."""
-    process, predict = run.experiment.process, run.experiment.predict(run.params)
-    data = exact(run.experiment.config.data)
-    keys = jax.random.split(jax.random.key(run.experiment.config.seed), 4)
+    """Errors of the score: the root mean square of the error over the root mean square of the exact score."""
+    denoiser, process = run.run.denoiser, run.run.model.process
+    data = exact(run.config.data)
+    keys = jax.random.split(jax.random.key(run.config.seed), 4)
     t = jnp.zeros(10_000, jnp.int32)
     noise = float(process.sigma(t[0]))
     at_data = data.sample(keys[0], len(t)) + noise * jax.random.normal(keys[1], (len(t), 2))
@@ -93,61 +91,49 @@ def errors(run):
     density = data.log_prob(square, 1.0, noise)
     most = data.log_prob(jnp.array([data.means[0]]), 1.0, noise)[0]
     scarce = square[density < most + np.log(1e-3)]
-    top = process.grid(1)[0]
     begin = process.prior(keys[3], (len(t), 2))
 
     @jax.jit
     def error(x, t):
         truth = data.score(process, x, t)
-        return jnp.sqrt(jnp.sum((predict(x, t).score - truth) ** 2) / jnp.sum(truth**2))
+        return jnp.sqrt(jnp.sum((denoiser(x, t).score - truth) ** 2) / jnp.sum(truth**2))
 
-    by_the_exact_score = sample(
-        process,
-        data.predict(process),
-        jax.random.key(run.experiment.config.seed + 2),
-        run.samples.shape,
-        run.experiment.predictor,
-        run.experiment.corrector,
-        denoise=run.experiment.config.sampler.denoise,
-    )
-    np.savez(run.workdir / "field.npz", **field(process, predict, data))
-    figures = zip(PLACES, ((at_data, t), (scarce, t[: len(scarce)]), (begin, jnp.full(len(t), top))), strict=True)
-    distance = distance_to_data(run.experiment)
+    key = jax.random.key(run.config.seed + 2)
+    by_the_exact_score = run.parts.sampling.sampler(data.denoiser(process), key, run.samples.shape)
+    np.savez(run.workdir / "field.npz", **field(denoiser, data))
+    places = (at_data, t), (scarce, t[: len(scarce)]), (begin, jnp.full(len(t), top(process)))
+    distance = distance_to_data(run.parts.dataset, run.parts.scaling)
     judged = {"": distance(run.samples), ", exact score": distance(np.asarray(by_the_exact_score))}
     return {
-        **{f"error of the score {where}": error(*at) for where, at in figures},
+        **{f"error of the score {where}": error(*at) for where, at in zip(PLACES, places, strict=True)},
         **{f"{found.name}{how}": (found.value, found.floor) for how, found in judged.items()},
         HEAVY: heavy(data, run.samples),
         f"{HEAVY}, exact score": heavy(data, np.asarray(by_the_exact_score)),
     }
 
 
-def field(process, predict, data, n=121):
-    """The error of the score at its least noisy level, on a square."""
+def field(denoiser, data, n=121):
+    """The error of the score at the least noisy level, on a square."""
     axis = np.linspace(-3.4, 3.4, n)
     x = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
     t = jnp.zeros(len(x), jnp.int32)
-    off = jnp.linalg.norm(predict(x, t).score - data.score(process, x, t), axis=1)
-    density = data.log_prob(x, 1.0, process.sigma(t))
+    off = jnp.linalg.norm(denoiser(x, t).score - data.score(denoiser.process, x, t), axis=1)
+    density = data.log_prob(x, 1.0, denoiser.process.sigma(t))
     return {"axis": axis, "off": off.reshape(n, n), "density": density.reshape(n, n)}
 
 
-def settling(run):
-    """The objective, E[ tr(grad s) + 1/2 ||s||^2 ], on the way.
-
-    Its least value is -1/2 E ||grad log p||^2.
-    """
-    config, process = run.experiment.config, run.experiment.process
+def convergence(run):
+    """The objective E[ tr(grad s) + 1/2 ||s||^2 ] during training; its least value is -1/2 E ||grad log p||^2."""
+    config, process = run.config, run.run.model.process
     noise = float(process.sigma(jnp.zeros((), jnp.int32)))
-    rows = [(row["step"], row["loss"] / noise**2) for row in MetricsLog.read(run.trained) if "loss" in row]
-    step, objective = np.array(rows).T
+    step, objective = np.array([(row["step"], row["loss"] / noise**2) for row in run.run.metrics if "loss" in row]).T
     (run.workdir / "objective.json").write_text(json.dumps([step.tolist(), objective.tolist()]))
 
     quarter = np.minimum(4 * (step - 1) // config.train.steps, 3)
     last = objective[quarter >= 2]
-    x = run.experiment.dataset.test
+    x = run.parts.dataset.test
     x = jnp.asarray(x) + noise * jax.random.normal(jax.random.key(config.seed), x.shape)
-    score = run.experiment.predict(run.params)(x, jnp.zeros(len(x), jnp.int32)).score
+    score = run.run.denoiser(x, jnp.zeros(len(x), jnp.int32)).score
     return {
         **{f"objective, quarter {i + 1}": np.median(objective[quarter == i]) for i in range(4)},
         "its least value": least(np.hypot(noise, config.data.moons.noise)),
@@ -163,8 +149,7 @@ def least(sigma):
 
 
 def draw(rows, path):
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 4, figsize=(17, 4.3), layout="constrained", width_ratios=(1.1, 1.05, 1.2, 1.1))
+    page, (axes,) = figure(1, 4, (17, 4.3), width_ratios=(1.1, 1.05, 1.2, 1.1))
     apart = [row for row in rows if "separation" in row.options and row.options["separation"] != ""]
     where = [row.options["separation"] for row in apart]
     for name, color, label in (("plain", ACCENT, "plain Langevin"), ("annealed", INK, "annealed Langevin")):
@@ -182,7 +167,7 @@ def draw(rows, path):
     one, every = trained["one_level.py"], trained["all_levels.py"]
     if one.folders:
         drawn = picture(axes[1], np.load(one.folders[0] / "field.npz"))
-        bar = figure.colorbar(drawn, ax=axes[1], shrink=0.85, ticks=[-1, 0, 1, 2])
+        bar = page.colorbar(drawn, ax=axes[1], shrink=0.85, ticks=[-1, 0, 1, 2])
         bar.ax.set_yticklabels(["0.1", "1", "10", "100"])
         bar.set_label("length of the error", fontsize=11)
     axes[1].set_title("Error of a score learned at one level:\nsmall where data are (lines), else large", fontsize=13)
@@ -219,8 +204,7 @@ def draw(rows, path):
         panel.tick_params(labelsize=11)
         panel.xaxis.label.set_size(12)
         panel.yaxis.label.set_size(12)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(path, page, dpi=100)
 
 
 def picture(panel, found):

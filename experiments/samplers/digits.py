@@ -1,6 +1,6 @@
 """DDPM on 8x8 digits, with a network of half the preset's channels."""
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():

@@ -1,8 +1,8 @@
-"""How fast a sampler converges to what it approximates as it takes more steps: the error of a walk, and its order.
+"""Orders of convergence of samplers, from their errors with more and more steps.
 
-Samplers of the ODE are held to the exact map from the prior to the data, of a mixture in the plane, by a solver of
-SciPy's at a tolerance of 1e-11. Samplers of the SDE are held to the exact variance of Gaussian data: there a walk is
-linear in its noises, so that the variance it ends with is computed, not drawn. Both in double precision.
+Samplers of the ODE are compared with the exact map from the prior to the data, for a mixture in the plane, which a
+solver of SciPy computes to a tolerance of 1e-11. Samplers of the SDE are compared with the exact variance of Gaussian
+data: there the last x is linear in the noises, so its variance is computed and not estimated. Both in double precision.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from scoregen.denoiser import velocity
-from scoregen.oracle import TWO_MODES, gaussian
-from scoregen.process import EDM, VE, VP, CosineVP, Flow, Process, SubVP, normal
+from scoregen.process import EDM, VE, VP, CosineVP, Flow, Process, SubVP, bottom, top
+from scoregen.random import normal
 from scoregen.samplers import (
     Ancestral,
     DPMSolver,
@@ -31,19 +30,21 @@ from scoregen.samplers import (
     Karras,
     OwnGrid,
     ReverseDiffusion,
+    Sampler,
+    Step,
     UniPC,
-    sample,
 )
+from scoregen.testing.oracle import TWO_MODES, gaussian
 
 STARTS = 16
-COUNTS = {"ODE": (129, 257), "SDE": (513, 1025)}  # levels of the walks that an order is taken between
+COUNTS = {"ODE": (129, 257), "SDE": (513, 1025)}  # levels, between which an order is computed
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A sampler with a grid that suits it, what it follows, and the order that theory gives it."""
+    """A step with a grid that suits it, the equation that it solves, and its order in theory."""
 
-    predictor: Callable
+    step: Step
     grid: Grid
     follows: str
     order: int
@@ -68,8 +69,8 @@ CASES = {
     "SDE-DPM-Solver++ 2M": Case(DPMSolver(1.0), LAM, "SDE", 2, "x0 carried along a line"),
 }
 
-# Not up to alpha = 0, where lam is infinite: a grid in lam ends at -12, and what lies beyond stays one step however
-# many there are.
+# Not up to alpha = 0, where lam is infinite: a grid in lam ends at -12, and beyond it there is one step, however many
+# levels there are.
 PROCESSES = {
     "vp": VP(t_min=1e-2),
     "subvp": SubVP(t_min=1e-2),
@@ -81,59 +82,46 @@ PROCESSES = {
 
 
 def once(function: Callable) -> Callable:
-    """Compiled in haste, since that takes longer here than to run it."""
+    """Compiled without optimization, since compiling takes longer here than running."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def ode_errors(process: Process, case: Case, counts: tuple[int, ...]) -> list[float]:
-    """RMS distance of the walk's end, not denoised, from the exact one, for walks of so many levels."""
-    predict = TWO_MODES.predict(process)
+    """RMS distance of the last x, which is not denoised, from the exact one, for each of these numbers of levels."""
+    denoiser = TWO_MODES.denoiser(process)
     start = process.prior(jax.random.key(0), (STARTS, 2))
-    first, last = (float(end) for end in process.grid(2))
+    last, first = process.ends
 
     @once
     def field(t, x):
-        return velocity(process, predict, x.reshape(STARTS, 2), jnp.full(STARTS, t)).ravel()
+        return denoiser.velocity(x.reshape(STARTS, 2), jnp.full(STARTS, t)).ravel()
 
     flow = solve_ivp(field, (first, last), np.asarray(start).ravel(), "DOP853", rtol=1e-11, atol=1e-11)
     errors = []
     for n in counts:
-        walk = once(
-            lambda start, n=n: sample(
-                process,
-                predict,
-                jax.random.key(0),
-                start.shape,
-                case.predictor,
-                n=n,
-                grid=case.grid,
-                start=start,
-                denoise=False,
-            )
-        )
+        sampler = Sampler(case.step, grid=case.grid, n=n, denoise=False)
+        walk = once(lambda start, sampler=sampler: sampler(denoiser, jax.random.key(0), start.shape, start))
         errors.append(float(np.sqrt(np.mean((np.asarray(walk(start)).ravel() - flow.y[:, -1]) ** 2))))
     return errors
 
 
 def sde_errors(process: Process, case: Case, counts: tuple[int, ...], std: float = 0.5) -> list[float]:
-    """Relative error of the variance that the walk ends with, on data N(0, std^2)."""
-    return [abs(walked_variance(process, case, n, std) / _variance(process, -1, std) - 1) for n in counts]
+    """Relative error of the variance of the last x, on data N(0, std^2), for each of these numbers of levels."""
+    return [abs(last_variance(process, case, n, std) / _variance(process, bottom(process), std) - 1) for n in counts]
 
 
-def _variance(process: Process, end: int, std: float) -> float:
-    t = process.grid(2)[end]
+def _variance(process: Process, t: jax.Array, std: float) -> float:
     return float(process.alpha(t) ** 2 * std**2 + process.sigma(t) ** 2)
 
 
-def walked_variance(process: Process, case: Case, n: int, std: float) -> float:
-    """The variance that a walk of n levels ends with, on data N(0, std^2), from the exact one at the noisiest level."""
-    predictor, predict = case.predictor, gaussian((0.0,), std).predict(process)
+def last_variance(process: Process, case: Case, n: int, std: float) -> float:
+    """The variance of the last of n levels, on data N(0, std^2), from the exact one at the noisiest level."""
+    denoiser = gaussian((0.0,), std).denoiser(process)
     levels = case.grid(process, n)
-    remembers = hasattr(predictor, "init")
 
     @once
     def walk(levels):
-        # Row 0 carries what the start becomes, row k the noise of step k - 1, each of unit size.
+        # Row 0 is the factor of the start, row k that of the noise of step k - 1, each of unit size.
         x = jnp.zeros((n, 1)).at[0].set(1.0)
         keys = jax.random.key(0), jax.random.key(1)
         z, other = (normal(key, x.shape) for key in keys)
@@ -141,22 +129,15 @@ def walked_variance(process: Process, case: Case, n: int, std: float) -> float:
         def step(state, k):
             x, memory = state
             t, s = (jnp.full(n, levels[i]) for i in (k, k + 1))
-
-            def move(key):
-                if remembers:
-                    return predictor(process, predict, key, x, t, s, memory)
-                return predictor(process, predict, key, x, t, s), memory
-
-            (one, memory), (two, _) = map(move, keys)
-            fresh = (one - two) / (z - other)  # how much of its z a row was given
+            (one, memory), (two, _) = (case.step.step(denoiser, key, x, t, s, memory) for key in keys)
+            fresh = (one - two) / (z - other)  # the factor of z in each row
             return ((one - fresh * z).at[k + 1].add(fresh[k + 1]), memory), None
 
-        memory = predictor.init(x, levels) if remembers else ()
-        (x, _), _ = jax.lax.scan(step, (x, memory), jnp.arange(n - 1))
+        (x, _), _ = jax.lax.scan(step, (x, case.step.init(denoiser, x, levels)), jnp.arange(n - 1))
         return x
 
     x = np.asarray(walk(levels))
-    return float(x[0, 0] ** 2 * _variance(process, 0, std) + np.sum(x[1:] ** 2))
+    return float(x[0, 0] ** 2 * _variance(process, top(process), std) + np.sum(x[1:] ** 2))
 
 
 def order(process: Process, case: Case) -> tuple[float, list[float]]:

@@ -1,6 +1,6 @@
 """DDPM in continuous time, on two modes in the plane whose exact denoiser is known; trained for a short while."""
 
-from scoregen.config import load
+from scoregen.app.config import load
 
 
 def get_config():

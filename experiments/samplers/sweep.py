@@ -1,10 +1,10 @@
 """Quality against network evaluations
 
 With an exact denoiser nearly every sampler comes as near to the data as its starts and draws allow: the best after 20
-evaluations, the slowest after a thousand, and consistent sampling and Langevin steps by signal-to-noise ratio not at
-all. With networks the samplers of the ODE all end at the network's own error, after 20 to 50 evaluations. Each sampler
-has the order of convergence that its theory gives it (Euler-Maruyama under ve with more levels). Distances: of points
-the sliced Wasserstein distance, of digits the Frechet distance in a small classifier's features.
+evaluations, the slowest after a thousand, and consistent sampling never. With networks the samplers of the ODE all end
+at the network's own error, after 20 to 50 evaluations. Each sampler has the order of convergence of its theory
+(Euler-Maruyama under ve with more levels). Distances: the sliced Wasserstein distance for points, for digits the
+Frechet distance in a small classifier's features.
 """
 
 import dataclasses
@@ -13,14 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 from orders import CASES, LAM, OWN, once, order
 from orders import PROCESSES as SMOOTH
 
-from scoregen.judge import distance_to_data
+from scoregen.app.figures import ACCENT, INK, empty, save
+from scoregen.app.judge import distance_to_data
+from scoregen.contrib.sweep import grid
+from scoregen.denoiser import Denoiser
 from scoregen.metrics import sliced_wasserstein
-from scoregen.oracle import Mixture
-from scoregen.process import EDM, VE, VP, Flow, ddpm, ncsn
-from scoregen.report import ACCENT, INK, pyplot
+from scoregen.process import EDM, VE, VP, Flow, bottom, ddpm, ncsn
 from scoregen.samplers import (
     Ancestral,
     Consistent,
@@ -28,12 +30,11 @@ from scoregen.samplers import (
     Hold,
     Karras,
     Langevin,
-    NoCorrector,
     ReverseDiffusion,
+    Sampler,
     SNRLangevin,
-    sample,
 )
-from scoregen.sweep import grid
+from scoregen.testing.oracle import Mixture
 
 DRAWS = 16000
 PAIRS = 16  # of exact sets, a seed
@@ -45,21 +46,21 @@ PROCESSES = {"vp": VP(), "ve": VE(), "edm": EDM(), "flow": Flow(), "ddpm": ddpm(
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A sampler on a grid, with how many evaluations its steps and its corrections take."""
+    """A sampler on a grid, and the number of evaluations of a step and of the moves of its corrector at a level."""
 
-    predictor: Any
+    step: Any
     grid: Any
     stepping: int = 1
-    corrector: Callable = lambda process: NoCorrector()
+    corrector: Callable = lambda process: None
     correcting: int = 0
 
 
 def least(process):
-    """The variance at the least noisy level, which Langevin's steps are measured by."""
-    return float(process.sigma(process.grid()[-1])) ** 2
+    """The variance at the least noisy level, the unit of Langevin steps."""
+    return float(process.sigma(bottom(process))) ** 2
 
 
-WALKS = {name: Walk(case.predictor, case.grid, case.evaluations) for name, case in CASES.items()} | {
+WALKS = {name: Walk(case.step, case.grid, case.evaluations) for name, case in CASES.items()} | {
     "DDIM, Karras's levels": Walk(Ancestral(0.0), Karras()),
     "EDM, own levels": Walk(EDMHeun(), OWN, 2),
     "consistent": Walk(Consistent(0.2), LAM),
@@ -90,22 +91,21 @@ def measure(run):
     if run.options["sampler"] == EXACT:
         found = [sliced_wasserstein(*exact_sets(run.options["seed"] + 3 * i)) for i in range(PAIRS)]
         return {"the pair of this seed": found[0], MANY: np.mean(found), SCATTER: np.std(found, ddof=1)}
-    walk, experiment = WALKS[run.options["sampler"]], run.experiment
-    if experiment is None:
+    walk, parts = WALKS[run.options["sampler"]], None if run.run is None else run.parts
+    if parts is None:
         process, seed, shape = PROCESSES[run.options["process"]], run.options["seed"], (DRAWS, 2)
-        predict = lambda params: MODES.predict(process)  # noqa: E731
+        denoiser = MODES.denoiser(process)
     else:
-        process, seed, predict = experiment.walk, experiment.config.seed, experiment.predict_to_sample
-        data = experiment.dataset
-        shape = (experiment.config.eval.samples if data.is_image else DRAWS, *data.shape)
+        data, seed, denoiser = parts.dataset, run.config.seed, parts.sampling.denoiser(run.run.params)
+        shape = (run.config.eval.samples if data.is_image else DRAWS, *data.shape)
     if len(shape) == 2:
         real, _ = exact_sets(seed)
         distance = lambda points: sliced_wasserstein(points, real)  # noqa: E731
     else:
-        judged = distance_to_data(experiment)
+        judged = distance_to_data(parts.dataset, parts.scaling)
         distance = lambda images: ((found := judged(images)).value, found.floor)  # noqa: E731
-    counts = EVALUATIONS if experiment is None else EVALUATIONS[:-1]
-    return {f"N = {most}": distance(draws(process, predict, run.params, walk, most, seed, shape)) for most in counts}
+    counts = EVALUATIONS if parts is None else EVALUATIONS[:-1]
+    return {f"N = {most}": distance(draws(denoiser, walk, most, seed, shape)) for most in counts}
 
 
 def exact_sets(seed):
@@ -118,32 +118,30 @@ def drawn_exactly(key):
     return MODES.sample(key, DRAWS)
 
 
-def draws(process, predict, params, walk, most, seed, shape):
-    """By the longest walk of no more than so many evaluations of the network, which are counted as they happen."""
+def draws(denoiser, walk, most, seed, shape):
+    """By as many levels as `most` evaluations of the network allow; the evaluations are counted as they happen."""
     levels = (most - 1 - walk.correcting) // (walk.stepping + walk.correcting) + 1
     due = (levels - 1) * walk.stepping + levels * walk.correcting + 1  # to denoise the end
-    asked = 0
+    evaluations = 0
 
     def count():
-        nonlocal asked
-        asked += 1
+        nonlocal evaluations
+        evaluations += 1
 
-    moves = walk.predictor, walk.corrector(process)
+    def counted(denoiser, x, t):
+        jax.debug.callback(count)
+        return denoiser(x, t)
+
+    sampler = Sampler(walk.step, walk.corrector(denoiser.process), walk.grid, levels)
 
     @once
-    def drawn(params, key):
-        known = predict(params)
+    def drawn(denoiser, key):
+        return sampler(Denoiser(denoiser.process, Partial(counted, denoiser)), key, shape)
 
-        def counted(x, t):
-            jax.debug.callback(count)
-            return known(x, t)
-
-        return sample(process, counted, key, shape, *moves, levels, grid=walk.grid)
-
-    found = np.asarray(drawn(params, jax.random.key(seed)))
+    found = np.asarray(drawn(denoiser, jax.random.key(seed)))
     jax.effects_barrier()
-    if asked != due:
-        raise ValueError(f"a walk of {levels} levels took {asked} evaluations, not {due}")
+    if evaluations != due:
+        raise ValueError(f"{levels} levels took {evaluations} evaluations, not {due}")
     return found
 
 
@@ -157,13 +155,12 @@ COLORS = {
     "UniPC-2": ACCENT,
 }
 REST = "#c4c8cc"
-APART = "reverse diffusion + snr 0.16"
+APART = "consistent"
 
 
 def draw(rows, path):
-    plt = pyplot()
-    figure = plt.figure(figsize=(17, 10.5), layout="constrained")
-    above, below = figure.subfigures(2, 1)
+    page = empty((17, 10.5))
+    above, below = page.subfigures(2, 1)
     exact, points, digits = above.subplots(1, 3)
     points.sharey(exact)
     between, orders = below.subplots(1, 2, width_ratios=(1.1, 1))
@@ -196,12 +193,11 @@ def draw(rows, path):
         panel.tick_params(labelsize=11)
         for text in (panel.xaxis.label, panel.yaxis.label, panel.title):
             text.set_size(13)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(path, page, dpi=100)
 
 
 def curves(panel, rows, counts):
-    """Distance against evaluations: some samplers in colour, the others in grey."""
+    """Distance against evaluations, with some samplers in colour and the others in grey."""
     for name, row in rows.items():
         means = [row.mean(f"N = {most}") for most in counts]
         spread = [row.error(f"N = {most}") or 0.0 for most in counts]
@@ -222,7 +218,7 @@ def curves(panel, rows, counts):
 
 
 def mark(panel, floor):
-    """What exact draws have: the mean, and how far from it three seeds may be by chance."""
+    """The distance of exact draws: its mean, and the standard error of three seeds."""
     if floor is not None:
         mean, error = floor
         panel.axhspan(mean - error, mean + error, color=INK, alpha=0.12, lw=0)
@@ -233,7 +229,7 @@ def mark(panel, floor):
 
 
 def every_process(panel, found):
-    """After 20 and after 100 evaluations, process by process."""
+    """The distances after 20 and after 100 evaluations, for each process."""
     for i, key in enumerate(PROCESSES):
         for name in ("ancestral", "UniPC-2"):
             if row := found.get(key, {}).get(name):
@@ -248,7 +244,7 @@ def every_process(panel, found):
 
 
 def dots(panel, rows):
-    """The order of every sampler, under every process, and in theory."""
+    """The order of every sampler under every process, and its order in theory."""
     for y, row in enumerate(rows.values()):
         measured = [row.mean(figure) for figure in row.figures if figure != "order in theory"]
         panel.plot(row.mean("order in theory"), y, "|", color=ACCENT, ms=22, mew=3)

@@ -1,12 +1,17 @@
-"""Data: one module a source, one stateless `batch` over all of them, and the scalings for the network."""
+"""Data: one module a source, one stateless `batch` over all of them, and their preparation for the network.
+
+A source is a function that returns a `Dataset`; a new one is a file here and a line in `SOURCES`.
+"""
 
 from scoregen.data.augment import NUMBERS, augment
 from scoregen.data.cifar10 import cifar10
-from scoregen.data.dataset import Dataset, hold_out, in_turns, read_array
+from scoregen.data.dataset import Dataset, as_dataset, hold_out, in_turns, read_array
 from scoregen.data.digits import digits
 from scoregen.data.fashion_mnist import fashion_mnist
 from scoregen.data.points import checkerboard, mixture, moons, swissroll, two_modes
+from scoregen.data.prepare import Prepare
 from scoregen.data.scaling import SCALINGS, Centered, Identity, Unit, random_flip
+from scoregen.data.sources import is_verified, reads_files, shape_of, source
 
 SOURCES = {
     "mixture": mixture,
@@ -19,18 +24,16 @@ SOURCES = {
     "fashion_mnist": fashion_mnist,
 }
 
-# The shape of an example of those that lie on disk, which one need not have for this.
-SHAPES = {"cifar10": lambda size: (size, size, 3), "fashion_mnist": lambda size: (size, size, 1)}
-
 __all__ = [
     "NUMBERS",
     "SCALINGS",
-    "SHAPES",
     "SOURCES",
     "Centered",
     "Dataset",
     "Identity",
+    "Prepare",
     "Unit",
+    "as_dataset",
     "augment",
     "checkerboard",
     "cifar10",
@@ -38,10 +41,14 @@ __all__ = [
     "fashion_mnist",
     "hold_out",
     "in_turns",
+    "is_verified",
     "mixture",
     "moons",
     "random_flip",
     "read_array",
+    "reads_files",
+    "shape_of",
+    "source",
     "swissroll",
     "two_modes",
 ]

@@ -1,4 +1,4 @@
-"""Augmentation that does not leak: the network is told what was done to each example, and nothing when sampling."""
+"""Augmentation that does not leak: the network is given numbers that say what was done to each example."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from scoregen.errors import UsageError
+
 # The low-pass filter of the wavelet "sym6" (Daubechies 1992, section 8.1.1): orthogonal to its shifts by two.
 _SYM6 = (
     *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466),
     *(0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578),
     *(0.0017677118642428036, -0.007800708325034148),
 )
-_EDGE = len(_SYM6) // 4  # by how many pixels a resampled image is larger than what is kept of it
-NUMBERS = 9
+_EDGE = len(_SYM6) // 4  # by how many pixels a resampled image is larger than the part that is kept
+NUMBERS = 9  # how many numbers say how an example was augmented
 
 
 def augment(keys: Array, x: Array, probability: Array | float) -> tuple[Array, Array]:
@@ -33,43 +35,54 @@ def augment(keys: Array, x: Array, probability: Array | float) -> tuple[Array, A
             the axis turned by d ~ U[-pi, pi], in half of the cases by 0               c cos d, c sin d
         shift by (e, f) / 8 of the image's size, e, f ~ N(0, 1)                        e, f
 
-    (c, d) and (-c, d + pi) are told alike, though what the one stretches the other shrinks, as in the paper's code.
-    All 0 means that nothing was done, and then x is what it was, to the bit; flips move pixels only. The rest is one
+    (c, d) and (-c, d + pi) give the same numbers, though one shrinks where the other stretches, as in the paper's code.
+    All 0 means that nothing was done, and x is then unchanged, to the bit; flips move pixels only. The rest is one
     resampling: the image is reflected at its edges, doubled by the wavelet filter sym6, read between its pixels
     bilinearly, and halved by the same filter. Their code reflects by as little as its batch needs; here it is
     always one pixel less than a whole image, so that an example does not depend on its batch. Example i depends on
     keys[i] alone, one typed key an example.
 
+    Raises UsageError if x is not a batch of images.
+
     >>> image = jnp.arange(4.0).reshape(1, 2, 2, 1)
-    >>> x, told = augment(jax.random.split(jax.random.key(0), 1), image, 1e-6)
-    >>> x[0, :, :, 0].tolist(), told.astype(int).tolist()
+    >>> x, numbers = augment(jax.random.split(jax.random.key(0), 1), image, 1e-6)
+    >>> x[0, :, :, 0].tolist(), numbers.astype(int).tolist()
     ([[1.0, 0.0], [3.0, 2.0]], [[1, 0, 0, 0, 0, 0, 0, 0, 0]])
     """
+    if x.ndim != 4:
+        raise UsageError(
+            f"only images [B, H, W, C] can be augmented, not an array of shape {x.shape}: turn the augmentation off"
+        )
     drawn = jax.vmap(functools.partial(_draw, probability=probability))(keys)
     return jax.vmap(_apply)(x, drawn), jax.vmap(_numbers)(drawn)
 
 
 def _draw(key: Array, probability: Array | float) -> dict[str, Array]:
-    """What is done to one example; 0 of whatever is not done."""
+    """The random changes of one example; 0 for each that is not made."""
     keys = iter(jax.random.split(key, 13))
+    # float32 throughout, so that JAX_ENABLE_X64 changes neither a type nor a draw.
+    probability, half = jnp.asarray(probability, jnp.float32), jnp.float32(0.5)
 
     def perhaps(value: Array) -> Array:
         return jnp.where(jax.random.bernoulli(next(keys), probability), value, jnp.zeros_like(value))
 
+    def normal(shape: tuple[int, ...] = ()) -> Array:
+        return jax.random.normal(next(keys), shape, jnp.float32)
+
     def angle() -> Array:
-        return jax.random.uniform(next(keys), minval=-math.pi, maxval=math.pi)
+        return jax.random.uniform(next(keys), (), jnp.float32, -math.pi, math.pi)
 
     def flip() -> Array:
-        return jax.random.bernoulli(next(keys)).astype(jnp.float32)
+        return jax.random.bernoulli(next(keys), half).astype(jnp.float32)
 
     drawn = {
         "mirror": jnp.where(probability > 0, flip(), 0.0),
         "upside_down": perhaps(flip()),
-        "scale": perhaps(jax.random.normal(next(keys))),
+        "scale": perhaps(normal()),
     }
-    drawn |= {"turn": perhaps(angle()), "stretch": perhaps(jax.random.normal(next(keys)))}
-    drawn["along"] = jnp.where(jax.random.bernoulli(next(keys)), angle(), 0.0)
-    return drawn | {"shift": perhaps(jax.random.normal(next(keys), (2,)))}
+    drawn |= {"turn": perhaps(angle()), "stretch": perhaps(normal())}
+    drawn["along"] = jnp.where(jax.random.bernoulli(next(keys), half), angle(), 0.0)
+    return drawn | {"shift": perhaps(normal((2,)))}
 
 
 def _numbers(drawn: dict[str, Array]) -> Array:
@@ -101,16 +114,18 @@ def _affine(drawn: dict[str, Array], width: int, height: int) -> tuple[Array, Ar
 def warp(x: Array, matrix: Array, shift: Array) -> Array:
     """The image `[H, W, C]` whose pixel at u, as (x, y) from the centre, is that of `x` at matrix u + shift."""
     height, width, _ = x.shape
-    fine = jnp.einsum("ih,jw,hwc->ijc", _doubling(height), _doubling(width), x)
+    doubling, halving = ([f(n).astype(x.dtype) for n in (height, width)] for f in (_doubling, _halving))
+    matrix, shift = (jnp.asarray(a, x.dtype) for a in (matrix, shift))
+    fine = jnp.einsum("ih,jw,hwc->ijc", *doubling, x)
     # The pixels of an image twice as fine as the result with its edges, in units of the fine ones, from the centre.
-    y, x_ = (jnp.arange(2 * (n + 2 * _EDGE), dtype=jnp.float32) + 0.5 - (n + 2 * _EDGE) for n in (height, width))
+    y, x_ = (jnp.arange(2 * (n + 2 * _EDGE), dtype=x.dtype) + 0.5 - (n + 2 * _EDGE) for n in (height, width))
     u = jnp.stack(jnp.broadcast_arrays(x_[None, :], y[:, None]))
     # A filter of even length moves the image by half a fine pixel, on the way up and back on the way down.
     at = 2 * (jnp.einsum("ab,bij->aij", matrix, 0.5 * (u + 0.5)) + shift[:, None, None]) - 0.5
     row, column = (a + 0.5 * n - 0.5 for a, n in ((at[1], fine.shape[0]), (at[0], fine.shape[1])))
     read = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=[row, column], order=1)
     fine = jax.vmap(read, in_axes=2, out_axes=2)(fine)
-    return jnp.einsum("hi,wj,ijc->hwc", _halving(height), _halving(width), fine)
+    return jnp.einsum("hi,wj,ijc->hwc", *halving, fine)
 
 
 @functools.cache

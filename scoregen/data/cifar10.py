@@ -11,6 +11,7 @@ import numpy as np
 from scoregen import cache
 from scoregen.data.dataset import Dataset
 from scoregen.data.download import download
+from scoregen.data.sources import source
 from scoregen.errors import UsageError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -22,15 +23,16 @@ RECORDS = 10_000  # in each of the six files
 RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the planes R, G, B, each row by row
 
 
+@source(shape=lambda size: (size, size, 3))
 def cifar10(*, dir: str, size: int = 32) -> Dataset:
     """CIFAR-10 (Krizhevsky 2009): uint8 `[50000, 32, 32, 3]` to train on, 10000 to test on, RGB, labels 0..9.
 
-    With a smaller `size` each pixel is the mean of a square of them, rounded: for what is dear in many dimensions.
+    With a smaller `size` each pixel is the mean of a square of pixels, rounded.
 
     `dir` is the folder that holds cifar-10-batches-bin/, or that folder itself, or the folder of
     cifar-10-binary.tar.gz, or the path of this archive; "" is the cache, $SCOREGEN_CACHE/cifar10 or
-    ~/.cache/scoregen/cifar10. Where there is nothing, the archive (170 MB) is fetched from its author's page
-    into `dir` and its md5 verified. It is read in memory, never unpacked. The python version is not read,
+    ~/.cache/scoregen/cifar10. Where there is nothing, the archive (170 MB) is downloaded from its author's
+    page into `dir` and its md5 verified. It is read in memory, never unpacked. The python version is not read,
     because it is made of pickles, and opening a pickle runs whatever code it holds.
 
     Raises UsageError for another size, a file that is missing, unreadable, cut short or has a label beyond 9, a damaged

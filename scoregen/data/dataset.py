@@ -1,25 +1,37 @@
-"""A data set: two arrays in memory, or memory-mapped, and one stateless `batch` over them."""
+"""A data set: arrays in memory, or memory-mapped, and one stateless `batch` over them."""
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scoregen.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # by identity: arrays do not compare to one truth value
 class Dataset:
     """Examples to train on and examples held out.
 
-    Images are uint8 `[N, H, W, C]` in 0..255, points float32 `[N, D]` in the units of their source; what the
-    network sees is the business of `scaling`. Labels are int32 `[N]`. `log_density`, where the true density
-    is known, maps points `[B, D]` to `log p(x)` `[B]` in nats, as a jax function.
+    The examples are uint8 images `[N, H, W, C]` in 0..255, or floating-point arrays `[N, ...]` of any rank in the units
+    of their source. A `scaling` turns them into what the network sees. Floating-point numbers are held as float32:
+    float16 and float64 are converted, which for float64 rounds each value to 24 significant bits and needs a copy in
+    memory. Labels are held as int32 `[N]`; any integer type is converted if its values are the same in int32.
 
-    Raises UsageError, naming the split, for an empty array, another dtype or rank, rows that are not finite
-    (how many, and the first), train and test of different kinds, and labels that do not fit.
+    Attributes:
+        name: for messages and reports.
+        train: the examples to train on.
+        test: the examples held out, of the same kind; None for none, and then there is no held-out loss.
+        train_labels, test_labels: their classes; None for none.
+        log_density: where the true density is known, a JAX function from points `[B, D]` to log p(x) `[B]` in nats.
+
+    Raises UsageError, naming the split, for an empty array, a type or rank other than these, values that are not finite
+    (how many examples, and the first), train and test of different kinds, and labels that do not fit.
 
     >>> points = Dataset("line", np.arange(6, dtype=np.float32)[:, None], np.zeros((1, 1), np.float32))
     >>> points.shape, points.is_image
@@ -30,15 +42,22 @@ class Dataset:
 
     name: str
     train: np.ndarray
-    test: np.ndarray
+    test: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     log_density: Callable | None = None
 
     def __post_init__(self) -> None:
-        _check(f"{self.name}: train", self.train, self.train_labels)
-        _check(f"{self.name}: test", self.test, self.test_labels)
-        if (self.train.dtype, self.train.shape[1:]) != (self.test.dtype, self.test.shape[1:]):
+        for split in ("train", "test") if self.test is not None else ("train",):
+            what = f"{self.name}: {split}"
+            examples = _as_examples(what, getattr(self, split))
+            object.__setattr__(self, split, examples)
+            if (labels := getattr(self, f"{split}_labels")) is not None:
+                object.__setattr__(self, f"{split}_labels", _as_labels(what, labels, len(examples)))
+        if self.test is None:
+            if self.test_labels is not None:
+                raise UsageError(f"{self.name}: there are test_labels and no test examples: give both, or neither")
+        elif (self.train.dtype, self.train.shape[1:]) != (self.test.dtype, self.test.shape[1:]):
             raise UsageError(
                 f"{self.name}: train holds {self.train.dtype} {self.train.shape[1:]} and test "
                 f"{self.test.dtype} {self.test.shape[1:]}: make them the same kind of example"
@@ -46,25 +65,25 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one example: (H, W, C) or (D,)."""
+        """The shape of one example: (H, W, C), (D,) or any other."""
         return self.train.shape[1:]
 
     @property
     def is_image(self) -> bool:
-        """True for uint8 images, False for points."""
+        """True for uint8 images `[N, H, W, C]`, False for floating-point arrays."""
         return self.train.dtype == np.uint8
 
     def indices(self, seed: int, step: int, size: int) -> np.ndarray:
-        """Which training examples batch number `step` holds: int `[size]`.
+        """The indices of the training examples in batch number `step`: int `[size]`.
 
         The stream is the concatenation of one fresh permutation of 0..N-1 an epoch, and batch `step` is its
         positions step * size .. (step + 1) * size - 1. A batch runs across the end of an epoch, so no example
-        is dropped, and `size` may exceed N. Taken apart from `batch` for those who want the labels too:
+        is dropped, and `size` may exceed N. Together with `batch` it gives the labels:
         `data.train_labels[data.indices(seed, step, size)]`.
 
         Raises UsageError for a size below 1 and for a negative seed or step.
 
-        >>> points = Dataset("line", np.zeros((3, 1), np.float32), np.zeros((1, 1), np.float32))
+        >>> points = Dataset("line", np.zeros((3, 1), np.float32))
         >>> sorted(int(i) for i in points.indices(seed=0, step=0, size=6))
         [0, 0, 1, 1, 2, 2]
         """
@@ -87,11 +106,23 @@ class Dataset:
         and nothing about the data has to go into a checkpoint. See `indices` for the order; raises as it
         does.
 
-        >>> points = Dataset("line", np.arange(9, dtype=np.float32)[:, None], np.zeros((1, 1), np.float32))
+        >>> points = Dataset("line", np.arange(9, dtype=np.float32)[:, None])
         >>> bool(np.all(points.batch(0, step=7, size=4) == points.batch(0, step=7, size=4)))
         True
         """
         return self.train[self.indices(seed, step, size)]
+
+
+def as_dataset(data: Any, name: str = "data") -> Dataset:
+    """A data set from an array `[N, ...]`, of which all is for training; a data set is returned as it is.
+
+    Raises UsageError as `Dataset` does, and for anything but an array or a data set.
+
+    >>> series = as_dataset(np.zeros((400, 64, 2)))
+    >>> series.shape, series.train.dtype, series.test is None
+    ((64, 2), dtype('float32'), True)
+    """
+    return data if isinstance(data, Dataset) else Dataset(name, data)
 
 
 def in_turns(labels: np.ndarray) -> np.ndarray:
@@ -113,12 +144,12 @@ def read_array(path: str) -> np.ndarray:
     Raises UsageError if none is named, and if it cannot be read, is no such file or is cut short.
     """
     if not path:
-        raise UsageError("no file is named to read the data from: say --config.data.dir=FILE.npy")
+        raise UsageError("no file is named to read the data from: say dir=FILE.npy")
     try:
         with Path(path).expanduser().open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}: say --config.data.dir=FILE.npy, a file of np.save") from None
+        raise UsageError(f"{path}: {error.strerror}: say dir=FILE.npy, a file of np.save") from None
     except ValueError:
         raise UsageError(f"{path} is no whole .npy file of numbers: write it anew, with np.save") from None
 
@@ -126,13 +157,15 @@ def read_array(path: str) -> np.ndarray:
 def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels: np.ndarray | None = None) -> Dataset:
     """Split `examples` `[N, ...]` by a seeded permutation: round(fraction * N) of them become `test`.
 
-    Raises UsageError where one of the two sides would be empty, and as Dataset does, but for rows that are not finite,
-    whose index is that in `examples`.
+    Raises UsageError where one of the two sides would be empty, and as Dataset does, except that an example or a label
+    that is wrong is named by its index in `examples`.
 
     >>> data = hold_out("line", np.arange(10, dtype=np.float32)[:, None], fraction=0.2, seed=0)
     >>> len(data.train), len(data.test)
     (8, 2)
     """
+    # Before they are shuffled, since the index in a message is that in the person's own data.
+    examples = _as_examples(name, examples)
     n, seed = len(examples), int(seed)
     cut = round(fraction * n) if 0 < fraction < 1 else 0
     if not 0 < cut < n:
@@ -142,16 +175,14 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
         )
     if seed < 0:
         raise UsageError(f"{name}: seed={seed} must not be negative")
-    if labels is not None and len(labels) != n:
-        raise UsageError(f"{name}: {len(labels)} labels for {n} examples: each example needs one")
-    if isinstance(examples, np.ndarray):
-        _check_finite(name, examples)  # before they are shuffled: the index is that in the person's own data
+    if labels is not None:
+        labels = _as_labels(name, labels, n)
     if all(np.array_equal(each, examples[0]) for each in examples):  # as a rule the second is another
         raise UsageError(f"{name}: all {n} examples are the same: there is nothing to learn but one point")
     order = np.random.default_rng(seed).permutation(n)
     test, train = order[:cut], order[cut:]
-    pick = (lambda index: None) if labels is None else (lambda index: labels[index].astype(np.int32))
-    return Dataset(name, examples[train], examples[test], pick(train), pick(test))
+    picked = (None, None) if labels is None else (labels[train], labels[test])
+    return Dataset(name, examples[train], examples[test], *picked)
 
 
 @functools.lru_cache(maxsize=4)  # a memo, not a state; four, because one batch may run across an epoch's end
@@ -159,27 +190,70 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def _check_finite(what: str, x: np.ndarray) -> None:
-    if x.dtype == np.float32 and x.ndim == 2:
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        if bad.size:
-            raise UsageError(
-                f"{what} has {bad.size} of {len(x)} rows with NaN or infinite values, the first at "
-                f"index {bad[0]}: drop or mend them"
-            )
+def _as_array(what: str, x: Any) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return x
+    if not hasattr(x, "__array__"):
+        raise UsageError(f"{what} is a {type(x).__name__}, not an array: pass np.asarray(...)")
+    return np.asarray(x)
 
 
-def _check(what: str, x: np.ndarray, labels: np.ndarray | None) -> None:
-    if not isinstance(x, np.ndarray):
-        raise UsageError(f"{what} is a {type(x).__name__}, not a numpy array: pass np.asarray(...)")
-    if (x.dtype, x.ndim) not in ((np.dtype(np.uint8), 4), (np.dtype(np.float32), 2)):
-        raise UsageError(
-            f"{what} is {x.dtype} of shape {x.shape}: pass uint8 images [N, H, W, C] or float32 points [N, D]"
-        )
+def _as_examples(what: str, x: Any) -> np.ndarray:
+    """The examples as uint8 images `[N, H, W, C]` or as finite float32 `[N, ...]`."""
+    x = _as_array(what, x)
+    if np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16":
+        if x.ndim < 2:
+            raise UsageError(f"{what} is {x.dtype} of shape {x.shape}: pass an array [N, ...], such as x[:, None]")
+    elif x.dtype != np.uint8 or x.ndim != 4:
+        raise UsageError(f"{what} is {x.dtype} of shape {x.shape}: {_instead(x)}")
     if x.size == 0:
         raise UsageError(f"{what} is empty (shape {x.shape}): pass at least one example")
+    if x.dtype == np.uint8:
+        return x
     _check_finite(what, x)
-    if labels is not None:
-        kind = getattr(labels, "dtype", type(labels).__name__)
-        if kind != np.dtype(np.int32) or labels.shape != (len(x),):
-            raise UsageError(f"{what}: labels are {kind} of shape {np.shape(labels)}: pass int32 of shape ({len(x)},)")
+    if x.dtype == np.float32:
+        return x
+    with np.errstate(over="ignore"):
+        converted = x.astype(np.float32)
+    if not np.isfinite(converted).all():
+        raise UsageError(f"{what} is {x.dtype} with values beyond float32, up to {np.abs(x).max():.3g}: scale it down")
+    _log.info("%s is %s, and is taken as float32", what, x.dtype)
+    return converted
+
+
+def _instead(x: np.ndarray) -> str:
+    """What to pass instead of an array that is neither uint8 images nor floating-point."""
+    if np.issubdtype(x.dtype, np.complexfloating):
+        return "pass the real and the imaginary part as float32, such as np.stack([x.real, x.imag], -1)"
+    if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
+        return "pass numbers, as uint8 images [N, H, W, C] or a float32 array [N, ...]"
+    if x.dtype == np.uint8 and x.ndim == 3:
+        return "pass uint8 images as [N, H, W, C], such as x[..., None] for grey ones"
+    return "pass uint8 images [N, H, W, C], or numbers as float32 in units where they deviate by about 1"
+
+
+def _check_finite(what: str, x: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+    if bad.size:
+        raise UsageError(
+            f"{what} has {bad.size} of {len(x)} examples with NaN or infinite values, the first at index {bad[0]}: "
+            "drop or fix them"
+        )
+
+
+def _as_labels(what: str, labels: Any, count: int) -> np.ndarray:
+    """Labels as int32 `[count]`, if they are the same there."""
+    labels = _as_array(f"{what}: labels", labels)
+    if labels.shape != (count,):
+        raise UsageError(f"{what}: labels of shape {labels.shape} for {count} examples: pass one for each, ({count},)")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UsageError(
+            f"{what}: labels are {labels.dtype}, such as {labels[0]}: pass the classes as integers, counted from 0"
+        )
+    least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    bad = np.flatnonzero((labels < least) | (labels > most))
+    if bad.size:
+        raise UsageError(
+            f"{what}: the label {labels[bad[0]]} at index {bad[0]} does not fit int32: count the classes from 0"
+        )
+    return labels.astype(np.int32, copy=False)

@@ -1,4 +1,4 @@
-"""What sources have in common that come from the network: where they are kept, and a download that is whole."""
+"""Downloads that are whole, or not there."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ TIMEOUT = 10  # seconds without an answer
 def download(what: str, url: str, md5: str, folder: Path) -> Path:
     """Fetch a file into `folder` under a temporary name, verify its md5, and only then give it its own.
 
-    `what` is what a person calls it. Raises UsageError without a network, and for a file that is not as published;
+    `what` is its name in messages. Raises UsageError without a network, and for a file that is not as published;
     nothing is left behind then.
     """
     from rich.console import Console
@@ -23,7 +23,7 @@ def download(what: str, url: str, md5: str, folder: Path) -> Path:
 
     name = url.rpartition("/")[2]
     absent = "" if folder.exists() else " (there is no such folder)"
-    by_hand = f"get {url} and put it into {folder}, or give the folder that has it with --config.data.dir"
+    by_hand = f"get {url} and put it into {folder}, or say dir=FOLDER, the one that has it"
     part, seen = folder / f".{name}.{os.getpid()}", hashlib.md5(usedforsecurity=False)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:

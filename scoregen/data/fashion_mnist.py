@@ -10,11 +10,12 @@ import numpy as np
 from scoregen import cache
 from scoregen.data.dataset import Dataset
 from scoregen.data.download import download
+from scoregen.data.sources import source
 from scoregen.errors import UsageError
 
 URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts it
-# The md5 of the .gz that is fetched, and of what is in it: elsewhere the same is compressed anew.
+# The md5 of the .gz that is downloaded, and of its content, since other copies are compressed differently.
 FILES = {
     "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
     "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9"),
@@ -24,6 +25,7 @@ FILES = {
 SIDE = 28
 
 
+@source(shape=lambda size: (size, size, 1), verified=True)
 def fashion_mnist(*, dir: str, size: int = 28) -> Dataset:
     """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): grey uint8 `[60000, 28, 28, 1]` to train on, 10000 to test on.
 
@@ -34,8 +36,8 @@ def fashion_mnist(*, dir: str, size: int = 28) -> Dataset:
     `dir` is the folder that holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
     t10k-labels-idx1-ubyte, each as it is or with .gz behind its name. "" is the cache, $SCOREGEN_CACHE/fashion_mnist or
     ~/.cache/scoregen/fashion_mnist, and, if that is empty, the place of Debian's package dataset-fashion-mnist. A file
-    that is not there is fetched from its authors' repository (31 MB in all) into `dir`. What is in each is held to the
-    md5 of the published set, since the files of MNIST have the same names.
+    that is not there is downloaded from its authors' repository (31 MB in all) into `dir`. The content of each is
+    compared with the md5 of the published set, since the files of MNIST have the same names.
 
     Raises UsageError for another size, a file that is cut short, damaged or of another set, and for want of a network.
 
@@ -69,7 +71,7 @@ def _labels(folder: Path, split: str) -> np.ndarray:
 
 
 def _read(folder: Path, name: str) -> bytes:
-    """What is in the file of this name, compressed or not, which is fetched if it is not there."""
+    """The content of the file of this name, compressed or not, downloaded if it is not there."""
     packed, md5 = FILES[name]
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     path = path or download("Fashion-MNIST", f"{URL}/{name}.gz", packed, folder)

@@ -41,7 +41,7 @@ def two_modes(
 ) -> Dataset:
     """p(x) = w N(x; -(1-w) s u, std^2 I) + (1-w) N(x; w s u, std^2 I), with u = (1, 1) / sqrt(2).
 
-    Here w = `weight`, s = `separation`, and the mean of the whole is zero. It is the standard trial of
+    Here w = `weight`, s = `separation`, and the mean of the whole is zero. It is the standard test of
     whether a sampler finds the right proportions, and not only the places, of modes that no path of high
     density joins: plain Langevin dynamics does not (Song and Ermon 2019, section 3.2.2). Labels are 0 for the
     first mode and 1 for the second; `log_density` is exact, in nats. Covariance: w (1-w) s^2 u u^T + std^2 I.
@@ -106,8 +106,8 @@ def checkerboard(cells: int = 4, size: int = 20_000, seed: int = 0) -> Dataset:
     """Uniform on the black cells of a `cells` x `cells` board over [-sqrt(3), sqrt(3)]^2.
 
     The first cell is black. Float32 `[N, 2]`, without labels. For an even number of cells both coordinates
-    have unit variance. `log_density` is None although it is known: it is -inf off the board, and a mean of it
-    over samples would tell nothing.
+    have unit variance. `log_density` is None although it is known: it is -inf off the board, so its mean
+    over samples would say nothing.
 
     Raises UsageError for cells < 1, size < 1 or a negative seed.
 

@@ -1,8 +1,8 @@
-"""From the bytes on disk to the numbers that the network sees, and back.
+"""From the numbers of a data set to the numbers that the network sees, and back.
 
-A scaling is called as scaling(x, key) with one typed key an example, so that the noise of an example does not
-depend on the batch that it comes in. `low` and `high` bound what it gives, `width` is how much of that a byte takes
-up, and `bins` is (low, high, width) if it is a number for each byte, None if it is continuous. `to_bytes` is its
+A scaling is called as scaling(x, keys) with one typed key an example, so that the noise of an example does not
+depend on the batch that it comes in. `low` and `high` bound its values, `width` is the width of one byte among them,
+and `bins` is (low, high, width) if there is one value for each byte, None if it is continuous. `to_bytes` is its
 inverse, exact on the bytes.
 """
 
@@ -102,9 +102,9 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """x as it is, for points: float32 in, float32 out, unbounded.
+    """x as it is, for floating-point data: unbounded, in the dtype of x.
 
-    Raises UsageError for anything but float32.
+    Raises UsageError for anything but floating-point numbers.
 
     >>> Identity()(np.ones((1, 2), np.float32), jax.random.split(jax.random.key(0), 1)).tolist()
     [[1.0, 1.0]]
@@ -117,15 +117,15 @@ class Identity:
 
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:
         del key
-        if x.dtype != jnp.float32:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
             raise UsageError(
-                f"the scaling 'identity' is for float32 points, not {x.dtype}: use 'centered' or 'unit' for images"
+                f"the scaling 'identity' is for floating-point data, not {x.dtype}: use 'centered' or 'unit' for images"
             )
         return jnp.asarray(x)
 
     def to_bytes(self, x: Array) -> np.ndarray:
-        """Raises UsageError: points have no bytes."""
-        raise UsageError("points cannot be written as bytes: draw them as a scatter plot")
+        """Raises UsageError: floating-point data have no bytes."""
+        raise UsageError("floating-point data cannot be written as bytes: save the array, or draw points as a scatter")
 
 
 def random_flip(keys: jax.Array, x: Array) -> jax.Array:
@@ -141,7 +141,8 @@ def random_flip(keys: jax.Array, x: Array) -> jax.Array:
     """
     if x.ndim != 4:
         raise UsageError(f"only images [B, H, W, C] can be flipped, not an array of shape {x.shape}: turn the flip off")
-    flip = jax.vmap(jax.random.bernoulli)(keys)
+    # float32, so that JAX_ENABLE_X64 does not change the draw.
+    flip = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(0.5)))(keys)
     return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
 
 
@@ -152,7 +153,7 @@ def _floats(scaling: object, x: Array) -> jax.Array:
     if x.dtype != jnp.uint8:
         raise UsageError(
             f"the scaling {type(scaling).__name__.lower()!r} is for uint8 images, not {x.dtype}: "
-            "use 'identity' for points"
+            "use 'identity' for floating-point data"
         )
     return jnp.asarray(x).astype(jnp.float32)
 

@@ -1,8 +1,8 @@
 """The variational bound: -log p(x0) <= E[ L_T + sum_{t >= 1} L_{t-1} + L_0 ] (Ho et al. 2020, eq. 5), and its parts.
 
 The parts are in nats and summed over data dimensions, `[B]`. In continuous time the sum is an integral
-(Kingma et al. 2021, eq. 17). A part is drawn at random, at the example's own t, so that the mean over t of what
-`VLB` returns is the bound.
+(Kingma et al. 2021, eq. 17). Each example gets one part, at its own random time: over times from `times.Own` the mean
+of `VLB` is the bound.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import log_ndtr
 
-from scoregen.denoiser import Predict, Prediction
+from scoregen.denoiser import Denoiser, Prediction
+from scoregen.errors import Refusal
 from scoregen.losses.matching import EpsilonMSE, Loss, bound_weight, snr, snr_lost, sum_dims
-from scoregen.process import Noised, Process, perturb, rows
+from scoregen.process import Noised, Process, bottom, perturb, top
+from scoregen.random import broadcast
+from scoregen.times import own_density
 
 Bins = tuple[float, float, float]
 
 
 def prior_kl(process: Process, x0: Array) -> Array:
-    """L_T = KL( p(x_T | x_0) || prior ), how far the noisiest level is from what sampling starts with, `[B]` nats.
+    """L_T = KL( p(x_T | x_0) || prior ), from the noisiest level to the law that sampling starts from, `[B]` nats.
 
     With v = (sigma / prior_std)^2 at the noisiest level, 1/2 sum( v - 1 - log v + (alpha x0 / prior_std)^2 ).
     """
-    top, std = process.grid(1)[0], process.prior_std()
-    spread = (process.sigma(top) / std) ** 2
-    return 0.5 * sum_dims(spread - 1 - jnp.log(spread) + (process.alpha(top) / std * x0) ** 2)
+    t, std = top(process), process.prior_std()
+    v = (process.sigma(t) / std) ** 2
+    const = broadcast(v - 1 - jnp.log(v), x0)
+    return 0.5 * sum_dims(const + (broadcast(process.alpha(t) / std, x0) * x0) ** 2)
 
 
 def step_kl(process: Process, found: Prediction, x0: Array, t: Array, between: Array | float = 0.0) -> Array:
-    """L_{t-1} = KL( p(x_s | x_t, x0) || p_theta(x_s | x_t) ) for the step t to s = t - 1, `[B]` nats.
+    """L_{t-1} = KL( p(x_s | x_t, x0) || p_theta(x_s | x_t) ) for the step from t to s = t - 1, `[B]` nats.
 
     Both are `posterior`s, given x0 and given its estimate, whose means differ by alpha_s w (x0 - x0_theta). With
     the variances posterior = sigma_s^2 w and model = posterior e^d, where d = `between` log(sigma_t^2 / sigma_s^2),
@@ -46,23 +50,23 @@ def step_kl(process: Process, found: Prediction, x0: Array, t: Array, between: A
         process: the process.
         found: the denoiser's estimate at x_t.
         x0: the clean data `[B, ...]`.
-        t: times `[B]`; a chain's are 1 or more.
+        t: times `[B]`; levels of a chain, 1 or more.
         between: 0 for the posterior's variance, 1 for the forward step's, or `Prediction.between`.
     """
-    error = rows(snr_lost(process, t), x0) * (x0 - found.x0) ** 2
+    error = broadcast(snr_lost(process, t), x0) * (x0 - found.x0) ** 2
     if isinstance(between, float) and between == 0.0:
         return 0.5 * sum_dims(error)
-    span = 2 * (jnp.log(process.sigma(t)) - jnp.log(process.sigma(jnp.maximum(t - 1, 0))))
-    d = between * rows(span, x0)
+    log_ratio = 2 * (jnp.log(process.sigma(t)) - jnp.log(process.sigma(jnp.maximum(t - 1, 0))))
+    d = between * broadcast(log_ratio, x0)
     return 0.5 * sum_dims(d + jnp.expm1(-d) + jnp.exp(-d) * error)
 
 
 def decoder_nll(x0: Array, mean: Array, log_var: Array, bins: Bins | None) -> Array:
-    """L_0 = -log p(x0 | x_1), `[B]` nats: of a normal density, or of the bin that x0 lies in.
+    """L_0 = -log p(x0 | x_1), `[B]` nats, for a normal density, or for the bin that x0 lies in.
 
     With `bins` = (low, high, width) the data are the numbers low, low + width, ..., high, and the probability of x0
-    is that of the interval of this width around it, the first and the last of which have no outer end (Ho et al.
-    2020, eq. 13). With None it is the density, and its logarithm has the unit of x0.
+    is the normal law's mass in the interval of this width around it; the first and the last interval have no outer
+    end (Ho et al. 2020, eq. 13). With None it is the density, and its logarithm has the unit of x0.
 
     >>> x0 = jnp.array([[-1.0], [0.0]])
     >>> decoder_nll(x0, jnp.zeros((2, 1)), jnp.zeros((2, 1)), (-1.0, 1.0, 1.0)).tolist()  # Phi(-1/2), Phi(1/2) - ...
@@ -73,7 +77,7 @@ def decoder_nll(x0: Array, mean: Array, log_var: Array, bins: Bins | None) -> Ar
         return 0.5 * sum_dims(((x0 - mean) / std) ** 2 + log_var + math.log(2 * math.pi))
     low, high, width = bins
     below, above = (x0 - 0.5 * width - mean) / std, (x0 + 0.5 * width - mean) / std
-    # Seen from the side where both ends are below the mean: there no digits are lost.
+    # Mirrored, if necessary, so that both ends are below the mean: there no digits are lost.
     flip = below + above > 0
     below, above = jnp.where(flip, -above, below), jnp.where(flip, -below, above)
     open_below = jnp.where(flip, x0 > high - 0.5 * width, x0 < low + 0.5 * width)
@@ -87,43 +91,74 @@ def decoder_nll(x0: Array, mean: Array, log_var: Array, bins: Bins | None) -> Ar
 def decoder_log_var(process: Process, between: Array | float = 0.0) -> Array:
     """log of the variance of p(x0 | x_1) for a chain, where x_1 is level 0 here.
 
-    No step leads there, so with w = -expm1(lam_1 - lam_0) it is sigma_0^2 w, the posterior's variance of the next
-    level, at between = 0, and sigma_0^2 at 1 (as in the code of Ho et al. 2020 and of Nichol & Dhariwal 2021).
+    No step leads there. With w = -expm1(lam_1 - lam_0) it is sigma_0^2 w, the posterior's variance of the next level,
+    at between = 0, and sigma_0^2 at between = 1 (as in the code of Ho et al. 2020 and of Nichol & Dhariwal 2021).
     """
-    ends = jnp.arange(2)
-    lam = process.logsnr(ends)
+    levels = jnp.arange(2)
+    lam = process.logsnr(levels)
     log_w = jnp.log(-jnp.expm1(lam[1] - lam[0]))
-    return 2 * jnp.log(process.sigma(ends)[0]) + (1 - between) * log_w
+    log_var = 2 * jnp.log(process.sigma(levels)[0])
+    dtype = jnp.result_type(between if isinstance(between, Array) else log_w)
+    return log_var.astype(dtype) + (1 - between) * log_w.astype(dtype)
+
+
+def refuse_uniform_start(process: Process) -> Refusal | None:
+    """Why nothing under `process` has a likelihood or a bound, if it starts from a uniform law; else None.
+
+    >>> from scoregen.process import ncsn
+    >>> refuse_uniform_start(ncsn())
+    >>> print(refuse_uniform_start(ncsn(start="uniform")))
+    sampling starts from a uniform law, which has no density at nearly all x of the noisiest level, so ...
+    """
+    if getattr(process, "start", "normal") != "uniform":
+        return None
+    return Refusal(
+        "sampling starts from a uniform law, which has no density at nearly all x of the noisiest level, so nothing "
+        "has a likelihood or a finite bound",
+        ("process.start=normal",),
+    )
+
+
+def refuse_step_variance(process: Process) -> Refusal | None:
+    """Why the variance of a step can be neither chosen nor learned under `process`; None for a chain."""
+    if process.discrete:
+        return None
+    return Refusal(
+        "the variance of a step can be chosen or learned only where steps have a length: in continuous time the "
+        "posterior's variance and the forward step's are equal",
+        ("process=ddpm", "process=cosine", "process=ncsn"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class VLB(Loss):
     """The whole bound, one part of it an example: its mean over times, noise and data is the bound.
 
-    Of a chain of N levels, N L_{t-1} for t >= 1 or N L_0 for t = 0, plus L_T. In continuous time the integrand
-    over the density of t, plus L_0 and L_T, where L_0 needs no network: p(x0 | x) is taken to be normal around
-    x / alpha at t_min, with the deviation sigma / alpha (as in Kingma et al. 2021, section 3.3), which is tight
-    once that is well below a bin, so choose t_min with that in mind.
+    For a chain of N levels, N L_{t-1} for t >= 1 or N L_0 for t = 0, plus L_T. In continuous time the integrand
+    over the density of t (`own_density`), plus L_0 and L_T, where L_0 needs no network: p(x0 | x) is taken to be normal
+    around x / alpha at t_min, with the deviation sigma / alpha (as in Kingma et al. 2021, section 3.3). This is tight
+    once the deviation is well below a bin: choose t_min accordingly.
 
     Attributes:
-        bins: (low, high, width) of discrete data, None for a density; the run takes it from the data's scaling.
+        bins: (low, high, width) of discrete data, None for a density; a run takes it from the data's scaling.
         unit: "bits" for bits a dimension, "nats" for nats an example.
         variance: of the reverse steps of a chain: "small" (the posterior's), "large" (the forward step's) or
             "learned" (Nichol & Dhariwal 2021, eq. 15).
-        width: what a density is of, by its side: a byte, as wide as the noise that it was spread over with, so that
-            the bound is one on the discrete data (Theis et al. 2016, section 3.1), or 1 for points. With `bins` it is
-            not used; the run takes it from the scaling too.
+        width: for a density, the side of the cell whose probability is bounded: for bytes that noise was spread over,
+            the width of a byte, so that the bound is one on the discrete data (Theis et al. 2016, section 3.1); 1 for
+            points. Not used with `bins`; a run takes it from the scaling too.
 
     Raises:
         ValueError: for another unit or variance, or unless width > 0; when it is called, if the variance is to be
             learned and was not, or if it is to be chosen in continuous time.
     """
 
-    bins: Bins | None
+    bins: Bins | None = None
     unit: str = "bits"
     variance: str = "small"
     width: float = 1.0
     positive = False
+    average_over_time = True
 
     def __post_init__(self):
         if self.unit not in ("bits", "nats"):
@@ -133,45 +168,62 @@ class VLB(Loss):
         if not self.width > 0:
             raise ValueError(f"width={self.width}: a positive number is needed")
 
-    def __call__(self, process: Process, predict: Predict, noised: Noised, key: Array) -> Array:
-        x0, t = noised.x0, noised.t
-        found = predict(noised.x, t)
+    @property
+    def trains_variance(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the variance is learned."""
+        return self.variance == "learned"
+
+    def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
+        process, x0, t = denoiser.process, noised.x0, noised.t
+        found = denoiser(noised.x, t)
         between = {"small": 0.0, "large": 1.0, "learned": found.between}[self.variance]
         if between is None:
-            raise ValueError("variance='learned': the denoiser has learned none")
-        if self.variance != "small" and not process.discrete:
-            raise ValueError(f"variance={self.variance!r}: in continuous time a step has no length, and no variance")
+            raise ValueError("variance='learned': the network gives no variance of a step; say learned_variance=True")
+        if self.variance != "small" and (refused := refuse_step_variance(process)):
+            raise ValueError(f"variance={self.variance!r}: {refused}")
         part = step_kl(process, found, x0, t, between)
+        density = broadcast(own_density(process, t), part)
         if process.discrete:
-            first = rows(t == 0, x0)
-            # Elsewhere the estimate may be so far off that the decoder's tails are beyond the arithmetic.
+            first = broadcast(t == 0, x0)
+            # At other levels the estimate may be so far off that the decoder's tails underflow.
             mean = jnp.where(first, found.x0, x0)
             # Its mean is the estimate itself, and both fixed variances begin alike.
-            log_var = decoder_log_var(process, between if self.variance == "learned" else 0.0)
+            log_var = jnp.asarray(decoder_log_var(process, between if self.variance == "learned" else 0.0), x0.dtype)
             last = decoder_nll(x0, mean, jnp.broadcast_to(log_var, x0.shape), self.bins)
-            total = jnp.where(t == 0, last, part) / process.density(t)
+            total = jnp.where(t == 0, last, part) / density
         else:
-            end = jnp.broadcast_to(process.grid(2)[1], t.shape)
-            alpha, sigma = rows(process.alpha(end), x0), rows(process.sigma(end), x0)
+            end = jnp.full_like(t, bottom(process))
+            alpha, sigma = broadcast(process.alpha(end), x0), broadcast(process.sigma(end), x0)
             mean = perturb(process, key, x0, end).x / alpha
             log_var = jnp.broadcast_to(2 * jnp.log(sigma / alpha), x0.shape)
-            total = part / process.density(t) + decoder_nll(x0, mean, log_var, self.bins)
+            total = part / density + decoder_nll(x0, mean, log_var, self.bins)
         total = total + prior_kl(process, x0)
         if self.bins is None:
             total = total - x0[0].size * math.log(self.width)
         return total / (x0[0].size * math.log(2)) if self.unit == "bits" else total
 
     def weight(self, process: Process, t: Array) -> Array:
-        """`bound_weight`: with the posterior's variance, in nats, but for a chain's level 0."""
-        return bound_weight(process, t)
+        """`bound_weight`, over log 2 for bits, for the posterior's variance; not for level 0 of a chain.
+
+        The mean over D dimensions has the D-th part of it, like every mean.
+        """
+        weight = bound_weight(process, t)
+        return weight / math.log(2) if self.unit == "bits" else weight
+
+    def refuse(self, process: Process) -> Refusal | None:
+        return refuse_uniform_start(process) or (refuse_step_variance(process) if self.variance != "small" else None)
+
+    @classmethod
+    def variants(cls) -> dict[str, Loss]:
+        return {"": cls(), "nats": cls(unit="nats")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Hybrid(Loss):
     """L_simple + share L_vlb with a learned variance (Nichol & Dhariwal 2021, eq. 16), for a chain.
 
-    L_simple is `EpsilonMSE`, a mean over dimensions; L_vlb is `VLB` in bits a dimension. Through the second the
-    gradient reaches the variance alone: the mean is held there.
+    L_simple is `EpsilonMSE`, a mean over dimensions; L_vlb is `VLB` in bits a dimension. The gradient of the second
+    reaches only the variance: the estimate of x0 is held constant in it.
 
     Attributes:
         bins: see `VLB`.
@@ -182,22 +234,27 @@ class Hybrid(Loss):
         ValueError: unless share > 0; when it is called, if the variance was not learned.
     """
 
-    bins: Bins | None
+    bins: Bins | None = None
     share: float = 0.001
     width: float = 1.0
     positive = False
+    average_over_time = True
+    trains_variance = True
 
     def __post_init__(self):
         if not self.share > 0:
             raise ValueError(f"share={self.share}: a positive number is needed")
 
-    def __call__(self, process: Process, predict: Predict, noised: Noised, key: Array) -> Array:
-        found = predict(noised.x, noised.t)
+    def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
+        found = denoiser(noised.x, noised.t)
         held = jax.lax.stop_gradient(found)._replace(between=found.between)
-        simple = EpsilonMSE()(process, lambda x, t: found, noised, key)
+        simple = EpsilonMSE()(Denoiser(denoiser.process, lambda x, t: found), noised, key)
         bound = VLB(self.bins, "bits", "learned", self.width)
-        return simple + self.share * bound(process, lambda x, t: held, noised, key)
+        return simple + self.share * bound(Denoiser(denoiser.process, lambda x, t: held), noised, key)
 
     def weight(self, process: Process, t: Array) -> Array:
-        """SNR, that of the first term, through which alone the estimate of x0 is trained."""
+        """SNR, the first term's: through it alone the estimate of x0 is trained. Over D, as for `EpsilonMSE`."""
         return snr(process, t)
+
+    def refuse(self, process: Process) -> Refusal | None:
+        return refuse_uniform_start(process) or refuse_step_variance(process)

@@ -1,8 +1,8 @@
 """Weightings: how much an error counts at each noise level, as the factor of || x0 - x0_theta ||^2.
 
-So a weighting means the same whatever the network gives and whichever objective estimates the error: an
-objective that by itself has the weight `loss.weight` is multiplied by w / `loss.weight` (`Weighted`). Factors that
-depend on the noise alone do not move the minimum, but decide what a network of finite size spends itself on.
+A weighting means the same whatever the network gives and whichever loss estimates the error: a loss that by itself has
+the weight `loss.weight` is multiplied by w / `loss.weight` (`Weighted`). Factors that depend on the noise level alone
+do not move the minimum, but decide what a network of finite size spends its capacity on.
 """
 
 from __future__ import annotations
@@ -14,30 +14,79 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from scoregen.denoiser import Predict
-from scoregen.losses.matching import Loss, bound_weight, snr
-from scoregen.process import Noised, Process
+from scoregen.denoiser import Denoiser
+from scoregen.errors import Refusal
+from scoregen.losses.matching import Loss, bound_weight, loss_name, snr
+from scoregen.process import Noised, Process, top
+from scoregen.random import broadcast
 
 Weighting = Callable[[Process, Array], Array]
 
 
+def refuse_weighting(loss: Loss, by: Weighting, process: Process) -> Refusal | None:
+    """Why the weighting `by` cannot take the place of the loss's own under `process`, or None if it can."""
+    found = _refuse_loss(loss) or getattr(by, "refuse", lambda process: None)(process)
+    if found is not None:
+        return found
+    # At alpha = 0 the weight of an error of eps is 0. No chain has such a level, and its tables may be traced.
+    if not process.discrete and loss.refuse(process) is None:
+        with jax.ensure_compile_time_eval():
+            none = float(loss.weight(process, top(process))) == 0  # pyright: ignore[reportAttributeAccessIssue]
+        if none:
+            return Refusal(
+                "at its noisiest level this process has alpha = 0, where the loss has weight 0, which no other weight "
+                "can replace",
+                ("loss=x0", "loss=flow", "weighting=own"),
+            )
+    return None
+
+
+def _refuse_loss(loss: Loss) -> Refusal | None:
+    """Why no weighting can take the place of this loss's own, or None if one can."""
+    if loss.average_over_time:
+        return Refusal(
+            f"the weights of the loss {loss_name(loss)} make it a bound, and a weighting would replace them",
+            ("weighting=own", "loss=eps", "loss=x0"),
+        )
+    if not hasattr(loss, "weight"):
+        return Refusal(
+            f"the loss {loss_name(loss)} does not say what its own weight is, so a weighting cannot replace it: it has "
+            "no method weight(process, t) -> [B], the factor of ||x0 - x0_theta||^2 in its expectation",
+            ("weighting=own",),
+        )
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
-class Weighted:
-    """`loss` with the weighting `by` in the place of its own. A loss that averages over dimensions still does."""
+class Weighted(Loss):
+    """`loss` with the weighting `by` in the place of its own. A loss that averages over dimensions still does.
+
+    Raises:
+        ValueError: when it is called, for a loss that does not say what its own weight is, or is a bound.
+    """
 
     loss: Loss
     by: Weighting
 
     @property
-    def positive(self) -> bool:
+    def positive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the loss."""
         return self.loss.positive
 
-    def __call__(self, process: Process, predict: Predict, noised: Noised, key: Array) -> Array:
-        factor = self.by(process, noised.t) / self.loss.weight(process, noised.t)
-        return factor * self.loss(process, predict, noised, key)
+    def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
+        refused = _refuse_loss(self.loss)
+        if refused is not None:
+            raise ValueError(str(refused))
+        value = self.loss(denoiser, noised, key)
+        own = self.loss.weight(denoiser.process, noised.t)  # pyright: ignore[reportAttributeAccessIssue]
+        return broadcast(self.by(denoiser.process, noised.t) / own, value) * value
 
     def weight(self, process: Process, t: Array) -> Array:
+        """The weighting."""
         return self.by(process, t)
+
+    def refuse(self, process: Process) -> Refusal | None:
+        return self.loss.refuse(process) or refuse_weighting(self.loss, self.by, process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +99,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Sigma2:
-    """w = SNR: sigma^2 times the squared error of the score, which is that of eps (Song & Ermon 2019, eq. 6)."""
+    """w = SNR: sigma^2 times the squared error of the score, equal to the error of eps (Song & Ermon 2019, eq. 6)."""
 
     def __call__(self, process: Process, t: Array) -> Array:
         return snr(process, t)
@@ -60,9 +109,9 @@ class Sigma2:
 class Likelihood:
     """w = 1/2 rate SNR / p(t), the variational bound's (Kingma et al. 2021, eqs. 14 and 17), in nats.
 
-    With p the density of the process's own law. In continuous time that is g^2 / 2 times the squared error of the
-    score, in the integral over t (Song, Durkan et al. 2021, eq. 7); of a chain of N levels N times L_{t-1} of Ho et
-    al. 2020 with the posterior's variance. `scoregen.losses.VLB` has the ends of the bound as well.
+    p is the density of `times.Own`. In continuous time w is g^2 / 2 times the squared error of the score, in the
+    integral over t (Song, Durkan et al. 2021, eq. 7); for a chain of N levels, N times L_{t-1} of Ho et al. 2020 with
+    the posterior's variance. `scoregen.losses.VLB` has the ends of the bound as well.
     """
 
     def __call__(self, process: Process, t: Array) -> Array:
@@ -116,6 +165,15 @@ class EDMWeight:
 
     def __call__(self, process: Process, t: Array) -> Array:
         return snr(process, t) + 1 / process.data_std**2
+
+    def refuse(self, process: Process) -> Refusal | None:
+        """Refused where data_std = 0."""
+        if process.data_std != 0:
+            return None
+        return Refusal(
+            "EDM's weighting divides by the standard deviation of the data, and data_std is 0 here",
+            ("process.data_std=0.5",),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Features in which images are compared: those of a small classifier, trained once and kept."""
+"""Features in which images are compared: activations of a small classifier, trained once and kept."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def classifier_features(
 
     The trained classifier is kept as one .npz file, named by a hash over the images and labels, the
     architecture, the seed and a version. A file that cannot be read, or does not fit, is made again, and a
-    directory that cannot be written is not used; both are said in one line.
+    directory that cannot be written is not used, with a warning of one line.
 
     Args:
         dataset: has `name`, uint8 images `train` and `test` [N, H, W, C], and integer `train_labels` and
@@ -81,11 +81,10 @@ def classifier_features(
         cache_dir: directory of the file; None takes $SCOREGEN_CACHE, or ~/.cache/scoregen without it.
         seed: of the initial parameters and of the batches.
         steps: training steps; None takes four passes over the data, but between 200 and 1000 steps.
-        progress: is called with one line of text now and then. None leaves warnings to `logging`,
-            and says no more.
+        progress: is called with one line of text now and then. With None only warnings are given, by `logging`.
 
     Raises:
-        UsageError: if the data set has no labels, or no uint8 images.
+        UsageError: if the data set has no labels, no uint8 images, or no held-out ones.
     """
     say = progress or (lambda line: None)
     warn = progress or _log.warning
@@ -143,8 +142,11 @@ def _checked(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     fields = [getattr(dataset, field, None) for field in ("train", "test", "train_labels", "test_labels")]
     if any(field is None for field in fields[2:]):
         raise UsageError(
-            f"{name} has no labels to train a classifier on: use sliced_wasserstein or mmd, which need none"
+            f"{name} has no labels, and these features are those of a classifier: give train_labels and test_labels, "
+            "or use sliced_wasserstein or mmd, which need none"
         )
+    if any(field is None for field in fields):
+        raise UsageError(f"{name} has no held-out images to measure the classifier on: hold some out")
     train, test, train_labels, test_labels = (np.asarray(field) for field in fields)
     for images, labels in ((train, train_labels), (test, test_labels)):
         if images.dtype != np.uint8 or images.ndim != 4:

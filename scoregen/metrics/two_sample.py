@@ -74,7 +74,7 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
         k(a, b) = exp(-||a - b||^2 / (2 h^2))
         MMD^2   = mean k(x_i, x_j) + mean k(y_i, y_j) - 2 mean k(x_i, y_j)     (all pairs, i = j too)
 
-    Returned is MMD, the root: a distance between the two empirical distributions, zero only where they are
+    The result is MMD, the root: a distance between the two empirical distributions, zero only where they are
     equal, and at most sqrt(2). Between two samples of one distribution it is of the order of sqrt(1/N + 1/M),
     not 0: see `with_floor`.
 
@@ -93,11 +93,11 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
     >>> round(mmd([[0.0]], [[1.0]], bandwidth=1.0), 6)  # sqrt(2 - 2 exp(-1/2))
     0.887096
     """
-    rows_x, rows_y = _points(x, y)
+    points_x, points_y = _points(x, y)
     # Distances come from ||a||^2 + ||b||^2 - 2 <a, b>, which loses digits far from the origin.
-    centre = rows_y.mean(axis=0)
-    rows_x, rows_y = rows_x - centre, rows_y - centre
-    h = _median_distance(rows_y[:2000]) if bandwidth is None else float(bandwidth)
+    centre = points_y.mean(axis=0)
+    points_x, points_y = points_x - centre, points_y - centre
+    h = _median_distance(points_y[:2000]) if bandwidth is None else float(bandwidth)
     if not h > 0:
         raise ValueError(f"the kernel needs a positive bandwidth, not {h}")
 
@@ -105,8 +105,8 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
         blocks = (np.exp(_squared_distances(a[i : i + _ROWS], b) / (-2 * h * h)) for i in range(0, len(a), _ROWS))
         return sum(float(block.sum()) for block in blocks) / (len(a) * len(b))
 
-    within = mean_kernel(rows_x, rows_x) + mean_kernel(rows_y, rows_y)
-    return max(within - 2 * mean_kernel(rows_x, rows_y), 0.0) ** 0.5
+    within = mean_kernel(points_x, points_x) + mean_kernel(points_y, points_y)
+    return max(within - 2 * mean_kernel(points_x, points_y), 0.0) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Neighbours:
 
     samples: np.ndarray  # [N], of the samples
     held_out: np.ndarray  # [M], of the held-out points
-    index: np.ndarray  # [N], the row of the training point that is nearest to each sample
+    index: np.ndarray  # [N], the index of the training point that is nearest to each sample
     ratio: float  # median(samples) / median(held_out)
 
 
@@ -181,7 +181,7 @@ def with_floor(
     between finite samples is not 0 even where the distributions are equal, and how far from 0 depends on the
     size. The floor is what a perfect sampler would show at this size against this test set, and floor_std how
     much that varies from draw to draw (one standard deviation, divisor repeats - 1): a value within two or
-    three of them of the floor cannot be told from a perfect one. A value well *below* the floor is a sign
+    three of them of the floor cannot be distinguished from a perfect one. A value well *below* the floor is a sign
     that the samples are too alike to the test set.
 
     The subsets are disjoint where `repeats` times the number of samples fit into the training set. Otherwise
@@ -189,7 +189,7 @@ def with_floor(
     training set is used up).
 
     Args:
-        distance: takes two arrays of rows and returns a number, as `sliced_wasserstein`, `mmd`,
+        distance: takes two arrays [N, ...] and returns a number, as `sliced_wasserstein`, `mmd`,
             `frechet_distance`.
         samples, train, test: [N, ...], [K, ...], [M, ...].
         repeats: number of subsets, at least 1; with 1, floor_std is 0.
@@ -217,8 +217,8 @@ def with_floor(
         subsets = rng.permutation(len(train))[: repeats * n].reshape(repeats, n)
     else:
         subsets = np.stack([rng.permutation(len(train))[:n] for _ in range(repeats)])
-    # Sorted rows read a memory-mapped training set in order, and no distance depends on the order.
-    floors = [float(distance(train[np.sort(rows)], test)) for rows in subsets]
+    # Sorted indices read a memory-mapped training set in order, and no distance depends on the order.
+    floors = [float(distance(train[np.sort(subset)], test)) for subset in subsets]
     spread = float(np.std(floors, ddof=1)) if repeats > 1 else 0.0
     return Judged(float(distance(samples, test)), float(np.mean(floors)), spread)
 
@@ -252,15 +252,15 @@ def _median_distance(points: np.ndarray) -> float:
 
 
 def _nearest(points: ArrayLike, train: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the nearest row of train [N], and its index [N]."""
+    """Distance to the nearest point of train [N], and its index [N]."""
     (points,) = _points(points)
     train = np.asarray(train)
     if len(train) == 0:
         raise ValueError("the training set is empty")
     centre = points.mean(axis=0)
     # The search runs in float32, at twice the speed, and by blocks, so that a training set in bytes never
-    # becomes eight times as large. What rounding can do is to prefer one of two training points that are
-    # equally near.
+    # becomes eight times as large. Rounding can only change which of two training points that are equally
+    # near is found.
     centred = (points - centre).astype(np.float32)
     best, index = np.full(len(points), np.inf, np.float32), np.zeros(len(points), np.int64)
     for first in range(0, len(train), _ROWS):

@@ -1,5 +1,6 @@
-"""Networks: `net.apply(params, x, c, train=False, heads=1)`, x [B, ...] and one conditioning value c [B] an example."""
+"""Networks: `net.apply(params, x, cond)` with examples x [B, ..., C] and a `Cond` returns [B, ..., out_channels]."""
 
+from scoregen.cond import Cond
 from scoregen.nets.classifier import Classifier
 from scoregen.nets.cost import flops, operations, parameters
 from scoregen.nets.dit import DiT
@@ -22,6 +23,7 @@ __all__ = [
     "MLP",
     "NETS",
     "Classifier",
+    "Cond",
     "DiT",
     "LogVariance",
     "NCSNpp",

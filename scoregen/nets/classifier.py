@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         [B, F]), both float32.
 
     Raises:
-        ValueError: if x is no image.
+        ValueError: if x is not an image.
 
     >>> import jax.numpy as jnp
     >>> net, x = Classifier(classes=10, features=32), jnp.zeros((2, 8, 8, 1))
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         if x.ndim != 4:
-            raise ValueError(f"the classifier takes images [B, H, W, C], not {x.shape}")
+            raise ValueError(f"Classifier takes images [B, H, W, C], not {x.shape}")
         stride = 2 if min(x.shape[1:3]) >= 16 else 1
         while True:
             last = min(x.shape[1] // stride, x.shape[2] // stride) <= 4

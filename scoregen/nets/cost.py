@@ -1,4 +1,4 @@
-"""What a network costs: floating-point operations and parameters, without computing anything."""
+"""The cost of a network, in floating-point operations and parameters, by tracing alone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
+from scoregen.cond import Cond
+
 
 def operations(function: Callable, *args: Any) -> int:
-    """The floating-point operations of the products of matrices and the convolutions in `function(*args)`.
+    """The floating-point operations of the matrix products and convolutions in `function(*args)`.
 
-    A multiplication and an addition are two. Nothing else is counted, which in a network is next to nothing: no norm,
-    softmax, or addition. A convolution's window is counted whole where it stands out over the edge.
+    A multiplication and an addition count as two. Other operations (norms, softmax, additions) are not counted; in a
+    network they are negligible. The window of a convolution counts in full where it extends beyond the edge.
 
     Args:
-        function: to be traced, not computed.
+        function: it is traced, not computed.
         *args: arrays, or their shapes and types (`jax.ShapeDtypeStruct`).
 
     Raises:
-        NotImplementedError: for a loop that ends when it will (`while`), so that nobody knows its cost.
+        NotImplementedError: for a `while` loop with such products, whose number of iterations is not known.
 
     >>> operations(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))  # 2 * 2 * 3 * 5
     60
@@ -31,32 +33,34 @@ def operations(function: Callable, *args: Any) -> int:
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def flops(net: nn.Module, shape: tuple[int, ...], **call: Any) -> int:
-    """The operations of a forward pass for one example of this shape `[H, W, C]` or `[D]`; `call` as in `net.apply`.
+def flops(net: nn.Module, shape: tuple[int, ...]) -> int:
+    """The operations of a forward pass for one example of this shape, `[H, W, C]` or `[D]`.
 
     >>> from scoregen.nets import MLP
     >>> flops(MLP(width=8, depth=0, embedding=4), (2,)) == 2 * (4 * 2 + 2 * 8 + 8 * 2)  # time, in, out
     True
     """
-    x, c = _example(shape)
-    params = jax.eval_shape(lambda key: net.init(key, x, c, **call), jax.random.key(0))
-    return operations(lambda params, x, c: net.apply(params, x, c, **call), params, x, c)
+    x, cond = _example(net, shape)
+    return operations(net.apply, _shapes(net, x, cond), x, cond)
 
 
-def parameters(net: nn.Module, shape: tuple[int, ...], **call: Any) -> int:
-    """How many parameters the network has for examples of this shape; `call` as in `net.apply`.
+def parameters(net: nn.Module, shape: tuple[int, ...]) -> int:
+    """The number of parameters of the network for examples of this shape.
 
     >>> from scoregen.nets import UNet
     >>> parameters(UNet(), (32, 32, 3))
     35746307
     """
-    x, c = _example(shape)
-    params = jax.eval_shape(lambda key: net.init(key, x, c, **call), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(net, *_example(net, shape))))
 
 
-def _example(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    return jnp.zeros((1, *shape)), jnp.zeros(1)
+def _example(net: nn.Module, shape: tuple[int, ...]) -> tuple[jax.Array, Cond]:
+    label = jnp.zeros(1, jnp.int32) if getattr(net, "num_classes", 0) else None
+    return jnp.zeros((1, *shape)), Cond(noise=jnp.zeros(1), label=label)
+
+
+def _shapes(net: nn.Module, x: jax.Array, cond: Cond) -> Any:
+    return jax.eval_shape(net.init, jax.random.key(0), x, cond)
 
 
 def _count(jaxpr: Jaxpr) -> int:
@@ -75,7 +79,9 @@ def _equation(equation: Any) -> int:
         return 2 * equation.outvars[0].aval.size * math.prod(kernel) // kernel[where[0]]
     inner = [_count(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if name == "while" and any(inner):
-        raise NotImplementedError("a loop that ends when it will has no cost that could be told beforehand")
+        raise NotImplementedError(
+            "a while loop has no cost that could be known in advance: its number of iterations depends on the data"
+        )
     if name == "cond":
         return max(inner)
     return sum(inner) * params.get("length", 1) if name == "scan" else sum(inner)

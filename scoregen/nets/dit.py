@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoregen.nets.layers import dense, full_precision, label_embedding, self_attention, sinusoidal
+from scoregen.cond import Cond
+from scoregen.nets.layers import add_label, conditioning, dense, full_precision, outputs, self_attention, sinusoidal
 
 
 def positions(height: int, width: int, dim: int) -> np.ndarray:
-    """Where each token of a grid lies, as fixed features, `[height * width, dim]`, row by row.
+    """Fixed features for the position of each token of a grid, `[height * width, dim]`, row by row.
 
         f_i = 1e4^(-i / (dim / 4)),   [sin(column f), cos(column f), sin(row f), cos(row f)]
 
@@ -26,14 +27,14 @@ def positions(height: int, width: int, dim: int) -> np.ndarray:
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) over the last axis (Ba et al. 2016), in float32 but for float64; no parameters."""
+    """(x - mean) / sqrt(var + eps) over the last axis (Ba et al. 2016), in float32 or float64; no parameters."""
     y = x.astype(full_precision(x.dtype))
     y = y - y.mean(-1, keepdims=True)
     return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 def modulation(e: jax.Array, parts: int, width: int, dtype: jnp.dtype) -> list[jax.Array]:
-    """So many vectors `[B, 1, width]`, for every token alike, of the embedding e `[B, width]`; they start at zero."""
+    """`parts` vectors `[B, 1, width]` from the embedding e `[B, width]`, for all tokens alike; they start at zero."""
     vectors = dense(parts * width, scale=0.0, dtype=dtype, name="modulation")(nn.swish(e))
     return jnp.split(vectors[:, None, :], parts, axis=-1)
 
@@ -45,8 +46,8 @@ class DiTBlock(nn.Module):
         x += gate1 self_attention((1 + scale1) norm(x) + shift1)
         x += gate2 dense(gelu(dense((1 + scale2) norm(x) + shift2)))
 
-    The six start at zero, so that a new block is the identity. The query, the key and the value start with half of the
-    variance of other layers: the paper's code draws them as one layer of 3 C outputs.
+    The six start at zero, so a new block is the identity. The query, key and value layers start with half the variance
+    of other layers, because the paper's code draws them as one layer of 3 C outputs.
 
     x [B, N, C], e [B, C] -> [B, N, C].
     """
@@ -70,36 +71,39 @@ class DiT(nn.Module):
     """The network of Peebles & Xie 2022, "Scalable Diffusion Models with Transformers" (arXiv:2212.09748), section 3.
 
         tokens    the image's squares of `patch` x `patch` pixels, each dense(square) + positions
-        e         dense(swish(dense(sinusoidal(c)))), of 256 features, + embedding(label)
+        e         dense(swish(dense(sinusoidal(noise)))), from 256 features, + embedding(label)
         blocks    `depth` times `DiTBlock`
-        out       each token a square again: dense((1 + scale) norm(x) + shift),    (shift, scale) = dense(swish(e))
+        out       each token becomes a square: dense((1 + scale) norm(x) + shift),    (shift, scale) = dense(swish(e))
 
-    The last layer and all that e modulates start at (nearly) zero. The default is DiT-S/2: with `heads=2` and 1000
-    classes, on latents of 32x32x4, it has 32,865,056 parameters. B, L and XL are (width, depth, attention_heads) =
-    (768, 12, 12), (1024, 24, 16) and (1152, 28, 16).
+    The last layer and the modulation by e start at (nearly) zero. The default is DiT-S/2: with `out_channels=8` and
+    `num_classes=1000`, on latents of 32x32x4, it has 32,865,056 parameters. B, L and XL are (width, depth,
+    attention_heads) = (768, 12, 12), (1024, 24, 16) and (1152, 28, 16).
 
     Fields:
         patch: side of a square, in pixels.
         width: channels of a token.
-        depth: blocks.
-        attention_heads: parts of the channels that each attend by themselves.
-        expansion: hidden units of a block's perceptron, in widths.
+        depth: number of blocks.
+        attention_heads: number of attention heads.
+        expansion: hidden units of a block's perceptron, as a multiple of `width`.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics, softmax and output stay float32.
-        remat: compute the inside of every block a second time for the gradient, instead of keeping it in memory.
+        remat: recompute the inside of every block in the backward pass, which saves memory.
+        num_classes: number of classes; 0 for a network without class labels.
+        out_channels: channels of the output; None for as many as x has.
 
     Call:
-        `net.apply(params, x, c)` with x [B, H, W, C] and c [B] returns [B, H, W, C], or [B, H, W, heads C] if `heads`
-        is given. There is no dropout, so `train` makes no difference. With `labels`, integers [B], and the number of
-        `classes`, the class's vector is added to e; the label `classes` is none.
+        `net.apply(params, x, cond)` with x [B, H, W, C] and a `Cond` returns [B, H, W, out_channels]. There is no
+        dropout, so `train` has no effect.
 
     Raises:
-        ValueError: if x is no image, if `patch` does not divide its sides, if `attention_heads` does not divide
-            `width`, or 4 does not (for the positions).
+        TypeError: if cond is not a `Cond`.
+        ValueError: if x is not an image, if `patch` does not divide its sides, if `attention_heads` does not divide
+            `width`, if `width` is not a multiple of 4 (which the positions need), if the noise level is not [B], or if
+            cond holds something that the network has no input for.
 
     >>> net = DiT(patch=4, width=8, depth=1, attention_heads=2)
-    >>> x, c = jnp.zeros((2, 8, 12, 3)), jnp.zeros(2)
-    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, c)
-    >>> jax.eval_shape(net.apply, params, x, c).shape
+    >>> x, cond = jnp.zeros((2, 8, 12, 3)), Cond(noise=jnp.zeros(2))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
+    >>> jax.eval_shape(net.apply, params, x, cond).shape
     (2, 8, 12, 3)
     """
 
@@ -110,30 +114,25 @@ class DiT(nn.Module):
     expansion: int = 4
     dtype: str = "float32"
     remat: bool = False
+    num_classes: int = 0
+    out_channels: int | None = None
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        c: jax.Array,
-        train: bool = False,
-        heads: int = 1,
-        labels: jax.Array | None = None,
-        classes: int = 0,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        noise, label, _ = conditioning(self, x, cond)
+        out = outputs(self, x)
         self._check(x.shape)
         dtype, p = jnp.dtype(self.dtype), self.patch
         full = full_precision(dtype)
         b, h, w, channels = x.shape
         rows, columns = h // p, w // p
 
-        # Smaller than other layers, as in the paper's code: e modulates every layer.
+        # Smaller initial values than in other layers, as in the paper's code: e modulates every layer.
         small = nn.initializers.normal(0.02)
-        e = sinusoidal(c.astype(full), 256, "adm")
+        e = sinusoidal(noise.astype(full), 256, "adm")
         e = nn.swish(nn.Dense(self.width, kernel_init=small, dtype=dtype, name="time1")(e))
         e = nn.Dense(self.width, kernel_init=small, dtype=dtype, name="time2")(e)
-        if labels is not None:
-            e = e + label_embedding(labels, classes, self.width, dtype, std=0.02)
+        e = add_label(e, label, self.num_classes, std=0.02, dtype=dtype)
 
         y = x.reshape(b, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, -1)
         place = jnp.asarray(positions(rows, columns, self.width), dtype)
@@ -144,20 +143,18 @@ class DiT(nn.Module):
 
         shift, scale = modulation(e, 2, self.width, dtype)
         y = (1 + scale) * layer_norm(y) + shift
-        y = dense(p * p * heads * channels, scale=0.0, dtype=dtype, name="out")(y).astype(full)
-        y = y.reshape(b, rows, columns, p, p, heads * channels).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(b, h, w, heads * channels)
+        y = dense(p * p * out, scale=0.0, dtype=dtype, name="out")(y).astype(full)
+        y = y.reshape(b, rows, columns, p, p, out).transpose(0, 1, 3, 2, 4, 5)
+        return y.reshape(b, h, w, out)
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        """Refuse what would fail later, with a reason."""
-        if len(shape) != 4:
-            raise ValueError(f"the DiT takes images [B, H, W, C], not {shape}; for points use the mlp")
+        """Refuse settings that would fail later without a reason."""
         if self.patch < 1 or shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(
                 f"images of {shape[1]}x{shape[2]} cannot be cut into squares of patch={self.patch}: pad or crop to a "
                 "multiple of it, or take another patch"
             )
         if self.width < 4 or self.width % 4:
-            raise ValueError(f"width={self.width}: a multiple of 4 is needed, for the features of a token's place")
+            raise ValueError(f"width={self.width}: a multiple of 4 is needed, for the features of a token's position")
         if self.attention_heads < 1 or self.width % self.attention_heads:
             raise ValueError(f"attention_heads={self.attention_heads} does not divide width={self.width}")

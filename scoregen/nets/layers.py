@@ -12,15 +12,133 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoregen.cond import Cond
+
+
+def conditioning(
+    net: Any, x: jax.Array, cond: Cond, *, images: bool = True
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Check x and `cond`, and return the network's inputs (noise, label, augment).
+
+    The network's fields `num_classes` and `augment_dim` (0 where it has none) say which inputs it has. Without the
+    input, `label` or `augment` is None. With the input, a part that `cond` does not give gets its default: for the
+    label [B] it is `num_classes`, which stands for no class, and for `augment` [B, augment_dim] it is zero.
+
+    Args:
+        net: the network, for its fields, and for its name in messages.
+        x: examples, [B, H, W, C], or [B, ..., C] with `images=False`.
+        cond: a `Cond` for B examples.
+
+    Raises:
+        TypeError: if x is not an array, or cond is not a `Cond`.
+        ValueError: if a shape or dtype does not fit, or if the network has no input for a part that is given.
+
+    >>> from scoregen.nets import MLP
+    >>> conditioning(MLP(num_classes=3), jnp.ones((2, 4)), Cond(jnp.zeros(2)), images=False)[1].tolist()
+    [3, 3]
+    """
+    name = type(net).__name__
+    classes, augment_dim = getattr(net, "num_classes", 0), getattr(net, "augment_dim", 0)
+    if not isinstance(x, jax.Array | np.ndarray):
+        raise TypeError(f"{name} takes an array of examples, not {type(x).__name__}: say jnp.asarray(x)")
+    if not isinstance(cond, Cond):
+        raise TypeError(
+            f"{name} takes a Cond for the noise level, not {type(cond).__name__}: say net.apply(params, x, "
+            "Cond(noise=...))"
+        )
+    if images and x.ndim != 4:
+        raise ValueError(f"{name} takes images [B, H, W, C], not {x.shape}; for points use MLP")
+    if x.ndim < 2:
+        raise ValueError(f"{name} takes points [B, ..., C] with at least one axis beside B, not {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} takes examples of a floating-point dtype, not {x.dtype}: scale and cast them first")
+    batch = x.shape[0]
+    if cond.noise is None:
+        raise ValueError(f"{name} needs a noise level for each of the {batch} examples: say Cond(noise=...)")
+    if (shape := jnp.shape(cond.noise)) != (batch,):
+        raise ValueError(f"{batch} examples need cond.noise of shape ({batch},), one number per example, not {shape}")
+    if cond.context is not None:
+        raise ValueError(f"{name} has no input for a context vector: leave cond.context=None")
+    label = _label(name, batch, classes, cond.label)
+    return jnp.asarray(cond.noise), label, _augment(name, batch, augment_dim, cond.augment)
+
+
+def _label(name: str, batch: int, classes: int, label: jax.Array | None) -> jax.Array | None:
+    if classes < 0:
+        raise ValueError(f"num_classes={classes}: 0 (no class labels) or more is needed")
+    if not classes:
+        if label is not None:
+            raise ValueError(
+                f"{name} was built without class labels: set its field num_classes, or leave cond.label=None"
+            )
+        return None
+    if label is None:
+        return jnp.full(batch, classes, jnp.int32)
+    label = jnp.asarray(label)
+    if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(
+            f"{batch} examples need cond.label as integers of shape ({batch},), from 0 to {classes} (no class), not "
+            f"{label.dtype} of shape {label.shape}"
+        )
+    return label
+
+
+def _augment(name: str, batch: int, numbers: int, augment: jax.Array | None) -> jax.Array | None:
+    if numbers < 0:
+        raise ValueError(f"augment_dim={numbers}: 0 (no augmentation input) or more is needed")
+    if not numbers:
+        if augment is not None:
+            raise ValueError(
+                f"{name} has no input for augmentations: leave cond.augment=None, or use NCSNpp with its field "
+                "augment_dim set"
+            )
+        return None
+    if augment is None:
+        return jnp.zeros((batch, numbers))
+    if jnp.shape(augment) != (batch, numbers):
+        raise ValueError(
+            f"{batch} examples need cond.augment of shape ({batch}, {numbers}), as augment_dim={numbers} says, not "
+            f"{jnp.shape(augment)}"
+        )
+    return jnp.asarray(augment)
+
+
+def outputs(net: Any, x: jax.Array) -> int:
+    """Channels of the network's output: its field `out_channels`, or as many as x has.
+
+    Raises:
+        ValueError: if `out_channels` is less than one.
+    """
+    if net.out_channels is None:
+        return x.shape[-1]
+    if net.out_channels < 1:
+        raise ValueError(f"out_channels={net.out_channels}: at least 1 is needed, or None for as many as x has")
+    return net.out_channels
+
+
+def add_label(
+    e: jax.Array, label: jax.Array | None, classes: int, *, std: float = 1.0, dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """e [B, E] plus a learned vector for each example's label; e itself if there are no classes.
+
+    The table has a row for each class and a last one for no class; rows start as N(0, std^2 I). It is a parameter of
+    the compact module that calls this function.
+    """
+    if label is None:
+        return e
+    init = nn.initializers.normal(std)
+    return e + nn.Embed(classes + 1, e.shape[-1], embedding_init=init, dtype=dtype, name="label")(label)
+
 
 def full_precision(dtype: jnp.dtype) -> jnp.dtype:
-    """What statistics and outputs are computed in: float32, or float64 where `dtype` is that (with `jax.enable_x64`).
+    """The dtype of statistics and outputs: float32, or float64 if `dtype` is float64 (with `jax.enable_x64`).
 
     >>> full_precision(jnp.dtype("bfloat16"))
     dtype('float32')
@@ -29,32 +147,32 @@ def full_precision(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def sinusoidal(c: jax.Array, dim: int, form: str = "ddpm") -> jax.Array:
-    """Sinusoidal features of a scalar (Ho et al. 2020, appendix B), in the form of one of two codes.
+    """Sinusoidal features of a scalar (Ho et al. 2020, appendix B), in one of two published forms.
 
         half = dim // 2,   i = 0 .. half - 1
         ddpm    [sin(c f_0), ..., sin(c f_{half-1}), cos(c f_0), ...],   f_i = exp(-log(1e4) i / (half - 1))
         adm     [cos(c f_0), ..., cos(c f_{half-1}), sin(c f_0), ...],   f_i = exp(-log(1e4) i / half)
 
-    The first is that of Ho et al., the second that of Nichol & Dhariwal 2021, which ADM and DiT have kept. The
-    frequencies reach from 1 down to (about) 1e-4 radians a unit of `c`, so both an index up to 1000 and a log-SNR
-    of a few units vary visibly. An odd `dim` ends in one zero.
+    The first is from Ho et al., the second from Nichol & Dhariwal 2021; ADM and DiT use the second. The frequencies
+    reach from 1 down to (about) 1e-4 radians per unit of `c`, so the features resolve both an index up to 1000 and a
+    log-SNR of a few units. With an odd `dim` the last feature is zero.
 
     Args:
-        c: conditioning value, [B]; cast to float32 unless it is float64.
+        c: conditioning value, [B]; it is cast to float32 unless it is float64.
         dim: number of features, at least 4.
         form: "ddpm" or "adm".
 
     Returns:
-        [B, dim], float32 or float64 as c is.
+        [B, dim], in float32, or in float64 if c is.
 
     Raises:
-        ValueError: if `c` is not one number an example, or `dim` is too small for two frequencies.
+        ValueError: if `c` is not [B], or if `dim` is too small for two frequencies.
 
     >>> sinusoidal(jnp.zeros(1), 4).tolist()
     [[0.0, 0.0, 1.0, 1.0]]
     """
     if jnp.ndim(c) != 1:
-        raise ValueError(f"the conditioning value is one number an example, shape [B], not {jnp.shape(c)}")
+        raise ValueError(f"the conditioning value is one number per example, shape [B], not {jnp.shape(c)}")
     if dim < 4:
         raise ValueError(f"sinusoidal features need dim >= 4 for two frequencies, not {dim}")
     half = dim // 2
@@ -81,17 +199,6 @@ def dense(
 ) -> nn.Dense:
     """Affine map of the last axis, [B, ..., C] -> [B, ..., features]; over an image it is a 1x1 convolution."""
     return nn.Dense(features, use_bias=bias, kernel_init=fan_average(scale), dtype=dtype, name=name)
-
-
-def label_embedding(
-    labels: jax.Array, classes: int, features: int, dtype: jnp.dtype | None = None, std: float = 1.0
-) -> jax.Array:
-    """A learned vector for each class and one, the last row, for no label: `[B]` of 0 .. classes -> `[B, features]`.
-
-    Rows start as N(0, std^2 I). Called inside a compact module, whose parameter it is.
-    """
-    table = nn.Embed(classes + 1, features, embedding_init=nn.initializers.normal(std), dtype=dtype, name="label")
-    return table(labels)
 
 
 def conv(
@@ -127,9 +234,9 @@ def upsample(x: jax.Array) -> jax.Array:
 def upfirdn(x: jax.Array, taps: Sequence[float], *, up: int = 1, down: int = 1, pad: int = 0) -> jax.Array:
     """Along height and width: `up - 1` zeros between pixels, `pad` zeros at both ends, the filter, every `down`-th.
 
-    The filter is scaled to a sum of `up`, so that resampling keeps the mean. Zeros lie beyond the edges. (The order of
-    StyleGAN2's operation of this name, Karras et al. 2020.)  [B, H, W, C] -> [B, (up (H - 1) + 1 + 2 pad - taps) / down
-    + 1, ..., C].
+    The filter is scaled to a sum of `up`, so that resampling keeps the mean. Beyond the edges the image is zero. The
+    operations are ordered as in StyleGAN2's function of this name (Karras et al. 2020).
+    [B, H, W, C] -> [B, (up (H - 1) + 1 + 2 pad - taps) / down + 1, ..., C].
 
     >>> upfirdn(jnp.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1).repeat(3, 1), (1, 1), pad=1)[0, 1, :, 0].tolist()
     [0.5, 1.5, 3.0, 2.0]
@@ -168,17 +275,15 @@ def halve(x: jax.Array, taps: Sequence[float]) -> jax.Array:
 
 
 def check_levels(shape: tuple[int, ...], levels: int, attention: Sequence[int]) -> None:
-    """Raises ValueError unless these are images `[B, H, W, C]` that a U of so many levels can take.
+    """Raises ValueError unless a U-Net with this number of levels can take images of this shape, `[B, H, W, C]`.
 
-    Each level halves them, and one must have each of the heights where there is to be `attention`.
+    Each level but the last halves the image, and every height in `attention` must be the height of some level.
     """
-    if len(shape) != 4:
-        raise ValueError(f"the network takes images [B, H, W, C], not {shape}; for points use the mlp")
     factor = 2 ** (levels - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(
-            f"images of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times, as so many multipliers ask: pad or "
-            f"crop to a multiple of {factor}, or give fewer multipliers"
+            f"images of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times, which {levels} multipliers need: "
+            f"pad or crop to a multiple of {factor}, or give fewer multipliers"
         )
     heights = [shape[1] // 2**i for i in range(levels)]
     absent = [size for size in attention if size not in heights]
@@ -201,7 +306,7 @@ class GroupNorm(nn.Module):
         y = scale (x - mean_g) / sqrt(var_g + eps) + bias
 
     with the mean and the (biased) variance of one example over all pixels and the C / groups neighbouring
-    channels of group g. Statistics are taken in float32 whatever the input, but for float64.
+    channels of group g. Statistics are computed in float32, or in float64 if the input is float64.
 
     `groups` is lowered to C where C is smaller.  [B, ..., C] -> [B, ..., C].
 
@@ -241,9 +346,10 @@ def self_attention(
 
         proj(softmax(q k' / sqrt(C / heads)) v),    (q, k, v) = dense(y)
 
-    with the softmax taken by each of `heads` groups of C / heads neighbouring channels on its own, and `scale` that of
-    the projection's initial variance, `inner` that of the others. Called inside a compact module, whose parameters
-    these are. Written as two products and a softmax, not as a fused kernel, so that forward mode works.
+    Each of the `heads` groups of C / heads neighbouring channels takes its own softmax. `scale` sets the initial
+    variance of the projection, and `inner` the initial variance of the other layers. The layers are parameters of the
+    compact module that calls this function. It is written as two products and a softmax, not as a fused kernel, so
+    that forward mode works.
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -265,8 +371,8 @@ def self_attention(
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels, plus the identity: y = x + self_attention(norm(x)).
 
-    With `rescale` it is y / sqrt(2), which keeps the variance of a sum. The projection starts at zero, the rest with
-    the variance `scale / fan_avg`.  [B, H, W, C] -> [B, H, W, C].
+    With `rescale` the result is y / sqrt(2), which preserves the variance of a sum. The projection starts at zero, and
+    the other layers with the variance `scale / fan_avg`.  [B, H, W, C] -> [B, H, W, C].
 
     Raises:
         ValueError: if the heads do not divide the channels.

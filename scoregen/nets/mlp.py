@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scoregen.nets.layers import dense, label_embedding, sinusoidal
+from scoregen.cond import Cond
+from scoregen.nets.layers import add_label, conditioning, dense, outputs, sinusoidal
 
 
 class MLP(nn.Module):
-    """Residual perceptron conditioned on one number an example.
+    """Residual perceptron conditioned on one number per example, and optionally on a class.
 
-        e    = swish(dense(sinusoidal(c)) + embedding(label))         without the label if none are given
+        e    = swish(dense(sinusoidal(noise)) + embedding(label))         no embedding if `num_classes` is 0
         h    = dense(x)
         a, b = dense(e)
         h   += dense(dropout(swish((1 + a) h + b)))        this line and the one before `depth` times
         out  = dense(swish(h))
 
-    The sinusoidal features (Ho et al. 2020) have frequencies from 1 to 1e-4 radians a unit, so that the same
-    network serves a log-SNR within some ten units of 0 and an index up to 1000, and is smooth in both. The
-    inner layers keep the variance of what they receive (fan-in scaling: with a fan average, a plane's two
-    coordinates would enter at a tenth of their size); the last layer starts at (nearly) zero. Each layer is
-    modulated by a scale and a shift of its own ("FiLM", Perez et al. 2018), which learns faster than adding e
-    once.
+    The sinusoidal features (Ho et al. 2020) have frequencies from 1 to 1e-4 radians per unit. The same network
+    therefore serves a log-SNR within some ten units of 0 and an index up to 1000, and is smooth in both. The inner
+    layers preserve the variance of their input (fan-in scaling: with a fan average, the two coordinates of a plane
+    would enter at a tenth of their size). The last layer starts at (nearly) zero. Each layer is modulated by its own
+    scale and shift ("FiLM", Perez et al. 2018), which learns faster than adding e once.
 
     Fields:
         width: hidden units.
         depth: residual layers.
-        embedding: sinusoidal features of c.
+        embedding: number of sinusoidal features of the noise level.
         dropout: rate inside the residual layers, with `train=True` only.
+        num_classes: number of classes; 0 for a network without class labels.
+        out_channels: size of the last axis of the output; None for the size that x has.
 
     Call:
-        `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, ...] (about unit scale) and c
-        [B] returns the shape of x, or with `heads` outputs an input, so many times its last axis. It is float32,
-        or float64 if x, c or the parameters are (with `jax.enable_x64`). Points of more than one axis are
-        flattened on the way. With `labels`, integers [B], and the number of `classes`, the network is told the
-        class too; the label `classes` is none.
+        `net.apply(params, x, cond, train=False, rngs={"dropout": key})` with x [B, ..., C] of about unit scale and a
+        `Cond` returns [B, ..., out_channels]. The output is float32, or float64 if x, the noise level or the
+        parameters are (with `jax.enable_x64`). Points of more than one axis are flattened internally.
 
     Raises:
-        ValueError: if x has no axis beside B, or c is not [B].
+        TypeError: if cond is not a `Cond`.
+        ValueError: if x has no axis beside B, if the noise level is not [B], or if cond holds something that the
+            network has no input for.
 
-    >>> net, x, c = MLP(width=8), jnp.ones((5, 2)), jnp.zeros(5)
-    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, c)
-    >>> jax.eval_shape(net.apply, params, x, c).shape
+    >>> net, x, cond = MLP(width=8), jnp.ones((5, 2)), Cond(noise=jnp.zeros(5))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
+    >>> jax.eval_shape(net.apply, params, x, cond).shape
     (5, 2)
     """
 
@@ -51,32 +55,22 @@ class MLP(nn.Module):
     depth: int = 2
     embedding: int = 64
     dropout: float = 0.0
+    num_classes: int = 0
+    out_channels: int | None = None
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        c: jax.Array,
-        train: bool = False,
-        heads: int = 1,
-        labels: jax.Array | None = None,
-        classes: int = 0,
-    ) -> jax.Array:
-        if x.ndim < 2:
-            raise ValueError(f"the mlp takes points [B, ...] with at least one axis beside B, not {x.shape}")
-        if c.shape != x.shape[:1]:
-            raise ValueError(f"{x.shape[0]} points need as many conditioning values, not the shape {c.shape}")
+    def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        noise, label, _ = conditioning(self, x, cond, images=False)
+        out = outputs(self, x)
         inner = nn.initializers.lecun_normal()
         points = x.reshape(x.shape[0], -1)
-        # Half as many units as features: e is mapped to every layer, and would else cost as much as the layers.
-        e = nn.Dense(self.embedding // 2, kernel_init=inner, name="time")(sinusoidal(c, self.embedding))
-        if labels is not None:
-            e = e + label_embedding(labels, classes, self.embedding // 2)
-        e = nn.swish(e)
+        # Half as many units as features: e is mapped to every layer, and would otherwise cost as much as the layers.
+        e = nn.Dense(self.embedding // 2, kernel_init=inner, name="time")(sinusoidal(noise, self.embedding))
+        e = nn.swish(add_label(e, label, self.num_classes))
         h = nn.Dense(self.width, kernel_init=inner, name="in")(points)
         for i in range(self.depth):
             a, b = jnp.split(nn.Dense(2 * self.width, kernel_init=inner, name=f"film{i}")(e), 2, axis=-1)
             y = nn.Dropout(self.dropout, deterministic=not train)(nn.swish((1 + a) * h + b))
             h = h + nn.Dense(self.width, kernel_init=inner, name=f"residual{i}")(y)
-        out = dense(heads * points.shape[-1], scale=0.0, name="out")(nn.swish(h))
-        return out.reshape(*x.shape[:-1], heads * x.shape[-1])
+        h = dense(math.prod(x.shape[1:-1]) * out, scale=0.0, name="out")(nn.swish(h))
+        return h.reshape(*x.shape[:-1], out)

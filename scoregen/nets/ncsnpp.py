@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++, the networks of Song et al. 2021, which EDM trains too."""
+"""NCSN++ and DDPM++, the networks of Song et al. 2021, which EDM also trains."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scoregen.cond import Cond
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
     check_levels,
+    conditioning,
     conv,
     dense,
     double,
     full_precision,
     halve,
+    outputs,
     sinusoidal,
     upfirdn,
 )
@@ -41,8 +44,8 @@ def _norm(x: jax.Array, name: str) -> jax.Array:
 class Fourier(nn.Module):
     """[sin, cos](2 pi c w) with w ~ N(0, scale^2), drawn once (Tancik et al. 2020): [B] -> [B, 2 channels].
 
-    w is a parameter that no gradient reaches, so that it is stored, averaged to itself and exchanged with the rest: a
-    network means nothing without its own w.
+    w is a parameter that no gradient reaches. It is a parameter so that checkpoints hold it: a trained network is
+    useless without its own w.
     """
 
     channels: int
@@ -56,13 +59,13 @@ class Fourier(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """A residual block that may change the size of its image on the way, as BigGAN's do.
+    """A residual block that may also resample, as in BigGAN.
 
         h = conv(move(swish(norm(x)))) + dense(e)
         y = (shortcut(move(x)) + conv(dropout(swish(norm(h))))) / sqrt(2)
 
-    `move` doubles or halves the image, or is None. The shortcut is a 1x1 convolution where the block moves or the
-    number of channels changes, else the identity. The second convolution starts at zero.
+    `move` doubles or halves the image, or is None. The shortcut is a 1x1 convolution if the block resamples or the
+    number of channels changes, and the identity otherwise. The second convolution starts at zero.
     x [B, H, W, C], e [B, E] -> [B, H', W', F] with F = `channels`.
     """
 
@@ -89,59 +92,68 @@ class ResBlock(nn.Module):
 class NCSNpp(nn.Module):
     """NCSN++, and DDPM++ with other fields (Song et al. 2021, arXiv:2011.13456, section 4.1 and appendix H).
 
-    e = swish(dense(swish(dense(features(c) + told)))) has 4 `channels` numbers, which every residual block receives.
-    Level i works at 1 / 2^i of the image's size with `channels * multipliers[i]` channels:
+    The conditioning becomes e = swish(dense(swish(dense(features(noise) + label + augment)))), a vector of 4
+    `channels` numbers, which every residual block receives. Level i works at 1 / 2^i of the image's size with
+    `channels * multipliers[i]` channels:
 
-        down    `blocks` residual blocks a level; then (but for the last level) one that halves the image, and with
-                the progressive input the average of it and of a pyramid, h <- (h + conv(p)) / sqrt(2), p <- h, which
-                begins with the image itself and is filtered and halved on its way; every output is kept
+        down    `blocks` residual blocks per level; then (except on the last level) one that halves the image. The
+                progressive input averages its output with a pyramid, h <- (h + conv(p)) / sqrt(2), p <- h; p begins
+                as the image itself and is filtered and halved on each level. Every output is stored.
         middle  residual block, attention, residual block
-        up      `blocks + 1` residual blocks a level, each of which sees one kept output beside its input;
-                then (but for the first level) one that doubles the image
+        up      `blocks + 1` residual blocks per level, each of which receives one stored output beside its input;
+                then (except on the first level) one that doubles the image
 
-    At the heights named by `attention` there is self-attention after every residual block on the way down, and after
-    the last of a level on the way up. Every sum is divided by sqrt(2). What the features are:
+    At the heights in `attention` there is self-attention after every residual block on the way down, and after the
+    last of a level on the way up. Every sum is divided by sqrt(2). The features of the noise level c are:
 
-        positional   [sin, cos](c f), those of `sinusoidal`, `channels` of them
-        fourier      [sin, cos](2 pi c w), 2 `channels` of them, with random w that are kept; c is log sigma
+        positional   [sin, cos](c f), the features of `sinusoidal`, `channels` of them
+        fourier      [sin, cos](2 pi c w), 2 `channels` of them, with random w that stay fixed; c is log sigma
 
-    Counts for 32x32x3, equal to those of the papers' code: NCSN++ (the defaults) 62,758,915 parameters, w being 128 of
-    them, and 107,587,075 with 8 blocks (VE, "deep"); DDPM++ (`filter=(1, 1)`, `progressive="none"`,
+    A class label adds dense(sqrt(num_classes) one_hot(label)) to the features, as in EDM, where one_hot is zero for no
+    class. An augmentation adds dense(augment), without a bias.
+
+    Parameters for 32x32x3, equal to those of the papers' code: NCSN++ (the defaults) 62,758,915, of which w has 128,
+    and 107,587,075 with 8 blocks (VE, "deep"); DDPM++ (`filter=(1, 1)`, `progressive="none"`,
     `embedding="positional"`) 61,804,419, and 106,632,579 with 8 blocks; EDM's (Karras et al. 2022, arXiv:2206.00364:
-    DDPM++ with `multipliers=(2, 2, 2)`) 55,733,891, of which 1,152 are for augmentation, and with classes 1,408 more.
+    DDPM++ with `multipliers=(2, 2, 2)` and `augment_dim=9`) 55,733,891, and 55,735,299 with `num_classes=10`.
 
-    The output is what `scoregen.denoiser` makes of it. DDPM++ under VP gives the noise in the papers' code too, target
-    "eps". Their NCSN++ is divided by sigma and is then the score, so without the division it is minus the noise:
-    target "eps" again, with the sign of the last layer, drawn symmetrically, turned (`scoregen.weights.ncsnpp`). In EDM
-    it is that of the target "edm", with c = ln(sigma) / 4, the condition "edm".
+    `scoregen.denoiser` turns the output into a prediction. DDPM++ under VP predicts the noise, target "eps", as in the
+    papers' code. The papers' NCSN++ divides its output by sigma to give the score; the undivided output here is then
+    minus the noise, and the target is "eps" with the sign of the last layer reversed (see
+    `scoregen.contrib.weights.ncsnpp`). EDM's network has the target "edm" and the condition "edm", c = ln(sigma) / 4.
 
     Fields:
         channels: channels of the first convolution.
-        multipliers: one number a level.
-        blocks: residual blocks a level on the way down; 8 for the "deep" networks of the paper.
-        attention: heights, in pixels, at which there is attention; () for the middle alone.
+        multipliers: one number per level.
+        blocks: residual blocks per level on the way down; 8 for the "deep" networks of the paper.
+        attention: heights, in pixels, of the levels with attention; () for attention in the middle alone.
         dropout: rate inside the residual blocks, with `train=True` only.
-        filter: what smooths an image that is resampled; (1, 1) for plain doubling and halving.
+        filter: taps of the resampling filter; (1, 1) for plain doubling and halving.
         progressive: "residual" for the progressive input, "none" without.
         embedding: "fourier" or "positional".
         fourier_scale: the standard deviation of w.
-        remat: compute the blocks again in the backward pass rather than keep what is in them, to save memory.
+        remat: recompute the blocks in the backward pass, which saves memory.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32. With
             "float64", under `jax.enable_x64`, statistics and output are float64 too.
+        num_classes: number of classes; 0 for a network without class labels.
+        out_channels: channels of the output; None for as many as x has.
+        augment_dim: size of the vector that says how an example was augmented: 9 for `scoregen.data.augment`, 0 for a
+            network without this input.
 
     Call:
-        As of `UNet`. The class is told as in EDM, sqrt(classes) dense(one_hot), and before the first layer; the label
-        `classes`, for none, is a vector of zeros. `augment` [B, 9] are the numbers that say how each example was
-        augmented (`scoregen.data.augment`), 0 for not at all; they are told beside it, if given.
+        `net.apply(params, x, cond, train=False, rngs={"dropout": key})` with x [B, H, W, C] and a `Cond` returns
+        [B, H, W, out_channels].
 
     Raises:
-        ValueError: if x is no image, if its sides cannot be halved `len(multipliers) - 1` times, if `attention` names a
-            height that no level has, or for a `filter`, `progressive` or `embedding` that is not one.
+        TypeError: if cond is not a `Cond`.
+        ValueError: if x is not an image, if its sides cannot be halved `len(multipliers) - 1` times, if `attention`
+            names a height that no level has, if `filter`, `progressive` or `embedding` is unknown, if the noise level
+            is not [B], or if cond holds something that the network has no input for.
 
     >>> net = NCSNpp(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
-    >>> x, c = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
-    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, c)
-    >>> jax.eval_shape(net.apply, params, x, c).shape
+    >>> x, cond = jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
+    >>> jax.eval_shape(net.apply, params, x, cond).shape
     (2, 8, 8, 1)
     """
 
@@ -156,18 +168,14 @@ class NCSNpp(nn.Module):
     fourier_scale: float = 16.0
     remat: bool = False
     dtype: str = "float32"
+    num_classes: int = 0
+    out_channels: int | None = None
+    augment_dim: int = 0
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        c: jax.Array,
-        train: bool = False,
-        heads: int = 1,
-        labels: jax.Array | None = None,
-        classes: int = 0,
-        augment: jax.Array | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        noise, label, augment = conditioning(self, x, cond)
+        out = outputs(self, x)
         self._check(x.shape)
         dtype, levels = jnp.dtype(self.dtype), len(self.multipliers)
         full = full_precision(dtype)
@@ -181,12 +189,12 @@ class NCSNpp(nn.Module):
             return Attention(_groups(h.shape[-1]), scale=0.1, rescale=True, dtype=dtype, name=name)(h)
 
         if self.embedding == "fourier":
-            e = Fourier(self.channels, self.fourier_scale, name="fourier")(c.astype(full))
+            e = Fourier(self.channels, self.fourier_scale, name="fourier")(noise.astype(full))
         else:
-            e = sinusoidal(c.astype(full), self.channels)
-        if labels is not None:
-            told = math.sqrt(classes) * jax.nn.one_hot(labels, classes, dtype=full)
-            e = e + dense(e.shape[-1], dtype=full, name="label")(told)
+            e = sinusoidal(noise.astype(full), self.channels)
+        if label is not None:
+            one_hot = math.sqrt(self.num_classes) * jax.nn.one_hot(label, self.num_classes, dtype=full)
+            e = e + dense(e.shape[-1], dtype=full, name="label")(one_hot)
         if augment is not None:
             e = e + dense(e.shape[-1], bias=False, dtype=full, name="augment")(augment)
         for name in ("time1", "time2"):
@@ -224,7 +232,7 @@ class NCSNpp(nn.Module):
                 h = block(h, h.shape[-1], f"up{i}_double", functools.partial(double, taps=self.filter))
 
         h = nn.swish(_norm(h, "norm_out"))
-        return conv(heads * x.shape[-1], scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
+        return conv(out, scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         for name, least, given in (
@@ -237,7 +245,9 @@ class NCSNpp(nn.Module):
         check_levels(shape, len(self.multipliers), self.attention)
         taps = tuple(self.filter)
         if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) <= 0:
-            raise ValueError(f"filter={taps}: an even number of taps, the same read backwards, is needed: (1, 3, 3, 1)")
+            raise ValueError(
+                f"filter={taps}: an even number of taps, the same read backwards, is needed, for example (1, 3, 3, 1)"
+            )
         for name, words in (("progressive", ("residual", "none")), ("embedding", ("fourier", "positional"))):
             if (word := getattr(self, name)) not in words:
                 raise ValueError(f"{name}={word!r}: {' or '.join(words)} is needed")

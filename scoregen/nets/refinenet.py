@@ -11,25 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoregen.nets.layers import downsample, full_precision
+from scoregen.cond import Cond
+from scoregen.nets.layers import conditioning, downsample, full_precision, outputs
 
-# norm(name=...) is a layer (x [B, H, W, C], at) -> [B, H, W, C]; `at` [B, L] says which noise level it is, or is None.
+# norm(name=...) is a layer (x [B, H, W, C], at) -> [B, H, W, C]; `at` [B, L] weights the noise levels, or is None.
 Norm = Callable[..., Callable[[jax.Array, jax.Array | None], jax.Array]]
 
 
 class InstanceNormPlus(nn.Module):
-    """InstanceNorm++: every channel is normalised, and what its mean was is given back (Song & Ermon 2019, appendix A).
+    """InstanceNorm++: every channel is normalised, and its mean is added back (Song & Ermon 2019, appendix A).
 
         y = gamma ((x - mu) / sqrt(var + eps) + alpha (mu - m) / sqrt(v + eps)) + beta
 
     with mu and var the mean and the (biased) variance of one channel of one example over its pixels, m the mean of an
-    example's C means mu, and v their variance, with C - 1 in the denominator. Statistics are in float32 whatever the
-    input, but for float64. gamma and alpha start as N(1, 0.02^2), beta at 0. x [B, H, W, C] -> [B, H, W, C].
+    example's C means mu, and v their variance, with C - 1 in the denominator. Statistics are computed in float32, or in
+    float64 if the input is float64. gamma and alpha start as N(1, 0.02^2), beta at 0. x [B, H, W, C] -> [B, H, W, C].
 
-    With `levels` there are so many of each (gamma, alpha, beta), the rows of a table, and `at` [B, levels] mixes them.
+    With `levels` there is one (gamma, alpha, beta) per level, a row of a table, and `at` [B, levels] weights the rows.
 
     Raises:
-        ValueError: if there is but one channel, whose mean has no variance, or if it has levels and is not told which.
+        ValueError: if there is only one channel, whose mean has no variance, or if a norm with levels gets no `at`.
     """
 
     levels: int | None = None
@@ -49,7 +50,7 @@ class InstanceNormPlus(nn.Module):
             rows = [a.astype(y.dtype)[None] for a in (*one, self.param("beta", nn.initializers.zeros, (channels,)))]
         else:
             if at is None:
-                raise ValueError(f"a norm of {self.levels} levels has to be told at which one it is")
+                raise ValueError(f"a norm of {self.levels} levels needs `at`, the weights of the levels")
             table = self.param("table", _rows, (self.levels, 3 * channels)).astype(y.dtype)
             # At an integer index this is a row of the table to the last digit, on an accelerator too.
             rows = jnp.split(jnp.matmul(at.astype(y.dtype), table, precision="highest"), 3, axis=-1)
@@ -75,9 +76,9 @@ def _rows(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def hat(c: jax.Array, levels: int) -> jax.Array:
-    """The weight of each of the levels 0 .. L-1 at an index c: [B] -> [B, L], held within the range.
+    """The weight of each of the levels 0 .. L-1 at an index c, clipped to that range: [B] -> [B, L].
 
-    An integer is one level, and what lies between is mixed of two, as the tables of a chain are.
+    An integer selects one level; an index between two integers interpolates linearly, as the tables of a chain do.
 
     >>> hat(jnp.array([2.0, 0.25, -1.0]), 3).tolist()
     [[0.0, 0.0, 1.0], [0.75, 0.25, 0.0], [1.0, 0.0, 0.0]]
@@ -98,7 +99,7 @@ def conv_fan_in(
 ) -> jax.Array:
     """Convolution with 'same' padding, [B, H, W, C] -> [B, H, W, features], called inside a compact module.
 
-    It starts as PyTorch's do, and so NCSN's: uniform on +-1 / sqrt(fan_in), the bias too.
+    Kernel and bias start uniform on +-1 / sqrt(fan_in), PyTorch's default, which NCSN uses.
     """
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     bound = (size**2 * x.shape[-1]) ** -0.5
@@ -118,7 +119,7 @@ def conv_fan_in(
 def _windows(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], outside: float) -> jax.Array:
     """Each pixel joined with all of the 5x5 square around it, [B, H, W, C] -> [B, H, W, C].
 
-    One axis after the other, of shifted copies: on a CPU XLA's own windows take up to seventy times as long.
+    It works on one axis after the other, with shifted copies: on a CPU XLA's own windows take up to 70 times as long.
     """
     for axis in (1, 2):
         padding = [(2, 2) if i == axis else (0, 0) for i in range(4)]
@@ -128,17 +129,17 @@ def _windows(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], ou
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """The greatest of the 5x5 square around each pixel, [B, H, W, C] -> [B, H, W, C]."""
+    """The maximum of the 5x5 square around each pixel, [B, H, W, C] -> [B, H, W, C]."""
     return _windows(x, jnp.maximum, -jnp.inf)
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
-    """The mean of the 5x5 square around each pixel, where what lies outside the image counts as 0."""
+    """The mean of the 5x5 square around each pixel, with zeros outside the image."""
     return _windows(x, jnp.add, 0) / 25
 
 
 def stretch(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Bilinear interpolation whose corners stay corners, [B, H, W, C] -> [B, *shape, C].
+    """Bilinear interpolation with aligned corners, [B, H, W, C] -> [B, *shape, C].
 
     >>> stretch(jnp.array([0.0, 3.0]).reshape(1, 1, 2, 1), (1, 4))[0, 0, :, 0].tolist()
     [0.0, 1.0, 2.0, 3.0]
@@ -158,8 +159,8 @@ class ResBlock(nn.Module):
         y = shortcut(x) + conv(elu(norm(conv(elu(norm(x))))))
 
     `down` goes to F = `features` channels: without dilation the sum is averaged over 2x2 squares and the shortcut is a
-    1x1 convolution; a dilated block keeps the size, and its shortcut is a dilated convolution. Else the shortcut is
-    the identity.  [B, H, W, C] -> [B, H, W, F] or [B, H / 2, W / 2, F].
+    1x1 convolution; a dilated block keeps the size, and its shortcut is a dilated convolution. Without `down` the
+    shortcut is the identity.  [B, H, W, C] -> [B, H, W, F] or [B, H / 2, W / 2, F].
     """
 
     features: int
@@ -182,11 +183,11 @@ class ResBlock(nn.Module):
 class RefineBlock(nn.Module):
     """One stage of the way up (Lin et al. 2017, "RefineNet", figure 3), with ELU and InstanceNorm++.
 
-        RCU    h += conv(elu(norm(conv(elu(norm(h))))))           residual units: two an input, `units` at the end
+        RCU    h += conv(elu(norm(conv(elu(norm(h))))))           residual units: two per input, `units` at the end
         MSF    h  = sum of conv(norm(h)), stretched to the first input's size, where there are several
         CRP    h  = p = elu(h);   twice:  p = conv(pool(norm(p))),  h += p
 
-    Convolutions have no bias but for those of MSF.  `xs`, of [B, H_i, W_i, C_i] -> [B, H_0, W_0, F], F = `features`.
+    Only the convolutions of MSF have a bias.  `xs`, of [B, H_i, W_i, C_i] -> [B, H_0, W_0, F], F = `features`.
     """
 
     features: int
@@ -237,7 +238,7 @@ def _refine_net(
     dtype: jnp.dtype,
     remat: bool,
 ) -> jax.Array:
-    """What both networks are but for the noise, called inside a compact module: [B, H, W, C] -> [B, H, W, out]."""
+    """The trunk of both networks, called inside a compact module: [B, H, W, C] -> [B, H, W, out]."""
     kept_block = nn.remat(ResBlock) if remat else ResBlock
     refine = nn.remat(RefineBlock) if remat else RefineBlock
     up = functools.partial(refine, norm=refine_norm, pool=pool, dtype=dtype)
@@ -257,79 +258,81 @@ def _refine_net(
     return conv_fan_in(h, out, "conv_out", dtype).astype(full_precision(dtype))
 
 
-def _check(name: str, x: jax.Array, c: jax.Array, labels: jax.Array | None) -> None:
-    if x.ndim != 4 or x.shape[1] % 2 or x.shape[2] % 2:
-        raise ValueError(f"the {name} takes images [B, H, W, C] with even sides, not {x.shape}")
-    if c.shape != x.shape[:1]:
-        raise ValueError(f"{x.shape[0]} images need as many conditioning values, not the shape {c.shape}")
-    if labels is not None:
-        raise ValueError(f"the {name} knows no classes: take the unet, or leave the labels out")
+def _noise(net: RefineNet | RefineNetV2, x: jax.Array, cond: Cond) -> jax.Array:
+    """The noise level [B], once it is checked that x are images of even sides and that there are no labels."""
+    name = type(net).__name__
+    if isinstance(cond, Cond) and (net.num_classes or cond.label is not None):
+        raise ValueError(
+            f"{name} has no input for class labels: leave num_classes=0 and cond.label=None, or use UNet, NCSNpp or DiT"
+        )
+    noise, _, _ = conditioning(net, x, cond)
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"{name} takes images [B, H, W, C] with even sides, not {x.shape}: pad or crop them")
+    return noise
 
 
 class RefineNet(nn.Module):
     """The network of Song & Ermon 2019, "Generative Modeling by Estimating Gradients of the Data Distribution".
 
-    A RefineNet (Lin et al. 2017) as appendix A has it, in every layer of which the noise level picks the constants of
-    the norm:
+    This is the RefineNet (Lin et al. 2017) of appendix A. The noise level selects the constants of every norm:
 
         down    four stages of two residual blocks, of C, 2C, 2C and 2C channels, C = `channels`; the second halves the
                 image, the third and fourth dilate their convolutions by 2 and 4 instead
-        up      four refine blocks, from the last stage to the first, each of which joins a stage's output to what
-                comes from below; the poolings are means
+        up      four refine blocks, from the last stage to the first, each of which joins the output of a stage to the
+                output of the refine block before it; the poolings are means
         out     conv(elu(norm(h)))
 
-    It gives the score itself (the target `score`), of any size: the second of the two papers found that its output
-    should be divided by sigma, which `RefineNetV2` does. For 32x32x3 images and 10 levels it has 30,117,635
-    parameters.
+    The output is the score itself (the target "score"), whose size varies with the noise level. The second paper found
+    that the output should be divided by sigma, as `RefineNetV2` does. For 32x32x3 images and 10 levels the network has
+    30,117,635 parameters.
 
     Fields:
-        levels: how many noise levels there are, which is the process's affair.
+        levels: number of noise levels, the same as the process has.
         channels: C.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32.
-        remat: compute what is in a block again on the way back, to save memory.
+        remat: recompute the inside of every block in the backward pass, which saves memory.
+        num_classes: must stay 0; the network has no input for class labels.
+        out_channels: channels of the output; None for as many as x has.
 
     Call:
-        `net.apply(params, x, c)` with x [B, H, W, C] and c [B], the index of the noise level, 0 the least noisy (in
-        the paper's code it is the noisiest), returns [B, H, W, C], or [B, H, W, heads C] if `heads` is given. Between
-        two indices the constants are mixed. There is no dropout, so `train` changes nothing.
+        `net.apply(params, x, cond)` with x [B, H, W, C] and a `Cond` returns [B, H, W, out_channels]. The noise level
+        is its index, where 0 is the least noisy level (in the paper's code it is the noisiest). Between two indices the
+        constants are interpolated. There is no dropout, so `train` has no effect.
 
     Raises:
-        ValueError: if x is no image of even sides, if c is not [B], or if there are labels, which it does not know.
+        TypeError: if cond is not a `Cond`.
+        ValueError: if x is not an image of even sides, if the noise level is not [B], or if cond holds something that
+            the network has no input for, such as a label.
 
-    >>> net, x, c = RefineNet(levels=3, channels=2), jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
-    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, c)
-    >>> jax.eval_shape(net.apply, params, x, c).shape
+    >>> net, x, cond = RefineNet(levels=3, channels=2), jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
+    >>> jax.eval_shape(net.apply, params, x, cond).shape
     (2, 8, 8, 1)
     """
 
-    condition: ClassVar[str] = "index"  # the one of `CONDITIONS` that it must be told
+    condition: ClassVar[str] = "index"  # the entry of `CONDITIONS` that the noise level must be
+    needs_levels: ClassVar[bool] = True  # the process must be a chain of as many levels
 
     levels: int
     channels: int = 128
     dtype: str = "float32"
     remat: bool = False
+    num_classes: int = 0
+    out_channels: int | None = None
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        c: jax.Array,
-        train: bool = False,
-        heads: int = 1,
-        labels: jax.Array | None = None,
-        classes: int = 0,
-    ) -> jax.Array:
-        _check("refinenet", x, c, labels)
+    def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        noise, out = _noise(self, x, cond), outputs(self, x)
         dtype = jnp.dtype(self.dtype)
         norm = functools.partial(InstanceNormPlus, self.levels)
         return _refine_net(
             x,
-            hat(c.astype(full_precision(dtype)), self.levels),
+            hat(noise.astype(full_precision(dtype)), self.levels),
             self.channels,
             norm=norm,
             refine_norm=norm,
             pool=mean_pool,
-            out=heads * x.shape[-1],
+            out=out,
             dtype=dtype,
             remat=self.remat,
         )
@@ -338,55 +341,54 @@ class RefineNet(nn.Module):
 class RefineNetV2(nn.Module):
     """The network of Song & Ermon 2020, "Improved Techniques for Training Score-Based Generative Models", for 32x32.
 
-    That of the first paper (`RefineNet`) without anything that depends on the noise but for the last line,
+    It is the network of the first paper (`RefineNet`) without conditioned norms. Only the last line depends on the
+    noise level,
 
         output = h(x) / sigma
 
-    which is technique 3. Its refine blocks have no norms and pool with maxima. For 32x32x3 images it has 29,694,083
-    parameters.
+    which is technique 3. Its refine blocks have no norms, and they pool with maxima. For 32x32x3 images it has
+    29,694,083 parameters.
 
-    The derivative of a maximum in x jumps, at places that move with the parameters. What the jumps add to the gradient
-    of an expected derivative, automatic differentiation leaves out: of E[d/dx max(x, b)] = P(x > b) it has the
-    gradient 0 in b. So `dsm` suits this network, and `fdssm`; under `ssm`, `ism` or as an energy its gradients have a
-    bias, which `RefineNet` with its means has not.
+    The derivative of a maximum in x jumps at places that move with the parameters. Automatic differentiation omits the
+    contribution of these jumps to the gradient of an expected derivative: the gradient of E[d/dx max(x, b)] = P(x > b)
+    in b comes out as 0. The losses `dsm` and `fdssm` are therefore suitable for this network. With `ssm` and `ism`, or
+    as an energy, its gradients are biased; those of `RefineNet`, which pools with means, are not.
 
     Fields:
-        channels: of the first stage; the other three have twice as many.
+        channels: channels of the first stage; the other three have twice as many.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32.
-        remat: compute what is in a block again on the way back, to save memory.
+        remat: recompute the inside of every block in the backward pass, which saves memory.
+        num_classes: must stay 0; the network has no input for class labels.
+        out_channels: channels of the output; None for as many as x has.
 
     Call:
-        `net.apply(params, x, c)` with x [B, H, W, C] and c [B], the logarithm of sigma, returns the score
-        [B, H, W, C]. If `heads` is given it is [B, H, W, heads C], of which the first C are divided by sigma. There is
-        no dropout, so `train` changes nothing.
+        `net.apply(params, x, cond)` with x [B, H, W, C] and a `Cond` returns [B, H, W, out_channels]. The noise level
+        is log(sigma). The first C channels of the output are divided by sigma, and are the score; channels beyond them
+        are not divided. There is no dropout, so `train` has no effect.
 
     Raises:
-        ValueError: if x is no image of even sides, if c is not [B], or if there are labels, which it does not know.
+        TypeError: if cond is not a `Cond`.
+        ValueError: if x is not an image of even sides, if the noise level is not [B], or if cond holds something that
+            the network has no input for, such as a label.
 
-    >>> net, x, c = RefineNetV2(channels=2), jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
-    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, c)
-    >>> jax.eval_shape(net.apply, params, x, c).shape
+    >>> net, x, cond = RefineNetV2(channels=2), jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
+    >>> jax.eval_shape(net.apply, params, x, cond).shape
     (2, 8, 8, 1)
     """
 
-    condition: ClassVar[str] = "sigma"  # the one of `CONDITIONS` that it must be told
-    target: ClassVar[str] = "score"  # what it gives, being divided by sigma
+    condition: ClassVar[str] = "sigma"  # the entry of `CONDITIONS` that the noise level must be
+    target: ClassVar[str] = "score"  # what the network predicts, after the division by sigma
 
     channels: int = 128
     dtype: str = "float32"
     remat: bool = False
+    num_classes: int = 0
+    out_channels: int | None = None
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        c: jax.Array,
-        train: bool = False,
-        heads: int = 1,
-        labels: jax.Array | None = None,
-        classes: int = 0,
-    ) -> jax.Array:
-        _check("refinenet_v2", x, c, labels)
+    def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        noise, out = _noise(self, x, cond), outputs(self, x)
         h = _refine_net(
             x,
             None,
@@ -394,13 +396,13 @@ class RefineNetV2(nn.Module):
             norm=InstanceNormPlus,
             refine_norm=_no_norm,
             pool=max_pool,
-            out=heads * x.shape[-1],
+            out=out,
             dtype=jnp.dtype(self.dtype),
             remat=self.remat,
         )
-        # The score comes first; what other heads give is not of its size.
+        # The first channels are the score; further channels do not scale with 1 / sigma.
         first = (np.arange(h.shape[-1]) < x.shape[-1])[None, :]
-        return h * jnp.where(first, jnp.exp(-c.astype(h.dtype))[:, None], 1)[:, None, None, :]
+        return h * jnp.where(first, jnp.exp(-noise.astype(h.dtype))[:, None], 1)[:, None, None, :]
 
 
 def _no_norm(name: str) -> Callable[[jax.Array, jax.Array | None], jax.Array]:

@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020 and what it became in Nichol & Dhariwal 2021 and ADM, by its fields."""
+"""The U-Net of Ho et al. 2020, with the variants of Nichol & Dhariwal 2021 and ADM as fields."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scoregen.cond import Cond
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
+    add_label,
     check_levels,
+    conditioning,
     conv,
     dense,
     downsample,
     full_precision,
-    label_embedding,
+    outputs,
     sinusoidal,
     upsample,
 )
@@ -29,14 +32,14 @@ class ResBlock(nn.Module):
         h = conv(swish(norm(x))) + dense(swish(e))
         y = shortcut(x) + conv(dropout(swish(norm(h))))
 
-    With `scale_shift` the embedding comes after the second norm instead (Nichol & Dhariwal 2021, "adaptive group
+    With `scale_shift` the embedding enters after the second norm instead (Nichol & Dhariwal 2021, "adaptive group
     normalization" of Dhariwal & Nichol 2021, section 3):
 
         (a, b) = dense(swish(e)),    y = shortcut(x) + conv(dropout(swish((1 + a) norm(conv(swish(norm(x)))) + b)))
 
     The shortcut is the identity, or a 1x1 convolution where the number of channels changes. The second
-    convolution starts at zero, so a new block is its shortcut. With `move` it also resamples: x, and what enters the
-    first convolution, go through it (Dhariwal & Nichol 2021, as Brock et al. 2019 do).
+    convolution starts at zero, so a new block equals its shortcut. A block with `move` also resamples: `move` is
+    applied to x and to the input of the first convolution (Dhariwal & Nichol 2021, after Brock et al. 2019).
     x [B, H, W, C], e [B, E] -> [B, H', W', F] with F = `channels`.
     """
 
@@ -71,62 +74,66 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
     """The network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B, and its descendants.
 
-    The conditioning value c becomes e = dense(swish(dense(sinusoidal(c)))), of 4 `channels` numbers, which every
-    residual block receives; a label adds a vector of its own. Level i of the U works at 1 / 2^i of the image's size
-    with `channels * multipliers[i]` channels:
+    The noise level becomes e = dense(swish(dense(sinusoidal(noise)))), a vector of 4 `channels` numbers, and the label
+    adds a learned vector to it. Every residual block receives e. Level i works at 1 / 2^i of the image's size with
+    `channels * multipliers[i]` channels:
 
-        down    `blocks` residual blocks a level, then (but for the last level) the size is halved;
-                every output is kept
+        down    `blocks` residual blocks per level; then (except on the last level) the size is halved;
+                every output is stored
         middle  residual block, attention, residual block
-        up      `blocks + 1` residual blocks a level, each of which sees one kept output beside its input;
-                then (but for the first level) the size is doubled
+        up      `blocks + 1` residual blocks per level, each of which receives one stored output beside its input;
+                then (except on the first level) the size is doubled
 
-    Where the image's height at a level is one of `attention`, every residual block of that level, down and
-    up, is followed by self-attention. The output layer starts at (nearly) zero. For 32x32x3 the default has
-    35,746,307 parameters: the CIFAR-10 model of the paper (arXiv:2006.11239).
+    Every residual block of a level whose height is in `attention` is followed by self-attention, on the way down and
+    on the way up. The output layer starts at (nearly) zero. For 32x32x3 the default has 35,746,307 parameters: the
+    CIFAR-10 model of the paper (arXiv:2006.11239).
 
-    With `blocks=3, attention=(16, 8), attention_heads=4, scale_shift=True, form="adm"` and `heads=2` it is the
-    CIFAR-10 model of Nichol & Dhariwal 2021 (arXiv:2102.09672), of 52,546,438 parameters, but for the initial values:
-    theirs are PyTorch's. With `head_channels=64, resample="block"` beside `scale_shift` it is the family of Dhariwal &
-    Nichol 2021, "ADM" (arXiv:2105.05233, section 3).
+    With `blocks=3, attention=(16, 8), attention_heads=4, scale_shift=True, form="adm", out_channels=6` it is the
+    CIFAR-10 model of Nichol & Dhariwal 2021 (arXiv:2102.09672), with 52,546,438 parameters. Only the initial values
+    differ: theirs are PyTorch's. With `head_channels=64, resample="block", scale_shift=True` it belongs to the family
+    of Dhariwal & Nichol 2021, "ADM" (arXiv:2105.05233, section 3).
 
     Fields:
         channels: channels of the first level.
-        multipliers: one number a level.
-        blocks: residual blocks a level on the way down.
-        attention: heights, in pixels, at which there is attention; () for the middle alone.
-        attention_last: on the way up, after the last block of such a level alone, as Song et al. 2021 have it in their
-            code (score_sde's `ddpm`), where Ho et al. have it after every block.
-        attention_heads: parts of the channels that each attend by themselves, as many at every level.
-        head_channels: channels of one such part, in place of how many there are; 0: `attention_heads` says it.
-        scale_shift: whether e scales and shifts what the second norm of a block gives, or is added before it.
-        resample: "conv", the size is halved by a convolution of stride 2 and doubled by nearest neighbours and a
-            convolution; "block", by a residual block, by averages over 2x2 pixels and by nearest neighbours.
+        multipliers: one number per level.
+        blocks: residual blocks per level on the way down.
+        attention: heights, in pixels, of the levels with attention; () for attention in the middle alone.
+        attention_last: on the way up, attend only after the last block of a level, as the code of Song et al. 2021
+            does (score_sde's `ddpm`). Ho et al. attend after every block.
+        attention_heads: number of attention heads, the same on every level.
+        head_channels: channels per attention head, which replaces `attention_heads`; 0 to use `attention_heads`.
+        scale_shift: if true, e scales and shifts the output of a block's second norm; otherwise it is added before
+            the norm.
+        resample: "conv" halves the size by a convolution of stride 2, and doubles it by nearest neighbours and a
+            convolution; "block" resamples inside a residual block, by averages over 2x2 pixels and by nearest
+            neighbours.
         dropout: rate inside the residual blocks, with `train=True` only.
-        groups: groups of the group norm, at most `channels`, of which it must be a divisor.
-        form: in what the papers do not say, the code that is followed: "ddpm" or "adm". The second is that of Nichol
-            & Dhariwal 2021 and has other features of c (see `sinusoidal`), convolutions of stride 2 with a pixel of
-            padding on either side (see `conv`), and 1e-5 in place of 1e-6 beside the variance in a norm.
+        groups: groups of the group norm, at most `channels`; it must divide `channels`.
+        form: the code to follow where the papers leave a choice, "ddpm" or "adm". "adm" follows Nichol & Dhariwal
+            2021: its own sinusoidal features (see `sinusoidal`), one pixel of padding on either side of convolutions
+            of stride 2 (see `conv`), and 1e-5 instead of 1e-6 beside the variance in a norm.
         dtype: of the arithmetic, "float32" or "bfloat16"; parameters, statistics and output stay float32. With
             "float64", under `jax.enable_x64`, statistics and output are float64 too.
-        remat: compute the inside of every residual block and attention a second time for the gradient, instead of
-            keeping it in memory (Chen et al. 2016, arXiv:1604.06174).
+        remat: recompute the inside of every residual block and attention layer in the backward pass, which saves
+            memory (Chen et al. 2016, arXiv:1604.06174).
+        num_classes: number of classes; 0 for a network without class labels.
+        out_channels: channels of the output; None for as many as x has.
 
     Call:
-        `net.apply(params, x, c, train=False, rngs={"dropout": key})` with x [B, H, W, C] and c [B] returns
-        [B, H, W, C], or [B, H, W, heads C] if `heads` is given. What c means (index, log sigma, log-SNR) is
-        the caller's affair. With `labels`, integers [B], and the number of `classes`, the class's vector is added
-        to the time embedding; the label `classes` is none.
+        `net.apply(params, x, cond, train=False, rngs={"dropout": key})` with x [B, H, W, C] and a `Cond` returns
+        [B, H, W, out_channels]. The caller decides what the noise level means: an index, log sigma, a log-SNR.
 
     Raises:
-        ValueError: if x is no image, if its sides cannot be halved `len(multipliers) - 1` times, if
-            `attention` names a height that no level has, if `groups` does not divide `channels`, if heads of attention
-            do not divide a level's channels or are given in two ways, or if `resample` or `form` is none of the two.
+        TypeError: if cond is not a `Cond`.
+        ValueError: if x is not an image, if its sides cannot be halved `len(multipliers) - 1` times, if `attention`
+            names a height that no level has, if `groups` does not divide `channels`, if the attention heads do not
+            divide a level's channels or are given in two ways, if `resample` or `form` is unknown, if the noise level
+            is not [B], or if cond holds something that the network has no input for.
 
     >>> net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
-    >>> x, c = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)
-    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, c)
-    >>> jax.eval_shape(net.apply, params, x, c).shape
+    >>> x, cond = jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
+    >>> jax.eval_shape(net.apply, params, x, cond).shape
     (2, 8, 8, 1)
     """
 
@@ -144,17 +151,13 @@ class UNet(nn.Module):
     form: str = "ddpm"
     dtype: str = "float32"
     remat: bool = False
+    num_classes: int = 0
+    out_channels: int | None = None
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        c: jax.Array,
-        train: bool = False,
-        heads: int = 1,
-        labels: jax.Array | None = None,
-        classes: int = 0,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        noise, label, _ = conditioning(self, x, cond)
+        out = outputs(self, x)
         self._check(x.shape)
         dtype, levels, adm = jnp.dtype(self.dtype), len(self.multipliers), self.form == "adm"
         full, eps = full_precision(dtype), 1e-5 if adm else 1e-6
@@ -188,11 +191,10 @@ class UNet(nn.Module):
                 return residual(h.shape[-1], move=upsample, name=name)(h, e, train)
             return conv(h.shape[-1], dtype=dtype, name=name)(upsample(h))
 
-        features = sinusoidal(c.astype(full), self.channels, self.form)
+        features = sinusoidal(noise.astype(full), self.channels, self.form)
         e = dense(4 * self.channels, dtype=dtype, name="time1")(features)
         e = dense(4 * self.channels, dtype=dtype, name="time2")(nn.swish(e))
-        if labels is not None:
-            e = e + label_embedding(labels, classes, 4 * self.channels, dtype)
+        e = add_label(e, label, self.num_classes, dtype=dtype)
 
         h = conv(self.channels, dtype=dtype, name="conv_in")(x)
         kept = [h]
@@ -215,16 +217,16 @@ class UNet(nn.Module):
                 h = double(h, f"up{i}_double")
 
         h = nn.swish(GroupNorm(groups, eps, name="norm_out")(h))
-        return conv(heads * x.shape[-1], scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
+        return conv(out, scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
 
     def heads_of(self, width: int) -> int:
-        """How many heads attention over so many channels has."""
+        """Number of attention heads for this number of channels."""
         if self.head_channels and width % self.head_channels:
             raise ValueError(f"head_channels={self.head_channels} does not divide the {width} channels of a level")
         return width // self.head_channels if self.head_channels else self.attention_heads
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        """Refuse what would fail later, or silently be another network."""
+        """Refuse settings that would fail later, or that would silently give another network."""
         check_levels(shape, len(self.multipliers), self.attention)
         if self.channels % min(self.groups, self.channels):
             raise ValueError(f"groups={self.groups} does not divide channels={self.channels}")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas, covers, draw
+from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas
+from scoregen.random import by_example, widest
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain(Process):
     """A process with N levels, given as tables; t is the index 0 .. N-1, 0 the least noisy.
 
     An integer t reads the tables. A real t lies between two levels, where log alpha and lam are
     linear in t: that is how a chain's network serves as a denoiser at any noise level in its range
-    (see `scoregen.denoiser.as_process`).
+    (see `scoregen.denoiser.Denoiser.under`).
 
     Attributes:
         alphas: alpha of each level, `[N]`.
@@ -37,8 +38,8 @@ class Chain(Process):
     alphas: Array
     sigmas: Array
     logsnrs: Array
-    data_std: float = dataclasses.field(default=1.0, metadata={"static": True})
-    start: str = dataclasses.field(default="normal", metadata={"static": True})
+    data_std: float = 1.0
+    start: str = "normal"
 
     discrete = True
 
@@ -47,8 +48,16 @@ class Chain(Process):
         """The number of levels N."""
         return self.alphas.shape[0]
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Levels 0 and N - 1."""
+        return 0, self.levels - 1
+
     def _between(self, table: Array, t: Array) -> Array:
-        return jnp.interp(t, jnp.arange(self.levels, dtype=table.dtype), table)
+        """The table at real times, linear between levels, in the dtype of t."""
+        t = jnp.asarray(t)
+        wide = widest(table.dtype, t.dtype)
+        return jnp.interp(t.astype(wide), jnp.arange(self.levels, dtype=wide), table.astype(wide)).astype(t.dtype)
 
     def alpha(self, t: Array) -> Array:
         if jnp.issubdtype(jnp.asarray(t).dtype, jnp.integer):
@@ -66,61 +75,29 @@ class Chain(Process):
         return self._between(self.logsnrs, t)
 
     def time(self, logsnr: Array) -> Array:
-        # jnp.interp wants a rising table, and lam falls with the index.
-        return jnp.interp(-logsnr, -self.logsnrs, jnp.arange(self.levels, dtype=self.logsnrs.dtype))
-
-    def spread(self, u: Array) -> Array:
-        """Levels, each as likely as any other, int32 `[B]`."""
-        return jnp.minimum((u * self.levels).astype(jnp.int32), self.levels - 1)
-
-    def density(self, t: Array) -> Array:
-        return jnp.full(jnp.shape(t), 1 / self.levels, self.logsnrs.dtype)
-
-    def rate(self, t: Array) -> Array:
-        t = jnp.maximum(t, 1)
-        return jnp.expm1(self.logsnr(t - 1) - self.logsnr(t))
-
-    def grid(self, n: int | None = None) -> Array:
-        """`n` levels, noisiest first, evenly spaced in the index and with both ends, int32 `[n]`.
-
-        With n = 1 it is the noisiest level alone.
-
-        Raises:
-            ValueError: if `n` is not between 1 and the number of levels.
-
-        >>> ddpm().grid(5).tolist()
-        [999, 749, 500, 250, 0]
-        """
-        n = self.levels if n is None else n
-        if not 1 <= n <= self.levels:
-            raise ValueError(f"a chain of {self.levels} levels has no grid of {n}: give 1 to {self.levels}")
-        # Half-integers always round up, so that no two steps of an even grid differ by their parity.
-        return jnp.asarray(np.floor(np.linspace(self.levels - 1, 0, n) + 0.5), dtype=jnp.int32)
+        logsnr = jnp.asarray(logsnr)
+        wide = widest(self.logsnrs.dtype, logsnr.dtype)
+        # jnp.interp needs a rising table, and lam falls with the index.
+        t = jnp.interp(-logsnr.astype(wide), -self.logsnrs.astype(wide), jnp.arange(self.levels, dtype=wide))
+        return t.astype(logsnr.dtype)
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Draws `[B, ...]` from N(0, prior_std^2), or from U[0, 1)."""
-        return draw(jax.random.uniform, key, shape) if self.start == "uniform" else super().prior(key, shape)
+        if self.start != "uniform":
+            return super().prior(key, shape)
+        return by_example(jax.random.uniform, key, shape).astype(self.sigmas.dtype)
 
-    def within(self, other: Process) -> Chain:
-        """The chain of those levels whose noise `other` covers, to sample with a network of `other`'s.
-
-        A level is covered if its lam lies in `other`'s range, give or take 1 %; see `covers`.
-
-        Raises:
-            ValueError: if fewer than two levels are covered.
-        """
-        inside = covers(other, self.logsnrs)
-        if inside.sum() < 2:
-            raise ValueError("the two processes share fewer than two noise levels")
-        return dataclasses.replace(
-            self, alphas=self.alphas[inside], sigmas=self.sigmas[inside], logsnrs=self.logsnrs[inside]
-        )
+    def between(self, t_min: float, t_max: float) -> Chain:
+        """The chain of the levels from t_min to t_max."""
+        kept = slice(round(t_min), round(t_max) + 1)
+        return dataclasses.replace(self, alphas=self.alphas[kept], sigmas=self.sigmas[kept], logsnrs=self.logsnrs[kept])
 
 
 def _chain(log_alpha2: np.ndarray, log_sigma2: np.ndarray, **options) -> Chain:
     """Tables from log alpha^2 and log sigma^2 in float64, cast once."""
     alphas, sigmas = np.exp(0.5 * log_alpha2), np.exp(0.5 * log_sigma2)
-    return Chain(jnp.asarray(alphas), jnp.asarray(sigmas), jnp.asarray(log_alpha2 - log_sigma2), **options)
+    with jax.ensure_compile_time_eval():  # tables have values also where something is traced
+        return Chain(jnp.asarray(alphas), jnp.asarray(sigmas), jnp.asarray(log_alpha2 - log_sigma2), **options)
 
 
 def _variance_preserving(steps: np.ndarray) -> Chain:
@@ -128,24 +105,35 @@ def _variance_preserving(steps: np.ndarray) -> Chain:
     return _chain(log_abar, np.log(-np.expm1(log_abar)), data_std=1.0)
 
 
-def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000) -> Chain:
+def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000, rescale: bool = True) -> Chain:
     """DDPM's variance-preserving chain with linear betas (Ho et al. 2020, section 4).
 
         x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z      (eq. 2)
         alpha^2 = abar_t = prod_{i <= t} (1 - beta_i),   sigma^2 = 1 - abar_t      (eq. 4)
 
-    Index t here is the paper's t + 1. At the last level abar is 4e-5, not 0.
+    Index t here is the paper's t + 1. At the last level abar is 4e-5, not 0. With other than 1000 steps the betas are
+    multiplied by 1000 / steps, so that the last level is noise again (the code of Nichol & Dhariwal 2021 does so);
+    `rescale=False` takes them as they are.
 
     Raises:
-        ValueError: unless 0 < beta_min <= beta_max < 1 and steps >= 2.
+        ValueError: unless 0 < beta_min <= beta_max < 1, also when they are rescaled, and steps >= 2.
 
     >>> float(ddpm().alpha(jnp.array(999)) ** 2)
     4.0358296e-05
+    >>> float(ddpm(steps=50).alpha(jnp.array(49)) ** 2), float(ddpm(steps=50, rescale=False).alpha(jnp.array(49)) ** 2)
+    (7.7...e-06, 0.60...)
     """
     if not 0 < beta_min <= beta_max < 1:
         raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: 0 < beta_min <= beta_max < 1 is needed")
     _check_levels(steps, "steps")
-    return _variance_preserving(np.linspace(beta_min, beta_max, steps, dtype=np.float64))
+    scale = 1000 / steps if rescale else 1.0
+    if scale * beta_max >= 1:
+        least = math.floor(1000 * beta_max) + 1
+        raise ValueError(
+            f"steps={steps}: the betas of 1000 steps, up to {beta_max:g}, are multiplied by 1000 / steps, and would "
+            f"not stay below 1: give {least} steps or more, rescale=False, or the betas themselves"
+        )
+    return _variance_preserving(scale * np.linspace(beta_min, beta_max, steps, dtype=np.float64))
 
 
 def cosine(steps: int = 1000) -> Chain:

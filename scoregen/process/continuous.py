@@ -1,100 +1,48 @@
 """Processes in continuous time. Each is alpha(t), log-SNR and its inverse; the rest is shared, and derived.
 
-A process is a frozen dataclass of plain numbers, without arrays: under `jit` it is a constant.
+A process is a frozen dataclass of plain numbers, without arrays: `jit` treats it as a constant.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Self, TypeVar, dataclass_transform
+from numbers import Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.scipy.special import ndtr, ndtri
 
-from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas, covers
-
-T = TypeVar("T", bound=type)
-
-
-@dataclass_transform(frozen_default=True)
-def _constants(cls: T) -> T:
-    """A frozen dataclass and a pytree without leaves."""
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    return jax.tree_util.register_dataclass(cls, data_fields=[], meta_fields=names)
+from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas
 
 
 class Continuous(Process):
-    """What processes with real times in [t_min, t_max] share: uniform times, and an even grid of them.
+    """What processes with real times in [t_min, t_max] share.
 
     `t_min` is where sampling ends and training stops, since at t = 0 there is no noise and no score.
     """
 
     discrete = False
-    levels = 1000  # of a grid that is not told how many
     t_min: float
     t_max: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.t_min < self.t_max <= 1:
+        # Arrays are not looked at: they may have no values, as inside `jit`.
+        numbers = all(isinstance(t, Real) for t in (self.t_min, self.t_max))
+        if numbers and not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: 0 < t_min < t_max <= 1 is needed")
         check_data_std(self.data_std)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.t_min, self.t_max
 
     def sigma(self, t: Array) -> Array:
         return self.alpha(t) * jnp.exp(-0.5 * self.logsnr(t))
 
-    def spread(self, u: Array) -> Array:
-        """Times as likely as any other, `[B]`."""
-        return self.t_min + u * (self.t_max - self.t_min)
 
-    def density(self, t: Array) -> Array:
-        return jnp.full_like(t, 1 / (self.t_max - self.t_min))
-
-    def rate(self, t: Array) -> Array:
-        return -jax.jvp(self.logsnr, (t,), (jnp.ones_like(t),))[1]
-
-    def grid(self, n: int | None = None) -> Array:
-        """`n` evenly spaced times from t_max to t_min, `[n]`. With n = 1 it is t_max alone.
-
-        Raises:
-            ValueError: if `n` is less than 1.
-        """
-        return jnp.asarray(self._times(np.linspace(0, 1, _count(self.levels if n is None else n))))
-
-    def _times(self, fraction: np.ndarray) -> np.ndarray:
-        """The time that so large a fraction of the way down has been walked at."""
-        return (1 - fraction) * self.t_max + fraction * self.t_min  # both ends to the digit
-
-    def within(self, other: Process) -> Self:
-        """The same process between those times whose noise `other` covers, give or take 1 %; see `covers`.
-
-        Raises:
-            ValueError: if `other` covers none of it.
-        """
-        ends = (self.t_min, self.t_max)
-        # An end that is covered stays as it is, to the digit.
-        kept = covers(other, self.logsnr(jnp.array(ends)))
-        held = (float(self.time(other.logsnr(t))) for t in other.grid()[jnp.array([-1, 0])])
-        least, most = (end if keep else t for end, keep, t in zip(ends, kept, held, strict=True))
-        if not most > least:
-            raise ValueError("the two processes share no noise levels")
-        return self._cut(least, most)
-
-    def _cut(self, t_min: float, t_max: float) -> Self:
-        return dataclasses.replace(self, t_min=t_min, t_max=t_max)  # pyright: ignore[reportArgumentType]
-
-
-def _count(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"no grid has {n} levels: give 1 or more")
-    return n
-
-
-@_constants
+@dataclasses.dataclass(frozen=True)
 class _LinearBeta(Continuous):
     """log alpha^2 = -B(t), where B(t) = beta_min t + (beta_max - beta_min) t^2 / 2 integrates a linear beta."""
 
@@ -123,7 +71,7 @@ class _LinearBeta(Continuous):
         return jnp.clip(2 * integral / (self.beta_min + root), self.t_min, self.t_max)
 
 
-@_constants
+@dataclasses.dataclass(frozen=True)
 class VP(_LinearBeta):
     """The variance-preserving SDE, DDPM in continuous time (Song et al. 2021, eqs. 11 and 32-33).
 
@@ -151,7 +99,7 @@ class VP(_LinearBeta):
         return self._time_of(jax.nn.softplus(-logsnr))
 
 
-@_constants
+@dataclasses.dataclass(frozen=True)
 class SubVP(_LinearBeta):
     """The sub-VP SDE, of less variance than VP at every time (Song et al. 2021, eq. 13 and 34).
 
@@ -176,7 +124,7 @@ class SubVP(_LinearBeta):
         return self._time_of(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * logsnr)))
 
 
-@_constants
+@dataclasses.dataclass(frozen=True)
 class CosineVP(Continuous):
     """The cosine schedule in continuous time (Nichol & Dhariwal 2021, eq. 17), variance-preserving.
 
@@ -227,7 +175,7 @@ class CosineVP(Continuous):
         return jnp.clip(angle * (1 + self.offset) / (math.pi / 2) - self.offset, self.t_min, self.t_max)
 
 
-@_constants
+@dataclasses.dataclass(frozen=True)
 class VE(Continuous):
     """The variance-exploding SDE, NCSN in continuous time (Song et al. 2021, eqs. 9 and 30-31).
 
@@ -264,34 +212,27 @@ class VE(Continuous):
         return jnp.clip(t, self.t_min, self.t_max)
 
 
-@_constants
+@dataclasses.dataclass(frozen=True)
 class EDM(Continuous):
-    """Karras et al. 2022: alpha = 1, and the time is the noise itself, sigma(t) = t.
+    """The kernel of Karras et al. 2022: alpha = 1, and the time is the noise itself, sigma(t) = t.
 
-    Training draws ln sigma ~ N(mean, std^2) (their table 1), here cut at sigma_min and sigma_max. The grid is
-    theirs too (eq. 5): evenly spaced in sigma^(1/rho).
+    Training by their log-normal law is `times.LogNormal`, spacing by rho is `samplers.Karras`; both are the defaults
+    for this process (`times.Own`, `samplers.OwnGrid`).
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max < inf, std > 0, rho > 0 and data_std >= 0.
+        ValueError: unless 0 < sigma_min < sigma_max < inf and data_std >= 0.
 
-    >>> EDM().grid(3).tolist()
-    [80.0, 2.515, 0.002]
+    >>> EDM().sigma(jnp.array([0.002, 80.0])).tolist()
+    [0.002, 80.0]
     """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    mean: float = -1.2
-    std: float = 1.2
-    rho: float = 7.0
     data_std: float = 0.5
 
     def __post_init__(self) -> None:
         check_sigmas(self.sigma_min, self.sigma_max)
         check_data_std(self.data_std)
-        check_finite(mean=self.mean, std=self.std, rho=self.rho)
-        for name in ("std", "rho"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: a positive number is needed")
 
     @property
     def t_min(self) -> float:
@@ -313,32 +254,11 @@ class EDM(Continuous):
     def time(self, logsnr: Array) -> Array:
         return jnp.clip(jnp.exp(-0.5 * logsnr), self.t_min, self.t_max)
 
-    def _standard(self, t: Array | float) -> Array:
-        return (jnp.log(t) - self.mean) / self.std
-
-    def _ends(self) -> tuple[Array, Array]:
-        return ndtr(self._standard(self.sigma_min)), ndtr(self._standard(self.sigma_max))
-
-    def spread(self, u: Array) -> Array:
-        """Times of the log-normal law between its ends, `[B]`."""
-        low, high = (end.astype(u.dtype) for end in self._ends())
-        return jnp.clip(jnp.exp(self.mean + self.std * ndtri(low + u * (high - low))), self.t_min, self.t_max)
-
-    def density(self, t: Array) -> Array:
-        low, high = (end.astype(t.dtype) for end in self._ends())
-        bell = jnp.exp(-0.5 * self._standard(t) ** 2) / math.sqrt(2 * math.pi)
-        return bell / (self.std * t * (high - low))
-
-    def _times(self, fraction: np.ndarray) -> np.ndarray:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        # Power and root of an end give back that end but for the last digit.
-        return np.clip((high + fraction * (low - high)) ** self.rho, self.sigma_min, self.sigma_max)
-
-    def _cut(self, t_min: float, t_max: float) -> EDM:
+    def between(self, t_min: float, t_max: float) -> EDM:
         return dataclasses.replace(self, sigma_min=t_min, sigma_max=t_max)
 
 
-@_constants
+@dataclasses.dataclass(frozen=True)
 class Flow(Continuous):
     """The straight path of flow matching and rectified flow (Lipman et al. 2023, eq. 20; Liu et al. 2023).
 

@@ -1,88 +1,68 @@
 """Perturbation processes: how data turn into noise.
 
-Every process here is its Gaussian kernel
+Every process here is its Gaussian kernel, and nothing else:
 
-    p(x_t | x_0) = N(x_t ; alpha(t) x_0, sigma(t)^2 I),            lam(t) = log(alpha^2 / sigma^2),
+    p(x_t | x_0) = N(x_t ; alpha(t) x_0, sigma(t)^2 I),            lam(t) = log(alpha^2 / sigma^2)
 
-and all else follows from it: the noised example (`perturb`), the exact law of a less noisy level
-given a noisier one and the clean data (`posterior`), the stochastic differential equation
-(`drift_diffusion`), and the law from which sampling starts (`Process.prior`). Nothing else in the
-package knows which process it has.
+What follows from the kernel is written once, for all of them: the noised example (`perturb`), the exact law of a less
+noisy level given a noisier one and the clean data (`posterior`), the stochastic differential equation
+(`drift_diffusion`), and the law from which sampling starts (`Process.prior`). Which times training draws is the affair
+of `scoregen.times`, which times a sampler visits that of `scoregen.samplers.grids`.
 
-Times and units. A larger t is noisier, for every family (papers disagree); a chain's t is its level
-0 .. N-1. Noise is keyed by example: row i of a batch depends on the key and on i, never on how many
-other rows there are.
+Times and units. A larger t is noisier, for every process (papers disagree); the times of a chain are its levels, the
+integers 0 .. N-1.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+import contextlib
+import dataclasses
+import functools
+from numbers import Real
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
-
-def example_keys(key: Array, count: int) -> Array:
-    """One key for each example, `[B]`; a batch of keys is passed through as it is.
-
-    Key i is `fold_in(key, i)`, so it is the same whatever the batch size.
-
-    >>> few, many = (example_keys(jax.random.key(0), n) for n in (2, 5))
-    >>> bool((few == many[:2]).all())
-    True
-    """
-    return key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
-
-
-def split_keys(keys: Array, count: int) -> tuple[Array, ...]:
-    """`count` independent batches of keys `[B]`, from one batch of keys `[B]`."""
-    return tuple(jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys))
-
-
-def fold_keys(keys: Array, data: Array | int) -> Array:
-    """`jax.random.fold_in` for a batch of keys `[B]`: fresh keys for step `data` of a loop."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
-
-
-def draw(law: Callable, key: Array, shape: tuple[int, ...]) -> Array:
-    """`law(key, shape)` with noise keyed by example: row i depends on the key and i alone.
-
-    `key` is one key or a batch of keys `[B]`; `law` is any `jax.random` sampler of (key, shape).
-    """
-    return jax.vmap(lambda k: law(k, shape[1:]))(example_keys(key, shape[0]))
-
-
-def normal(key: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal noise `[B, ...]`, keyed by example (see `draw`)."""
-    return draw(jax.random.normal, key, shape)
-
-
-def rows(a: Array, x: Array) -> Array:
-    """A number an example, `[B]` or a scalar, with axes of size one to multiply `x` `[B, ...]`."""
-    return jnp.reshape(a, jnp.shape(a) + (1,) * (x.ndim - jnp.ndim(a)))
+from scoregen.random import broadcast, by_example, check_key
 
 
 class Process(abc.ABC):
     """A perturbation process p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I).
 
-    Times are arrays `[B]` (or scalars) and all methods are elementwise in them, so that they can be
-    used inside `jax.jit`, `jax.grad` and `jax.vmap`.
+    A process of your own is a class with `alpha`, `sigma`, `logsnr`, `time` and `ends`. Times are arrays `[B]` (or
+    scalars) and all methods are elementwise in them, so that they work inside `jax.jit`, `jax.grad` and `jax.vmap`.
+
+    Every process is a pytree by itself, be its class a dataclass or not: attributes that hold arrays, alone or in a
+    tuple, dict or other pytree, are its leaves. All others are constants of a compiled program, so they must be
+    hashable, and must not change. A class that you register with JAX in your own way keeps that way.
 
     Attributes:
-        discrete: whether times are the integers 0 .. levels - 1 rather than reals.
-        levels: how many levels `grid()` has.
-        data_std: the standard deviation that the process takes the data to have, in each dimension. The
-            prior, EDM's preconditioning and EDM's weight read it here, so that they cannot disagree.
+        discrete: whether times are the integers 0 .. N-1 rather than reals.
+        data_std: the standard deviation that the process takes the data to have, in each dimension. The prior, EDM's
+            preconditioning and EDM's weight read it here, so that they cannot disagree.
     """
 
-    discrete: bool
-    levels: int
-    data_std: float
+    discrete: bool = False
+    data_std: float = 1.0
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        process = super().__new__(cls)
+        if cls not in _REGISTERED:
+            _REGISTERED.add(cls)
+            # Not when the class is made: a decorator, such as JAX's own register_dataclass, comes later than that.
+            with contextlib.suppress(ValueError):  # registered by its author
+                jax.tree_util.register_pytree_node(cls, _flatten, functools.partial(_unflatten, cls))
+        return process
+
+    @property
+    @abc.abstractmethod
+    def ends(self) -> tuple[float, float]:
+        """The least noisy time and the noisiest one, (t_min, t_max); of a chain of N levels (0, N - 1)."""
 
     @abc.abstractmethod
     def alpha(self, t: Array) -> Array:
@@ -98,60 +78,156 @@ class Process(abc.ABC):
 
     @abc.abstractmethod
     def time(self, logsnr: Array) -> Array:
-        """The inverse of `logsnr`, `[B] -> [B]`, held at the ends of the process's range."""
-
-    @abc.abstractmethod
-    def spread(self, u: Array) -> Array:
-        """The training law over t as its quantiles: of u uniform in [0, 1), a time, `[B] -> [B]`."""
-
-    @abc.abstractmethod
-    def density(self, t: Array) -> Array:
-        """The density of the training law at t (of a chain: the probability), `[B] -> [B]`."""
-
-    @abc.abstractmethod
-    def rate(self, t: Array) -> Array:
-        """How fast the signal-to-noise ratio is lost, `[B] -> [B]`.
-
-        In continuous time -d SNR/dt / SNR = -d lam/dt; of a chain, over the step from level t - 1 to t,
-        (SNR_{t-1} - SNR_t) / SNR_t = expm1(lam_{t-1} - lam_t). At a chain's level 0, which no step leads to,
-        it is that of level 1.
-        """
-
-    @abc.abstractmethod
-    def grid(self, n: int | None = None) -> Array:
-        """`n` levels from the noisiest to the least noisy, `[n]`; `None`: `levels` of them."""
-
-    @abc.abstractmethod
-    def within(self, other: Process) -> Process:
-        """The part of this process whose noise `other` covers, to sample with a network of `other`'s.
-
-        Raises:
-            ValueError: if nearly nothing is covered.
-        """
+        """The inverse of `logsnr`, `[B] -> [B]`, clipped to `ends`."""
 
     def prior_std(self) -> Array:
-        """The standard deviation of the prior, sqrt(sigma^2 + alpha^2 data_std^2) at the noisiest level."""
-        top = self.grid(1)[0]
-        return jnp.hypot(self.sigma(top), self.alpha(top) * self.data_std)
+        """The standard deviation of the prior, sqrt(sigma^2 + alpha^2 data_std^2) at the noisiest time."""
+        t = top(self)
+        return jnp.hypot(self.sigma(t), self.alpha(t) * self.data_std)
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Draws `[B, ...]` from what is taken for the law of x at the noisiest level, N(0, prior_std^2)."""
-        return self.prior_std() * normal(key, shape)
+        """Draws `[B, ...]` from N(0, prior_std^2), which is taken for the law of x at the noisiest time."""
+        std = self.prior_std()
+        return std * by_example(jax.random.normal, key, shape).astype(std.dtype)
 
-    def sample_time(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Times drawn from the training law, `[B]`."""
-        return self.spread(draw(jax.random.uniform, key, shape))
+    def within(self, other: Process) -> Process:
+        """This process between the times whose noise `other` covers, to sample with a network trained under `other`.
+
+        An end that `other` covers (see `covers`) stays as it is. Of a chain the levels that `other` covers stay.
+
+        Raises:
+            ValueError: if `other` covers none of it, or fewer than two levels of a chain.
+        """
+        ends = self.ends
+        with jax.ensure_compile_time_eval():
+            if self.discrete:
+                inside = np.flatnonzero(covers(other, self.logsnr(jnp.arange(int(ends[1]) + 1))))
+                if inside.size < 2:
+                    raise ValueError("the two processes share fewer than two noise levels")
+                return self.between(int(inside[0]), int(inside[-1]))
+            kept = covers(other, self.logsnr(jnp.stack([bottom(self), top(self)])))
+            held = [float(self.time(other.logsnr(t))) for t in (bottom(other), top(other))]
+        least, most = (end if keep else t for end, keep, t in zip(ends, kept, held, strict=True))
+        if not most > least:
+            raise ValueError("the two processes share no noise levels")
+        return self.between(least, most)
+
+    def between(self, t_min: float, t_max: float) -> Process:
+        """This process with other ends: from t_min to t_max."""
+        names = {field.name for field in dataclasses.fields(self)} if dataclasses.is_dataclass(self) else set()
+        if not {"t_min", "t_max"} <= names:
+            raise ValueError(f"{type(self).__name__} has no fields t_min and t_max to be cut by: define `between`")
+        return dataclasses.replace(self, t_min=t_min, t_max=t_max)  # pyright: ignore[reportArgumentType]
+
+
+# Classes that are pytrees, and the attribute that says which attributes of an unflattened process are its leaves.
+_REGISTERED: set[type] = set()
+_LEAVES = "_leaves"
+
+
+def _attributes(process: Process) -> dict[str, Any]:
+    """What an instance holds: the fields of a dataclass, also in slots, and its other attributes but cached ones."""
+    found = dict(vars(process))
+    if dataclasses.is_dataclass(process):
+        slots = (field.name for field in dataclasses.fields(process) if field.name not in found)
+        found |= {name: getattr(process, name) for name in slots if hasattr(process, name)}
+    cached = (name for name in found if isinstance(getattr(type(process), name, None), functools.cached_property))
+    return {name: found[name] for name in sorted(set(found) - set(cached) - {_LEAVES})}
+
+
+def _holds_arrays(value: Any) -> bool:
+    arrays = (Array, np.ndarray, jax.ShapeDtypeStruct)
+    return any(isinstance(leaf, arrays) for leaf in jax.tree.leaves(value))
+
+
+def _flatten(process: Process) -> tuple[list[Any], tuple]:
+    """The attributes that hold arrays, and all others with their names, which are constants of a compiled program."""
+    attributes = _attributes(process)
+    # Once unflattened, the names of the leaves are known: JAX puts other things than arrays in their places.
+    known = vars(process).get(_LEAVES, ())
+    names = tuple(name for name, value in attributes.items() if name in known or _holds_arrays(value))
+    rest = tuple((name, value) for name, value in attributes.items() if name not in names)
+    for name, value in rest:
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"{type(process).__name__}.{name} is a {type(value).__name__}, which cannot be a constant of a "
+                "compiled program: make it a tuple or an array"
+            ) from None
+    return [attributes[name] for name in names], (names, rest)
+
+
+def _unflatten(cls: type[Process], aux: tuple, leaves: Any) -> Process:
+    names, rest = aux
+    process = object.__new__(cls)
+    for name, value in (*rest, *zip(names, leaves, strict=True), (_LEAVES, names)):
+        object.__setattr__(process, name, value)  # as a frozen dataclass allows it
+    return process
+
+
+def has_values(*trees: Any) -> bool:
+    """Whether the arrays in these pytrees have values to look at; those of an argument of `jit` have none."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def check_process(process: Any) -> None:
+    """Raises TypeError unless it is a process; for a class or a function that makes one it says so."""
+    if not isinstance(process, Process):
+        name = getattr(process, "__name__", None)
+        hint = f"{name}: say {name}()" if name else f"{process!r}: say scoregen.process.ddpm(), for example"
+        raise TypeError(f"a process is needed, not {hint}")
+
+
+def top(process: Process) -> Array:
+    """The noisiest time, a scalar array of the dtype that times have."""
+    return _as_time(process, process.ends[1])
+
+
+def bottom(process: Process) -> Array:
+    """The least noisy time, a scalar array of the dtype that times have."""
+    return _as_time(process, process.ends[0])
+
+
+def _as_time(process: Process, t: float) -> Array:
+    return jnp.asarray(t, jnp.int32) if process.discrete else jnp.asarray(t, jnp.result_type(float))
+
+
+def vanishes(process: Process) -> bool:
+    """Whether alpha = 0 at the noisiest time, as at the end of flow matching: x says nothing of the data there.
+
+    False for a process whose arrays are an argument of `jit` and so have no values.
+    """
+    if not has_values(process):
+        return False
+    with jax.ensure_compile_time_eval():
+        return float(process.alpha(top(process))) == 0
+
+
+def snr_loss_rate(process: Process, t: Array) -> Array:
+    """How fast the signal-to-noise ratio is lost, `[B] -> [B]`.
+
+    In continuous time -d SNR/dt / SNR = -d lam/dt; of a chain, over the step from level t - 1 to t,
+    (SNR_{t-1} - SNR_t) / SNR_t = expm1(lam_{t-1} - lam_t). No step leads to level 0 of a chain: there it is the rate
+    at level 1.
+    """
+    if process.discrete:
+        t = jnp.maximum(t, 1)
+        return jnp.expm1(process.logsnr(t - 1) - process.logsnr(t))
+    return -jax.jvp(process.logsnr, (t,), (jnp.ones_like(t),))[1]
 
 
 def check_finite(**values: float | tuple[float, ...]) -> None:
-    """Raises ValueError, naming it, if one is infinite or NaN: of such levels the figures are, too."""
+    """Raises ValueError, with its name, if a value is infinite or NaN."""
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name}={value}: finite numbers are needed")
 
 
 def check_data_std(data_std: float) -> None:
-    """Raises ValueError if it is negative, or no number."""
+    """Raises ValueError for a number that is negative or not finite. An array may have no value, and passes."""
+    if not isinstance(data_std, Real):
+        return
     check_finite(data_std=data_std)
     if not data_std >= 0:
         raise ValueError(f"data_std={data_std}: 0 or more is needed")
@@ -167,12 +243,13 @@ def check_sigmas(sigma_min: float, sigma_max: float) -> None:
 def covers(process: Process, logsnr: Array) -> np.ndarray:
     """Whether each lam, `[n]`, lies in the range of `process`, as bools `[n]`.
 
-    The ends count with a tolerance of 0.02 in lam, that is 1 % in sigma / alpha: DDPM's lowest level
-    has sigma / alpha = 0.010001 and NCSN's 0.01, and nobody means those to differ.
+    The ends count with a tolerance of 0.02 in lam, that is 1 % in sigma / alpha: DDPM's lowest level has sigma / alpha
+    = 0.010001 and NCSN's 0.01, and nobody means those to differ.
     """
-    ends = np.asarray(process.logsnr(process.grid()[jnp.array([0, -1])]))
+    with jax.ensure_compile_time_eval():
+        low, high = (np.asarray(process.logsnr(t)) for t in (top(process), bottom(process)))
     lam = np.asarray(logsnr)
-    return (lam >= ends[0] - 0.02) & (lam <= ends[1] + 0.02)
+    return (lam >= low - 0.02) & (lam <= high + 0.02)
 
 
 class Noised(NamedTuple):
@@ -191,7 +268,12 @@ def perturb(process: Process, key: Array, x0: Array, t: Array) -> Noised:
         process: the process.
         key: one key, or one for each example `[B]`.
         x0: clean data `[B, ...]`.
-        t: their times `[B]`.
+        t: their times `[B]`, within `process.ends`; the levels of a chain are integers.
+
+    Raises:
+        TypeError: if the process or the key is none, if x0 is no array of floating-point numbers, or if a chain is
+            given real times.
+        ValueError: unless there is one time for each example, within `process.ends`, and one key or one for each.
 
     >>> from scoregen.process import ncsn
     >>> x0 = jnp.ones((2, 3))
@@ -199,21 +281,45 @@ def perturb(process: Process, key: Array, x0: Array, t: Array) -> Noised:
     >>> bool(jnp.allclose(noised.x - x0, jnp.array([[0.01], [1.0]]) * noised.eps, atol=1e-6))
     True
     """
-    eps = normal(key, x0.shape).astype(x0.dtype)
-    return Noised(x0, eps, rows(process.alpha(t), x0) * x0 + rows(process.sigma(t), x0) * eps, t)
+    check_process(process)
+    check_key(key)
+    x0, t = jnp.asarray(x0), jnp.asarray(t)
+    if not jnp.issubdtype(x0.dtype, jnp.floating) or x0.ndim < 1:
+        raise TypeError(f"x0 is {x0.dtype}{list(x0.shape)}: real data [B, ...] are needed, such as x / 127.5 - 1")
+    if process.discrete and not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(
+            f"t is {t.dtype}, and the times of a chain are its levels, integers from 0 to {process.ends[1]}: say "
+            f"t=jnp.round(fraction * {process.ends[1]}).astype(int), or take a process in continuous time, such as VP()"
+        )
+    if t.shape != x0.shape[:1]:
+        one = "t" if t.ndim == 0 else "one"
+        example = f"jnp.full({len(x0)}, {one})"
+        raise ValueError(f"t of shape {list(t.shape)} for {len(x0)} examples: give a time for each, such as {example}")
+    if not process.discrete and not jnp.issubdtype(t.dtype, jnp.floating):
+        t = t.astype(jnp.result_type(float))
+    if t.size and has_values(t, process.ends):
+        # In NumPy: under `jit` an operation of JAX on a constant has no value.
+        times = np.asarray(t)
+        low, high, least, most = (float(value) for value in (*process.ends, times.min(), times.max()))
+        # Rounding to float32 may carry an end beyond itself by one part in 2^23.
+        slack = 0 if process.discrete else 1e-6 * (abs(high) + abs(low))
+        if not (least >= low - slack and most <= high + slack):  # nor NaN
+            raise ValueError(f"t from {least:g} to {most:g}: the times of this process are from {low:g} to {high:g}")
+    eps = by_example(jax.random.normal, key, x0.shape).astype(x0.dtype)
+    return Noised(x0, eps, broadcast(process.alpha(t), x0) * x0 + broadcast(process.sigma(t), x0) * eps, t)
 
 
 def posterior(process: Process, x: Array, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
     """The exact law of x_s given x_t and x_0, s less noisy than t: N(mean, std^2 I).
 
-    With w = -expm1(lam_t - lam_s), the share of x_s that x_t has not yet settled,
+    With w = -expm1(lam_t - lam_s), the share of x_s that x_t leaves open,
 
         mean = (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x_t + alpha_s w x_0,      std = sigma_s sqrt(w).
 
-    For the chain of Ho et al. 2020 this is their eqs. 6-7 between neighbours, for NCSN's levels the
-    ancestral step of Song et al. 2021 (appendix F); and it holds between any two levels, which is how a
-    chain is walked with fewer steps. The textbook form subtracts two variances that are nearly equal;
-    expm1 keeps what digits lam has (Kingma et al. 2021, appendix A).
+    For the chain of Ho et al. 2020 this is their eqs. 6-7 between neighbours, for NCSN's levels the ancestral step of
+    Song et al. 2021 (appendix F). It holds between any two levels, which is how a chain is sampled in fewer steps. The
+    textbook form subtracts two variances that are nearly equal; expm1 keeps the digits that lam has (Kingma et al.
+    2021, appendix A).
 
     Args:
         process: the process.
@@ -222,7 +328,7 @@ def posterior(process: Process, x: Array, x0: Array, t: Array, s: Array) -> tupl
         t, s: times `[B]`.
 
     Returns:
-        The mean `[B, ...]` and the standard deviation `[B]`.
+        The mean `[B, ...]` and the standard deviation `[B]`, both in the dtype of x.
 
     >>> from scoregen.process import ddpm
     >>> chain, one = ddpm(), jnp.ones((1, 1))
@@ -234,8 +340,8 @@ def posterior(process: Process, x: Array, x0: Array, t: Array, s: Array) -> tupl
     w = -jnp.expm1(lam_t - lam_s)
     # (alpha_s / alpha_t) (1 - w), but finite where alpha_t = 0, as at the end of flow matching.
     on_x = process.alpha(t) / process.alpha(s) * (process.sigma(s) / process.sigma(t)) ** 2
-    mean = rows(on_x, x) * x + rows(process.alpha(s) * w, x) * x0
-    return mean, process.sigma(s) * jnp.sqrt(w)
+    mean = broadcast(on_x, x) * x + broadcast(process.alpha(s) * w, x) * x0
+    return mean, (process.sigma(s) * jnp.sqrt(w)).astype(x.dtype)
 
 
 def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
@@ -253,11 +359,17 @@ def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
     Returns:
         f and g, both `[B]`.
 
+    Raises:
+        TypeError: if the times are integers.
+
     >>> from scoregen.process import VP
     >>> f, g = drift_diffusion(VP(), jnp.array([0.5]))
     >>> float(f[0]), float(g[0] ** 2)  # -beta / 2 and beta, where beta(0.5) = 10.05
     (-5.025, 10.05)
     """
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        raise TypeError(f"t is {t.dtype}: the equation is in real times, say t.astype(float)")
     alpha, slope = jax.jvp(process.alpha, (t,), (jnp.ones_like(t),))
     _, lam_slope = jax.jvp(process.logsnr, (t,), (jnp.ones_like(t),))
     return slope / alpha, process.sigma(t) * jnp.sqrt(-lam_slope)

@@ -1,11 +1,12 @@
-"""Samplers: a driver, the grids it walks, and the predictors and correctors that it combines."""
+"""Samplers: the driver, the noise levels that it visits, and the steps and correctors that it combines."""
 
-from scoregen.samplers.adaptive import Adaptive
-from scoregen.samplers.correctors import CORRECTORS, MALA, Corrector, Langevin, NoCorrector, SNRLangevin
+from scoregen.samplers.correctors import CORRECTORS, MALA, Corrector, Langevin, SNRLangevin
 from scoregen.samplers.encode import decode, encode, interpolate, slerp
 from scoregen.samplers.grids import GRIDS, EvenLogSNR, EvenTime, Grid, Karras, Listed, OwnGrid, Power
 from scoregen.samplers.multistep import DPMSolver, UniPC
-from scoregen.samplers.predictors import (
+from scoregen.samplers.ode import Adaptive
+from scoregen.samplers.sampler import START_TOLERANCE, Sampler, StartWarning, start_gap
+from scoregen.samplers.steps import (
     Ancestral,
     Consistent,
     EDMHeun,
@@ -13,12 +14,11 @@ from scoregen.samplers.predictors import (
     EulerMaruyama,
     Heun,
     Hold,
-    Predictor,
     ReverseDiffusion,
+    Step,
 )
-from scoregen.samplers.sample import evaluations, sample, trajectory
 
-PREDICTORS = {
+STEPS = {
     "ancestral": Ancestral,
     "consistent": Consistent,
     "reverse_diffusion": ReverseDiffusion,
@@ -36,7 +36,8 @@ __all__ = [
     "CORRECTORS",
     "GRIDS",
     "MALA",
-    "PREDICTORS",
+    "START_TOLERANCE",
+    "STEPS",
     "Adaptive",
     "Ancestral",
     "Consistent",
@@ -53,18 +54,17 @@ __all__ = [
     "Karras",
     "Langevin",
     "Listed",
-    "NoCorrector",
     "OwnGrid",
     "Power",
-    "Predictor",
     "ReverseDiffusion",
     "SNRLangevin",
+    "Sampler",
+    "StartWarning",
+    "Step",
     "UniPC",
     "decode",
     "encode",
-    "evaluations",
     "interpolate",
-    "sample",
     "slerp",
-    "trajectory",
+    "start_gap",
 ]

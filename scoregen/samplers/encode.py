@@ -1,47 +1,58 @@
-"""Data as the noise that the probability-flow ODE turns them into, and back; and what lies between two examples."""
+"""Latent codes: data carried by the probability-flow ODE to noise, and back; and interpolation between two examples."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from scoregen.denoiser import Predict
-from scoregen.process import Process, rows
-from scoregen.samplers.adaptive import Adaptive, transport
+from scoregen.denoiser import Denoiser
+from scoregen.process import Process, bottom, top
+from scoregen.random import broadcast
+from scoregen.samplers.compiled import call
+from scoregen.samplers.ode import Adaptive, transport
 
 
-def encode(process: Process, predict: Predict, x0: Array, solver: Adaptive = Adaptive()) -> Array:
-    """The latent code of x0, `[B, ...]`: x at the noisiest level of the ODE's path through it (Song et al. 2021, D.2).
+def encode(denoiser: Denoiser, x0: Array, solver: Adaptive = Adaptive()) -> Array:
+    """The latent code of x0, `[B, ...]`: x at the noisiest time of the ODE's path through it (Song et al. 2021, D.2).
 
-    The path begins at the least noisy level at alpha x0, so there is no randomness, and `decode` comes back to x0 but
-    for the solver's error. If the denoiser is exact, codes of data are draws of the prior, but for what noise the
-    least noisy level has.
+    The path begins at the least noisy time at alpha x0, without noise, so it is deterministic, and `decode` returns to
+    x0 up to the solver's error. If the denoiser is exact, codes of data are draws from the prior, up to the noise of
+    the least noisy time. Like `Sampler` it compiles itself.
 
     Args:
-        process: the process; of a chain it is the equation through its levels.
-        predict: its denoiser.
-        x0: the data.
-        solver: with its tolerances.
+        denoiser: the denoiser; of a chain it is the equation through its levels.
+        x0: the data, floating-point numbers `[B, ...]`.
+        solver: the solver with its tolerances.
 
-    >>> from scoregen.oracle import gaussian
+    Raises:
+        TypeError: if `denoiser` is no `Denoiser`, or x0 no array of floating-point numbers.
+
+    >>> from scoregen.testing.oracle import gaussian
     >>> from scoregen.process import VP
-    >>> wide = gaussian((0.0, 0.0), 2.0).predict(VP())
-    >>> code = encode(VP(), wide, jnp.array([[2.0, -4.0]]), Adaptive(1e-6, 1e-6))
+    >>> wide = gaussian((0.0, 0.0), 2.0).denoiser(VP())
+    >>> code = encode(wide, jnp.array([[2.0, -4.0]]), Adaptive(1e-6, 1e-6))
     >>> code.tolist()  # x0 / 2: the map between two Gaussians
     [[1.000..., -2.000...]]
-    >>> bool(jnp.allclose(decode(VP(), wide, code, Adaptive(1e-6, 1e-6)), jnp.array([[2.0, -4.0]]), atol=1e-4))
+    >>> bool(jnp.allclose(decode(wide, code, Adaptive(1e-6, 1e-6)), jnp.array([[2.0, -4.0]]), atol=1e-4))
     True
     """
-    top, bottom = _ends(process, x0)
-    return transport(process, predict, rows(process.alpha(bottom), x0) * x0, bottom, top, solver.rtol, solver.atol)
+    return call(_encode, (solver,), _denoiser(denoiser), _floats(x0, "x0"))
 
 
-def decode(process: Process, predict: Predict, code: Array, solver: Adaptive = Adaptive()) -> Array:
-    """The data of a latent code, `[B, ...]`: down the ODE to the least noisy level, and x / alpha there."""
-    top, bottom = _ends(process, code)
-    x = transport(process, predict, code, top, bottom, solver.rtol, solver.atol)
-    return x / rows(process.alpha(bottom), x)
+def decode(denoiser: Denoiser, code: Array, solver: Adaptive = Adaptive()) -> Array:
+    """The data of a latent code, `[B, ...]`: down the ODE to the least noisy time, and x / alpha there."""
+    return call(_decode, (solver,), _denoiser(denoiser), _floats(code, "code"))
+
+
+def _encode(solver: Adaptive, denoiser: Denoiser, x0: Array) -> Array:
+    (high, low), alpha = _ends(denoiser.process, x0), denoiser.process.alpha
+    return transport(denoiser, broadcast(alpha(low), x0) * x0, low, high, solver.rtol, solver.atol)
+
+
+def _decode(solver: Adaptive, denoiser: Denoiser, code: Array) -> Array:
+    high, low = _ends(denoiser.process, code)
+    x = transport(denoiser, code, high, low, solver.rtol, solver.atol)
+    return x / broadcast(denoiser.process.alpha(low), x)
 
 
 def slerp(a: Array, b: Array, fraction: Array) -> Array:
@@ -49,14 +60,14 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
 
         sin((1 - f) angle) / sin(angle) a + sin(f angle) / sin(angle) b,     cos(angle) = a.b / (|a| |b|)
 
-    Draws of a Gaussian prior in many dimensions lie on a sphere, nearly, and so do the points between them; on the
-    straight line they would not. Where a and b point the same way it is that line; so it is where they point opposite
-    ways, since then no arc is the shortest.
+    Draws from a Gaussian prior in many dimensions lie near a sphere, and so do points on the arc; points on the
+    straight line would not. Where a and b point the same way, or opposite ways (where no arc is the shortest), it is
+    the straight line.
 
     >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([0.0, 0.5]))[:, 0].tolist()
     [[1.0, 0.0], [0.7071..., 0.7071...]]
     """
-    axes = tuple(range(1, a.ndim))
+    axes, fraction = tuple(range(1, a.ndim)), fraction.astype(a.dtype)
     norms = jnp.sqrt(jnp.sum(a**2, axes) * jnp.sum(b**2, axes))
     angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axes) / norms, -1, 1))
     sine = jnp.sin(angle)
@@ -70,18 +81,31 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
     return first * a[None] + second * b[None]
 
 
-def interpolate(
-    process: Process, predict: Predict, a: Array, b: Array, fraction: Array, solver: Adaptive = Adaptive()
-) -> Array:
-    """What lies between the examples a and b, both `[B, ...]`: `[N, B, ...]`, by `slerp` of their codes.
+def interpolate(denoiser: Denoiser, a: Array, b: Array, fraction: Array, solver: Adaptive = Adaptive()) -> Array:
+    """Data between the examples a and b, both `[B, ...]`, at the fractions `[N]`: `[N, B, ...]`, by `slerp` of codes.
 
-    For priors that are Gaussian about 0, as all but NCSN's uniform one are. At the fractions 0 and 1 it is a and b.
+    For priors that are Gaussian about 0: all but NCSN's uniform one. At the fractions 0 and 1 it is a and b.
     """
-    codes = slerp(encode(process, predict, a, solver), encode(process, predict, b, solver), fraction)
-    return jax.lax.map(lambda code: decode(process, predict, code, solver), codes)
+    codes = slerp(encode(denoiser, a, solver), encode(denoiser, b, solver), jnp.asarray(fraction))
+    return jnp.stack([decode(denoiser, code, solver) for code in codes])
 
 
 def _ends(process: Process, x: Array) -> tuple[Array, Array]:
     """The noisiest and the least noisy time, `[B]` each."""
-    top, bottom = process.grid(2)
-    return jnp.full(len(x), top), jnp.full(len(x), bottom)
+    return jnp.full(len(x), top(process)), jnp.full(len(x), bottom(process))
+
+
+def _denoiser(denoiser: Denoiser) -> Denoiser:
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(
+            f"a Denoiser is needed, not {type(denoiser).__name__}: say model.denoiser(params), or "
+            "Denoiser(process, predict)"
+        )
+    return denoiser
+
+
+def _floats(x: Array, name: str) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
+        raise TypeError(f"{name} is {x.dtype}{list(x.shape)}: floating-point numbers [B, ...] are needed")
+    return x

@@ -1,7 +1,7 @@
-"""Grids: which noise levels a sampler walks, `(process, n) -> [n]`, noisiest first, with both ends.
+"""Grids: the noise levels that a sampler visits, `(process, n) -> [n]`, noisiest first, with both ends.
 
-n is 0 for as many as the process's own grid has. Of a chain they are levels, each once: where a grid would have two
-steps on one level, the nearest free one is taken.
+Without n (None or 0) it is all the levels of a chain, and 1000 times of a process in continuous time. The levels of a
+chain are visited at most once: if a grid comes to the same level twice, the nearest free level is taken.
 """
 
 from __future__ import annotations
@@ -9,45 +9,104 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from scoregen.process import Process
+from scoregen.errors import Refusal
+from scoregen.process import EDM, Process, bottom, top
 
-# Where the data are gone, as at the end of flow matching, lam is -inf: grids in lam end here, in sigma / alpha at 400.
+# At the end of flow matching lam is -inf. There grids in lam begin at this value, where sigma / alpha is 400.
 LEAST_LOGSNR = -12.0
 
 
+class Grid(abc.ABC):
+    """A spacing of noise levels. A grid of your own is a class with `__call__`, or a function with its arguments.
+
+    >>> class Halves(Grid):
+    ...     "Each time is half the one before."
+    ...
+    ...     def __call__(self, process, n=None):
+    ...         return top(process) * 0.5 ** jnp.arange(count(process, n), dtype=float)
+    >>> from scoregen.process import VP
+    >>> Halves()(VP(), 3).tolist()
+    [1.0, 0.5, 0.25]
+    """
+
+    @abc.abstractmethod
+    def __call__(self, process: Process, n: int | None = None) -> Array:
+        """The levels, noisiest first, `[n]`: times within `process.ends`, of a chain int32 levels.
+
+        Raises:
+            ValueError: if it has no grid of n levels.
+        """
+
+    def refuse(self, process: Process, n: int | None = None) -> Refusal | None:
+        """Why there is no such grid; None if there is."""
+        levels = int(process.ends[1]) + 1 if process.discrete else None
+        if n is None or (n >= 0 and n == int(n) and (levels is None or n <= levels)):
+            return None
+        needed = "1 or more levels are" if levels is None else f"this chain has {levels} levels, and 1 to {levels} are"
+        return Refusal(f"n={n}: {needed} needed, or None for all of the process's own", ("sampler.n=0",))
+
+
+def count(process: Process, n: int | None) -> int:
+    """The number of levels that n means; None and 0 mean the process's own number.
+
+    >>> from scoregen.process import VP, ddpm
+    >>> count(ddpm(), None), count(VP(), 0), count(VP(), 5)
+    (1000, 1000, 5)
+    """
+    return n or (int(process.ends[1]) + 1 if process.discrete else 1000)
+
+
+def _check(refusal: Refusal | None) -> None:
+    if refusal is not None:
+        raise ValueError(str(refusal))
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value}: a positive number is needed")
+
+
 @dataclasses.dataclass(frozen=True)
-class OwnGrid:
-    """The process's own: even in the index of a chain and in the time of an SDE, and Karras's for EDM."""
+class EvenTime(Grid):
+    """Even in the time, of a chain in the index, where half-integers are rounded up.
 
-    def __call__(self, process: Process, n: int) -> Array:
-        return process.grid(n or None)
+    >>> from scoregen.process import ddpm
+    >>> EvenTime()(ddpm(), 5).tolist()
+    [999, 749, 500, 250, 0]
+    """
+
+    def __call__(self, process: Process, n: int | None = None) -> Array:
+        _check(self.refuse(process, n))
+        low, high = process.ends
+        times = np.linspace(high, low, count(process, n))
+        return jnp.asarray(np.floor(times + 0.5), jnp.int32) if process.discrete else jnp.asarray(times)
 
 
-class _Spaced(abc.ABC):
+class _Spaced(Grid):
     """Evenly spaced between both ends in some measure of the noise."""
 
     @abc.abstractmethod
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
         """The times at these fractions of the way from the first of the `ends` to the last, `[n]`."""
 
-    def __call__(self, process: Process, n: int) -> Array:
-        count = process.grid(n or None).shape[0]  # which also refuses an n beyond a chain's length
-        ends = process.grid(2)
-        if count == 1:
+    def __call__(self, process: Process, n: int | None = None) -> Array:
+        _check(self.refuse(process, n))
+        size, ends = count(process, n), jnp.stack([top(process), bottom(process)])
+        if size == 1:
             return ends[:1]
-        times = self.times(process, ends, jnp.linspace(0.0, 1.0, count))
+        times = self.times(process, ends, jnp.linspace(0.0, 1.0, size))
         if not process.discrete:
-            return times.at[0].set(ends[0]).at[-1].set(ends[1])
-        # Strictly falling, and room enough below each: steps back from the left, then up from the right.
-        order = jnp.arange(count, dtype=jnp.int32)
+            return times.astype(ends.dtype).at[0].set(ends[0]).at[-1].set(ends[1])
+        # Strictly falling, with enough levels left below each: steps back from the left, then up from the right.
+        order = jnp.arange(size, dtype=jnp.int32)
         levels = jax.lax.cummin(jnp.round(times).astype(jnp.int32) + order) - order
-        return jnp.maximum(levels, count - 1 - order).at[0].set(ends[0])
+        return jnp.maximum(levels, size - 1 - order).at[0].set(ends[0])
 
 
 def _logsnr(process: Process, ends: Array) -> Array:
@@ -57,15 +116,6 @@ def _logsnr(process: Process, ends: Array) -> Array:
 
 def _between(first: Array, last: Array, fraction: Array) -> Array:
     return first + (last - first) * fraction.astype(first.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvenTime(_Spaced):
-    """Even in the time, of a chain in the index."""
-
-    def times(self, process: Process, ends: Array, fraction: Array) -> Array:
-        first, last = ends.astype(fraction.dtype)
-        return _between(first, last, fraction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +133,10 @@ class Karras(_Spaced):
 
     Raises:
         ValueError: unless rho > 0.
+
+    >>> from scoregen.process import EDM
+    >>> Karras()(EDM(), 3).tolist()
+    [80.0, 2.515..., 0.002...]
     """
 
     rho: float = 7.0
@@ -97,7 +151,7 @@ class Karras(_Spaced):
 
 @dataclasses.dataclass(frozen=True)
 class Power(_Spaced):
-    """Even in t^(1 / power): denser near the data. At 2 it is DDIM's quadratic grid (Song, Meng & Ermon 2021, D.2).
+    """Even in t^(1 / power), so denser near the data. 2 is DDIM's quadratic grid (Song, Meng & Ermon 2021, D.2).
 
     Raises:
         ValueError: unless power > 0.
@@ -113,13 +167,29 @@ class Power(_Spaced):
         return _between(first, last, fraction) ** self.power
 
 
+# The grid that a process's paper samples on, where it is not even in time.
+OWN: dict[type[Process], Grid] = {EDM: Karras()}
+
+
 @dataclasses.dataclass(frozen=True)
-class Listed:
-    """These times, or levels of a chain, noisiest first.
+class OwnGrid(Grid):
+    """The grid of the process's own paper: `EvenTime()`, but for `EDM`, whose is `Karras()`."""
+
+    def __call__(self, process: Process, n: int | None = None) -> Array:
+        return OWN.get(type(process), EvenTime())(process, n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed(Grid):
+    """The times that are listed, noisiest first; of a chain its levels.
 
     Raises:
-        ValueError: unless they fall strictly; when it is called, unless they lie in the process's range, are whole
-            numbers for a chain, and are n, if n is given.
+        ValueError: unless they are numbers that fall strictly; when it is called, unless they lie within
+            `process.ends` (an end may be rounded to float32), are whole numbers for a chain, and are n, if n is given.
+
+    >>> from scoregen.process import VP
+    >>> Listed((1.0, 0.5, 1e-3))(VP()).tolist()
+    [1.0, 0.5, 0.001...]
     """
 
     times: tuple[float, ...] = ()
@@ -130,28 +200,29 @@ class Listed:
         if any(not a > b for a, b in zip(self.times, self.times[1:], strict=False)):
             raise ValueError(f"times={self.times}: they must fall, from the noisiest down")
 
-    def __call__(self, process: Process, n: int) -> Array:
+    def __call__(self, process: Process, n: int | None = None) -> Array:
+        _check(self.refuse(process, n))
+        if process.discrete:
+            return jnp.asarray([round(time) for time in self.times], jnp.int32)
+        low, high = process.ends
+        return jnp.asarray(np.clip(self.times, low, high))
+
+    def refuse(self, process: Process, n: int | None = None) -> Refusal | None:
+        low, high = process.ends
         if not self.times:
-            raise ValueError("times=(): at least one is needed")
-        if n not in (0, len(self.times)):
-            raise ValueError(f"times: {len(self.times)} are given, and n={n} are wanted: say --config.sampler.n=0")
-        with jax.ensure_compile_time_eval():
-            first, last = (float(end) for end in process.grid(2))
-        if self.times[0] > first or self.times[-1] < last:
-            raise ValueError(f"times={self.times}: they must lie between {first:g} and {last:g}")
-        if not process.discrete:
-            return jnp.asarray(self.times, process.grid(2).dtype)
-        if any(time != round(time) for time in self.times):
-            raise ValueError(f"times={self.times}: a chain's levels are whole numbers")
-        return jnp.asarray([round(time) for time in self.times], jnp.int32)
+            return Refusal("times=(): at least one time is needed", (f"grid.times=({high:g},{low:g})", "grid=own"))
+        if n not in (None, 0, len(self.times)):
+            return Refusal(f"{len(self.times)} times are given, and n={n}", ("sampler.n=0",))
+        # An end that was rounded to float32, as arrays of times are, may lie beyond itself.
+        slack = 0 if process.discrete else 1e-6
+        if self.times[0] > high + slack * abs(high) or self.times[-1] < low - slack * abs(low):
+            return Refusal(f"times={self.times}: they must lie between {high:g} and {low:g}")
+        if process.discrete and any(time != round(time) for time in self.times):
+            return Refusal(f"times={self.times}: the levels of a chain are whole numbers")
+        if not process.discrete and (np.diff(np.asarray(self.times, np.float32)) >= 0).any():
+            return Refusal(f"times={self.times}: they must fall also in float32")
+        return None
 
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: a positive number is needed")
-
-
-Grid = Callable[[Process, int], Array]
 
 GRIDS = {
     "own": OwnGrid,

@@ -1,0 +1,9 @@
+"""All five techniques, but the network is given log sigma; its output is still divided by sigma."""
+
+from all_five import get_config as all_five
+
+
+def get_config():
+    config = all_five()
+    config.net.condition = "sigma"
+    return config

@@ -1,0 +1,344 @@
+"""The one grammar of every command: --name=value flags, --config.a.b=value options, and what comes before them.
+
+`read` splits a command line by its flags and looks at no configuration; `apply` lays the options that it found over
+one. Both collect all that is wrong, so that it is said at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+from ml_collections import ConfigDict
+
+from scoregen.app import config as config_lib
+from scoregen.app.config import Config
+from scoregen.app.options import ABBREVIATIONS
+from scoregen.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag of a command.
+
+    Attributes:
+        name: as it is typed, without the dashes.
+        help: one line.
+        default: its value if it is not given; its type, if it has one, is the flag's. False makes it a switch.
+        kind: the type, where there is no default.
+        value: what stands for its value in a help text.
+        key: the option of a configuration that it is short for, such as "train.steps". "data" is the name of a data
+            set, or the folder of one.
+    """
+
+    name: str
+    help: str = ""
+    default: Any = None
+    kind: type = str
+    value: str = "VALUE"
+    key: str = ""
+
+    @property
+    def type(self) -> type:
+        return self.kind if self.default is None else type(self.default)
+
+    @property
+    def usage(self) -> str:
+        """How it is typed, in a help text."""
+        return f"--{self.name}" if self.type is bool else f"--{self.name}={self.value}"
+
+
+CONFIG = Flag("config", "a preset, or the path of a .py file", value="NAME")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Override:
+    """An option of the configuration, as it was typed: `text` is None without a value."""
+
+    flag: str
+    text: str | None
+    negated: bool = False
+
+    @property
+    def said(self) -> str:
+        return self.flag if self.text is None else f"{self.flag}={self.text}"
+
+
+@dataclasses.dataclass
+class Arguments:
+    """What a command line says.
+
+    Attributes:
+        positional: what is no flag, in order.
+        values: of every flag that is no alias, its value or its default.
+        given: the names of the flags that were typed.
+        more: of flags such as --launch.NAME=VALUE, by their prefix, the text of each name.
+        overrides: the options of the configuration, by their dotted keys.
+        errors: what is wrong with it, a line each.
+        config: the configuration, once it is known.
+        changes: what the overrides changed in it: (key, old, new).
+    """
+
+    positional: list[str]
+    values: dict[str, Any]
+    given: set[str]
+    more: dict[str, dict[str, str]]
+    overrides: dict[str, _Override]
+    errors: list[str]
+    config: Config = None
+    changes: list[tuple[str, Any, Any]] = dataclasses.field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises UsageError with all that is wrong, if anything is."""
+        if self.errors:
+            raise UsageError(*dict.fromkeys(self.errors))
+
+    def said(self) -> dict[str, str]:
+        """The options that were changed, by their keys, as they were typed."""
+        return {key: self.overrides[key].said for key, _, _ in self.changes}
+
+
+def parse(
+    argv: Sequence[str],
+    flags: Sequence[Flag] = (),
+    takes: int = 0,
+    prefixes: Sequence[str] = (),
+    needed: bool = True,
+    mode: str = "",
+) -> Arguments:
+    """The command line of a command whose configuration is that of --config, with its overrides.
+
+    Args:
+        argv: without the program's name.
+        flags: those of the command, beside --config.
+        takes: how many arguments may stand before the flags, or between them.
+        prefixes: of flags with names of their own, such as "launch" for --launch.NAME=VALUE.
+        needed: whether a configuration must be named; else it is None without one.
+        mode: where options are refused that have no effect in this command, one of `config.MODES`; "" to refuse none.
+
+    Raises:
+        UsageError: for what is not understood, with what is nearest; all at once.
+
+    >>> parse(["--wrkdir=runs"], [Flag("workdir")])
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: no flag '--wrkdir': did you mean '--workdir'? There are: --config, --workdir; say ...
+    >>> found = parse(["--config=ncsn_toy", "--config.seed=1", "--workdir=runs"], [Flag("workdir")])
+    >>> found.values["workdir"], found.changes
+    ('runs', [('seed', 0, 1)])
+    """
+    found = read(argv, (CONFIG, *flags), takes, prefixes)
+    name = found.values["config"]
+    if name is None and (needed or found.overrides):
+        typed = next(iter(found.overrides.values()), None)
+        found.errors.append(f"{typed.flag} without --config: {no_config()}" if typed else no_config())
+    if name is not None:
+        try:
+            found.config = config_lib.load(name)
+        except UsageError as error:
+            found.errors += error.args
+    if found.config is not None:
+        apply(found, found.config)
+        if mode:
+            found.errors += config_lib.idle(found.config, found.said(), mode)
+    found.check()
+    return found
+
+
+def read(argv: Sequence[str], flags: Sequence[Flag], takes: int = 0, prefixes: Sequence[str] = ()) -> Arguments:
+    """What a command line says, before any configuration is known (see `parse`)."""
+    by_name = {flag.name: flag for flag in flags}
+    found = Arguments([], {flag.name: flag.default for flag in flags if not flag.key}, set(), {}, {}, [])
+    found.more = {prefix: {} for prefix in prefixes}
+    try:
+        tokens = absl_flags.FlagValues().read_flags_from_files(list(argv), force_gnu=True)
+    except absl_flags.Error as error:
+        raise UsageError(config_lib.first_line(error)) from error
+    while tokens:
+        token = tokens.pop(0)
+        if token == "--":
+            found.positional += tokens
+            break
+        typed = re.fullmatch(r"--?([^\W\d][^=]*)(?:=(.*))?", token, re.DOTALL)
+        if typed is None:
+            found.positional.append(token)
+            continue
+        name, text = typed.groups()
+        prefix, _, rest = name.partition(".")
+        if prefix in ("config", "noconfig") and "." in name:
+            negated = prefix != "config"
+            if text is None and not negated and not _is_switch(rest) and tokens and not tokens[0].startswith("--"):
+                text = tokens.pop(0)
+            _override(found, rest, _Override(f"--{name}", text, negated))
+        elif prefix in prefixes and rest and text is not None:
+            if rest in found.more[prefix]:
+                found.errors.append(f"--{name} is given twice: say it once")
+            found.more[prefix][rest] = text
+        elif name in by_name:
+            flag = by_name[name]
+            if text is None and flag.type is not bool:
+                if not tokens or tokens[0].startswith("--"):
+                    found.errors.append(f"--{name} needs a value: --{name}={flag.value}")
+                    continue
+                text = tokens.pop(0)
+            if flag.key:
+                _override(found, flag.key, _Override(f"--{name}", text))
+                continue
+            if name in found.given:
+                found.errors.append(f"--{name} is given twice: say it once")
+            found.given.add(name)
+            try:
+                found.values[name] = _value(flag, text)
+            except UsageError as error:
+                found.errors += error.args
+        else:
+            found.errors.append(_unknown_flag(name, text, flags, prefixes))
+            if text is None and tokens and not tokens[0].startswith("-"):
+                tokens.pop(0)  # most likely its value
+    for extra in found.positional[takes:]:
+        found.errors.append(f"unexpected argument {extra!r}: say --name=value, with quotes around spaces")
+    return found
+
+
+def apply(found: Arguments, config: Config) -> None:
+    """Lay the options of a command line over a configuration, which becomes `found.config`.
+
+    What is wrong is added to `found.errors`.
+    """
+    found.config, before = config, {}
+    if (data := found.overrides.pop("data", None)) is not None and data.text is not None:
+        key = _data_key(config, data.text)
+        if data.flag.startswith("--config"):
+            key = "data"  # refused below, as any section
+        _override(found, key, data)
+    for key, typed in found.overrides.items():
+        try:
+            before[key] = config_lib.get(config, key)
+            config_lib.override(config, key, typed.text, typed.flag, typed.negated)
+        except UsageError as error:
+            found.errors += error.args
+            before.pop(key, None)
+    for check in (config_lib.check_choices, check_seeds):
+        try:
+            check(config)
+        except UsageError as error:
+            found.errors += error.args
+    now = ((key, old, config_lib.get(config, key)) for key, old in sorted(before.items()))
+    found.changes = [(key, old, new) for key, old, new in now if repr(new) != repr(old)]
+
+
+def check_seeds(config: Config) -> None:
+    """Raises UsageError unless every seed is in the range of `scoregen.random.check_seed`.
+
+    >>> check_seeds(ConfigDict({"seed": 4294967296}))
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: config.seed=4294967296: an integer from 0 to 4294967295 is needed
+    """
+    from scoregen.random import check_seed  # which loads JAX, as the parts of a configuration do
+
+    wrong = []
+    for key, value in config_lib.leaves(config):
+        if key.rpartition(".")[2] == "seed" and value is not None:
+            try:
+                check_seed(value)
+            except (TypeError, ValueError) as error:
+                wrong.append(f"config.{key.removesuffix('seed')}{error}")
+    if wrong:
+        raise UsageError(*wrong)
+
+
+def no_config() -> str:
+    """The line for a command line that names no configuration."""
+    names = ", ".join(config_lib.preset_names()) or "none"
+    return f"say --config=NAME, or the path of a .py file; the presets are: {names}"
+
+
+def _override(found: Arguments, key: str, typed: _Override) -> None:
+    if key in found.overrides:
+        both = dict.fromkeys((found.overrides[key].flag, typed.flag))
+        one = "say it once" if len(both) == 1 else f"both are config.{key}: say one of them"
+        found.errors.append(f"{' and '.join(both)} {'is' if len(both) == 1 else 'are'} given twice: {one}")
+    found.overrides[key] = typed
+
+
+def _is_switch(key: str) -> bool:
+    """Whether --config.KEY needs no value, as far as the default configuration knows."""
+    try:
+        return config_lib.kind_of(config_lib.load("default"), key) is bool
+    except (UsageError, KeyError):
+        return False
+
+
+def _value(flag: Flag, text: str | None) -> Any:
+    if flag.type is bool:
+        if text is None or text.lower() in ("true", "1", "yes"):
+            return True
+        if text.lower() in ("false", "0", "no"):
+            return False
+        raise UsageError(f"--{flag.name}={text}: it is a switch, and takes no value")
+    assert text is not None
+    if text == "" and flag.type is str:
+        raise UsageError(f"--{flag.name}= has no value: say --{flag.name}={flag.value}, or leave the flag out")
+    try:
+        return flag.type(text)
+    except ValueError:
+        example = "" if flag.default is None else f", such as {flag.default}"
+        raise UsageError(f"--{flag.name}={text}: expected {flag.type.__name__}{example}") from None
+
+
+def _data_key(config: Config, text: str) -> str:
+    """The option that --data=TEXT means: the name of a data set, or the folder of the one that is chosen."""
+    names = [name for name, value in config.data.items() if isinstance(value, ConfigDict)]
+    if text in names:
+        return "data.name"
+    if Path(text).expanduser().exists() or "/" in text or text.startswith(("~", ".")):
+        return "data.dir"
+    reads_files = not config_lib.idle(config, ["data.dir"])
+    return "data.dir" if reads_files and not difflib.get_close_matches(text, names, n=1) else "data.name"
+
+
+def _unknown_flag(name: str, text: str | None, flags: Sequence[Flag], prefixes: Sequence[str]) -> str:
+    """The line for a flag that is not there, with what was meant: an option of the configuration, or another flag."""
+    known = sorted(f"--{flag.name}" for flag in flags)
+    there = ", ".join([*known, *(f"--{prefix}.NAME" for prefix in prefixes)])
+    has_config = any(flag.name == "config" for flag in flags)
+    hint = _meant(name, text, known, has_config)
+    more = "; say --config.SECTION.OPTION=VALUE for an option" if has_config else ""
+    return f"no flag '--{name}': {f'did you mean {hint}? There' if hint else 'there'} are: {there}{more}"
+
+
+def _meant(name: str, text: str | None, known: Sequence[str], has_config: bool) -> str:
+    """What a flag that is not there is nearest to, or nothing."""
+    short = f"--{ABBREVIATIONS.get(name, name)}"
+    if near := [short] if short in known else difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.9):
+        return repr(near[0])
+    if has_config and (option := _option_meant(name, text, exact=True)):
+        return option
+    if near := difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.75):
+        return repr(near[0])
+    return _option_meant(name, text) if has_config else ""
+
+
+def _option_meant(name: str, text: str | None, exact: bool = False) -> str:
+    """The option of the default configuration that a flag without `config.` means, with its value; or nothing.
+
+    `exact`: only if its last component is an option or a section.
+    """
+    first, _, rest = name.partition(".")
+    if rest and difflib.SequenceMatcher(None, first, "config").ratio() > 0.7:
+        name = rest
+    config = config_lib.load("default")
+    try:
+        found = config_lib.get(config, name)
+        keys = [name] if not isinstance(found, ConfigDict) else [f"{name}.name"] if "name" in found else []
+    except UsageError:
+        keys = config_lib.nearest(config, name)
+        last = name.removesuffix(".name").rpartition(".")[2]
+        lasts = (last, ABBREVIATIONS.get(last))
+        keys = [key for key in keys if not exact or key.removesuffix(".name").rpartition(".")[2] in lasts]
+    value = "" if text is None else f"={text}"
+    return " or ".join(f"'--config.{key}{value}'" for key in keys)

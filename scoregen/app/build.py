@@ -1,0 +1,466 @@
+"""From a configuration to the parts of a run. Whatever does not fit is refused here, all of it at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import optax
+
+from scoregen.app import config as config_lib
+from scoregen.app.config import Config
+from scoregen.app.refusals import SECTIONS, Refusals
+from scoregen.app.sampling import Sampling
+from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, Prepare, in_turns
+from scoregen.denoiser import CONDITIONS, TARGETS
+from scoregen.errors import Refusal, UsageError
+from scoregen.guidance import CONTROLS, X0S, Control
+from scoregen.likelihood import LIKELIHOODS
+from scoregen.losses import LOSSES, WEIGHTINGS, Objective
+from scoregen.nets import NETS
+from scoregen.process import PROCESSES, Process
+from scoregen.random import check_seed
+from scoregen.samplers import CORRECTORS, GRIDS, STEPS, Sampler
+from scoregen.times import TIMES
+from scoregen.train import (
+    AVERAGES,
+    OPTIMIZERS,
+    SCHEDULES,
+    Average,
+    Model,
+    check_even,
+    check_shapes,
+    make_optimizer,
+)
+from scoregen.train import refusals as train_refusals
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a run, as its configuration names them.
+
+    Attributes:
+        config: the configuration.
+        dataset: the data.
+        prepare: from raw examples to what the network is trained on.
+        model: the network, its process and its target.
+        objective: the loss, its weighting and the law of times.
+        optimizer: with its schedule, clip and accumulation.
+        average: of the parameters, to sample with.
+        sampling: how samples are drawn.
+    """
+
+    config: Config
+    dataset: Dataset
+    prepare: Prepare
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    average: Average
+    sampling: Sampling
+
+    @property
+    def scaling(self) -> Any:
+        """Between the units of the data and those of the network."""
+        return self.prepare.scaling
+
+    @property
+    def judged(self) -> int:
+        """How many samples the distances are computed from."""
+        return judged(self.config, self.dataset)
+
+    def estimators(self) -> dict[str, Any]:
+        """The likelihoods that the configuration chooses, by name; see `estimators`."""
+        return estimators(self.config, self.model, self.sampling.process)
+
+    def labels_held_out(self, index: np.ndarray) -> np.ndarray | None:
+        """The classes of these held-out examples, `[B]`, or `config.sampler.label` in their place."""
+        known, label = self.dataset.test_labels, self.config.sampler.label
+        if not self.model.num_classes or known is None:
+            return None
+        return known[index % len(known)] if label < 0 else np.full(len(index), label, np.int32)
+
+
+def judged(config: Config, dataset: Dataset) -> int:
+    """`config.eval.samples`, or with 0 as many as there are training examples, 1000 at most."""
+    return config.eval.samples or min(1000, len(dataset.train))
+
+
+def data(config: Config) -> Dataset:
+    """The data of a configuration.
+
+    Raises:
+        UsageError: if they are not there, or an option is out of range.
+    """
+    try:
+        return config_lib.build(SOURCES, config.data, dir=config.data.dir)
+    except UsageError as error:  # a source knows its parameters, and no flags
+        raise UsageError(*(line.replace("say dir=", "say --config.data.dir=") for line in error.args)) from error
+
+
+def network(config: Config, classes: int = 0) -> Any:
+    """The network of a configuration, for labels of so many classes."""
+    process: Process = config_lib.build(PROCESSES, config.process)
+    return config_lib.build(
+        NETS,
+        config.net,
+        levels=int(process.ends[1]) + 1 if process.discrete else None,
+        num_classes=classes,
+        augment_dim=NUMBERS if config.data.augment else 0,
+    )
+
+
+def model(config: Config, classes: int = 0) -> Model:
+    """The model of a configuration, for labels of so many classes; nothing is refused yet."""
+    scaling = config_lib.build(SCALINGS, config.scaling)
+    return Model(
+        config_lib.build(PROCESSES, config.process),
+        network(config, classes),
+        target=config_lib.pick(TARGETS, config.target, "config.target") and config.target,
+        condition=config_lib.pick(CONDITIONS, config.net.condition, "config.net.condition") and config.net.condition,
+        learned_variance=config.learned_variance,
+        energy=config.energy,
+        log_variance=config.log_variance,
+        unit_input=config.net.unit_input,
+        centered=config.net.centered and scaling.low == 0.0,
+    )
+
+
+def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -> Parts:
+    """Every part that a configuration names.
+
+    Args:
+        config: the configuration.
+        mode: the command that the parts are for. Options of a stage that it does not reach are not checked.
+        dataset: the data, in the place of those that the configuration names.
+
+    Raises:
+        UsageError: for parts that do not exist, options out of range, data that are not there and combinations that
+            make no sense: all of them in one error, each with the flag that fixes it.
+    """
+    refusals = Refusals(config)
+
+    def attempt(make: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
+        with refusals.collect():
+            return make(*arguments, **options)
+        return None
+
+    _check_ranges(refusals, config)
+    bad_ranges = bool(refusals.reasons)
+    choose = functools.partial(attempt, config_lib.build)
+    process = choose(PROCESSES, config.process)
+    scaling = choose(SCALINGS, config.scaling)
+    known = {} if scaling is None else {"bins": scaling.bins, "width": scaling.width}
+    bounds = {} if scaling is None else {"low": scaling.low, "high": scaling.high}
+    loss = choose(LOSSES, config.loss, **known)
+    weighting = choose(WEIGHTINGS, config.weighting)
+    times = choose(TIMES, config.times)
+    average = choose(AVERAGES, config.train.ema)
+    optimizer = None if bad_ranges else attempt(optimizer_of, config)
+    sampler = _sampler(config, attempt)
+    hold_x0 = choose(X0S, config.sampler.x0, **bounds)
+    control = choose(CONTROLS, config.sampler.control)
+    walk = None if process is None else attempt(_walk, config, process)
+    # Last, since it may read files, or download them.
+    dataset = dataset or attempt(data, config)
+
+    if None in (process, walk, scaling, dataset):
+        refusals.check()
+    assert process is not None and walk is not None and scaling is not None and dataset is not None
+    _check_labels(refusals, config, dataset)
+    _check_data(refusals, config, dataset)
+    _check_evaluation(refusals, config, dataset, mode)
+    prepare = attempt(Prepare, scaling, config.data.flip, config.data.augment)
+    classes = _classes(config, dataset)
+    trained = attempt(model, config, classes)
+    objective = None
+    if loss is not None and times is not None:
+        objective = attempt(Objective, loss, weighting, times, config.label_dropout if classes else 0.0)
+    if trained is not None and objective is not None and prepare is not None:
+        found = train_refusals(trained, objective, math.prod(dataset.shape))
+        refusals.extend(found)
+        if not found:
+            _check_fit(refusals, config, dataset, prepare, trained, objective)
+    if trained is not None:
+        used = None if mode == "likelihood" else sampler  # a likelihood walks no grid
+        _check_sampler(refusals, config, dataset, trained, walk, used, hold_x0, control)
+        if mode == "likelihood":
+            with refusals.collect():
+                estimators(config, trained, trained.process if walk is process else walk)
+    if mode == "train" and not bad_ranges:
+        with refusals.collect("config.train"):
+            check_even(config.train.batch, config.train.microbatch)
+    refusals.check()
+    assert trained is not None and objective is not None and sampler is not None and prepare is not None
+    sampling = Sampling(
+        trained,
+        sampler,
+        dataset.shape,
+        scaling,
+        # The same object, so that nothing is converted where nothing has to be.
+        trained.process if walk is process else walk,
+        is_image=dataset.is_image,
+        hold_x0=hold_x0,
+        labels=_labels_to_sample(config, dataset, control) if classes else None,
+        guidance=config.sampler.guidance,
+        control=control,
+        dataset=dataset,
+        seed=config.seed if config.sampler.seed is None else config.sampler.seed,
+        batch=config.sampler.batch,
+    )
+    assert optimizer is not None and average is not None
+    return Parts(config, dataset, prepare, trained, objective, optimizer, average, sampling)
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+    """The optimizer of a configuration, with its schedule, clip and accumulation."""
+    return make_optimizer(
+        lambda rate: config_lib.build(OPTIMIZERS, config.optimizer, learning_rate=rate),
+        lambda rate, steps: config_lib.build(SCHEDULES, config.schedule, learning_rate=rate, steps=steps),
+        config.train.learning_rate,
+        clip=config.train.clip,
+        accumulate=config.train.accumulate,
+        steps=config.train.steps,
+    )
+
+
+def _sampler(config: Config, attempt: Callable) -> Sampler | None:
+    options = config.sampler
+    step = attempt(config_lib.build, STEPS, options.step)
+    corrector = attempt(config_lib.build, CORRECTORS, options.corrector)
+    grid = attempt(config_lib.build, GRIDS, options.grid)
+    if step is None or grid is None or (corrector is None and options.corrector.name != "none"):
+        return None
+    return attempt(Sampler, step, corrector, grid, options.n or None, options.denoise)
+
+
+def _walk(config: Config, process: Process) -> Process:
+    """The process that samples are drawn under: the trained one, unless `config.sampler.process` names another."""
+    options = config.sampler.process
+    name = options.name
+    if name == "trained" or (name == config.process.name and options[name] == config.process[name]):
+        return process
+    walk = config_lib.build(PROCESSES, options)
+    try:
+        return walk.within(process)
+    except ValueError as error:
+        raise UsageError(f"config.sampler.process={name}: {error}") from None
+
+
+def _classes(config: Config, dataset: Dataset) -> int:
+    labels = dataset.train_labels
+    return int(labels.max()) + 1 if config.labels and labels is not None else 0
+
+
+def _labels_to_sample(config: Config, dataset: Dataset, control: Control | None) -> np.ndarray | None:
+    """The classes of the samples in turn: the chosen one, or each as often as in the data.
+
+    For images that are completed it is their own class.
+    """
+    if config.sampler.label >= 0:
+        return np.full(1, config.sampler.label, np.int32)
+    if control is not None:
+        return dataset.test_labels
+    assert dataset.train_labels is not None
+    return in_turns(dataset.train_labels)
+
+
+def _check_ranges(refusals: Refusals, config: Config) -> None:
+    train, sampler = config.train, config.sampler
+    least = {f"train.{name}": 1 for name in ("steps", "batch", "log_every", "checkpoint_every", "keep", "accumulate")}
+    least |= {f"train.{name}": 0 for name in ("microbatch", "clip", "sample_every")}
+    least |= {"sampler.n": 0, "sampler.batch": 1, "sampler.images": 1}
+    for key, bound in least.items():
+        value = functools.reduce(lambda section, name: section[name], key.split("."), config)
+        if not value >= bound:
+            refusals.add(f"config.{key}={value}: at least {bound} is needed")
+    for where, seed in (("config", config.seed), ("config.sampler", config.sampler.seed)):
+        try:
+            check_seed(0 if seed is None else seed)
+        except (TypeError, ValueError) as error:
+            refusals.add(f"{where}.{error}")
+    if not 0 < train.learning_rate < math.inf:
+        refusals.add(f"config.train.learning_rate={train.learning_rate}: a positive number is needed")
+    if not 0 <= config.net[config.net.name].get("dropout", 0.0) < 1:
+        refusals.add(f"config.net.{config.net.name}.dropout: 0 up to, but not, 1 is needed")
+    if train.microbatch > 0 and train.batch % train.microbatch:
+        refusals.add(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
+    if not 0 <= config.data.augment <= 1:
+        refusals.add(f"config.data.augment={config.data.augment}: a probability from 0 to 1 is needed; 0 for none")
+    if not 0 <= config.label_dropout < 1:
+        refusals.add(f"config.label_dropout={config.label_dropout}: 0 up to, but not, 1 is needed")
+    if not math.isfinite(sampler.guidance):
+        refusals.add(f"config.sampler.guidance={sampler.guidance}: a number is needed, 1 for the conditional model")
+
+
+def _check_labels(refusals: Refusals, config: Config, dataset: Dataset) -> None:
+    sampler, name = config.sampler, config.data.name
+    if not config.labels:
+        for option, default in (("guidance", 1.0), ("label", -1)):
+            if sampler[option] != default and math.isfinite(sampler[option]):
+                refusals.add(
+                    f"config.sampler.{option}={sampler[option]}: this network has no classes: train one that has, with "
+                    "--config.labels=true"
+                )
+        return
+    if dataset.train_labels is None or (dataset.test is not None and dataset.test_labels is None):
+        refusals.add(f"config.labels: the data '{name}' have no labels: say --config.labels=false")
+        return
+    known = (dataset.train_labels, dataset.train_labels if dataset.test_labels is None else dataset.test_labels)
+    (least, most), (least_held, most_held) = ((int(labels.min()), int(labels.max())) for labels in known)
+    if min(least, least_held) < 0 or most_held > most:
+        refusals.add(
+            f"config.labels: classes count from 0, and each needs an example to train on; '{name}' has training labels "
+            f"from {least} to {most}, and held-out ones from {least_held} to {most_held}"
+        )
+    if sampler.guidance != 1 and config.label_dropout == 0:
+        refusals.add(
+            f"config.sampler.guidance={sampler.guidance}: without config.label_dropout nothing was learned from "
+            "examples without a label: train with --config.label_dropout=0.1"
+        )
+    if not -1 <= sampler.label <= most:
+        refusals.add(f"config.sampler.label={sampler.label}: the classes are 0 to {most}, or -1 for all as in the data")
+    if not _takes(config, "num_classes"):
+        refusals.add(f"config.labels: the network '{config.net.name}' has no input for classes", "net=unet")
+
+
+def _check_data(refusals: Refusals, config: Config, dataset: Dataset) -> None:
+    name, augment = config.data.name, config.data.augment
+    if not dataset.is_image:
+        if config.data.flip:
+            refusals.add(f"config.data.flip: it is for images, and '{name}' are points: say --config.data.flip=false")
+        if augment:
+            refusals.add(
+                f"config.data.augment={augment}: it is for images, and '{name}' are points: say --config.data.augment=0"
+            )
+        if config.sampler.x0.name != "free":
+            refusals.add(
+                f"config.sampler.x0.name={config.sampler.x0.name}: points have no range that x0 could be held in",
+                "x0=free",
+            )
+    elif augment and not _takes(config, "augment_dim"):
+        refusals.add(
+            f"config.data.augment={augment}: the network '{config.net.name}' has no input for how an example was "
+            "augmented, and would draw such images: say --config.net.name=ncsnpp, or --config.data.augment=0"
+        )
+
+
+def _takes(config: Config, field: str) -> bool:
+    """Whether the network of a configuration has an input beside x and the noise level."""
+    make = NETS.get(config.net.name)
+    return make is None or field in inspect.signature(make).parameters
+
+
+def _check_evaluation(refusals: Refusals, config: Config, dataset: Dataset, mode: str) -> None:
+    options, none = config.eval, f"the data '{config.data.name}' hold no examples out"
+    if dataset.test is None and mode == "likelihood":
+        refusals.add(f"{none}, whose likelihood could be computed")
+    if dataset.test is None and config.sampler.control.name != "none":
+        refusals.add(f"{none}, which could be completed", "control=none")
+    if not (mode == "eval" or (mode == "train" and options.at_end)):
+        return
+    if dataset.test is None:
+        refusals.add(f"{none}, to which samples could be compared", "eval.at_end=false")
+    if dataset.is_image and dataset.train_labels is None:
+        refusals.add(
+            "images without labels cannot be judged, since the distance is in the features of a classifier",
+            "eval.at_end=false",
+        )
+    if not 2 <= judged(config, dataset) <= len(dataset.train):
+        refusals.add(
+            f"config.eval.samples={options.samples}: 2 to {len(dataset.train)} are needed, the size of the training "
+            "set, from which as many are drawn for comparison; 0 for as many as there are, 1000 at most"
+        )
+    if config.sampler.label >= 0:
+        refusals.add(
+            f"config.sampler.label={config.sampler.label}: samples are judged beside held-out data of all classes: say "
+            "--config.sampler.label=-1, or sample without judging"
+        )
+
+
+def _check_fit(
+    refusals: Refusals, config: Config, dataset: Dataset, prepare: Prepare, trained: Model, objective: Objective
+) -> None:
+    """Shapes and types are known without computing: a network that does not fit its data is refused here."""
+    raw = jax.ShapeDtypeStruct((2, *dataset.shape), dataset.train.dtype)
+    try:
+        check_shapes(trained, objective, raw, bool(trained.num_classes), prepare)
+    except ValueError as error:
+        reason = config_lib.first_line(error.__cause__ or error)
+        refusals.add(f"the network '{config.net.name}' and the data '{config.data.name}': {reason}")
+
+
+def _check_sampler(
+    refusals: Refusals,
+    config: Config,
+    dataset: Dataset,
+    trained: Model,
+    walk: Process,
+    sampler: Sampler | None,
+    hold_x0: Any,
+    control: Control | None,
+) -> None:
+    own = walk == trained.process or config.sampler.process.name == "trained"
+    sections = SECTIONS if own else SECTIONS | {"process": "sampler.process"}
+    if control is not None:
+        with refusals.collect(f"config.sampler.control={config.sampler.control.name}"):
+            refusals.add(control.refuse(walk, dataset.shape), sections=sections)
+    if sampler is None:
+        return
+    kept = getattr(hold_x0, "keeps_density", False) and getattr(control, "keeps_density", True)
+    refusals.extend(
+        sampler.refuse(walk, density=trained.energy and kept, variance=trained.learned_variance and own), sections
+    )
+    if trained.energy and not kept and getattr(sampler.corrector, "needs_density", False):
+        refusals.add(
+            f"the corrector '{config.sampler.corrector.name}' needs a density, and estimates of x0 that are clipped or "
+            "controlled have none",
+            "x0=free",
+            "control=none",
+            "corrector=langevin",
+        )
+
+
+def estimators(config: Config, trained: Model, process: Process) -> dict[str, Any]:
+    """The likelihoods that `config.eval.likelihood.name` chooses, by name.
+
+    Raises:
+        UsageError: with the flags, for options out of range, and if nothing has a likelihood under this process.
+    """
+    options, refusals, found = config.eval.likelihood, Refusals(config), {}
+    scaling = config_lib.build(SCALINGS, config.scaling)
+    known: dict[str, Any] = {"bins": scaling.bins, "width": scaling.width}
+    if trained.learned_variance and process is trained.process:
+        known["variance"] = "learned"
+    for kind in ("bound", "ode") if options.name == "both" else (options.name,):
+        with refusals.collect():
+            section = type(options)({"name": kind, kind: options[kind]})
+            found[kind] = config_lib.build(LIKELIHOODS, section, **known)
+            refusal = found[kind].refuse(process)
+            if refusal is not None and "process.start=normal" in refusal.fixes:
+                reason = f"{refusal.reason}: sample from a normal start, without training again"
+                refusal = Refusal(reason, (_normal(config),))
+            refusals.add(refusal, sections=SECTIONS | {"likelihood": f"eval.likelihood.{kind}"})
+    for name, least in (("examples", 2), ("batch", 1)):
+        if not options[name] >= least:
+            refusals.add(f"config.eval.likelihood.{name}={options[name]}: at least {least} is needed")
+    refusals.check()
+    return found
+
+
+def _normal(config: Config) -> str:
+    """The flags that sample under the trained process with a normal start."""
+    name = config.process.name if config.sampler.process.name == "trained" else config.sampler.process.name
+    trained = config.process if config.sampler.process.name == "trained" else config.sampler.process
+    options = trained[name].to_dict() | {"start": "normal"}
+    default = config.sampler.process[name].to_dict()
+    differ = [f"process.{name}.{key}={value}" for key, value in options.items() if default[key] != value]
+    return " ".join(f"--config.sampler.{flag}" for flag in (f"process.name={name}", *differ))

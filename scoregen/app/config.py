@@ -1,0 +1,563 @@
+"""Configurations: from a constructor's signature to a tree of options, and back to the object.
+
+A table maps names to constructors. `choice` writes every constructor's defaults into the configuration, so a default
+stands in one place; `build` makes the object. A preset is a Python file with a `get_config()` that returns a
+difference from `load("default")`, and whose docstring holds its command.
+
+What else is known of an option is declared beside it: when it has an effect, in which commands, and what it changes
+(see `scoregen.app.options`, whose functions can be had from here too).
+
+Whatever a user can get wrong ends in a UsageError of one line.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import inspect
+import linecache
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from scoregen import files
+from scoregen.app.options import (
+    MODES,
+    SECTION,
+    Config,
+    Option,
+    Texts,
+    as_tuple,
+    changes_network,
+    effect,
+    idle,
+    idle_in_preset,
+    nearest,
+    option,
+    section,
+    take_out,
+    used,
+)
+from scoregen.app.tree import changes, is_choice, leaves, parts, sections
+from scoregen.errors import UsageError
+
+__all__ = [
+    "FOLDER",
+    "MODES",
+    "Config",
+    "Option",
+    "blaming",
+    "build",
+    "changes",
+    "changes_network",
+    "check_choices",
+    "choice",
+    "declared",
+    "effect",
+    "execute",
+    "first_line",
+    "from_json",
+    "get",
+    "idle",
+    "idle_in_preset",
+    "is_bare",
+    "kind_of",
+    "leaves",
+    "load",
+    "load_with_base",
+    "nearest",
+    "option",
+    "override",
+    "pick",
+    "preset_names",
+    "presets",
+    "section",
+    "to_json",
+    "tuples",
+    "unknown",
+    "used",
+]
+
+T = typing.TypeVar("T")
+
+_HERE = Path(__file__).resolve().parent
+# The presets: beside the package in a checkout, inside it in an installed wheel.
+FOLDER = next(
+    (folder for folder in (_HERE.parent / "configs", _HERE.parent.parent / "configs") if folder.is_dir()),
+    _HERE.parent / "configs",
+)
+
+PLAIN = (bool, int, float, str)
+
+
+def choice(
+    table: Mapping[str, Callable],
+    name: str,
+    without: tuple[str, ...] = (),
+    *,
+    when: Mapping[str, Texts] | None = None,
+    modes: Iterable[str] = (),
+    changes: str = "",
+) -> Config:
+    """The section of a configuration that chooses from `table`: the name, and every entry's defaults.
+
+    The options of an entry are the parameters of its constructor (a function, a dataclass, a linen module) whose
+    default is an int, a float, a str, a bool or a tuple of these, or is None where the annotation says which of these
+    it may be. Others are left out: a parameter without a default is for `build` to supply, and a callable or a dtype
+    cannot be written on a command line. The parameters named in `without` are left out too: `build` is given them.
+
+    `when` declares conditions of options by their key in the section, such as {"ssm.slices": ".ssm.exact=false"}.
+    An option of a part has an effect only if its part is chosen; that need not be declared.
+
+    Raises:
+        UsageError: if `name` is not in the table.
+
+    >>> def dsm(weighting="sigma2", slices=1): ...
+    >>> section = choice({"dsm": dsm, "ism": lambda process: ...}, "dsm")
+    >>> section.name, section.dsm.to_dict(), section.ism.to_dict()
+    ('dsm', {'slices': 1, 'weighting': 'sigma2'}, {})
+    """
+    if name not in table:
+        raise UsageError(unknown("choice", name, table))
+    made: Config = ConfigDict({"name": name} | {key: _options(make, without) for key, make in table.items()})
+    inner = {key: as_tuple(conditions) for key, conditions in (when or {}).items()}
+    for key in inner:
+        get(made, key)
+    if inner or modes or changes:
+        made[SECTION] = Option(None, (), tuple(modes), changes, {}, inner)
+    return made
+
+
+def pick(table: Mapping[str, T], name: str, what: str) -> T:
+    """table[name], for an entry without options; `what` is the option that holds the name.
+
+    Raises:
+        UsageError: if it is not there, with the choices.
+
+    >>> pick({"eps": 1, "v": 2}, "x", "config.target")
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: no config.target 'x': there are: eps, v
+    """
+    if name not in table:
+        raise UsageError(unknown(what, name, table))
+    return table[name]
+
+
+def build(table: Mapping[str, Callable], section: Config, **extra: Any) -> Any:
+    """The object that a section of `choice` describes: table[section.name](its options, extra).
+
+    `extra` is known to the run and not to the configuration (the shape of the data, the process). Those that the
+    constructor does not accept are dropped, so one call serves the whole table; those that it accepts win over an
+    option of the same name.
+
+    Raises:
+        UsageError: if the name is not in the table, if an option is not the constructor's, or if the constructor
+            refuses a value with a ValueError.
+
+    >>> def vp(beta_max=20.0, steps=10, shape=None):
+    ...     return (beta_max, steps, shape)
+    >>> section = choice({"vp": vp}, "vp")
+    >>> section.vp.beta_max = 5.0
+    >>> build({"vp": vp}, section, shape=(2,), process=None)
+    (5.0, 10, (2,))
+    """
+    name: Any = section.name
+    if name not in table:
+        raise UsageError(unknown("choice", name, table))
+    make = table[name]
+    chosen: Any = section.get(name, ConfigDict())
+    options = tuples(chosen.to_dict())
+    accepted = inspect.signature(make).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        for key in options:
+            if key not in accepted:
+                raise UsageError(unknown(f"option of {name}", key, accepted))
+        extra = {key: value for key, value in extra.items() if key in accepted}
+    try:
+        return make(**(options | extra))
+    except ValueError as error:
+        raise UsageError(f"{name}: {first_line(error)}") from error
+
+
+# Presets and files
+
+
+def presets() -> dict[str, str]:
+    """Every preset's name and the first line of its docstring, without running any.
+
+    >>> all(isinstance(line, str) for line in presets().values())
+    True
+    """
+    paths = (path for path in sorted(FOLDER.glob("*.py")) if not path.stem.startswith("_"))
+    return {path.stem: _summary(path) for path in paths}
+
+
+def is_bare(name: str) -> bool:
+    """Whether --config=NAME means a preset of the package, and not the path of a file.
+
+    >>> is_bare("ncsn_cifar"), is_bare("mine.py")
+    (True, False)
+    """
+    return not (name.endswith((".py", ".json")) or "/" in name or "\\" in name)
+
+
+def execute(path: Path, source: str | bytes) -> types.ModuleType:
+    """A user's own Python file, run: the module with all that it defines.
+
+    Raises:
+        UsageError: if it fails, with the line of it that does.
+    """
+    # Registered, since a dataclass or a network that the file defines is looked up there.
+    module = sys.modules[f"file {path}"] = types.ModuleType(f"file {path}")
+    module.__file__ = str(path)
+    with blaming(path):
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+def load(name: str, over: str = "default") -> Config:
+    """The configuration of a preset: of a bare name such as "ncsn_cifar", or of the path of a .py file.
+
+    Runs the file and returns what its `get_config()` returns, locked, so that a misspelt key is an error, and with
+    `config.name` set to the stem of the file. A bare name works from any directory. The path of a .json file is that
+    of a configuration that a run has saved, which is laid over the preset `over`.
+
+    Raises:
+        UsageError: if there is no such preset; if the file is not Python, has no `get_config`, or fails (the file and
+            line are named); if it chooses a name that is not there; if a saved configuration has parts that `over`
+            does not have.
+
+    >>> load("no_such_preset")
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: no preset 'no_such_preset': ...
+    """
+    return load_with_base(name, over)[0]
+
+
+def load_with_base(name: str, over: str = "default") -> tuple[Config, Config]:
+    """`load`, and the configuration that the preset itself began from: a difference between the two is its own."""
+    bare = is_bare(name)
+    path = FOLDER / f"{name}.py" if bare else Path(name).expanduser()
+    if not bare and path.is_dir():
+        saved = " (a run's configuration is the config.json in its folder)" if (path / "config.json").is_file() else ""
+        raise UsageError(f"{path} is a folder: --config needs a preset's name or the path of a file{saved}")
+    try:
+        source = path.read_bytes()
+        linecache.checkcache(str(path))
+    except OSError as error:
+        if bare:
+            raise UsageError(unknown("preset", name, preset_names())) from None
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
+    if path.suffix == ".json":
+        config = _saved(source.decode(errors="replace"), path, load(over))
+        return config, config
+    _began.append(None)
+    try:
+        module = execute(path, source)
+        with blaming(path):
+            if not hasattr(module, "get_config"):
+                raise UsageError(f"{path}: it has no get_config(): define one that returns the configuration")
+            config = module.get_config()
+    finally:
+        base = _began.pop()
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    with config.unlocked():
+        config.name = path.stem
+        take_out(config, _DECLARED.setdefault(FOLDER, {"name": Option(changes="nothing")}))
+    check_choices(config)
+    if _began:
+        _began[-1] = config.copy_and_resolve_references()
+    return config.lock(), config if base is None else base
+
+
+# For each preset that is being run, from the outermost in: what the last preset that it loaded was.
+_began: list[Config | None] = []
+# What is declared of each key, of the presets in a folder.
+_DECLARED: dict[Path, dict[str, Option]] = {}
+
+
+def declared() -> Mapping[str, Option]:
+    """What is declared of each option and section, by its dotted key."""
+    if FOLDER not in _DECLARED:
+        load("default")
+    return _DECLARED[FOLDER]
+
+
+@contextlib.contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """While a user's own code runs, from this file: an exception becomes one line that names the file and the line.
+
+    Raises:
+        UsageError: with the exception as its cause.
+
+    >>> with blaming(Path("mine.py")):
+    ...     exec(compile("1 / 0", "mine.py", "exec"))
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: mine.py, line 1: ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = ([frame.lineno for frame in frames if frame.filename == str(path)] or [1])[-1]
+        what = _no_option(path, line) or f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{path}, line {line}: {what}") from error
+
+
+def _no_option(path: Path, line: int | None) -> str:
+    """The line for an assignment to an option that is not there, or nothing if this line of the file is none."""
+    written = re.match(r"\s*config\.([\w.]+)\s*=[^=]", linecache.getline(str(path), line or 1))
+    if written is None or path == FOLDER / "default.py":
+        return ""
+    try:
+        get(load("default"), written[1])
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def _saved(text: str, path: Path, config: Config) -> Config:
+    """A saved configuration over one that knows the types of its values."""
+    saved = from_json(text, str(path))
+    parts, known = ({key for key, _ in sections(of)} for of in (saved, config))
+    if foreign := sorted(parts - known):
+        raise UsageError(
+            f"{path} has parts that are not scoregen's own ({', '.join(foreign)}): say --config=FILE.py, the preset "
+            "that brings them"
+        )
+    try:
+        config.update(saved)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} does not fit this version of scoregen: {first_line(error)}") from None
+    check_choices(config)
+    return config
+
+
+def check_choices(config: ConfigDict) -> None:
+    """Refuses a choice that cannot be made: a section's `name` must be that of a section beside it.
+
+    A section is a choice if it has a `name` and holds sections; `config.name` itself is the preset's.
+
+    Raises:
+        UsageError: with the choices.
+
+    >>> check_choices(ConfigDict({"loss": {"name": "dms", "dsm": {}, "ssm": {}}}))
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: no config.loss.name 'dms': did you mean 'dsm'? There are: dsm, ssm
+    """
+    wrong = [
+        unknown(f"config.{key}.name", section.name, parts(section))
+        for key, section in sections(config)
+        if is_choice(key, section) and section.name not in parts(section)
+    ]
+    if wrong:
+        raise UsageError(*wrong)
+
+
+# Values under dotted keys
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    """The value, or the section, under a dotted key.
+
+    Raises:
+        UsageError: if there is none, with the nearest key.
+    """
+    value, passed = config, []
+    for name in key.split(".") if key else ():
+        where = ".".join(["config", *passed])
+        if not isinstance(value, ConfigDict):
+            raise UsageError(f"no config.{key}: {where} is a value ({value!r}), not a section")
+        if name not in value:
+            near = nearest(config, key)
+            hint = f"did you mean {' or '.join(f'config.{k}' for k in near)}? " if near else ""
+            raise UsageError(f"no config.{key}: {hint}{where} holds: {', '.join(sorted(value)) or 'nothing'}")
+        value = value[name]
+        passed.append(name)
+    return value
+
+
+def kind_of(config: ConfigDict, key: str) -> type:
+    """The type of the option under a dotted key, also of one that is None."""
+    holder, _, name = key.rpartition(".")
+    return get(config, holder).get_type(name)
+
+
+def override(config: ConfigDict, key: str, text: str | None, flag: str, negated: bool = False) -> None:
+    """Set the option under a dotted key to the value that a command line's text means, with the option's type.
+
+    `text` is None for a flag without a value, which means True or, `negated`, False. `flag` is the name to blame.
+
+    Raises:
+        UsageError: if there is no such option, or the text is no value of its type.
+
+    >>> config = ConfigDict({"train": {"rate": 1e-4, "widths": (64, 128)}})
+    >>> override(config, "train.rate", "1", "--rate")
+    >>> override(config, "train.widths", "(8,)", "--widths")
+    >>> config.train.rate, config.train.widths
+    (1.0, (8,))
+    """
+    old = get(config, key)
+    if isinstance(old, ConfigDict):
+        inner = f"{key}.name" if "name" in old else f"{key}.{next(iter(old), '...')}".lstrip(".")
+        value = text if "name" in old and text in parts(old) else "..."
+        raise UsageError(f"config.{key} is a section, not a value: say --config.{inner}={value}")
+    kind = kind_of(config, key)
+    example = "" if old is None else f", such as {old!r}"
+    if negated and (kind is not bool or text is not None):
+        raise UsageError(f"{flag}: `no` is for a bool, without =; this is {kind.__name__}")
+    if kind not in (*PLAIN, tuple):
+        raise UsageError(f"{flag} cannot be set on the command line (it is {old!r}): set it in a preset")
+    if text is None and kind is not bool:
+        raise UsageError(f"{flag} needs a value: expected {kind.__name__}{example}")
+    try:
+        value = not negated if text is None else _read(text, kind, old)
+    except ValueError:
+        raise UsageError(f"{flag}={text}: expected {kind.__name__}{example}") from None
+    holder, _, name = key.rpartition(".")
+    get(config, holder)[name] = value
+
+
+def _read(text: str, kind: type, old: Any) -> Any:
+    """The value of a type that a text means; ValueError if it means none."""
+    if kind is str:
+        return text
+    if kind is bool:
+        words = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
+        if text.lower() not in words:
+            raise ValueError
+        return words[text.lower()]
+    if kind is not tuple:
+        return kind(text)
+    try:
+        value = tuples(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text
+    value = value if isinstance(value, tuple) else (value,)
+    kinds = {type(element) for element in old or ()} | {int for element in old or () if isinstance(element, float)}
+    if kinds and any(type(element) not in kinds for element in value):
+        raise ValueError
+    if not kinds and any(isinstance(element, str) and element == text for element in value):
+        raise ValueError  # a word, where numbers may be meant
+    return value
+
+
+# Storage
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as strict JSON, the same text for the same values. Its sequences come back as tuples.
+
+    >>> print(to_json(ConfigDict({"b": (1, 2.0), "a": {}})), end="")
+    {
+      "a": {},
+      "b": [
+        1,
+        2.0
+      ]
+    }
+    """
+    return files.to_json(config.to_dict())
+
+
+def from_json(text: str, source: str = "the saved configuration") -> Config:
+    """The configuration, locked, that `to_json` wrote; `source` is the name to call it if it is damaged.
+
+    Raises:
+        UsageError: if the text is not such a configuration.
+
+    >>> from_json(to_json(ConfigDict({"shape": (8, 8), "rate": 1e-4}))).to_dict()
+    {'rate': 0.0001, 'shape': (8, 8)}
+    """
+    try:
+        values = files.from_json(text)
+    except ValueError as error:
+        values = error
+    if not isinstance(values, dict):
+        reason = first_line(values) if isinstance(values, ValueError) else "it is not a table"
+        raise UsageError(f"{source} is damaged ({reason}): restore it from a copy or delete it")
+    return ConfigDict(tuples(values)).lock()
+
+
+def tuples(value: Any) -> Any:
+    """A value with its lists as tuples, all the way down.
+
+    >>> tuples({"shape": [8, [1, 2]]})
+    {'shape': (8, (1, 2))}
+    """
+    if isinstance(value, dict):
+        return {key: tuples(inner) for key, inner in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
+# Helpers
+
+
+def preset_names() -> list[str]:
+    """The presets to choose from: `default` is what they are differences from."""
+    return [name for name in presets() if name != "default"]
+
+
+def unknown(kind: str, name: Any, known: Iterable[str]) -> str:
+    """The line for a name that is not there, with the nearest one and all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
+    return f"no {kind} {name!r}: {hint} are: {', '.join(known) or 'none'}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+def _options(make: Callable, without: tuple[str, ...] = ()) -> ConfigDict:
+    parameters = inspect.signature(make).parameters
+    linen = {"parent", "name"} if "parent" in parameters else set()  # fields that linen adds to every module
+    options = {}
+    for key, parameter in parameters.items():
+        if key in linen or key in without or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if _is_plain(parameter.default):
+            options[key] = parameter.default
+        elif parameter.default is None and (kind := _optional(make, key)):
+            options[key] = placeholder(kind)
+    return ConfigDict(options)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def _optional(make: Callable, key: str) -> type | None:
+    """The plain type in an annotation such as `int | None`."""
+    try:
+        hint = inspect.signature(make, eval_str=True).parameters[key].annotation
+    except NameError:  # an annotation that only a type checker can resolve
+        return None
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return None
+    kinds = [typing.get_origin(kind) or kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and kinds[0] in (*PLAIN, tuple) else None
+
+
+def _summary(path: Path) -> str:
+    try:
+        return (ast.get_docstring(ast.parse(path.read_bytes())) or "").partition("\n")[0]
+    except (SyntaxError, ValueError, OSError):
+        return "(cannot be read)"

@@ -1,0 +1,238 @@
+"""How good a run is: distances of its samples beside the score of a perfect sampler, and held-out likelihood."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from scoregen.errors import UsageError
+from scoregen.likelihood import LogLikelihood, bits_per_dim
+from scoregen.metrics import classifier_features, frechet_distance, mmd, nearest_neighbours, sliced_wasserstein
+from scoregen.metrics import with_floor as floored
+from scoregen.random import example_keys, fold_keys
+from scoregen.train import mesh
+
+if TYPE_CHECKING:
+    from scoregen.app.build import Parts
+    from scoregen.app.sampling import Sampling
+    from scoregen.data import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One figure of a report: its value, and the floor and its spread where there is one."""
+
+    name: str
+    value: float
+    floor: float | None = None
+    floor_std: float | None = None
+    note: str = ""
+    against: str = "the floor"
+
+
+def judge(
+    dataset: Dataset, scaling: Any, samples: np.ndarray, say: Callable[[str], None] | None = None
+) -> list[Verdict]:
+    """Judge samples `[N, ...]`, in the network's units, against the held-out data.
+
+    First `distance_to_data`; then for points MMD, and for images the distance to the nearest training image, in bytes.
+
+    Raises:
+        UsageError: if images have no labels to train the classifier on, or if a distance cannot be computed.
+    """
+    try:
+        return _judge(dataset, scaling, samples, say)
+    except ValueError as error:  # data without a distance, such as points that are all equal
+        raise UsageError(f"the samples cannot be judged: {error}; say --config.eval.at_end=false") from error
+
+
+def _judge(dataset: Dataset, scaling: Any, samples: np.ndarray, say: Callable[[str], None] | None) -> list[Verdict]:
+    test = _held_out(dataset)
+    first = distance_to_data(dataset, scaling, say)(samples)
+    if not dataset.is_image:
+        found = floored(mmd, *map(_flat, (samples, dataset.train, test)))
+        return [first, Verdict("MMD", *dataclasses.astuple(found))]
+    images = scaling.to_bytes(samples)
+    near = nearest_neighbours(images, dataset.train, test)
+    close = float(np.quantile(near.held_out, 0.01))
+    return [
+        first,
+        Verdict(
+            "distance to nearest training image",
+            float(np.median(near.samples)),
+            float(np.median(near.held_out)),
+            note="medians, in bytes",
+            against="the value of held-out images,",
+        ),
+        Verdict(
+            "memorised, at most",
+            100 * float(np.mean(near.samples < close)),
+            100 * float(np.mean(near.held_out < close)),
+            note="% nearer to a training image than 99 % of held-out images are",
+            against="the value of held-out images,",
+        ),
+    ]
+
+
+def distance_to_data(
+    dataset: Dataset, scaling: Any, say: Callable[[str], None] | None = None
+) -> Callable[[np.ndarray], Verdict]:
+    """Samples `[N, ...]`, in the network's units -> their distance to the held-out data.
+
+    For points the sliced 1-Wasserstein distance; for images the Frechet distance in the features of a small classifier
+    of that data set, which is no FID. The floor is the same distance for as many training examples, the score of a
+    perfect sampler. The features of the data are computed once, however many samples are judged.
+
+    Raises:
+        UsageError: if images have no labels to train the classifier on.
+    """
+    train, test = dataset.train, _held_out(dataset)
+    if not dataset.is_image:
+        train, test = _flat(train), _flat(test)
+        return lambda points: Verdict(
+            "sliced Wasserstein", *dataclasses.astuple(floored(sliced_wasserstein, _flat(points), train, test))
+        )
+    features = classifier_features(dataset, progress=say)
+    real, held_out = features(train), features(test)
+
+    def judged(samples: np.ndarray) -> Verdict:
+        found = floored(frechet_distance, features(scaling.to_bytes(samples)), real, held_out)
+        overlap = "; the floor's subsets overlap, so its spread is too small" if 5 * len(samples) > len(real) else ""
+        note = f"features of {features.name}, key {features.key}{overlap}"
+        return Verdict("Frechet distance", *dataclasses.astuple(found), note=note)
+
+    return judged
+
+
+def _held_out(dataset: Dataset) -> np.ndarray:
+    if dataset.test is None:
+        raise UsageError(f"{dataset.name}: held-out examples are needed for this, and there are none")
+    return dataset.test
+
+
+def _flat(points: np.ndarray) -> np.ndarray:
+    """Points of any rank as `[N, D]`."""
+    return np.asarray(points).reshape(len(points), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A mean over held-out examples of -log p: bits per dimension for images, nats per example for points.
+
+    Attributes:
+        error: its standard error over the examples, with the error of their own draws included.
+        own: the part of it that the draws alone make, of times and noise or of directions; 0 where there are none.
+        steps: steps of the solver per example, or evaluations of the network.
+    """
+
+    name: str
+    value: float
+    error: float
+    own: float
+    unit: str
+    steps: float = 0.0
+
+
+def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | None = None) -> tuple[list[Measured], int]:
+    """The likelihood of held-out data under the denoiser that samples are drawn with (`parts.sampling`).
+
+    A network with classes gets each example's own, or `config.sampler.label`: it is -log p(x | class) then.
+    `config.eval.likelihood.name` chooses the bound, the ODE or both, with the paired difference of the two; for points
+    with a known density its own value is added. `progress` is called after every batch with the examples that are done.
+
+    Returns:
+        The figures, and the number of examples.
+
+    Raises:
+        UsageError: if there is no likelihood, or if one is not finite.
+    """
+    config, dataset = parts.config.eval.likelihood, parts.dataset
+    estimates = parts.estimators()
+    raw = _held_out(dataset)[: config.examples]
+    labels = parts.labels_held_out(np.arange(len(raw)))
+    dims, unit = math.prod(dataset.shape), "bits/dim" if dataset.is_image else "nats"
+
+    def per_example(nats: Any) -> np.ndarray:
+        return np.asarray(bits_per_dim(nats, dims) if dataset.is_image else -nats, np.float64)
+
+    def measured(name: str, values: np.ndarray, own: np.ndarray, steps: float = 0.0) -> Measured:
+        error, drawn = values.std(ddof=1) / math.sqrt(len(values)), np.sqrt(np.sum(own**2)) / len(own)
+        return Measured(name, float(values.mean()), float(error), float(drawn), unit, steps)
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(len(values) * len(raw) + done)
+
+    found, values, own = [], {}, {}
+    for kind, estimate in estimates.items():
+        nats, error, steps = in_batches(
+            parts.sampling, params, estimate, raw, labels, parts.sampling.seed, config.batch, report
+        )
+        if bad := int((~np.isfinite(nats)).sum()):
+            raise UsageError(
+                f"{bad} of {len(raw)} likelihoods by '{kind}' are not finite: train longer, or give the solver more "
+                "room (--config.eval.likelihood.ode.rtol=1e-3 --config.eval.likelihood.ode.atol=1e-3)"
+            )
+        values[kind], own[kind] = per_example(nats), np.abs(per_example(error))
+        found.append(measured(kind, values[kind], own[kind], float(steps.mean())))
+    if len(estimates) == 2:
+        apart = values["bound"] - values["ode"]
+        found.append(measured("bound - ode", apart, np.hypot(own["bound"], own["ode"])))
+    if dataset.log_density is not None:
+        exact = per_example(dataset.log_density(raw))
+        found.append(measured("exact", exact, np.zeros(len(raw))))
+        found += [measured(f"{kind} - exact", values[kind] - exact, own[kind]) for kind in estimates]
+    return found, len(raw)
+
+
+def in_batches(
+    sampling: Sampling,
+    params: Any,
+    estimate: Callable[..., LogLikelihood],
+    raw: np.ndarray,
+    labels: np.ndarray | None,
+    seed: int,
+    batch: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> LogLikelihood:
+    """An estimate for raw data `[N, ...]`, a batch at a time; the last is filled up, so that one program serves all.
+
+    A batch is spread over the devices, and so rounded up to a multiple of their number.
+
+    Raises:
+        UsageError: if the estimate has no value for this process or these data.
+    """
+    count = len(raw)
+    size = mesh.round_up(min(batch, count))
+
+    @functools.partial(jax.jit, out_shardings=mesh.everywhere())
+    def step(params: Any, raw: Array, keys: Array, labels: Array | None) -> LogLikelihood:
+        x0 = sampling.scaling(raw, fold_keys(keys, 0))
+        keys = fold_keys(keys, 1)
+        if labels is None:
+            return estimate(sampling.denoiser(params), keys, x0)
+
+        def one(x: Array, key: Array, label: Array) -> LogLikelihood:
+            # One example at a time: the ODE evaluates each by itself, and a denoiser of a batch has all their classes.
+            return estimate(sampling.denoiser(params, label[None]), key[None], x[None])
+
+        return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(one)(x0, keys, labels))
+
+    keys, results = example_keys(jax.random.key((seed + 3) % 2**32), count), []
+    for begin in range(0, count, size):
+        index = np.arange(begin, begin + size) % count
+        try:
+            examples = jax.numpy.asarray(raw[index]), keys[index], None if labels is None else labels[index]
+            found = step(params, *map(mesh.spread, examples))
+            results.append(jax.tree.map(np.asarray, found))
+        except ValueError as error:
+            raise UsageError(f"the likelihood: {error}") from error
+        progress(min(begin + size, count))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *results)

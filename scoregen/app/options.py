@@ -1,0 +1,376 @@
+"""What is declared of options: when each has an effect, in which commands, and what it changes.
+
+The declarations stand beside the options, in configs/default.py, by `option`, `section` and `config.choice`. There is
+no other list of keys: `idle`, `used`, `effect` and `changes_network` read them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
+
+from scoregen.app import tree
+
+# A ConfigDict. Its attributes depend on the preset, which no type checker runs.
+Config: TypeAlias = Any
+Texts: TypeAlias = str | tuple[str, ...]
+
+MODES = ("train", "sample", "eval", "trajectory", "likelihood")
+# What an option can change, each including those behind it. "network": the trained parameters. "training": how far
+# training goes, and how it is cut into parts and checkpoints, which may differ when a run goes on. "results": samples
+# and figures. "nothing": what is shown, and how many examples go at once.
+EFFECTS = ("network", "training", "results", "nothing")
+SECTION = "*"  # the key of a section's own declaration, until `load` takes it out
+
+ABBREVIATIONS = {
+    "lr": "learning_rate",
+    "bs": "batch",
+    "batch_size": "batch",
+    "wd": "weight_decay",
+    "iterations": "steps",
+    "num_steps": "steps",
+    "timesteps": "steps",
+    "grad_clip": "clip",
+    "optim": "optimizer",
+    "scheduler": "schedule",
+    "lr_schedule": "schedule",
+    "predictor": "step",
+    "sde": "process",
+    "model": "net",
+    "network": "net",
+    "arch": "net",
+    "dataset": "data",
+    "sigma_data": "data_std",
+    "num_samples": "images",
+    "conditional": "labels",
+}
+
+# What is declared of an option
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What is declared of an option, or of a section for all options in it.
+
+    Attributes:
+        value: its default.
+        when: conditions under which it has an effect, all of them: "key=a|b" (one of these values), "key!=a",
+            "key>0"; a key that begins with a dot is relative to the section. "train:key=a" is for that command alone.
+        modes: the commands that use it; () for what the section around it says, or all.
+        changes: one of `EFFECTS`; "" for what the section around it says, or "network".
+        also: the conditions under which it changes something else, by the effect.
+        inner: of a section, the conditions of options in it, by their keys relative to it.
+    """
+
+    value: Any = None
+    when: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    changes: str = ""
+    also: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    inner: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if wrong := sorted({self.changes, *self.also} - {"", *EFFECTS}):
+            raise ValueError(f"changes={wrong[0]!r}: one of {', '.join(EFFECTS)} is needed")
+        if unknown := [mode for mode in self.modes if mode not in MODES]:
+            raise ValueError(f"modes={unknown[0]!r}: of {', '.join(MODES)} some are needed")
+
+
+def option(
+    value: Any,
+    *,
+    when: Texts = (),
+    modes: Iterable[str] = (),
+    changes: str = "",
+    also: Mapping[str, Texts] | None = None,
+) -> Any:
+    """An option's default, with what is declared of it (see `Option`). `load` replaces it by the default.
+
+    >>> option(0.1, when="labels=true").when
+    ('labels=true',)
+    """
+    more = {effect: as_tuple(conditions) for effect, conditions in (also or {}).items()}
+    return Option(value, as_tuple(when), tuple(modes), changes, more)
+
+
+def section(
+    values: Mapping[str, Any] | None = None,
+    *,
+    when: Texts = (),
+    modes: Iterable[str] = (),
+    changes: str = "",
+) -> Config:
+    """A section of a configuration, with what is declared of all options in it."""
+    return ConfigDict({**(values or {}), SECTION: Option(None, as_tuple(when), tuple(modes), changes)})
+
+
+# Whether an option has an effect, and what it changes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Condition:
+    """That the value under a key is one of these ("="), is not ("!="), or is larger (">")."""
+
+    key: str
+    test: str
+    values: tuple[Any, ...]
+    mode: str = ""  # the only command that it is a condition in
+    of_part: bool = False  # whether it is that the option's own part is chosen
+
+    def holds(self, config: ConfigDict) -> bool:
+        try:
+            value = tree.value(config, self.key)
+        except KeyError:  # a configuration of other parts, as a test may have
+            return True
+        if self.test == ">":
+            return value > self.values[0]
+        return (value in self.values) == (self.test == "=")
+
+    def reason(self, config: ConfigDict) -> str:
+        """Why the option has no effect."""
+        value = tree.value(config, self.key)
+        if self.of_part:
+            return f"it belongs to the {self.key.removesuffix('.name')} '{self.values[0]}', and '{value}' is chosen"
+        if self.key.endswith(".name"):
+            needs = f", and it needs {' or '.join(map(str, self.values))}" if self.test == "=" else ""
+            return f"the {self.key.removesuffix('.name')} is '{value}'{needs}"
+        return f"config.{self.key} is {value}"
+
+    def fix(self) -> str:
+        """What would give it one."""
+        if self.test == "=":
+            values = self.values[:1] if self.of_part else self.values[:3]
+            return f"add {' or '.join(f'--config.{self.key}={_text(value)}' for value in values)}"
+        if self.test == ">":
+            return f"add a --config.{self.key} above {self.values[0]}"
+        return f"choose another --config.{self.key}"
+
+
+def _condition(text: str, section: str) -> _Condition:
+    found = re.fullmatch(r"(?:(\w+):)?(\.?[\w.]+)(!=|=|>)(.*)", text)
+    if found is None:
+        raise ValueError(f"{text!r} is no condition: 'key=value|value', 'key!=value' or 'key>number' is needed")
+    mode, key, test, values = found.groups()
+    key = f"{section}{key}".lstrip(".") if key.startswith(".") else key
+    return _Condition(key, test, tuple(map(_literal, values.split("|"))), mode or "")
+
+
+def _literal(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _around(key: str) -> list[tuple[str, Option]]:
+    """The declarations that an option is under, from the outermost section in, with the sections' keys."""
+    from scoregen.app import config  # which imports this module
+
+    names, every = key.split("."), config.declared()
+    paths = [".".join(names[:i]) for i in range(len(names) + 1)]
+    return [(path, every[path]) for path in paths if path in every]
+
+
+def _conditions(key: str, config: ConfigDict, mode: str = "") -> Iterator[_Condition]:
+    """The conditions of an option, from the outermost in."""
+    names, found = key.split("."), dict(_around(key))
+    for i in range(len(names) + 1):
+        path, parent = ".".join(names[:i]), ".".join(names[: i - 1]) if i else ""
+        if i and i < len(names):
+            around = tree.value(config, parent)
+            if tree.is_choice(parent, around) and names[i - 1] in tree.parts(around):
+                both = ("both",) if "both" in around else ()
+                yield _Condition(f"{parent}.name", "=", (names[i - 1], *both), of_part=True)
+        texts = [(text, parent) for text in found[path].when] if path in found else []
+        for outer in range(i):
+            above = ".".join(names[:outer])
+            if above in found:
+                texts += [(text, above) for text in found[above].inner.get(".".join(names[outer:i]), ())]
+        for text, section in texts:
+            condition = _condition(text, section)
+            if condition.mode in ("", mode):
+                yield condition
+
+
+def effect(key: str, config: ConfigDict | None = None) -> str:
+    """What an option changes, one of `EFFECTS`. An option of which nothing is declared changes the network.
+
+    In a configuration it may be another than usual: training for longer changes the network of a given step where the
+    learning rate decays to the last one.
+
+    >>> effect("loss.ssm.slices"), effect("train.steps"), effect("sampler.n"), effect("train.log_every")
+    ('network', 'training', 'results', 'nothing')
+    """
+    found = "network"
+    for path, declaration in _around(key):
+        found = declaration.changes or found
+        for other, texts in declaration.also.items():
+            conditions = [_condition(text, path.rpartition(".")[0]) for text in texts]
+            if config is not None and all(condition.holds(config) for condition in conditions):
+                found = other
+    return found
+
+
+def changes_network(key: str, config: ConfigDict | None = None) -> bool:
+    """Whether the trained parameters depend on an option, for the same number of steps (see `effect`).
+
+    If so, a run that goes on must keep it, and it stands in the name of the run's folder.
+
+    >>> changes_network("loss.name"), changes_network("train.steps"), changes_network("sampler")
+    (True, False, False)
+    """
+    return effect(key, config) == "network"
+
+
+def modes(key: str) -> tuple[str, ...]:
+    """The commands that an option has an effect in.
+
+    >>> modes("eval.likelihood.examples")
+    ('likelihood',)
+    """
+    found = [declaration.modes for _, declaration in _around(key) if declaration.modes]
+    return found[-1] if found else MODES
+
+
+def used(config: ConfigDict) -> Config:
+    """The configuration without options that have no effect in any command, such as those of parts not chosen.
+
+    >>> used(ConfigDict({"loss": {"name": "dsm", "dsm": {"a": 1}, "ssm": {"b": 2}}})).to_dict()
+    {'loss': {'dsm': {'a': 1}, 'name': 'dsm'}}
+    """
+
+    def kept(section: ConfigDict, key: str) -> ConfigDict:
+        found = {}
+        for name, value in section.items():
+            inner = f"{key}.{name}".lstrip(".")
+            if isinstance(value, ConfigDict):
+                if all(c.holds(config) for c in _conditions(f"{inner}.", config)):
+                    found[name] = kept(value, inner)
+            elif all(c.holds(config) for c in _conditions(inner, config)):
+                found[name] = value
+        return ConfigDict(found)
+
+    return kept(config, "")
+
+
+def idle(config: ConfigDict, given: Mapping[str, str] | Iterable[str], mode: str = "") -> list[str]:
+    """A line for each of the options `given` that has no effect in a configuration: why, and what would give it one.
+
+    `given` holds the options' dotted keys, each with how the user wrote it; `mode` is the command, "" for any.
+
+    >>> from scoregen.app.config import load
+    >>> idle(load("ncsn_toy"), ["loss.ssm.slices"])
+    ["--config.loss.ssm.slices=1 has no effect: it belongs to the loss 'ssm', and 'dsm' is chosen: add
+      --config.loss.name=ssm, or leave it out"]
+    """
+    if not isinstance(given, Mapping):
+        given = {key: f"--config.{key}={_text(tree.value(config, key))}" for key in given}
+    lines = []
+    for key, said in given.items():
+        where = modes(key)
+        if mode and mode not in where:
+            uses = f"{_listed(where)} use{'s' * (len(where) == 1)} it"
+            lines.append(f"{said} has no effect in `scoregen {mode}`: {uses}; leave it out")
+            continue
+        unmet = [condition for condition in _conditions(key, config, mode) if not condition.holds(config)]
+        if unmet:
+            reasons = "; ".join(dict.fromkeys(condition.reason(config) for condition in unmet))
+            fixes = " and ".join(dict.fromkeys(condition.fix() for condition in unmet))
+            lines.append(f"{said} has no effect: {reasons}: {fixes}, or leave it out")
+    return lines
+
+
+def idle_in_preset(config: ConfigDict, base: ConfigDict, name: str) -> list[str]:
+    """A line for each option that a preset sets and that its own choice of parts gives no effect.
+
+    `base` is the configuration that it began from (see `load_with_base`).
+    """
+    own = {key: f"{name}: config.{key}={new!r}" for key, _, new in tree.changes(base, config) if key != "name"}
+    return [
+        f"{said} has no effect: {unmet[0].reason(config)}"
+        for key, said in own.items()
+        if (unmet := [c for c in _conditions(key, config) if c.key.endswith(".name") and not c.holds(config)])
+    ]
+
+
+# The key that was meant
+
+
+def nearest(config: ConfigDict, key: str, count: int = 3) -> list[str]:
+    """The options whose keys are nearest to one that is not there, at most `count` of them, the likeliest first.
+
+    Compared by the last component first, which may be an abbreviation; an option of a chosen part goes before others.
+
+    >>> config = ConfigDict({"loss": {"name": "dsm", "dsm": {"slices": 1}, "ssm": {"slices": 1}}, "lr": 1.0})
+    >>> nearest(config, "loss.slices"), nearest(config, "los.name")
+    (['loss.dsm.slices'], ['loss.name'])
+    """
+    wanted = key.removesuffix(".name") or key
+    parent, _, last = wanted.rpartition(".")
+    last = ABBREVIATIONS.get(last, last)
+    found: dict[str, float] = {}
+    for whole in _named_keys(config):
+        bare = whole.removesuffix(".name")
+        name = bare.rpartition(".")[2]
+        alike = 1.0 if name == last else max(difflib.SequenceMatcher(None, last, name).ratio(), _short_for(last, name))
+        full = difflib.SequenceMatcher(None, wanted, bare).ratio()
+        if alike < 0.75 and full < 0.8:
+            continue
+        chosen = all(condition.holds(config) for condition in _conditions(bare + ".", config) if condition.of_part)
+        beside = bare.rpartition(".")[0] == parent and parent != ""
+        found[whole] = 2 * alike + 0.5 * full + 0.3 * chosen + 0.4 * beside
+    best = max(found.values(), default=0.0)
+    near = sorted((name for name in found if found[name] > best - 0.2), key=lambda name: -found[name])
+    return near[:count]
+
+
+def _named_keys(config: ConfigDict) -> Iterator[str]:
+    """The keys that can be set: of every option, with a choice's own as `section.name`, but for the preset's name."""
+    return (key for key, _ in tree.leaves(config) if key != "name")
+
+
+def _short_for(short: str, name: str) -> float:
+    """How surely one word is an abbreviation of another: its initials, or its beginning."""
+    initials = "".join(word[0] for word in name.split("_") if word)
+    return 0.9 if (len(short) > 1 and short == initials) or (len(short) > 2 and name.startswith(short)) else 0.0
+
+
+def take_out(config: ConfigDict, into: dict[str, Option], key: str = "") -> None:
+    """Replaces every declared option by its value, and notes what is declared."""
+    for name in list(config.keys()):
+        value: Any = config[name]
+        inner = f"{key}.{name}".lstrip(".")
+        if isinstance(value, ConfigDict):
+            take_out(value, into, inner)
+        elif isinstance(value, Option):
+            into[key if name == SECTION else inner] = value
+            del config[name]
+            if name != SECTION:
+                config[name] = value.value
+
+
+def _listed(words: Iterable[str]) -> str:
+    """The words as one says them.
+
+    >>> _listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def as_tuple(texts: Texts) -> tuple[str, ...]:
+    """One condition or several, as several."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)

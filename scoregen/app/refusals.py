@@ -1,0 +1,131 @@
+"""Why a configuration makes no sense: every reason at once, each with the flag that fixes it.
+
+Parts say what would be accepted as "part=value" or "part.option=value" (see `scoregen.errors.Refusal`). The only table
+that turns these into flags is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from scoregen.app.config import first_line
+from scoregen.errors import Refusal, UsageError
+
+if TYPE_CHECKING:
+    from scoregen.app.config import Config
+
+# Where a part stands in the configuration. The options of "model" stand at the top, or in the section of the network.
+SECTIONS = {
+    "data": "data",
+    "scaling": "scaling",
+    "process": "process",
+    "times": "times",
+    "target": "target",
+    "loss": "loss",
+    "weighting": "weighting",
+    "net": "net",
+    "model": "",
+    "label_dropout": "label_dropout",
+    "train": "train",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
+    "ema": "train.ema",
+    "sampler": "sampler",
+    "step": "sampler.step",
+    "corrector": "sampler.corrector",
+    "grid": "sampler.grid",
+    "x0": "sampler.x0",
+    "control": "sampler.control",
+    "eval": "eval",
+    "likelihood": "eval.likelihood",
+}
+_FIX = re.compile(rf"(?<![\w.])({'|'.join(SECTIONS)})((?:\.\w+)*)=(?=\S)")
+
+
+def in_flags(fix: str, config: Config, sections: Mapping[str, str] = SECTIONS) -> str:
+    """A fix in the words of the command line; text around the fix stays as it is.
+
+    >>> config = ConfigDict({"target": "eps", "loss": {"name": "ism", "ism": {"max_dims": 256}, "vlb": {}}})
+    >>> for fix in ("target=v", "loss=ssm", "loss.max_dims=300", "loss.vlb.variance=learned", "another seed"):
+    ...     print(in_flags(fix, config))
+    --config.target=v
+    --config.loss.name=ssm
+    --config.loss.ism.max_dims=300
+    --config.loss.vlb.variance=learned
+    another seed
+    """
+
+    def flag(found: re.Match) -> str:
+        part, option = found[1], found[2].removeprefix(".")
+        return f"--config.{_key(part, option, config, sections)}="
+
+    return _FIX.sub(flag, fix)
+
+
+def _key(part: str, option: str, config: Config, sections: Mapping[str, str]) -> str:
+    if part == "model":  # of a model, some options stand beside those of the network
+        return option if option in config else f"net.{option}"
+    path = sections[part]
+    section = config
+    for name in path.split("."):
+        section = section.get(name, ConfigDict()) if isinstance(section, ConfigDict) else ConfigDict()
+    if not isinstance(section, ConfigDict):
+        return path
+    if not option:
+        return f"{path}.name" if "name" in section else path
+    own = option in section or option.partition(".")[0] in section
+    return f"{path}.{option}" if own or "name" not in section else f"{path}.{section.name}.{option}"
+
+
+class Refusals:
+    """Collects the reasons why a configuration makes no sense, to raise them together.
+
+    >>> refusals = Refusals(ConfigDict({"target": "eps", "net": {"name": "mlp", "mlp": {}}}))
+    >>> refusals.add(Refusal("no x0 follows from this output", ("target=v", "target=x0")))
+    >>> refusals.add("images are needed", "net=unet")
+    >>> for reason in refusals.reasons:
+    ...     print(reason)
+    no x0 follows from this output: say --config.target=v or --config.target=x0
+    images are needed: say --config.net.name=unet
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.reasons: list[str] = []
+
+    def add(self, refusal: Refusal | str | None, *fixes: str, sections: Mapping[str, str] = SECTIONS) -> None:
+        """Add a reason and what fixes it; None adds nothing, and a reason that is there is not added again.
+
+        `sections` overrides where a part stands, such as the process that is sampled under.
+        """
+        if refusal is None:
+            return
+        refusal = refusal if isinstance(refusal, Refusal) else Refusal(refusal, fixes)
+        said = " or ".join(in_flags(fix, self.config, sections) for fix in refusal.fixes)
+        reason = f"{refusal.reason}: say {said}" if said else refusal.reason
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+    def extend(self, refusals: Iterable[Refusal], sections: Mapping[str, str] = SECTIONS) -> None:
+        """Add every one of these."""
+        for refusal in refusals:
+            self.add(refusal, sections=sections)
+
+    @contextlib.contextmanager
+    def collect(self, what: str = "") -> Iterator[None]:
+        """Turn a UsageError, ValueError or TypeError of the block into a reason, with `what` in front of it."""
+        try:
+            yield
+        except (UsageError, ValueError, TypeError) as error:
+            for line in error.args if isinstance(error, UsageError) else [first_line(error)]:
+                self.add(f"{what}: {line}" if what else line)
+
+    def check(self) -> None:
+        """Raise what was collected as one UsageError with a line for each reason; nothing if there is nothing."""
+        if self.reasons:
+            raise UsageError(*self.reasons)

@@ -1,0 +1,1 @@
+"""Operations on top of the public API: sweeps, weights of other libraries, the design of noise levels."""

@@ -1,0 +1,301 @@
+"""One cell of a sweep, in a process of its own: python -m scoregen.contrib.sweep.cell FOLDER
+
+It trains the cell's network, or takes the one that another cell has trained; samples and evaluates it as `scoregen
+eval` does; calls the sweep's measure(run). It writes result.json last, whole: a cell is finished if that is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import shlex
+import stat
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from scoregen.app import config as config_lib
+from scoregen.app.command import advice, answer, say, suppress_warnings
+from scoregen.app.config import Config, blaming
+from scoregen.app.signals import Signals, leave
+from scoregen.contrib.sweep.plan import Cell, Sweep, execute, headings, stamp_of
+from scoregen.errors import UsageError
+from scoregen.files import from_json, locked, to_json, whole
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scoregen.app.api import Run
+    from scoregen.app.build import Parts
+
+TASK, RESULT, FAILED, LOG, LOCK = "cell.json", "result.json", "failed.json", "log.txt", ".lock"
+BEFORE = "result.before.json"  # of a cell that is run again, and fails
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """The argument of a sweep's measure(run).
+
+    Attributes:
+        options: the cell's options under "sweep.", or all of them where there is nothing to train.
+        workdir: the cell's folder, for files of its own.
+        run: the trained run, as `scoregen.load` gives it, with `.denoiser`, `.params`, `.step`, `.parts` ...; its
+            `workdir` is the folder of the training. None where there is nothing to train.
+    """
+
+    options: dict[str, Any]
+    workdir: Path
+    run: Run | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the run, as its configuration names them."""
+        assert self.run is not None and self.run.parts is not None
+        return self.run.parts
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run."""
+        return self.parts.config
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The samples `[N, ...]` that were drawn and evaluated, in the network's units."""
+        import numpy as np
+
+        with np.load(self.workdir / "samples.npz") as file:
+            return file["samples"]
+
+
+def folder_of(out: Path, cell: Cell) -> Path:
+    """Where a cell's files are."""
+    return out / "cells" / cell.name
+
+
+def network_of(out: Path, cell: Cell) -> Path:
+    """Where its network is trained, as `scoregen train` does."""
+    assert cell.training is not None
+    return out / "trained" / cell.training
+
+
+def is_trained(network: Path, config: Config) -> bool:
+    """Whether a network is trained to the end, in this folder."""
+    return (network / "checkpoints" / str(config.train.steps)).is_dir()
+
+
+def prepare(out: Path, sweep: Sweep, cell: Cell, again: str = "") -> Path:
+    """Write what the cell's process is to know into its folder; `again` as in `result_of`."""
+    folder = folder_of(out, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILED).unlink(missing_ok=True)
+    task = {
+        "sweep": str(sweep.path.resolve()),
+        "measure": sweep.stamp,
+        "headings": headings(sweep.cells),
+        "key": cell.key,
+        "again": again,
+        "options": cell.options,
+    }
+    if cell.config is not None:
+        task |= {"preset": cell.preset, "trained": str(network_of(out, cell))}
+        with whole(folder / "config.json") as fresh:
+            fresh.write_text(config_lib.to_json(cell.config))
+    with whole(folder / TASK) as fresh:
+        fresh.write_text(to_json(task))
+    return folder
+
+
+def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
+    """The result or the failure of a cell; None where there is none, or of a cell with another key."""
+    try:
+        found = from_json((folder / name).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("key") == key else None
+
+
+def result_of(folder: Path, key: str, again: str = "") -> dict[str, Any] | None:
+    """The result of a cell; with `again`, the name of a command that runs what is finished, only if it is of that."""
+    found = note(folder, RESULT, key)
+    return found if found and again in ("", found.get("again")) else None
+
+
+def fail(folder: Path, key: str, reason: str, training: bool = False, again: str = "") -> None:
+    """Note why a cell failed, and whether it was its training that did; what it had found before is put aside."""
+    if again and (found := note(folder, RESULT, key)) and found["again"] != again:
+        (folder / RESULT).replace(folder / BEFORE)
+    with whole(folder / FAILED) as fresh:
+        fresh.write_text(to_json({"key": key, "reason": reason, "training": training}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cell of a folder; returns the exit code."""
+    _end_with_parent()
+    return answer(argv, lambda argv, console: _run(Path(argv[0]).absolute(), console), lambda console: None)
+
+
+def _end_with_parent() -> None:
+    """From now on, end at once when who started this process is gone: their end of its input is closed then."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _run(folder: Path, console: Console) -> int:
+    task = from_json((folder / TASK).read_text())
+    # Whoever else was told to do the same, after a connection that broke, waits and then finds it done.
+    with locked(folder / LOCK, wait=_saying(console, folder)), Signals(console) as signals:
+        if result_of(folder, task["key"], task["again"]):
+            return 0
+        work = _Work(folder, task, console, signals)
+        began = time.monotonic()
+        try:
+            found = work()
+        except Exception as error:
+            fail(folder, task["key"], _reason(error), work.training, task["again"])
+            if isinstance(error, UsageError) and error.__cause__ is not None:  # of a person's own code: where, in full
+                traceback.print_exception(error.__cause__)
+            raise
+        seconds = time.monotonic() - began - work.trained_for
+        times = {"seconds": round(seconds, 2), "training": round(work.trained_for, 2)}
+        result = {"key": task["key"], "again": task["again"]} | times | found
+        with whole(folder / RESULT) as fresh:
+            fresh.write_text(to_json(result))
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    """One line for any failure, which names the line of code where nobody can fix it by an option."""
+    message = advice(error)
+    if message is not None:
+        return message
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace else ""
+    return f"{type(error).__name__}: {config_lib.first_line(error)}{where}"
+
+
+@dataclasses.dataclass
+class _Work:
+    folder: Path
+    task: dict[str, Any]
+    console: Console
+    signals: Signals
+    training: bool = False  # whether it is at its training
+    trained_for: float = 0.0  # seconds
+
+    def __call__(self) -> dict[str, Any]:
+        path = Path(self.task["sweep"])
+        source, module = execute(path)
+        if stamp_of(source) != self.task["measure"]:  # cells of two measures would be one row
+            raise UsageError(
+                f"{path}: its measure(run) has changed since the sweep began: the same command begins anew"
+            )
+        options, figures, floors = config_lib.tuples(self.task["options"]), {}, {}
+        subject = Subject(options, self.folder)
+        if "trained" in self.task:
+            subject, figures, floors = self.train_and_evaluate(options)
+        if measure := module.get("measure"):
+            with blaming(path):
+                measured = self.signals.watch(lambda: measure(subject))
+            if measured is None and self.signals():
+                leave(self.signals)
+            more, its_floors = _numbers(measured, path, {*self.task["headings"], *figures})
+            figures, floors = figures | more, floors | its_floors
+        return {
+            "figures": figures,
+            "floors": floors,
+            "step": 0 if subject.run is None else subject.run.step,
+            "measure": self.task["measure"],
+        } | _device()
+
+    def train_and_evaluate(self, options: dict[str, Any]) -> tuple[Subject, dict[str, float], dict[str, float]]:
+        from scoregen.app.actions import Action, agree
+        from scoregen.app.build import build
+        from scoregen.app.report import save_curve
+
+        config = config_lib.load(str(self.folder / "config.json"), over=self.task["preset"])
+        parts = build(config)
+        trained = Path(self.task["trained"])
+        trained.mkdir(parents=True, exist_ok=True)
+        again = f"scoregen sweep {shlex.quote(self.task['sweep'])}"
+        # Not the lock of the training itself, which is taken inside and waits for nobody.
+        with locked(trained / ".cells.lock", wait=_saying(self.console, trained, self.signals)):
+            agree(config, trained, "train")
+            training = Action(parts, trained, trained, "train", self.console, self.signals, again)
+            fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
+            # Also where that was done: a checkpoint that was damaged since is passed over, and made again.
+            run = training.train()
+            if self.signals():
+                leave(self.signals)
+            self.training = False
+            if fresh:
+                self.trained_for = time.monotonic() - began
+                save_curve(
+                    trained / "loss.png", trained, f"{config.name}, trained on {config.data.name}", training.loss()
+                )
+            if config.sampler.best:
+                run = training.restore()
+        evaluated = config.eval.at_end and config.sampler.control.name == "none" and config.sampler.label < 0
+        mode = "eval" if evaluated else "sample"
+        Action(parts, trained, self.folder, mode, self.console, self.signals, again).results(run)
+        found = from_json((self.folder / "distances.json").read_text())["distances"] if evaluated else []
+        figures = {row["name"]: row["value"] for row in found}
+        floors = {row["name"]: row["floor"] for row in found if "floor" in row}
+        return Subject(options, self.folder, run), figures, floors
+
+
+def _saying(console: Console, folder: Path, signals: Signals | None = None) -> Callable[[], None]:
+    """What to do while another process holds a lock: say so, since a file system may keep that of a lost node."""
+    say_once = functools.cache(lambda: say(console, f"waiting for another process that is at work in {folder}"))
+
+    def wait() -> None:
+        say_once()
+        if signals is not None and signals():
+            leave(signals)
+
+    return wait
+
+
+def _numbers(measured: Any, path: Path, taken: Container[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """The figures that measure(run) returned, and the floors of those that came with one."""
+    if not isinstance(measured, Mapping):
+        raise UsageError(f"{path}: measure(run) returned {type(measured).__name__}, not a dict of numbers")
+    found: tuple[dict[str, float], dict[str, float]] = {}, {}
+    for name, value in measured.items():
+        if str(name) in taken:
+            raise UsageError(f"{path}: measure(run) calls a figure {name!r}, as another column of the table is called")
+        pair: tuple[Any, ...] = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+        for of, number in zip(found, pair, strict=False):
+            with contextlib.suppress(TypeError, ValueError):
+                of[str(name)] = float(number)
+            if not math.isfinite(of.get(str(name), math.nan)):
+                raise UsageError(f"{path}: measure(run) gave {value!r} as {name!r}, which is not a finite number")
+    return found
+
+
+def _device() -> dict[str, str]:
+    """What it was computed on, if JAX was used."""
+    if "jax" not in sys.modules:
+        return {}
+    return {"device": sys.modules["jax"].devices()[0].device_kind}
+
+
+if __name__ == "__main__":
+    suppress_warnings()
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The figure that compares the rows of a sweep, where the sweep draws none of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scoregen.app.figures import ACCENT, INK, figure, save
+from scoregen.contrib.sweep.table import Row, all_figures
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """A panel a figure, of at most six: the mean of each row with its standard error, every cell, and the floor."""
+    figures = all_figures(rows)[:6]
+    columns = min(3, len(figures))
+    lines = -(-len(figures) // columns)
+    long = max(len(row.label) for row in rows)
+    size = (0.075 * min(long, 60) + 3.2 * columns, min(200.0, lines * (1.1 + 0.3 * len(rows))))
+    drawing, panels = figure(lines, columns, size=size, sharey=True)
+    from matplotlib.ticker import MaxNLocator
+
+    for panel in panels.flat[len(figures) :]:
+        panel.axis("off")
+    for panel, measured in zip(panels.flat, figures, strict=False):
+        for y, row in enumerate(rows):
+            values = row.values(measured)
+            if not values:
+                continue
+            panel.plot(values, [y] * len(values), "o", color=INK, alpha=0.25, markersize=3, markeredgewidth=0)
+            panel.errorbar(
+                row.mean(measured), y, xerr=row.error(measured), fmt="o", color=ACCENT, markersize=4, capsize=3
+            )
+            if (floor := row.floor(measured)) is not None:
+                panel.plot([floor, floor], [y - 0.35, y + 0.35], color=INK, lw=1)
+        panel.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
+        panel.set_yticklabels([_text(row.label[:60]) for row in rows])
+        panel.set_title(_text(measured), fontsize=10)
+        panel.grid(axis="x", alpha=0.3)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+    save(path, drawing)
+
+
+def _text(text: str) -> str:
+    """A text as it is, where matplotlib would read mathematics between two dollars."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,294 @@
+"""What a sweep's file says: its cells, a folder for each, and which of them share one trained network."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import operator
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scoregen.app import config as config_lib
+from scoregen.app.arguments import parse
+from scoregen.app.command import name_of
+from scoregen.app.config import Config, blaming
+from scoregen.errors import UsageError
+
+OWN = "sweep."  # what begins so is no option of a configuration, but is handed to measure(run)
+_COLUMNS = ("cell", "cells", "seed", "finished", "failed", "stale", "seconds")  # beside options and figures
+_KEY = 8  # digits of a key that stand in a folder's name
+
+
+def grid(*parts: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cross product of its parts, as cells.
+
+    A part is a dict, whose lists and ranges are alternatives (all else, tuples too, is one value), or a list of dicts,
+    which are alternatives that set several things at once. Later parts win.
+
+    >>> grid({"config": "ddpm_toy", "loss.name": ["eps", "ssm"]}, [{"seed": 1}, {"seed": 2, "target": "v"}])[1:3]
+    [{'config': 'ddpm_toy', 'loss.name': 'eps', 'seed': 2, 'target': 'v'},
+     {'config': 'ddpm_toy', 'loss.name': 'ssm', 'seed': 1}]
+    """
+
+    def alternatives(part: Any) -> list[Any]:
+        if not isinstance(part, Mapping):
+            return list(part)
+        lists = [value if isinstance(value, list | range) else [value] for value in part.values()]
+        return [dict(zip(part, values, strict=True)) for values in itertools.product(*lists)]
+
+    chosen = itertools.product(*map(alternatives, parts))
+    return [functools.reduce(operator.or_, map(dict, each), {}) for each in chosen]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """One run, or one computation, of a sweep.
+
+    Attributes:
+        name: of its folder: what sets it apart from the others, and the first of its key, by which it is found again.
+        key: a digest of all that its figures depend on but the code, so of the whole configuration.
+        said: what the file and the command line say of it, as they say it.
+        preset: the name or the path of what its configuration is of, which may bring parts of its own.
+        config: its configuration; None where there is nothing to train.
+        options: what is handed to measure(run) beside it.
+        training: the name of the folder of its network, which it may share: what sets that apart, and its own key.
+    """
+
+    name: str
+    key: str
+    said: dict[str, Any]
+    preset: str | None
+    config: Config | None
+    options: dict[str, Any]
+    training: str | None
+
+    @property
+    def group(self) -> str:
+        """What it has in common with the cells that differ from it by their seed alone."""
+        return repr(sorted((key, value) for key, value in self.said.items() if key != "seed"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep's file, read.
+
+    Attributes:
+        title: the first line of its docstring.
+        claim: the rest.
+        measure: its measure(run), if it has one.
+        draw: its draw(rows, path), if it has one.
+        stamp: a digest of what measures.
+    """
+
+    path: Path
+    title: str
+    claim: str
+    cells: list[Cell]
+    measure: Callable[[Any], Mapping[str, Any]] | None
+    draw: Callable[[Any, Path], None] | None
+    stamp: str
+
+
+def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
+    """The sweep of a file; `flags` such as --config.train.steps=100 are laid over every cell that has a configuration.
+
+    Raises:
+        UsageError: if it cannot be read, is not Python or fails, if it gives no cells, or one that cannot be: an
+            option that is not there, two that are the same; or if two columns of its table had one name.
+    """
+    source, module = execute(path)
+    if not callable(module.get("cells")):
+        raise UsageError(f"{path}: it has no cells(): define one that yields a dict for each cell")
+    with blaming(path):
+        said = module["cells"]()
+        if not isinstance(said, Iterable):
+            raise UsageError(f"{path}: cells() returned {said!r}: it is to yield a dict for each cell")
+        said = list(said)
+    if not said:
+        raise UsageError(f"{path}: cells() gave none")
+    measure = module.get("measure")
+    cells: dict[str, tuple[int, Cell]] = {}
+    for i, one in enumerate(said, 1):
+        try:
+            cell = _cell(one, path, flags)
+        except UsageError as error:
+            raise UsageError(f"{path}, cell {i}: {error}") from None
+        if cell.config is None and measure is None:
+            raise UsageError(f"{path}, cell {i}: with config None there must be a measure(run), and there is none")
+        if cell.key in cells:
+            raise UsageError(f"{path}: cells {cells[cell.key][0]} and {i} are the same")
+        cells[cell.key] = i, cell
+    if flags and all(cell.config is None for _, cell in cells.values()):
+        raise UsageError(f"{flags[0]}: no cell of {path} has a configuration")
+    _check_headings([cell for _, cell in cells.values()], path)
+    title, _, claim = (module.get("__doc__") or path.parent.name).strip().partition("\n")
+    named = _named([cell for _, cell in cells.values()])
+    return Sweep(path, title, claim.strip(), named, measure, module.get("draw"), stamp_of(source))
+
+
+def placed(sweep: Sweep, out: Path) -> Sweep:
+    """The same sweep, its folders called as they are there already: a sweep may grow by options that it had not."""
+
+    def names(kind: str) -> dict[str, str]:
+        return {path.name[-_KEY:]: path.name for path in (out / kind).glob("*-*")}
+
+    cells, trained = names("cells"), names("trained")
+
+    def of(cell: Cell) -> Cell:
+        training = cell.training and trained.get(cell.training[-_KEY:], cell.training)
+        return dataclasses.replace(cell, name=cells.get(cell.name[-_KEY:], cell.name), training=training)
+
+    return dataclasses.replace(sweep, cells=[of(cell) for cell in sweep.cells])
+
+
+def apart(cells: Sequence[Cell]) -> list[str]:
+    """The options that are not the same in all cells, in the order in which they are first said."""
+    every = dict.fromkeys(key for cell in cells for key in cell.said)
+    return [key for key in every if len({repr(cell.said.get(key)) for cell in cells}) > 1]
+
+
+def short(key: str) -> str:
+    """An option's key as a heading.
+
+    >>> short("sampler.step.name"), short("sweep.steps")
+    ('sampler.step', 'steps')
+    """
+    return key.removeprefix(OWN).removesuffix(".name")
+
+
+def headings(cells: Sequence[Cell]) -> list[str]:
+    """What the columns of the table are called that are no figures."""
+    return [*map(short, apart(cells)), *_COLUMNS]
+
+
+def execute(path: Path) -> tuple[str, dict[str, Any]]:
+    """A sweep's file, and what it defines. What lies beside it can be imported there, as in a script."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"cannot read the sweep {path}: {reason}") from None
+    if (beside := str(path.parent.resolve())) not in sys.path:
+        sys.path.insert(0, beside)
+    return source, config_lib.execute(path, source).__dict__
+
+
+def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
+    if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
+        raise UsageError(f"{said!r} is not a dict of options")
+    if "config" not in said:
+        raise UsageError("it names no config: a preset, the path of a .py file, or None if there is nothing to train")
+    said = {key: _plain(key, value) for key, value in said.items()}
+    preset = said["config"]
+    own = {key: value for key, value in said.items() if key.startswith(OWN)}
+    rest = {key: value for key, value in said.items() if key != "config" and key not in own}
+    options = {key.removeprefix(OWN): value for key, value in own.items()}
+    if preset is None:
+        if twice := sorted(options.keys() & rest):
+            raise UsageError(f"{twice[0]} and {OWN}{twice[0]} are one option, where the config is None")
+        options |= rest
+        key = _digest({"options": options})
+        return Cell("", key, said, None, None, options, None)
+    if not isinstance(preset, str):
+        raise UsageError(f"config={preset!r}: a preset or the path of a .py file is needed")
+    if not config_lib.is_bare(preset):
+        preset = str((path.parent / Path(preset).expanduser()).absolute())
+    argv = [f"--config={preset}", *(f"--config.{key}={value}" for key, value in rest.items()), *flags]
+    given = parse([argument for argument in argv if not _repeated(argument, argv)])
+    config = given.config
+    # As the configuration has it: a flag wins over the file, and 1 is 1.0 where a float is meant.
+    changed = (key for key, _, _ in given.changes)
+    rest = {key: config_lib.get(config, key) for key in (*rest, *changed)}
+    used = [(key, value) for key, value in config_lib.leaves(config_lib.used(config)) if key != "name"]
+    effects = {key: config_lib.effect(key, config) for key, _ in used}
+    results = {key: value for key, value in used if effects[key] != "nothing"}
+    key = _digest({"config": results, "options": options})
+    trained = {key: value for key, value in results.items() if effects[key] in ("network", "training")}
+    return Cell("", key, said | rest, preset, config, options, _digest(trained))
+
+
+def _repeated(argument: str, argv: Sequence[str]) -> bool:
+    """Whether a later argument sets the same option: a flag of the command line wins over the file."""
+    flag = argument.partition("=")[0]
+    return any(later.partition("=")[0] == flag for later in argv[argv.index(argument) + 1 :])
+
+
+def _check_headings(cells: Sequence[Cell], path: Path) -> None:
+    seen: dict[str, str] = dict.fromkeys(_COLUMNS, "a column that every table has")
+    for key in apart(cells):
+        if key == "seed":
+            continue
+        if short(key) in seen:
+            raise UsageError(f"{path}: {key} would be called {short(key)!r} in the table, as is {seen[short(key)]}")
+        seen[short(key)] = key
+
+
+def _named(cells: list[Cell]) -> list[Cell]:
+    """The cells, with readable names for their folders."""
+    keys = apart(cells)
+
+    def name(cell: Cell, key: str, of_training: bool) -> str:
+        preset = Path(cell.said["config"] or "computed").stem
+        said = {option: cell.said[option] for option in keys if option in cell.said}
+        if of_training:
+            said = {k: v for k, v in said.items() if k == "config" or _trains(k, cell)}
+        stem = preset if "config" in said or not said else ""
+        text = name_of(stem, ((short(option), value) for option, value in said.items() if option != "config"))
+        readable = text.strip(",").encode()[:100].decode(errors="ignore")  # a file system counts bytes
+        return f"{readable}-{key[:_KEY]}"
+
+    def named(cell: Cell) -> Cell:
+        training = cell.training and name(cell, cell.training, True)
+        return dataclasses.replace(cell, name=name(cell, cell.key, False), training=training)
+
+    return [named(cell) for cell in cells]
+
+
+def _trains(key: str, cell: Cell) -> bool:
+    return not key.startswith(OWN) and config_lib.effect(key, cell.config) in ("network", "training")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value as JSON and a flag can say it."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(key, each) for each in value)
+    value = value.item() if getattr(value, "ndim", None) == 0 else value  # a scalar of NumPy's
+    if isinstance(value, str | bool | int | float) or (value is None and key == "config"):
+        return value
+    raise UsageError(f"{key}={value!r}: a number, a text, a bool or a tuple of these is needed")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stamp_of(source: str) -> str:
+    """A digest of measure(run) and of all in its file that it names, whatever the comments and the layout."""
+    defined: dict[str, list[ast.stmt]] = {}
+    for node in ast.parse(source).body:
+        for name in _bound(node):
+            defined.setdefault(name, []).append(node)
+    wanted, found = ["measure", ""], {}
+    while wanted:
+        for node in defined.pop(wanted.pop(), ()):
+            found[node.lineno, node.col_offset] = ast.unparse(node)
+            wanted += [each.id for each in ast.walk(node) if isinstance(each, ast.Name)]
+    return _digest([found[place] for place in sorted(found)])
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that a statement of a file's own level defines; "" if it changes what is there, as by x.y = 1."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}  # what is assigned inside is its own
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {(each.asname or each.name).partition(".")[0] for each in node.names}
+    if isinstance(node, ast.Expr):
+        return set() if isinstance(node.value, ast.Constant) else {""}  # a docstring is no call
+    stored = [each for each in ast.walk(node) if isinstance(getattr(each, "ctx", None), ast.Store)]
+    return {each.id if isinstance(each, ast.Name) else "" for each in stored} or {""}

@@ -1,0 +1,141 @@
+"""The card of exported weights: what they are, and every figure with the file that it is from."""
+
+from __future__ import annotations
+
+import importlib.metadata as installed
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from scoregen.app.config import Config
+from scoregen.contrib.weights.source import read_json
+from scoregen.errors import UsageError
+from scoregen.train.log import MetricsLog
+
+
+def card(
+    config: Config, workdir: Path, step: int, weights: dict[str, Any], record: dict[str, Any], averaged: bool = True
+) -> dict[str, Any]:
+    """What is told of weights of this step, as a table.
+
+    Args:
+        config: of the run.
+        workdir: where its figures are.
+        step: of the checkpoint that was exported.
+        weights: what the weights are: the file, its checksum, the number of parameters, and of which kind.
+        record: where they came from, if they were imported.
+        averaged: whether they are the average, of which all figures are.
+
+    Raises:
+        UsageError: if a file of the run's figures is damaged.
+    """
+    # Of weights that were only imported, the data and the training are not known: those are the preset's.
+    known = record.get("step") != step
+    told = {
+        "name": config.name if known else record["source"],
+        "scoregen": _version(),
+        "step": step,
+        "weights": weights,
+        "scaling": config.scaling.name,
+        "process": {"name": config.process.name, **config.process[config.process.name].to_dict()},
+        "target": config.target,
+        "net": {"name": config.net.name, **config.net[config.net.name].to_dict()},
+        "metrics": metrics(workdir, step, averaged),
+    }
+    if known:
+        told |= {
+            "data": {"name": config.data.name, "flip": config.data.flip},
+            "loss": config.loss.name,
+            "training": config.train.to_dict() | {"seed": config.seed},
+        }
+    return told | ({"imported_from": record} if record else {})
+
+
+def metrics(workdir: Path, step: int, averaged: bool = True) -> list[dict[str, Any]]:
+    """Every figure that the run measured: its value, the step it is of, how it was come by, and the file it is from.
+
+    Of held-out losses the one of this `step`, or the last. What is of the average says so beside other weights.
+    """
+    found: list[dict[str, Any]] = []
+    name = "held-out loss"
+    rows = [{"name": name, "value": row.get("held_out_loss"), "step": row.get("step")} for row in _lines(workdir)]
+    rows = [row | {"from": "metrics.jsonl"} for row in rows if _sound(row, row)]
+    if rows:
+        found.append(next((row for row in reversed(rows) if row["step"] == step), rows[-1]))
+    for file, key in (("distances.json", "distances"), ("likelihood.json", "likelihoods")):
+        if not (workdir / file).is_file():
+            continue
+        whole = read_json(workdir / file)
+        how = {name: whole[name] for name in ("step", "seed", "samples", "examples", "scaling") if name in whole}
+        rows = whole.get(key, [])
+        if not isinstance(rows, list) or not all(_sound(row, how) for row in rows):
+            raise UsageError(f"{workdir / file} is damaged: make it again, or remove it")
+        found += [row | how | {"from": file} for row in rows]
+    return found if averaged else [row | {"of": "the average, not these weights"} for row in found]
+
+
+def _lines(workdir: Path) -> list[dict[str, Any]]:
+    return [row for row in MetricsLog.read(workdir) if isinstance(row, dict)]
+
+
+def _sound(row: Any, how: dict[str, Any]) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str) or type(how.get("step")) is not int:
+        return False
+    numbers = [row.get("value"), *(row[key] for key in ("floor", "error") if row.get(key) is not None)]
+    return all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+
+
+def _version() -> str:
+    try:
+        return installed.version("scoregen")
+    except installed.PackageNotFoundError:
+        return "not installed, from its folder"
+
+
+def write(folder: Path, told: dict[str, Any], use: str) -> None:
+    """`model_card.json`, and the same for the eye, `README.md`; `use` is how the weights are used."""
+    (folder / "model_card.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_text(told, use), encoding="utf-8")
+
+
+def _text(told: dict[str, Any], use: str) -> str:
+    weights, net, train = told["weights"], told["net"], told.get("training")
+    fields = ", ".join(f"{name}={value}" for name, value in net.items() if name != "name")
+    origin = told.get("imported_from")
+    came = ""
+    if origin:
+        came = f" Its weights were imported from {origin['source']} ({origin['format']}, SHA-256 {origin['sha256']})."
+    if train is not None:
+        came += f" {'Then trained' if origin else 'Trained'} on {told['data']['name']} with the loss {told['loss']}, "
+        came += f"batches of {train['batch']} and seed {train['seed']}."
+    lines = [
+        f"# {told['name']}",
+        "",
+        f"A network ({net['name']}: {fields}) of {weights['parameters']:,} parameters, which gives {told['target']} "
+        f"under the process {told['process']['name']}.{came}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| weights | {weights['file']}, {weights['kind']} |",
+        f"| SHA-256 | {weights['sha256']} |",
+        f"| step | {told['step']:,} |",
+        f"| data | {told['data']['name'] if train else 'not known here'}, scaled by {told['scaling']} |",
+        f"| written by | scoregen {told['scoregen']} |",
+        "",
+        "## Figures",
+        "",
+    ]
+    if told["metrics"]:
+        lines += ["| figure | value | of step | how | from |", "|---|---|---|---|---|"]
+        for row in told["metrics"]:
+            how = [f"{row[key]} {key}" for key in ("samples", "examples") if row.get(key)]
+            how += [f"floor {row['floor']:.4g}"] if row.get("floor") else []
+            how += [f"+- {row['error']:.2g}"] if row.get("error") else []
+            how += [str(row[key]) for key in ("note", "unit", "of") if row.get(key)]
+            other = "" if row["step"] == told["step"] else " (another than the weights)"
+            value = f"{row['value']:.6g}"
+            lines.append(f"| {row['name']} | {value} | {row['step']}{other} | {', '.join(how)} | {row['from']} |")
+    else:
+        lines.append("None was measured.")
+    return "\n".join([*lines, "", "## Use", "", "```python", use, "```", ""])

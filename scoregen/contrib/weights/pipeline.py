@@ -1,0 +1,325 @@
+"""The files of a diffusers pipeline that are not weights: `unet/config.json` and the scheduler's, to ours and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from scoregen.app.config import Config, load
+from scoregen.errors import UsageError
+from scoregen.nets import UNet
+
+# The presets whose data have this shape, to begin a configuration from.
+PRESETS = {(32, 32, 3): "ddpm_cifar", (8, 8, 1): "ddpm_digits"}
+
+# Options of UNet2DModel that must have one value: (what an absent one means to diffusers, what our U-Net is).
+UNET: dict[str, tuple[Any, Any]] = {
+    "act_fn": ("silu", "silu"),
+    "add_attention": (True, True),
+    "center_input_sample": (False, False),
+    "class_embed_type": (None, None),
+    "downsample_type": ("conv", "conv"),
+    "mid_block_scale_factor": (1, 1),
+    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
+    "num_class_embeds": (None, None),
+    "num_train_timesteps": (None, None),
+    "time_embedding_dim": (None, None),
+    "time_embedding_type": ("positional", "positional"),
+    "upsample_type": ("conv", "conv"),
+}
+# Options that go together: a form of our U-Net is one value of each, and diffusers' defaults are the second.
+FORM = ("downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps")
+FORMS = {"ddpm": (0, False, 1, 1e-6), "adm": (1, True, 0, 1e-5)}
+# And those that say what a U-Net is.
+SIZES = {
+    *FORM,
+    *("attn_norm_num_groups", "resnet_time_scale_shift"),
+    *("attention_head_dim", "block_out_channels", "down_block_types", "dropout", "in_channels", "layers_per_block"),
+    *("norm_num_groups", "out_channels", "sample_size", "up_block_types"),
+}
+SHIFTS = {"default": False, "scale_shift": True}
+# Options of a scheduler that must have one value.
+SCHEDULER: dict[str, Any] = {"rescale_betas_zero_snr": False, "thresholding": False}
+TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large"}
+
+
+def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
+    """Our network for the config.json of a `UNet2DModel`, and the shape of its images, (H, W, C).
+
+    Raises:
+        UsageError: naming the option that our network cannot be, or that is damaged.
+    """
+    if theirs.get("_class_name") != "UNet2DModel":
+        raise UsageError(f"its class is {str(theirs.get('_class_name'))[:40]}, and UNet2DModel alone is known here")
+    for option, (absent, ours) in UNET.items():
+        if (value := theirs.get(option, absent)) != ours:
+            raise UsageError(f"{option}={_shown(value)}: the U-Net here has {ours}")
+    for option in sorted(set(theirs) - set(UNET) - SIZES):
+        if not option.startswith("_") and theirs[option] not in (None, False):
+            raise UsageError(f"{option}={_shown(theirs[option])}: this option is not known here")
+    widths = _whole_list(theirs, "block_out_channels")
+    channels = widths[0]
+    if any(width % channels for width in widths):
+        raise UsageError(f"block_out_channels={_shown(widths)}: all must be multiples of the first here")
+    side = theirs.get("sample_size")
+    height, width = side if isinstance(side, list) and len(side) == 2 else (side, side)
+    size = _whole("sample_size", height), _whole("sample_size", width)
+    c, out = (_whole(option, theirs.get(option, 3)) for option in ("in_channels", "out_channels"))
+    if c != out:
+        raise UsageError(f"out_channels={out}: as many as in_channels={c} are needed here")
+    down, up = (_blocks(theirs, side, len(widths)) for side in ("Down", "Up"))
+    if down != up[::-1]:
+        raise UsageError(
+            f"up_block_types={_shown(theirs['up_block_types'])}: attention is not where down_block_types has it"
+        )
+    attended = {width for width, attends in zip(widths, down, strict=True) if attends} | {widths[-1]}
+    head = theirs.get("attention_head_dim", 8)
+    head = 0 if head is None or attended == {head} else _whole("attention_head_dim", head)
+    if any(head and width % head for width in attended):
+        raise UsageError(f"attention_head_dim={head}: it does not divide {_shown(sorted(attended))}, that attend")
+    given = tuple(theirs.get(option, absent) for option, absent in zip(FORM, FORMS["adm"], strict=True))
+    forms = [form for form, values in FORMS.items() if values == given]
+    if not forms:
+        said, *known = (
+            ", ".join(f"{option}={_shown(value)}" for option, value in zip(FORM, values, strict=True))
+            for values in (given, *FORMS.values())
+        )
+        raise UsageError(f"{said}: known here are {' and '.join(known)}")
+    dropout = theirs.get("dropout", 0.0)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise UsageError(f"dropout={_shown(dropout)}: 0 up to, but not, 1 is needed")
+    groups = _whole("norm_num_groups", theirs.get("norm_num_groups", 32))
+    if channels % groups:
+        raise UsageError(f"norm_num_groups={groups}: they do not divide block_out_channels={channels}")
+    shift = _one_of("resnet_time_scale_shift", theirs.get("resnet_time_scale_shift", "default"), SHIFTS)
+    # Without it the middle's attention has no norm there, if there is scale and shift.
+    if (norm := theirs.get("attn_norm_num_groups")) != groups and (norm is not None or shift):
+        raise UsageError(f"attn_norm_num_groups={_shown(norm)}: {groups} are needed here, as of norm_num_groups")
+    net = UNet(
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        blocks=_whole("layers_per_block", theirs.get("layers_per_block", 2), 64),
+        attention=tuple(size[0] >> i for i, attends in enumerate(down) if attends),
+        dropout=float(dropout),
+        groups=groups,
+        head_channels=head,
+        scale_shift=shift,
+        form=forms[0],
+    )
+    return net, (*size, c)
+
+
+def config_of(net: UNet, shape: tuple[int, int, int], scheduler: dict[str, Any] | None) -> Config:
+    """The preset for images of this shape, with this network and with the process of the scheduler's config.json.
+
+    Without a scheduler the process is DDPM's of Ho et al. 2020.
+
+    Raises:
+        UsageError: naming the scheduler's option that is not known here, or the shape that no data here have.
+    """
+    if shape not in PRESETS:
+        known = ", ".join("x".join(map(str, s)) for s in PRESETS)
+        raise UsageError(f"images of {'x'.join(map(str, shape))}: there are presets for {known}; say --config=NAME")
+    config = load(PRESETS[shape])
+    config.net.name = "unet"
+    set_unet(config, net)
+    set_scheduler(config, {} if scheduler is None else scheduler)
+    return config
+
+
+def set_unet(config: Config, net: UNet) -> None:
+    """Write the fields of a network into a configuration."""
+    for field in config.net.unet:
+        config.net.unet[field] = getattr(net, field)
+
+
+def set_scheduler(config: Config, theirs: dict[str, Any]) -> None:
+    """Write the process, the target and the sampler of a `DDPMScheduler` or `DDIMScheduler` into a configuration."""
+    name = theirs.get("_class_name", "DDPMScheduler")
+    if name not in ("DDPMScheduler", "DDIMScheduler"):
+        raise UsageError(
+            f"its scheduler is {_shown(name)}: DDPMScheduler and DDIMScheduler are known here; say --config=NAME"
+        )
+    for option, ours in SCHEDULER.items():
+        if (value := theirs.get(option, ours)) != ours:
+            raise UsageError(f"its scheduler has {option}={_shown(value)}: only {ours} is known here")
+    steps = _whole("num_train_timesteps", theirs.get("num_train_timesteps", 1000))
+    schedule, trained = theirs.get("beta_schedule", "linear"), theirs.get("trained_betas")
+    ends = theirs.get("beta_start", 1e-4), theirs.get("beta_end", 0.02)
+    if not all(type(end) in (int, float) and 0 < end < 1 for end in ends):
+        raise UsageError(f"its scheduler has beta_start, beta_end={_shown(ends)}: numbers between 0 and 1 are needed")
+    if trained is not None:
+        sound = isinstance(trained, list) and all(type(beta) is float and 0 < beta < 1 for beta in trained)
+        if not sound or len(trained) != steps:
+            raise UsageError(
+                f"its scheduler has trained_betas={_shown(trained)}: {steps} numbers between 0 and 1 are needed"
+            )
+        config.process.name, config.process.betas["values"] = "betas", tuple(trained)
+    elif schedule == "linear":
+        config.process.name = "ddpm"
+        config.process.ddpm.beta_min, config.process.ddpm.beta_max = map(float, ends)
+        config.process.ddpm.steps = steps
+        config.process.ddpm.rescale = steps == 1000  # diffusers takes the betas as they are, whatever the steps
+    elif schedule == "scaled_linear":
+        config.process.name = "betas"
+        config.process.betas["values"] = tuple((np.linspace(ends[0] ** 0.5, ends[1] ** 0.5, steps) ** 2).tolist())
+    elif schedule == "squaredcos_cap_v2":
+        config.process.name, config.process.cosine.steps = "cosine", steps
+    else:
+        raise UsageError(
+            f"its scheduler has beta_schedule={_shown(schedule)}: linear, scaled_linear, squaredcos_cap_v2 are known"
+        )
+    config.target = _one_of("prediction_type", theirs.get("prediction_type", "epsilon"), TARGETS)
+    config.net.condition, config.net.unit_input = "index", False
+    reach = theirs.get("clip_sample_range", 1.0)
+    clips = theirs.get("clip_sample", True)
+    if not isinstance(clips, bool):
+        raise UsageError(f"its scheduler has clip_sample={_shown(clips)}: true or false is needed")
+    if clips and reach != 1:
+        raise UsageError(f"its scheduler has clip_sample_range={_shown(reach)}: x0 is clipped to [-1, 1] here")
+    config.sampler.x0.name = "clip" if clips else "free"
+    variance = _one_of("variance_type", theirs.get("variance_type", "fixed_small"), VARIANCES)
+    config.sampler.step.name, config.sampler.corrector.name = "ancestral", "none"
+    config.sampler.step.ancestral.variance = variance
+    config.sampler.step.ancestral.eta = 1.0 if name == "DDPMScheduler" else 0.0
+
+
+def unet_config(net: UNet, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The config.json of the `UNet2DModel` that our network is."""
+    height, width, channels = shape
+    attends = ["Attn" * (height >> i in net.attention) for i in range(len(net.multipliers))]
+    if net.attention_heads != 1:
+        raise UsageError(
+            f"net.unet.attention_heads={net.attention_heads}: diffusers' UNet2DModel is told the channels of a head "
+            "(net.unet.head_channels), the same on every level"
+        )
+    groups = min(net.groups, net.channels)
+    return (
+        {option: ours for option, (_, ours) in UNET.items()}
+        | dict(zip(FORM, FORMS[net.form], strict=True))
+        | {
+            "_class_name": "UNet2DModel",
+            "attention_head_dim": net.head_channels or None,
+            "attn_norm_num_groups": groups if net.scale_shift else None,
+            "block_out_channels": [net.channels * m for m in net.multipliers],
+            "down_block_types": [f"{attn}DownBlock2D" for attn in attends],
+            "dropout": net.dropout,
+            "in_channels": channels,
+            "layers_per_block": net.blocks,
+            "norm_num_groups": groups,
+            "out_channels": channels,
+            "resnet_time_scale_shift": "scale_shift" if net.scale_shift else "default",
+            "sample_size": height if height == width else [height, width],
+            "up_block_types": [f"{attn}UpBlock2D" for attn in attends[::-1]],
+        }
+    )
+
+
+def scheduler_config(config: Config) -> dict[str, Any]:
+    """The config.json of the `DDPMScheduler`, or without noise `DDIMScheduler`, that walks as our ancestral sampler.
+
+    Raises:
+        UsageError: for what these cannot walk, or a UNet2DModel cannot be told.
+    """
+    if config.sampler.x0.name not in ("free", "clip"):
+        raise UsageError(f"config.sampler.x0.name={config.sampler.x0.name}: a diffusers pipeline is free or clip there")
+    needed = {
+        "net.condition": "index",
+        "net.unit_input": False,
+        "energy": False,
+        "learned_variance": False,
+        "labels": False,
+    }
+    for key, value in needed.items():
+        section, _, option = key.rpartition(".")
+        if (given := (config[section] if section else config)[option]) != value:
+            raise UsageError(f"config.{key}={given}: a diffusers DDPMPipeline is {value} there")
+    if config.scaling.name != "centered":
+        raise UsageError(
+            f"config.scaling.name={config.scaling.name}: a diffusers DDPMPipeline has data in [-1, 1], centered"
+        )
+    predictions = {ours: theirs for theirs, ours in TARGETS.items()}
+    if config.target not in predictions:
+        raise UsageError(f"config.target={config.target}: diffusers knows {', '.join(predictions)} under other names")
+    name = config.process.name
+    process = config.process[name]
+    linear = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None}
+    if name == "ddpm":
+        steps, scale = process.steps, 1000 / process.steps if process.rescale else 1
+        betas = linear | {"beta_start": scale * process.beta_min, "beta_end": scale * process.beta_max}
+    elif name == "cosine":
+        betas, steps = linear | {"beta_schedule": "squaredcos_cap_v2"}, process.steps
+    elif name == "betas":
+        betas, steps = linear | {"trained_betas": list(process["values"])}, len(process["values"])
+    else:
+        raise UsageError(
+            f"config.process.name={name}: diffusers' DDPMScheduler walks a chain that keeps the variance: ddpm, "
+            "cosine or betas"
+        )
+    ancestral = config.sampler.step.ancestral
+    asked = config.sampler.step.name == "ancestral"
+    if asked and ancestral.eta == 0:
+        last: dict[str, Any] = {"_class_name": "DDIMScheduler", "set_alpha_to_one": True}
+    else:
+        large = asked and ancestral.variance == "large"
+        last = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large" if large else "fixed_small"}
+    return (
+        betas
+        | last
+        | {
+            "clip_sample": config.sampler.x0.name == "clip",
+            "clip_sample_range": 1.0,
+            "num_train_timesteps": steps,
+            "prediction_type": predictions[config.target],
+            "rescale_betas_zero_snr": False,
+            "steps_offset": 0,
+            "thresholding": False,
+            "timestep_spacing": "leading",
+        }
+    )
+
+
+def grid_of(theirs: dict[str, Any]) -> dict[str, Any]:
+    """What a scheduler's config.json says of the times of fewer steps, which are chosen otherwise here."""
+    kinds = {"set_alpha_to_one": bool, "steps_offset": int, "timestep_spacing": str}
+    return {key: theirs[key] for key, kind in kinds.items() if type(theirs.get(key)) is kind}
+
+
+def _blocks(theirs: dict[str, Any], side: str, count: int) -> list[bool]:
+    """Whether there is attention, by block."""
+    option = f"{side.lower()}_block_types"
+    kinds = {f"{side}Block2D": False, f"Attn{side}Block2D": True}
+    given = theirs.get(option)
+    if not isinstance(given, list) or len(given) != count or not all(isinstance(kind, str) for kind in given):
+        raise UsageError(f"{option}={_shown(given)}: {count} names are needed, as of block_out_channels")
+    for kind in given:
+        if kind not in kinds:
+            raise UsageError(f"{option}: {_shown(kind)} is not known here; {' and '.join(kinds)} are")
+    return [kinds[kind] for kind in given]
+
+
+def _whole_list(theirs: dict[str, Any], option: str) -> list[int]:
+    given = theirs.get(option)
+    if not isinstance(given, list) or not 1 <= len(given) <= 16:
+        raise UsageError(f"{option}={_shown(given)}: a list of whole numbers is needed")
+    return [_whole(option, value) for value in given]
+
+
+def _one_of(option: str, value: Any, known: Mapping[str, Any]) -> Any:
+    if not isinstance(value, str) or value not in known:
+        raise UsageError(f"{option}={_shown(value)}: {', '.join(known)} are known here")
+    return known[value]
+
+
+def _whole(option: str, value: Any, most: int = 1 << 16) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise UsageError(f"{option}={_shown(value)}: a whole number from 1 to {most} is needed")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) < 60 else text[:57] + "..."

@@ -1,0 +1,350 @@
+"""Opens whatever holds weights: a diffusers folder, a .safetensors file, a file of `torch.save`, a workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scoregen.app.config import Config, load
+from scoregen.contrib.weights import ncsn, ncsnpp, unet
+from scoregen.contrib.weights.layout import KINDS, Entry, to_ours
+from scoregen.contrib.weights.torch_zip import Tensor, TorchFile
+from scoregen.errors import UsageError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+# The names of attention in diffusers before 0.15, by which the first checkpoints on the hub go.
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+class Array(NamedTuple):
+    """What an array is, before it is read: the name of its type, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights in a file, under their own names.
+
+    Attributes:
+        format: what holds them.
+        arrays: what there is.
+        read: the numbers of one of them, by name, or, of a training's own file, of its average.
+        averaged: the names that have an average of their own.
+        step: of the training, if it is known.
+        files: those that the weights are in, and the configurations beside them, by their part of the pipeline.
+    """
+
+    format: str
+    arrays: Mapping[str, Array]
+    read: Callable[[str, bool], np.ndarray]
+    averaged: frozenset[str] = frozenset()
+    step: int = 0
+    file: Path = Path()
+    configs: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers there are in all."""
+        return sum(int(np.prod(array.shape)) for array in self.arrays.values())
+
+    def checksum(self) -> str:
+        """SHA-256 of the file of weights."""
+        return checksum(self.file)
+
+
+class Format(NamedTuple):
+    """A network of score_sde's, in the files that its training leaves.
+
+    Attributes:
+        layout: (our network, the shape of an example) -> where each array lies.
+        net: our network's name in a configuration.
+        preset: the configuration to take if none is named, and the shape of its data.
+        buffers: arrays in the state dict that are no weights.
+        fixed: weights that are not trained, of which no average is kept.
+    """
+
+    layout: Callable[[Any, tuple[int, ...]], list[Entry]]
+    net: str
+    preset: Callable[[], Config]
+    shape: tuple[int, ...]
+    buffers: tuple[str, ...] = ("sigmas",)
+    fixed: tuple[str, ...] = ()
+
+
+def _ddpm() -> Config:
+    config = load("ddpm_cifar")
+    config.net.unet.attention_last = True
+    return config
+
+
+def _ncsnpp(net: Any, shape: tuple[int, ...]) -> list[Entry]:
+    return ncsnpp.score_sde(net, shape, by_sigma=True)
+
+
+# A network of theirs is one line here: its layout, and the preset that it is by default.
+FORMATS: dict[str, Format] = {
+    "ddpm": Format(unet.score_sde, "unet", _ddpm, (32, 32, 3)),
+    "ncsnpp": Format(_ncsnpp, "ncsnpp", lambda: load("ncsnpp_ve_cifar"), (32, 32, 3), fixed=("all_modules.0.W",)),
+    "ddpmpp": Format(ncsnpp.score_sde, "ncsnpp", lambda: load("ddpmpp_vp_cifar"), (32, 32, 3)),
+    "ncsn": Format(lambda net, _: ncsn.layout(net), "refinenet", lambda: load("ncsn_cifar"), (32, 32, 3)),
+    "ncsnv2": Format(lambda net, _: ncsn.layout(net), "refinenet_v2", lambda: load("ncsnv2_cifar"), (32, 32, 3)),
+}
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """The weights at a path: a pipeline's or a model's folder, a .safetensors file, or a file of `torch.save`.
+
+    Raises:
+        UsageError: if there are none, or if they cannot be read.
+    """
+    if path.is_dir():
+        with _folder(path) as source:
+            yield source
+    elif not path.exists():
+        hub = len(path.parts) == 2 and not path.suffix
+        get = f"; to get it: huggingface-cli download {path} --local-dir {path.name}, and then give {path.name}"
+        raise UsageError(f"there is no {path}: a diffusers folder, a .safetensors or a .pth file is needed{get * hub}")
+    elif not path.is_file():
+        raise UsageError(f"{path} is neither a file nor a folder")
+    elif path.suffix == ".safetensors":
+        with _safetensors(path, "safetensors", {}) as source:
+            yield source
+    else:
+        with TorchFile(path) as file:
+            yield _trained(file)
+
+
+def _folder(path: Path) -> contextlib.AbstractContextManager[Source]:
+    """A pipeline's folder, with `unet/` and `scheduler/`, or the model's own."""
+    model = path / "unet" if (path / "unet").is_dir() else path
+    if (path / "checkpoints").is_dir():
+        raise UsageError(f"{path} is a run of scoregen already: python -m scoregen.run --workdir={path} --mode=sample")
+    if not (model / "config.json").is_file():
+        raise UsageError(f"{path} is no diffusers folder: there is no unet/config.json in it, nor a config.json")
+    configs = {"unet": read_json(model / "config.json")}
+    # Of a model's own folder it lies beside, as on the hub's first models, or in the pipeline's that it is a part of.
+    beside = (path / "scheduler", path, *([path.parent / "scheduler"] if path.name == "unet" else []))
+    found = [folder / "scheduler_config.json" for folder in beside if (folder / "scheduler_config.json").is_file()]
+    if found:
+        configs["scheduler"] = read_json(found[0])
+    if not (model / WEIGHTS).is_file():
+        if parts := sorted(model.glob("diffusion_pytorch_model*.safetensors")):
+            mend = (
+                "diffusers' save_pretrained(FOLDER, max_shard_size='100GB') writes one"
+                if len(parts) > 1
+                else f"rename it to {WEIGHTS}"
+            )
+            raise UsageError(f"the weights in {model} are in {', '.join(p.name for p in parts[:3])}: {mend}")
+        if any(model.glob("diffusion_pytorch_model*.bin")):
+            raise UsageError(
+                f"{model} has its weights in a .bin file alone, a pickle, which is not read: write them with "
+                "diffusers' save_pretrained(FOLDER), which takes safetensors"
+            )
+        raise UsageError(f"there is no {WEIGHTS} in {model}")
+    return _safetensors(model / WEIGHTS, "diffusers", configs)
+
+
+@contextlib.contextmanager
+def _safetensors(path: Path, kind: str, configs: dict[str, dict]) -> Iterator[Source]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="numpy")
+        names = list(file.keys())
+        theirs = {_today(name): name for name in names}
+        if len(theirs) != len(names):
+            raise UsageError(f"{path} has one array under a name of today and under one of diffusers before 0.15")
+        slices = {name: file.get_slice(old) for name, old in theirs.items()}
+        arrays = {
+            name: Array(DTYPES.get(str(s.get_dtype()), str(s.get_dtype())), tuple(s.get_shape()))
+            for name, s in slices.items()
+        }
+    except SafetensorError as error:
+        raise UsageError(f"{path} is no safetensors file, or is cut short ({_line(error)}): get it again") from None
+
+    def read(name: str, averaged: bool) -> np.ndarray:
+        try:
+            return file.get_tensor(theirs[name])
+        except (SafetensorError, TypeError, AttributeError, ValueError, MemoryError) as error:
+            raise UsageError(f"{path}: {name} cannot be read ({_line(error)})") from None
+
+    yield Source(kind, arrays, read, file=path, configs=configs)
+
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+
+
+def _today(name: str) -> str:
+    *path, layer, last = name.split(".") if name.count(".") else ("", name)
+    if "attentions" in path and layer in RENAMED:
+        return ".".join([*path, RENAMED[layer], last])
+    return name
+
+
+def _trained(file: TorchFile) -> Source:
+    """score_sde's {"model": state dict, "ema": {"shadow_params": [...]}, "step": n}, or a state dict alone."""
+    value, path = file.value, file.path
+    whole = value if isinstance(value, dict) else {}
+    model = whole.get("model", whole)
+    if not isinstance(model, dict) or not model or not all(isinstance(a, Tensor) for a in model.values()):
+        raise UsageError(
+            f"{path} holds no state dict, under 'model' or as a whole, of tensors alone; to take the part that is one: "
+            "found = torch.load(OLD, weights_only=True); torch.save(found[...], NEW)"
+        )
+    prefix = "module." if all(str(name).startswith("module.") for name in model) else ""  # of DataParallel
+    tensors = {str(name).removeprefix(prefix): tensor for name, tensor in model.items()}
+    if len(tensors) != len(model):
+        raise UsageError(f"{path} has two arrays of one name")
+    step = whole.get("step", 0)
+    step = step if type(step) is int and 0 <= step < 1 << 31 else 0
+    averages = _averages(path, whole.get("ema"), tensors)
+
+    def read(name: str, averaged: bool) -> np.ndarray:
+        return file.read(averages[name] if averaged and name in averages else tensors[name])
+
+    arrays = {name: Array(str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
+    return Source("torch", arrays, read, frozenset(averages), step, path)
+
+
+def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By name: their list of averages has the order of the parameters, buffers and what is not trained left out."""
+    if ema is None:
+        return {}
+    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
+    if not isinstance(shadow, list) or not all(isinstance(tensor, Tensor) for tensor in shadow):
+        raise UsageError(f"{path}: its 'ema' has no list of shadow_params")
+    buffers = {name for it in FORMATS.values() for name in it.buffers}
+    fixed = {name for it in FORMATS.values() for name in it.fixed}
+    for left_out in (buffers | fixed, buffers):
+        names = [name for name in tensors if name not in left_out]
+        if [tensors[name].shape for name in names] == [tensor.shape for tensor in shadow]:
+            return dict(zip(names, shadow, strict=True))
+    raise UsageError(
+        f"{path}: its {len(shadow)} averages are not those of the {len(tensors)} arrays of its model, in order"
+    )
+
+
+def fitting(source: Source, config: Config | None, asked: str) -> str:
+    """The name of the format of score_sde's that these arrays are in.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    from scoregen.app.build import network
+    from scoregen.app.config import pick
+
+    if asked:
+        pick(FORMATS, asked, "--format")
+        return asked
+    found = set(source.arrays)
+    for name, it in FORMATS.items():
+        if config is not None:
+            # Of two formats for one network of ours, the one with constants stands first and is known by them.
+            if it.net == config.net.name and found.issuperset(it.fixed):
+                return name
+        else:
+            entries = it.layout(network(it.preset()), it.shape)
+            if {entry.theirs for entry in entries} == found - set(it.buffers):
+                return name
+    known = ", ".join(FORMATS)
+    raise UsageError(f"its arrays are those of none of the networks known here ({known}); say --config=NAME")
+
+
+def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[str, Any]) -> None:
+    """Refuse arrays of other names or shapes than the layout takes to our network, before any is read.
+
+    Args:
+        entries: the layout.
+        arrays: what there is.
+        ours: our network's parameters, nested, of arrays or of shapes.
+
+    Raises:
+        UsageError: naming the first array that differs.
+    """
+    wanted = {entry.theirs: entry for entry in entries}
+    if missing := [name for name in wanted if name not in arrays]:
+        raise UsageError(f"there is no {missing[0]} ({len(missing)} of {len(wanted)} arrays are missing)")
+    if unknown := sorted(set(arrays) - set(wanted)):
+        raise UsageError(f"there is {unknown[0]}, which the network has not ({len(unknown)} such arrays)")
+    for name, entry in wanted.items():
+        shape: Any = ours
+        for part in entry.ours.split("."):
+            shape = shape[part]
+        shape = KINDS[entry.kind][1](np.empty(shape.shape, np.int8)).shape
+        if arrays[name].shape != shape:
+            raise UsageError(f"{name} is {sized(arrays[name].shape)}, and the network's is {sized(shape)}")
+        if arrays[name].dtype not in FLOATS:
+            raise UsageError(f"{name} holds {arrays[name].dtype}, and weights are floating-point numbers")
+
+
+def converted(source: Source, entries: Sequence[Entry], averaged: bool) -> dict[str, Any]:
+    """Our parameters, nested, in float32, which holds half precision exactly.
+
+    Raises:
+        UsageError: for weights that are not finite, or that float32 does not hold.
+    """
+    theirs, bad = {}, []
+    for entry in entries:
+        array = source.read(entry.theirs, averaged)
+        with np.errstate(over="ignore"):
+            theirs[entry.theirs] = array.astype(np.float32)
+        if not finite(array):
+            bad.append(entry.theirs)
+        elif array.dtype == np.float64 and (theirs[entry.theirs].astype(np.float64) != array).any():
+            raise UsageError(
+                f"{source.file}: {entry.theirs} is float64, and float32 does not hold it: save it as float32"
+            )
+    if bad:
+        raise UsageError(f"{source.file}: {len(bad)} arrays have weights that are not finite, the first {bad[0]}")
+    return to_ours(entries, theirs)
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether all numbers are, of an array of any floating-point type."""
+    return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table in a small JSON file.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(1 << 22))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged: it is no table in JSON")
+    return found
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sized(shape: Sequence[int]) -> str:
+    """A shape as one says it.
+
+    >>> sized((3, 3)), sized(())
+    ('3x3', 'a scalar')
+    """
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,55 @@
+"""Sources: functions that return a `Dataset`, and what is known of one before it is called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from scoregen.data.dataset import Dataset
+
+Make = TypeVar("Make", bound=Callable[..., Dataset])
+
+
+def source(*, shape: Callable[..., tuple[int, ...]] | None = None, verified: bool = False) -> Callable[[Make], Make]:
+    """Decorator that says of a source what need not be read for it. A function without it is a source too.
+
+    Args:
+        shape: from some of the source's options, by name, to the shape of an example.
+        verified: whether every file is compared with a published checksum, so that the data are the same whatever
+            folder they lie in.
+
+    >>> @source(shape=lambda size: (size, size, 3))
+    ... def photos(*, dir: str, size: int = 32, seed: int = 0) -> Dataset:
+    ...     raise NotImplementedError
+    >>> shape_of(photos, dir="", size=8, seed=1), shape_of(photos), reads_files(photos), is_verified(photos)
+    ((8, 8, 3), (32, 32, 3), True, False)
+    """
+
+    def declare(make: Make) -> Make:
+        make.example_shape, make.verified = shape, verified  # pyright: ignore[reportFunctionMemberAccess]
+        return make
+
+    return declare
+
+
+def reads_files(make: Callable[..., Dataset]) -> bool:
+    """Whether a source reads files: it then has a parameter `dir`, the folder or file that the person names."""
+    return "dir" in inspect.signature(make).parameters
+
+
+def is_verified(make: Callable[..., Dataset]) -> bool:
+    """Whether the data of a source are the same whatever folder they lie in; see `source`."""
+    return getattr(make, "verified", False)
+
+
+def shape_of(make: Callable[..., Dataset], **options: Any) -> tuple[int, ...]:
+    """The shape of an example of a source with these options: as it declares, or else as its data have it.
+
+    `dir` may be given to a source that reads no files.
+    """
+    shape, parameters = getattr(make, "example_shape", None), inspect.signature(make).parameters
+    if shape is None:
+        return make(**{name: value for name, value in options.items() if name != "dir" or name in parameters}).shape
+    known = {name: parameter.default for name, parameter in parameters.items()} | options
+    return shape(**{name: known[name] for name in inspect.signature(shape).parameters})

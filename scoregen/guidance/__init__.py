@@ -1,0 +1,43 @@
+"""Guidance: what is known of x0 besides the network, put into every estimate of it.
+
+A wrapper is called as `wrapper(denoiser) -> Denoiser`, so it works with every sampler, and wrappers compose. What is
+known may be the range of the data (`Clip`, `DynamicThreshold`), a class (`ClassifierFree`), or a linear measurement
+y = A x0 + noise (`Replace`, `Posterior`): pixels for inpainting, grey values for colorization, any matrix.
+"""
+
+from scoregen.guidance.measurements import (
+    CONTROLS,
+    METHODS,
+    SPREADS,
+    Colorize,
+    Control,
+    Grey,
+    Inpaint,
+    Linear,
+    Matrix,
+    Pixels,
+    Posterior,
+    Replace,
+)
+from scoregen.guidance.wrappers import X0S, ClassifierFree, Clip, DynamicThreshold, Free, Wrapper
+
+__all__ = [
+    "CONTROLS",
+    "METHODS",
+    "SPREADS",
+    "X0S",
+    "ClassifierFree",
+    "Clip",
+    "Colorize",
+    "Control",
+    "DynamicThreshold",
+    "Free",
+    "Grey",
+    "Inpaint",
+    "Linear",
+    "Matrix",
+    "Pixels",
+    "Posterior",
+    "Replace",
+    "Wrapper",
+]

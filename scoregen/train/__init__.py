@@ -1,0 +1,68 @@
+"""Training: the model, one step, the loop around it, optimizers, averages, checkpoints, devices, logs.
+
+Names are imported when they are used. Only `Checkpoints` imports orbax, which takes most of a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scoregen.train.checkpoint import Checkpoints
+    from scoregen.train.ema import AVERAGES, Average, Decay, HalfLife, NoAverage, Power
+    from scoregen.train.log import Bar, MetricsLog
+    from scoregen.train.loop import fit
+    from scoregen.train.model import Model
+    from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
+    from scoregen.train.state import State, abstract_state, init_state, refusals, restore_average
+    from scoregen.train.step import TrainStep, check_even, check_shapes, make_eval, make_step
+
+_MODULES = {
+    "checkpoint": ("Checkpoints",),
+    "ema": ("AVERAGES", "Average", "Decay", "HalfLife", "NoAverage", "Power"),
+    "log": ("Bar", "MetricsLog"),
+    "loop": ("fit",),
+    "model": ("Model",),
+    "optimizers": ("OPTIMIZERS", "SCHEDULES", "make_optimizer"),
+    "state": ("State", "abstract_state", "init_state", "refusals", "restore_average"),
+    "step": ("TrainStep", "check_even", "check_shapes", "make_eval", "make_step"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "AVERAGES",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Average",
+    "Bar",
+    "Checkpoints",
+    "Decay",
+    "HalfLife",
+    "MetricsLog",
+    "Model",
+    "NoAverage",
+    "Power",
+    "State",
+    "TrainStep",
+    "abstract_state",
+    "check_even",
+    "check_shapes",
+    "fit",
+    "init_state",
+    "make_eval",
+    "make_optimizer",
+    "make_step",
+    "refusals",
+    "restore_average",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

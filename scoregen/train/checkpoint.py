@@ -1,0 +1,365 @@
+"""Checkpoints that survive a kill, a full disk and a damaged file. The only importer of orbax.
+
+A state is any pytree of arrays. It is stored flat, one entry a leaf, under the leaf's dotted path
+(`params.Dense_0.kernel`), so a checkpoint knows nothing of Python classes: no pickle, a part of it
+can be read alone, and a checkpoint of another network is recognised by its names and shapes.
+
+On disk a checkpoint is the folder `<directory>/<step>`. It is written beside that under a temporary
+name and renamed when complete, so a folder whose name is a number is a whole checkpoint. Its file
+`contents` holds the metric, the shape and type of every leaf, and a checksum of every other file: orbax
+itself would read a changed byte without a word, and answers a cut file with pages of traceback.
+
+Importing this module costs most of a second: import it where it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from scoregen.errors import UsageError
+
+# Orbax logs every save, and every failure, which is reported here in one line.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+_TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's suffix for a folder that is not complete
+_CONTENTS = "contents"
+# Orbax writes these when it commits, after the checksums are made; restoring needs neither.
+_UNSEALED = {_CONTENTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+class _Damaged(Exception):
+    """The files of a checkpoint are not those that were written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: writes them in the background, keeps few, reads the best it can.
+
+    The newest `keep` are kept and, with `best`, also the one with the smallest metric. Nothing on disk
+    is touched before the first `save`, so a sampler may read a folder while a trainer writes to it.
+    One line goes to `say` (by default to stderr) for each checkpoint that is passed over as damaged.
+    Every process of a multi-process run must make the same calls.
+
+    Raises ValueError if `keep` is less than 1.
+
+    >>> import tempfile, numpy as np
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> template = {"params": np.zeros(3), "step": 0}
+    >>> with Checkpoints(folder.name) as checkpoints:
+    ...     checkpoints.save(10, {"params": np.ones(3), "step": 10})
+    >>> Checkpoints(folder.name).restore(template)
+    ({'params': array([1., 1., 1.]), 'step': 10}, 10)
+    >>> Checkpoints(folder.name).restore_part("params", template["params"])
+    (array([1., 1., 1.]), 10)
+    >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        keep: int = 3,
+        best: bool = True,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}")
+        self.directory = Path(directory).absolute()
+        self._keep, self._best = keep, best
+        self._say = say or (lambda line: print(line, file=sys.stderr))
+        self._writing: int | None = None  # the step being written
+        self._written: int | None = None  # the last step that this object wrote
+        self._contents: dict[str, Any] = {}  # of the checkpoint being written
+        self._orbax = self._open()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, metric: float | None = None) -> None:
+        """Begins to write `state` as the checkpoint of `step`, and returns once it is copied to the host.
+
+        The state may be donated or changed as soon as this returns. Waits first for the save before
+        it. Saving the step just saved again does nothing; an older checkpoint of that step is replaced.
+        A `metric` that is not finite counts as none.
+
+        Raises UsageError if this or the previous save cannot be written, and TypeError for a leaf that
+        is not an array or a number.
+        """
+        self.wait()
+        if step == self._written:
+            return
+        metric = float(metric) if metric is not None and math.isfinite(metric) else None
+        entries = {key: _stored(key, leaf) for key, leaf in _flat(state).items()}
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clean()
+            self._contents = {"step": step, "metric": metric, "leaves": _kinds(entries)}
+            self._orbax.save(self.directory / str(step), args=ocp.args.PyTreeSave(entries), force=True)
+        except (OSError, ValueError) as error:
+            raise self._unwritten(step, error) from error
+        self._writing = step
+
+    def wait(self) -> None:
+        """Blocks until the save under way, if any, is on disk; then removes what need not be kept.
+
+        Raises UsageError if that save could not be written; the earlier checkpoints are all still there.
+        """
+        if self._writing is None:
+            return
+        step, self._writing = self._writing, None
+        try:
+            self._orbax.wait_until_finished()
+        except Exception as error:  # whatever it is, it happened while writing
+            raise self._unwritten(step, error) from error
+        self._written = step
+        steps = self.steps()
+        keep = {*steps[-self._keep :], self.best_step() if self._best else step}
+        for old in set(steps) - keep:
+            self._remove(self.directory / str(old))
+
+    def close(self) -> None:
+        """Waits for the save under way and lets go of the threads; raises what `wait` raises."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint on disk, in increasing order."""
+        if not self.directory.is_dir():
+            return []
+        names = (path.name for path in self.directory.iterdir())
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
+
+    def latest_step(self) -> int | None:
+        """The newest step on disk, or None."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step with the smallest metric, the newer one of equals; None if none carries a metric."""
+        rated = []
+        for step in self.steps():
+            with contextlib.suppress(_Damaged):  # one that cannot say how good it is, is not the best
+                if (metric := _contents(self.directory / str(step))["metric"]) is not None:
+                    rated.append((metric, -step))
+        return -min(rated)[1] if rated else None
+
+    def leaves(self, step: int) -> dict[str, str]:
+        """What a checkpoint holds: the dotted path of every array, and its type and shape, as "float32 128x3".
+
+        Raises UsageError if it is damaged.
+        """
+        try:
+            return _contents(self.directory / str(step))["leaves"]
+        except _Damaged as error:
+            raise UsageError(f"checkpoint {self.directory / str(step)} is damaged: {error}") from None
+
+    def restore(self, template: Any, step: int | None = None, best: bool = False) -> tuple[Any, int] | None:
+        """Reads a whole state: the newest, that of `step`, or with `best` the one of the smallest metric.
+
+        `template` is a state of the same structure, of arrays or of `jax.ShapeDtypeStruct`. What comes
+        back has its types and its shardings (one local device where it names none) and, bit for bit, the
+        values that were saved, whatever the number of devices they were saved from. A damaged checkpoint
+        is passed over for the newest sound one, unless it is that of `step`.
+
+        Returns (state, step), or None where there is no checkpoint at all. Raises UsageError if `step` is
+        not there, if none is readable, or if the checkpoint is of another structure (another network).
+        """
+        return self._restore("", template, step, best)
+
+    def restore_part(
+        self, name: str, template: Any, step: int | None = None, best: bool = False
+    ) -> tuple[Any, int] | None:
+        """Reads one part of a state alone, such as "ema" without the optimizer; else as `restore`.
+
+        `name` is the dotted path of the part within the state and `template` is like the part.
+        """
+        return self._restore(name, template, step, best)
+
+    def _restore(self, name: str, template: Any, step: int | None, best: bool) -> tuple[Any, int] | None:
+        self.wait()
+        steps = self.steps()[::-1]
+        if step is not None:
+            if step not in steps:
+                there = ", ".join(map(str, steps)) or "none"
+                raise UsageError(f"no checkpoint of step {step} in {self.directory}: it has {there}")
+            steps = [step]
+        elif best and (first := self.best_step()) is not None:
+            steps = [first, *(other for other in steps if other != first)]
+        if not steps:
+            return None
+        for number in steps:
+            try:
+                return self._read(name, template, number), number
+            except _Damaged as error:
+                self._say(f"checkpoint {self.directory / str(number)} is damaged ({error}); passing it over")
+        raise UsageError(
+            f"no readable checkpoint in {self.directory} (tried {', '.join(map(str, steps))}): "
+            "restore the folder from a copy, or start the run anew in an empty folder"
+        )
+
+    def _read(self, name: str, template: Any, step: int) -> Any:
+        path = self.directory / str(step)
+        wanted = _flat(template, name)
+        contents = _contents(path)
+        stored = contents["leaves"]
+        part = {k: v for k, v in stored.items() if not name or k == name or k.startswith(name + ".")}
+        if not part:
+            parts = sorted({key.split(".")[0] for key in stored})
+            raise UsageError(f"checkpoint {path} has no part {name!r}: its parts are {', '.join(parts)}")
+        if difference := _difference(part, _kinds(wanted)):
+            raise UsageError(
+                f"checkpoint {path} is not of this model: {difference}; "
+                "use the configuration that it was trained with, or another folder"
+            )
+        for file, checksum in contents["files"].items():
+            if _checksum(path / file) != checksum:
+                raise _Damaged(f"its file '{file}' has changed")
+        arguments = ocp.args.PyTreeRestore(
+            dict.fromkeys(wanted, 0),
+            restore_args={key: _restore_args(leaf) for key, leaf in wanted.items()},
+            partial_restore=True,
+        )
+        entries = self._orbax.restore(path, args=arguments)
+        leaves = [_as(leaf, entries[key]) for key, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+    def _open(self) -> ocp.AsyncCheckpointer:
+        options = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
+        return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+
+    def _seal(self) -> None:
+        """Writes the file of contents; orbax calls this when all is written, before it renames the folder."""
+        if jax.process_index() != 0:
+            return
+        folder = self.directory / f"{self._contents['step']}{_TEMPORARY}"
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _UNSEALED)
+        self._contents["files"] = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+        text = json.dumps(self._contents)
+        (folder / _CONTENTS).write_text(f"{zlib.crc32(text.encode()):08x} {text}")
+
+    def _unwritten(self, step: int, error: Exception) -> UsageError:
+        """What to say of a failed save, after making room: a half-written checkpoint can fill the disk."""
+        self._orbax, self._written = self._open(), None
+        try:
+            self._clean()
+            last = self.latest_step()
+        except OSError:
+            last = None
+        good = "there is no earlier one" if last is None else f"the last good checkpoint is step {last}"
+        return UsageError(f"could not write {self.directory / str(step)}: {reason(error)}; {good}")
+
+    def _clean(self) -> None:
+        """Removes what a killed or failed save left behind."""
+        for path in self.directory.glob(f"*{_TEMPORARY}*"):
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        if jax.process_index() != 0:
+            return
+        if _TEMPORARY not in path.name:  # renamed first: half removed, it must not look like a checkpoint
+            path = path.rename(path.with_name(path.name + _TEMPORARY + "-old"))
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _contents(path: Path) -> dict[str, Any]:
+    try:
+        checksum, text = (path / _CONTENTS).read_bytes().split(b" ", 1)
+    except OSError as error:
+        raise _Damaged(f"its file '{_CONTENTS}': {reason(error)}") from error
+    except ValueError:
+        checksum, text = b"", b""
+    if checksum != f"{zlib.crc32(text):08x}".encode():
+        raise _Damaged(f"its file '{_CONTENTS}' has changed")
+    return json.loads(text)
+
+
+def _checksum(path: Path) -> int | None:
+    checksum = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                checksum = zlib.crc32(block, checksum)
+    except OSError:
+        return None
+    return checksum
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """The leaves by dotted path, below `name`, in the order in which they flatten."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    flat = {".".join(filter(None, (name, path))): leaf for path, (_, leaf) in zip(paths, leaves, strict=True)}
+    if len(flat) != len(leaves):
+        raise TypeError("two leaves of the state have the same dotted path: rename one of its keys")
+    return flat
+
+
+def _stored(key: str, leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    if isinstance(leaf, np.ndarray | np.generic | bool | int | float) and np.asarray(leaf).dtype != object:
+        return np.asarray(leaf)  # orbax takes a copy of it
+    raise TypeError(f"cannot save {key or 'the state'}: {type(leaf).__name__} is not an array of numbers")
+
+
+def _kinds(leaves: dict[str, Any]) -> dict[str, str]:
+    """What each leaf is, as "float32 128x3"."""
+
+    def kind(leaf: Any) -> str:
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        return f"{leaf.dtype} {'x'.join(map(str, leaf.shape)) or 'scalar'}"
+
+    return {key: kind(leaf) for key, leaf in leaves.items()}
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _as(leaf: Any, value: Any) -> Any:
+    """`value` as the type of Python object that `leaf` is."""
+    if isinstance(leaf, np.generic):
+        return np.asarray(value)[()]
+    return type(leaf)(value) if isinstance(leaf, bool | int | float) else value
+
+
+def _difference(stored: dict[str, str], wanted: dict[str, str]) -> str:
+    """The first leaf that is not the same in both, or "" if there is none."""
+    for key in sorted(stored | wanted):
+        if key not in stored:
+            return f"it has no {key}"
+        if key not in wanted:
+            return f"it has {key}, which the model has not"
+        if stored[key] != wanted[key]:
+            return f"its {key} is {stored[key]}, the model's is {wanted[key]}"
+    return ""
+
+
+def reason(error: BaseException) -> str:
+    """Why a write failed: the message of the system, if there is one."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    if system := re.search(r"os_error_code='(\d+)'", text):  # tensorstore turns an OSError into a ValueError
+        return os.strerror(int(system[1]))
+    return (text.strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,217 @@
+"""What a run was trained from, as JSON: names of classes and their plain fields, never a pickle.
+
+    {"class": "scoregen.nets.mlp.MLP", "fields": {"width": 96, ...}}        an object
+    {"name": "my_module.my_loss"}                                           a function or a class
+    {"array": [0.1, 0.2], "dtype": "float32"}    {"float": "inf"}    {"dict": {...}}
+
+`rebuild` makes objects of scoregen's own classes only. Any other class is named in an error: whoever loads the run has
+to give the object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from scoregen.errors import UsageError
+from scoregen.files import whole
+
+if TYPE_CHECKING:
+    from scoregen.data import Dataset
+
+FILE = "model.json"
+_LINEN = ("parent", "name")  # fields that Flax adds to every module
+
+
+def describe(value: Any) -> Any:
+    """The value as JSON.
+
+    >>> from scoregen.train.ema import Decay
+    >>> describe(Decay(0.9))
+    {'class': 'scoregen.train.ema.Decay', 'fields': {'rate': 0.9, 'ramp': True}}
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, tuple | list):
+        return [describe(element) for element in value]
+    if isinstance(value, dict):
+        return {"dict": {str(key): describe(element) for key, element in value.items()}}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        plain = array.dtype.kind in "bui" or np.isfinite(array).all()
+        return {"array": array.tolist() if plain else describe(array.tolist()), "dtype": str(array.dtype)}
+    if isinstance(value, functools.partial):
+        given = {"dict": {str(i): describe(a) for i, a in [*enumerate(value.args), *value.keywords.items()]}}
+        return {"name": _path(value.func), "given": given}
+    if hasattr(value, "__qualname__"):
+        return {"name": _path(value)}
+    return {"class": _path(type(value)), "fields": {key: describe(field) for key, field in _fields(value)}}
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(value):
+        linen = _LINEN if hasattr(value, "parent") else ()
+        for field in dataclasses.fields(value):
+            if field.init and field.name not in linen:
+                yield field.name, getattr(value, field.name)
+    else:
+        yield from ((key, field) for key, field in getattr(value, "__dict__", {}).items() if not key.startswith("_"))
+
+
+def _path(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def rebuild(description: Any) -> Any:
+    """The object that `describe` described, with tuples for all sequences.
+
+    Raises:
+        ValueError: naming what is not scoregen's own.
+
+    >>> from scoregen.process import ddpm
+    >>> rebuild(describe(ddpm(steps=30))).levels
+    30
+    >>> rebuild({"class": "my_module.MyNet", "fields": {}})
+    Traceback (most recent call last):
+    ValueError: my_module.MyNet is not scoregen's own
+    """
+    if isinstance(description, list):
+        return tuple(map(rebuild, description))
+    if not isinstance(description, dict):
+        return description
+    if "float" in description:
+        return float(description["float"])
+    if "dict" in description:
+        return {key: rebuild(element) for key, element in description["dict"].items()}
+    if "array" in description:
+        values = description["array"]
+        return jax.numpy.asarray(np.asarray(_floats(values), dtype=description["dtype"]))
+    if "given" in description:
+        raise ValueError(f"arguments given to {description['name']} cannot be made again")
+    if "name" in description:
+        return _own(description["name"])
+    if "class" not in description:
+        raise ValueError(f"{sorted(description)} describe nothing")
+    kind = _own(description["class"])
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(f"{description['class']} cannot be made again")
+    return kind(**{key: rebuild(field) for key, field in description["fields"].items()})
+
+
+def _floats(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_floats(value) for value in values]
+    return float(values["float"]) if isinstance(values, dict) else values
+
+
+def _own(path: str) -> Any:
+    """What scoregen has under this path."""
+    module, _, name = path.rpartition(".")
+    if not re.fullmatch(r"scoregen(\.\w+)+", path):
+        raise ValueError(f"{path} is not scoregen's own")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise ValueError(f"{path} is not in this version of scoregen") from None
+    if str(getattr(found, "__module__", None)).partition(".")[0] != "scoregen":  # what scoregen itself imports
+        raise ValueError(f"{path} is not scoregen's own")
+    return found
+
+
+def fingerprint(optimizer: Any, params: Any) -> dict[str, str]:
+    """A checksum of what an optimizer computes, rate and schedule included, for parameters of these shapes.
+
+    A transformation of optax is a pair of closures, whose constants are seen in the traced program alone. The text of
+    that program depends on the versions of jax and optax, which stand beside the checksum.
+    """
+    state = jax.eval_shape(optimizer.init, params)
+    with jax.numpy_dtype_promotion("standard"):
+        program = str(jax.make_jaxpr(optimizer.update)(params, state, params))
+    text = re.sub(r"0x[0-9a-f]+", "", program)  # addresses differ from one process to the next
+    versions = {package: importlib.metadata.version(package) for package in ("jax", "optax")}
+    return {"program": f"{zlib.crc32(text.encode()):08x}", **versions}
+
+
+def data_summary(dataset: Dataset) -> dict[str, Any]:
+    """The shape of an example, the number of examples, and a checksum of a few of them."""
+    train = dataset.train
+    few = np.ascontiguousarray(train[:: max(1, len(train) // 64)])
+    return {
+        "shape": list(dataset.shape),
+        "dtype": str(train.dtype),
+        "size": len(train),
+        "labels": dataset.train_labels is not None,
+        "checksum": f"{zlib.crc32(few.tobytes()):08x}",
+    }
+
+
+def write(workdir: Path, description: dict[str, Any]) -> None:
+    """Writes the description of a run, whole or not at all."""
+    with whole(workdir / FILE) as fresh:
+        fresh.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
+
+
+def read(workdir: str | Path) -> dict[str, Any] | None:
+    """The description of a run, or None where there is none.
+
+    Raises:
+        UsageError: if it is damaged.
+    """
+    path = Path(workdir, FILE)
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged: restore it from a copy, or delete it")
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two descriptions, each "what was old, now new" or "what was another"."""
+    before, after = old.get("optimizer") or {}, new.get("optimizer") or {}
+    # The program is another with other versions, and with parameters of other shapes.
+    versions = any(before.get(package) != after.get(package) for package in ("jax", "optax"))
+    if versions or old.get("model") != new.get("model"):
+        old, new = ({key: value for key, value in found.items() if key != "optimizer"} for found in (old, new))
+    return list(_differences(old, new, ""))
+
+
+def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
+    if old == new:
+        return
+    plain = [isinstance(value, dict) and not {"array", "float", "name"} & set(value) for value in (old, new)]
+    if all(plain) and old.get("class") == new.get("class"):
+        for name in [*new, *(name for name in old if name not in new)]:
+            # The names of the format itself are left out: "model.net.width".
+            inner = key if name in ("fields", "dict") else f"{key}.{name}".lstrip(".")
+            yield from _differences(old.get(name), new.get(name), inner)
+        return
+    was, now = _shown(old), _shown(new)
+    what = {"optimizer.program": "optimizer (its options, rate, schedule or clip)"}.get(key, key)
+    short = key.rpartition(".")[2] not in ("program", "checksum") and was != now and max(len(was), len(now)) < 60
+    yield f"{what} was {was}, now {now}" if short else f"{what} was another"
+
+
+def _shown(value: Any) -> str:
+    """The value as a person would write it."""
+    if not isinstance(value, dict):
+        return repr(value)
+    path = value.get("class") or value.get("name")
+    return path.rpartition(".")[2] if path else str(value)

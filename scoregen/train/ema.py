@@ -1,0 +1,110 @@
+"""Averages of the parameters, to sample with: how much of the old one is kept at each step.
+
+    average <- d average + (1 - d) params
+
+A law gives d from `step`, the number of steps that were done before this one, and `batch`, the examples in each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Average = Callable[[Array, int], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoAverage:
+    """d = 0: the parameters themselves."""
+
+    def __call__(self, step: Array, batch: int) -> Array:
+        return jnp.zeros(())
+
+
+@dataclasses.dataclass(frozen=True)
+class Decay:
+    """d = rate, with a ramp no more than (1 + step) / (10 + step), so that the average is shorter early on.
+
+    Raises:
+        ValueError: unless 0 <= rate < 1.
+
+    >>> float(Decay(0.999)(jnp.array(80), 64))
+    0.9
+    """
+
+    rate: float = 0.999
+    ramp: bool = True
+
+    def __post_init__(self):
+        _within("rate", self.rate, 0 <= self.rate < 1, "0 up to, but not, 1")
+
+    def __call__(self, step: Array, batch: int) -> Array:
+        done = step.astype(jnp.float32)
+        return jnp.minimum(self.rate, (1.0 + done) / (10.0 + done)) if self.ramp else jnp.float32(self.rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfLife:
+    """d = 2^(-batch / H): the weight of parameters halves with every H images (Karras et al. 2022, appendix F).
+
+    H is `images`, but no more than the share `ramp` of the images seen before the step, 5 % as in their code; a large
+    ramp is as good as none.
+
+    Raises:
+        ValueError: unless both are positive.
+
+    >>> float(HalfLife(images=6400)(jnp.array(10_000), 6400))
+    0.5
+    """
+
+    images: int = 500_000
+    ramp: float = 0.05
+
+    def __post_init__(self):
+        for name in ("images", "ramp"):
+            _within(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
+
+    def __call__(self, step: Array, batch: int) -> Array:
+        half = jnp.minimum(self.images / batch, self.ramp * step.astype(jnp.float32))  # in steps
+        return jnp.exp2(-1 / half)  # at half = 0 this is 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Power:
+    """d = (1 - 1/n)^(gamma + 1) at step n = 1, 2, ...: weights as tau^gamma, at every length of training alike.
+
+    Over the part tau = k / n of the way their deviation is `std`, sigma_rel (Karras et al. 2024, eqs. 123 and 127):
+
+        std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
+
+    Raises:
+        ValueError: unless 0 < std < 12^(-1/2), which is that of the plain mean, gamma = 0.
+
+    >>> round(Power(0.1).gamma, 2), round(Power(0.05).gamma, 2)
+    (6.94, 16.97)
+    """
+
+    std: float = 0.1
+
+    def __post_init__(self):
+        _within("std", self.std, 0 < self.std < 12**-0.5, "between 0 and 0.2886")
+
+    @property
+    def gamma(self) -> float:
+        return float(np.roots([1, 7, 16 - self.std**-2, 12 - self.std**-2]).real.max())
+
+    def __call__(self, step: Array, batch: int) -> Array:
+        # The logarithm keeps the digits of 1 / n, of which 1 - 1/n has few left late in training; d = 0 at step 0.
+        return jnp.exp(-(self.gamma + 1) * jnp.log1p(1 / step.astype(jnp.float32)))
+
+
+def _within(name: str, value: float, fits: bool, needed: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}={value}: {needed} is needed")
+
+
+AVERAGES = {"none": NoAverage, "decay": Decay, "halflife": HalfLife, "power": Power}

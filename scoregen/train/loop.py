@@ -1,0 +1,341 @@
+"""The training loop, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from scoregen.cond import Cond
+from scoregen.errors import UsageError
+from scoregen.files import locked
+from scoregen.random import check_seed
+from scoregen.train import describe, mesh
+from scoregen.train.ema import Average, Decay, NoAverage
+from scoregen.train.log import Bar, MetricsLog
+from scoregen.train.model import Model
+from scoregen.train.state import State, abstract_state, check_parts, init_state
+from scoregen.train.step import Prepare, TrainStep, check_even, check_shapes, make_eval, make_step, wait
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from scoregen.data import Dataset
+    from scoregen.losses import Objective
+    from scoregen.train.checkpoint import Checkpoints
+
+
+def fit(
+    model: Model,
+    data: Dataset | np.ndarray | Array,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    *,
+    batch: int = 128,
+    ema: float | Average | None = 0.999,
+    seed: int = 0,
+    microbatch: int = 0,
+    prepare: Prepare | None = None,
+    workdir: str | Path | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    keep: int = 3,
+    progress: bool = True,
+    callback: Callable[[int, State], object] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
+    started: Callable[[int, State], object] | None = None,
+) -> State:
+    """Trains a model; with a `workdir`, a run that is stopped or killed goes on where it was, to the same bits.
+
+    Batches, noise and dropout depend on the seed and the number of the step alone.
+
+    Args:
+        model: process, network and target.
+        data: an array `[N, ...]` of floating-point examples or of uint8 images `[N, H, W, C]`, or a `Dataset`. A
+            network whose `num_classes` is positive is given its labels.
+        objective: loss, weighting and time law.
+        optimizer: any optax transformation.
+        steps: to train up to, those of an earlier run in `workdir` included.
+        batch: examples a step.
+        ema: the average of the parameters: the rate of `Decay`, any law in `scoregen.train.ema`, or None for none.
+        seed: 0 <= seed < 2^32.
+        microbatch: examples at a time, for less memory (see `make_step`); 0 for the batch.
+        prepare: what is done to a raw batch inside the program, such as `sg.data.Prepare(scaling, flip=True)`. Without
+            it, images of bytes are scaled to [-1, 1], and floating-point data stay as they are.
+        workdir: a folder for checkpoints, metrics.jsonl, TensorBoard events and model.json, which `sg.load` reads. One
+            process at a time may train there.
+        log_every: steps between lines of metrics.jsonl.
+        checkpoint_every: steps between checkpoints, each with the loss of held-out data.
+        keep: how many of the newest checkpoints are kept, beside the best.
+        progress: whether to show a bar.
+        callback: called as (step, state) after every step. The arrays of the state are given to the next step: what is
+            to last has to be copied.
+        stopped: called before every step; once it is true, the state is saved and returned.
+        console: where the bar goes; stderr by default.
+        started: called once, as (step, state), with what training begins from: step 0, or that of the checkpoint.
+
+    Returns:
+        The state after the last step; `state.ema` are the parameters to sample with.
+
+    Raises:
+        ValueError: before anything is compiled, for options out of range, parts that do not go together (all reasons at
+            once) and a network that does not fit the data.
+        UsageError: for a workdir that holds a run with other options, or cannot be written; if the loss or the
+            parameters are no longer finite, of which nothing is saved.
+
+    >>> import scoregen as sg
+    >>> model = sg.Model(sg.ddpm(), sg.nets.MLP(width=8))
+    >>> data = np.random.default_rng(0).standard_normal((100, 2)).astype(np.float32)
+    >>> state = fit(model, data, sg.Objective(sg.EpsilonMSE()), optax.adam(1e-3), steps=2, batch=16, progress=False)
+    >>> int(state.step)
+    2
+    """
+    from scoregen.data import Centered, as_dataset
+    from scoregen.data import Prepare as Preparation
+
+    numbers = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
+    for name, number in numbers.items():
+        if not number >= 1:
+            raise ValueError(f"{name}={number}: at least 1 is needed")
+    seed = check_seed(seed)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer={optimizer!r}: an optax transformation is needed, such as optax.adam(1e-3)")
+    check_even(batch, microbatch)
+    average = _average(ema)
+    dataset = as_dataset(data)
+    if prepare is None and dataset.is_image:
+        prepare = Preparation(Centered())
+    check_parts(model, objective, math.prod(dataset.shape))
+    _check_labels(model, dataset)
+    raw = jax.ShapeDtypeStruct((2, *dataset.shape), dataset.train.dtype)
+    shape = check_shapes(model, objective, raw, bool(model.num_classes), prepare)
+
+    step = make_step(model, objective, optimizer, average, microbatch, prepare=prepare, seed=seed)
+
+    def run(state: State, begin: int, checkpoints: Checkpoints | None = None) -> State:
+        if started is not None:
+            started(begin, state)
+        if begin >= steps:
+            return state
+        held_out = None
+        if checkpoints is not None and dataset.test is not None:
+            size = min(64, microbatch or batch)
+            held_out = make_eval(model, objective, dataset, prepare=prepare, seed=seed, batch=size)
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(_bar(console, steps, begin)) if progress and mesh.first() else None
+            log = stack.enter_context(MetricsLog(workdir, begin)) if workdir is not None and mesh.first() else None
+            return train(
+                step,
+                state,
+                functools.partial(_batch, model, dataset, seed, batch),
+                range(begin, steps),
+                checkpoints=checkpoints,
+                held_out=held_out,
+                log=log,
+                bar=bar,
+                log_every=log_every,
+                checkpoint_every=checkpoint_every,
+                callback=callback,
+                stopped=stopped,
+            )
+
+    def fresh() -> State:
+        return mesh.replicate(init_state(model, objective, optimizer, shape, seed))
+
+    if workdir is None:
+        return run(fresh(), 0)
+
+    from scoregen.train.checkpoint import Checkpoints
+
+    workdir, say = Path(workdir).expanduser(), None
+    if console is not None:
+        say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    with _locked(workdir), Checkpoints(workdir / "checkpoints", keep=keep, say=say) as checkpoints:
+        template = abstract_state(model, objective, optimizer, shape)
+        description = {
+            "model": describe.describe(model),
+            "objective": describe.describe(objective),
+            "optimizer": describe.fingerprint(optimizer, template.params),
+            "average": describe.describe(average),
+            "prepare": describe.describe(prepare),
+            "data": describe.data_summary(dataset),
+            "batch": batch,
+            "seed": seed,
+        }
+        _agree(workdir, description, bool(checkpoints.steps()))
+        found = checkpoints.restore(template)
+        mesh.check_same(found[1] + 1 if found else 0, "checkpoints")
+        return run(*(found or (fresh(), 0)), checkpoints)
+
+
+def train(
+    step: TrainStep,
+    state: State,
+    batches: Callable[[int], tuple[Any, Cond | None]],
+    steps: range,
+    *,
+    checkpoints: Checkpoints | None = None,
+    held_out: Callable[..., float | None] | None = None,
+    log: MetricsLog | None = None,
+    bar: Bar | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    callback: Callable[[int, State], object] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> State:
+    """The loop of `fit`, once every part is there. With checkpoints, the last state is saved.
+
+    Args:
+        step: as `make_step` makes it.
+        state: a fresh or a restored state, on every device (`mesh.replicate`); it is donated.
+        batches: number of a step -> (x0 `[B, ...]`, cond).
+        steps: the numbers of the steps that are to be done.
+        checkpoints: where states go.
+        held_out: as `make_eval` makes it; its loss of the average is the metric of a checkpoint. It is left out, also
+            when half done, once `stopped()`.
+        log, bar: where metrics go.
+        log_every, checkpoint_every, callback, stopped: see `fit`.
+
+    Raises:
+        UsageError: if the loss or the parameters are no longer finite; nothing of that is saved.
+    """
+    done = saved = steps.start
+
+    def check_finite(value: float, what: str, at: int) -> float:
+        if not math.isfinite(value):
+            kept = "nothing was saved"
+            if checkpoints is not None:
+                checkpoints.wait()  # the last one may be under way
+                good = checkpoints.latest_step()
+                kept = f"the checkpoint of step {good} is good" if good is not None else "nothing was saved yet"
+            raise UsageError(
+                f"the {what} became {value} by step {at}; {kept}. Look at the data, or start again in another workdir "
+                "with a lower learning rate or a smaller clip of the gradient"
+            )
+        return value
+
+    def report(at: int, metrics: dict[str, Array], write: bool) -> None:
+        loss = check_finite(wait(metrics["loss"]), "loss", at)
+        if bar is not None:
+            bar.update(at, loss=loss)
+        if write and log is not None:
+            pace = {} if bar is None else {"steps_per_second": bar.rate()}
+            log.write(at, loss=loss, grad_norm=float(metrics["grad_norm"]), **pace)
+
+    def save(checkpoints: Checkpoints) -> int:
+        wait(state.step)  # the step that is under way is not the evaluation's time
+        loss = None
+        if held_out is not None:
+            with bar.aside("held-out loss, batch") if bar else contextlib.nullcontext(_silent) as progress:
+                loss = held_out(state.ema, stopped, progress)
+        check_finite(wait(optax.tree.norm(state.params)), "norm of the parameters", done)
+        if loss is not None:  # else it was stopped, and what is saved is no candidate for the best
+            check_finite(loss, "held-out loss", done)
+            if log is not None:
+                log.write(done, held_out_loss=loss)
+        checkpoints.save(done, state, metric=loss)
+        return done
+
+    in_flight = None
+    for number in steps:
+        if stopped():
+            break
+        state, metrics = step(state, *batches(number))
+        done = number + 1
+        # One step runs while the next is prepared, and no more: what the bar shows has happened.
+        if in_flight is not None:
+            at, earlier = in_flight
+            report(at, earlier, write=at % log_every == 0 or at == steps.start + 1)
+        in_flight = done, metrics
+        if callback is not None:
+            callback(done, state)
+        if checkpoints is not None and done % checkpoint_every == 0 and done < steps.stop:
+            saved = save(checkpoints)
+    if in_flight is not None:
+        report(*in_flight, write=True)
+    if checkpoints is not None:
+        if done > saved:
+            save(checkpoints)
+        checkpoints.wait()
+    return state
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def _bar(console: Console | None, steps: int, begin: int) -> Bar:
+    from rich.console import Console
+
+    return Bar(console or Console(stderr=True), "training", steps, begin)
+
+
+def _average(ema: float | Average | None) -> Average:
+    if ema is None:
+        return NoAverage()
+    if callable(ema):
+        return ema
+    return Decay(float(ema))
+
+
+def _batch(model: Model, dataset: Dataset, seed: int, size: int, step: int) -> tuple[np.ndarray, Cond | None]:
+    """The raw examples `[B, ...]` of a training step, and their labels if the network takes labels."""
+    examples = dataset.batch(seed, step, size)
+    if not model.num_classes:
+        return examples, None
+    labels: Any = dataset.train_labels  # there are some: see _check_labels
+    return examples, Cond(label=labels[dataset.indices(seed, step, size)])
+
+
+def _check_labels(model: Model, dataset: Dataset) -> None:
+    """Raises ValueError unless a network with classes has a label for every example."""
+    count = model.num_classes
+    if not count:
+        return
+    splits = [dataset.train_labels] if dataset.test is None else [dataset.train_labels, dataset.test_labels]
+    for labels in splits:
+        if labels is None:
+            raise ValueError(
+                f"the network has num_classes={count}, and the data have no labels: give a Dataset with labels, or a "
+                "network with num_classes=0"
+            )
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= count:
+            raise ValueError(
+                f"the data have labels from {least} to {most}, and a network with num_classes={count} takes 0 to "
+                f"{count - 1}: say num_classes={most + 1}, and count classes from 0"
+            )
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """The workdir, made if it is not there, and held by this run alone."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another workdir") from None
+    with locked(workdir / ".lock") if mesh.first() else contextlib.nullcontext():
+        yield
+
+
+def _agree(workdir: Path, description: dict[str, Any], trained: bool) -> None:
+    """Writes the description of a new run; raises UsageError if it contradicts the run that is there."""
+    # A run that has saved nothing yet binds nobody.
+    old = describe.read(workdir) if trained else None
+    if old is not None and (differ := describe.differences(old, description)):
+        raise UsageError(
+            f"{workdir} holds a run with other options ({'; '.join(differ)}): give those again, or another workdir to "
+            "start anew"
+        )
+    if old is None and mesh.first():
+        describe.write(workdir, description)

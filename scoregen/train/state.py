@@ -1,0 +1,115 @@
+"""The training state: what a checkpoint holds, how it begins, and what is refused before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from scoregen.cond import Cond
+from scoregen.random import check_seed
+from scoregen.train import mesh
+from scoregen.train.model import Model
+
+if TYPE_CHECKING:
+    import optax
+
+    from scoregen.errors import Refusal
+    from scoregen.losses import Objective
+    from scoregen.train.checkpoint import Checkpoints
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What training changes, and all that a checkpoint holds; a pytree.
+
+    Attributes:
+        step: the number of steps done, a scalar.
+        params: the parameters.
+        ema: their average, to sample with.
+        opt_state: the state of the optimizer.
+        times: what the time law has learned.
+    """
+
+    step: Array
+    params: Any
+    ema: Any
+    opt_state: Any
+    times: Any
+
+
+def init_state(
+    model: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    shape: tuple[int, ...],
+    seed: int = 0,
+    cond: Cond | None = None,
+) -> State:
+    """The state before the first step.
+
+    Args:
+        model, objective, optimizer: the parts.
+        shape: of a batch of data, `(B, ...)`; nothing depends on B.
+        seed: of the parameters, 0 <= seed < 2^32.
+        cond: see `Model.init`.
+
+    Raises:
+        ValueError: listing every reason why the parts do not go together, or for a seed out of range.
+    """
+    check_parts(model, objective, math.prod(shape[1:]))
+    return jax.jit(functools.partial(_init, model, objective, optimizer, tuple(shape)))(
+        jax.random.key(check_seed(seed)), cond
+    )
+
+
+def _init(model: Model, objective: Objective, optimizer: Any, shape: tuple[int, ...], key: Array, cond: Any) -> State:
+    # Two outputs of one jitted program are two buffers, and a buffer that is donated cannot be given away twice.
+    params = model.init(key, shape, cond)
+    return State(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), objective.init(model.process))
+
+
+def abstract_state(
+    model: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    shape: tuple[int, ...],
+    cond: Cond | None = None,
+) -> State:
+    """The state without its values, to restore a checkpoint into; on every device where there are several."""
+    init = functools.partial(_init, model, objective, optimizer, tuple(shape))
+    return mesh.abstract(jax.eval_shape(init, jax.random.key(0), cond))
+
+
+def restore_average(
+    model: Model, checkpoints: Checkpoints, shape: tuple[int, ...], best: bool = False, cond: Cond | None = None
+) -> tuple[Any, int] | None:
+    """The averaged parameters of the newest checkpoint, or of the best, and its step; None without a checkpoint."""
+    params = jax.eval_shape(functools.partial(model.init, shape=tuple(shape)), jax.random.key(0), cond=cond)
+    return checkpoints.restore_part("ema", mesh.abstract(params), best=best)
+
+
+def refusals(model: Model, objective: Objective, dims: int | None = None) -> list[Refusal]:
+    """Every reason why a model cannot be trained on an objective, each once; `dims` of an example, if it is known."""
+    return list(dict.fromkeys([*model.refuse(), *objective.refuse(model, dims)]))
+
+
+def check_parts(model: Model, objective: Objective, dims: int | None = None) -> None:
+    """Raises ValueError that lists all refusals, and TypeError if one of the two is something else."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model: a Model is needed, such as sg.Model(sg.ddpm(), net), not {type(model).__name__}")
+    if not hasattr(objective, "evaluate"):
+        name = getattr(objective, "__name__", type(objective).__name__)
+        call = f"sg.{name}()" if type(objective).__module__.startswith("scoregen.losses") else name
+        raise TypeError(f"objective: {name} is a loss without times to evaluate it at: say sg.Objective({call})")
+    reasons = [str(refusal) for refusal in refusals(model, objective, dims)]
+    if len(reasons) == 1:
+        raise ValueError(reasons[0])
+    if reasons:
+        raise ValueError("\n- ".join([f"{len(reasons)} reasons why these parts do not go together:", *reasons]))

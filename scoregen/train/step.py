@@ -1,0 +1,295 @@
+"""One training step and the held-out loss, each a program that is compiled once.
+
+Randomness is `fold_in(key(seed), step)`, then one key for each example. No key lives in the state, so a run that is
+stopped and resumed anywhere ends in the same parameters, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.core import Tracer
+
+from scoregen.cond import Cond
+from scoregen.random import check_seed, example_keys, split_keys
+from scoregen.times import Own
+from scoregen.train import mesh
+from scoregen.train.ema import Average, Decay
+from scoregen.train.model import Model
+from scoregen.train.state import State
+
+if TYPE_CHECKING:
+    from scoregen.data import Dataset
+    from scoregen.losses import Objective
+
+# (raw batch [B, ...], keys [B], train) -> data as the network sees them, and how they were augmented, [B, 9] or None.
+Prepare = Callable[..., tuple[Array, Array | None]]
+
+
+class TrainStep:
+    """`step(state, x0, cond=None) -> (state, metrics)`, compiled at the first call; see `make_step`."""
+
+    def __init__(self, program: Callable[..., Any], microbatch: int) -> None:
+        self._program, self._microbatch = program, microbatch
+
+    def __call__(self, state: State, x0: Any, cond: Cond | None = None) -> tuple[State, dict[str, Array]]:
+        """The state after one step, and the metrics {"loss", "grad_norm"}. The old state is donated.
+
+        Args:
+            state: on every device (see `mesh.replicate`), which one device does by itself.
+            x0: a batch `[B, ...]` of data, raw if the step was made with `prepare`.
+            cond: label and context of the examples, if the network is conditioned on them.
+        """
+        return self._program(state, *self._in_parts(x0, cond))
+
+    def lower(self, state: State, x0: Any, cond: Cond | None = None) -> Any:
+        """What `jax.jit(...).lower` gives, to look at the compiled program."""
+        return self._program.lower(state, *self._in_parts(x0, cond))
+
+    def _in_parts(self, x0: Any, cond: Cond | None) -> tuple[Any, Any]:
+        """Arrays `[B, ...]` as `[parts, B / parts, ...]`, each part spread over all devices, so that none is moved."""
+        size = len(x0)
+        check_even(size, self._microbatch)
+        parts = size // (self._microbatch or size)
+
+        def split(a: Any) -> Any:
+            a = a.reshape(parts, size // parts, *a.shape[1:])
+            return a if isinstance(a, Tracer) else mesh.spread(a, 1)
+
+        return split(x0), jax.tree.map(split, cond)
+
+
+def make_step(
+    model: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    average: Average = Decay(0.999),
+    microbatch: int = 0,
+    *,
+    prepare: Prepare | None = None,
+    seed: int = 0,
+) -> TrainStep:
+    """One jitted step (state, x0 `[B, ...]`, cond) -> (state, metrics); the old state is donated.
+
+    Step k draws from `fold_in(key(seed), k)` and the number of each example. On several devices the batch is spread
+    over them, and the step is the same but for the order of sums.
+
+    Args:
+        model, objective, optimizer: the parts; any optax transformation.
+        average: the law of the averaged parameters.
+        microbatch: the gradient is added up over parts of the batch of this size: the same step in less memory, but for
+            the draws of dropout. 0 for the whole batch at once.
+        prepare: scales, flips and augments a raw batch inside the program, such as `scoregen.data.Prepare`.
+        seed: 0 <= seed < 2^32.
+
+    Raises:
+        ValueError: for a seed out of range; at the call, if the batch does not divide into microbatches and devices.
+    """
+    seed = check_seed(seed)
+
+    def step(state: State, x0: Array, cond: Cond | None) -> tuple[State, dict[str, Array]]:
+        noise, dropout = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        parts, size = x0.shape[:2]
+        keys = example_keys(noise, parts * size).reshape(parts, size)
+        x0, cond, keys = (jax.tree.map(lambda a: mesh.keep_spread(a, 1), tree) for tree in (x0, cond, keys))
+
+        def mean_loss(params: Any, i: int) -> tuple[Array, Any]:
+            prepare_keys, objective_keys = split_keys(keys[i], 2)
+            x, told = prepared(prepare, x0[i], prepare_keys, jax.tree.map(lambda a: a[i], cond))
+            found = objective.evaluate(
+                model, params, objective_keys, x, told, train_key=jax.random.fold_in(dropout, i), state=state.times
+            )
+            return found.terms.mean(), (found.drawn, found.losses)
+
+        total, times = None, state.times
+        # Unrolled, not scanned: within a loop XLA's CPU backend runs a convolution's gradient many times slower.
+        for i in range(parts):
+            # The barrier has each part wait for the one before, whose memory it can then take over.
+            params, total = jax.lax.optimization_barrier((state.params, total))
+            (loss, learned), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, i)
+            times = objective.update(times, *mesh.keep_whole(jax.lax.stop_gradient(learned)))
+            total = (loss, grads) if total is None else jax.tree.map(jnp.add, total, (loss, grads))
+        loss, grads = jax.tree.map(lambda a: a / parts, total)
+
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer's power
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            norm = optax.tree.norm(grads)
+        params = optax.apply_updates(state.params, updates)
+        decay = average(state.step, parts * size)
+
+        def mix(old: Array, new: Array) -> Array:
+            d = decay.astype(old.dtype)
+            return d * old + (1 - d) * new
+
+        ema = jax.tree.map(mix, state.ema, params)
+        return State(state.step + 1, params, ema, opt_state, times), {"loss": loss, "grad_norm": norm}
+
+    return TrainStep(jax.jit(step, donate_argnums=0, out_shardings=mesh.everywhere()), microbatch)
+
+
+def prepared(
+    prepare: Prepare | None, raw: Array, keys: Array, cond: Cond | None, train: bool = True
+) -> tuple[Array, Cond]:
+    """The batch as the network sees it, and its conditioning with how it was augmented."""
+    cond = cond or Cond(None)
+    if prepare is None:
+        return jnp.asarray(raw), cond
+    x0, augment = prepare(raw, keys, train=train)
+    return x0, cond if augment is None else cond._replace(augment=augment)
+
+
+def check_even(batch: int, microbatch: int = 0) -> None:
+    """Raises ValueError unless a batch, and its parts, can be spread evenly over the devices."""
+    n = mesh.count()
+    if batch < 1 or microbatch < 0:
+        raise ValueError(f"batch={batch}, microbatch={microbatch}: a batch of at least 1 is needed")
+    if batch % n:
+        near = [k for k in (batch // n * n, mesh.round_up(batch)) if k]
+        raise ValueError(
+            f"batch={batch} cannot be spread evenly over {n} devices: take a multiple of {n}, such as "
+            f"{' or '.join(map(str, near))}"
+        )
+    fit = ", ".join(str(k) for k in range(n, batch + 1, n) if batch % k == 0)
+    if microbatch and batch % microbatch:
+        raise ValueError(f"microbatch={microbatch} does not divide the batch of {batch}: take one of {fit}")
+    if microbatch % n:
+        raise ValueError(
+            f"microbatch={microbatch} cannot be spread evenly over {n} devices: take one that can, and divides the "
+            f"batch of {batch}: {fit}"
+        )
+
+
+def check_shapes(
+    model: Model,
+    objective: Objective,
+    raw: jax.ShapeDtypeStruct,
+    labels: bool = False,
+    prepare: Prepare | None = None,
+) -> tuple[int, ...]:
+    """Finds out by shapes alone, without computing, whether the network, the data and the loss fit.
+
+    Args:
+        model, objective: the parts.
+        raw: the shape `(B, ...)` and type of a batch as it comes from the data.
+        labels: whether it comes with labels `[B]`.
+        prepare: see `make_step`.
+
+    Returns:
+        The shape of a batch as the network sees it, `(B, ...)`.
+
+    Raises:
+        ValueError: one line, from the error of the part itself, which it is raised from.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), raw.shape[0]))
+    label: Any = jax.ShapeDtypeStruct(raw.shape[:1], jnp.int32)
+    cond = Cond(label=label) if labels else None
+    what = f"data of shape {list(raw.shape[1:])}"
+    x0, cond = _shapes(what, functools.partial(prepared, prepare), raw, keys, cond)
+    if cond.augment is not None and not model.augment_dim:
+        raise ValueError(
+            f"the data are augmented, and the network {type(model.net).__name__} has no input for how, so it would "
+            "draw augmented examples: take augment=0, or a network with augment_dim, such as sg.nets.NCSNpp"
+        )
+
+    network = f"the network {type(model.net).__name__} and {what}"
+    params = _shapes(network, lambda key: model.init(key, x0.shape), key)
+    times = jnp.full(x0.shape[0], model.process.ends[1])
+    _shapes(network, lambda params, x0, cond: model.denoiser(params, cond)(x0, times), params, x0, cond)
+
+    def terms(params: Any, key: Array, keys: Array, x0: Array, cond: Cond) -> Any:
+        state = objective.init(model.process)
+        return objective.evaluate(model, params, keys, x0, cond, train_key=key, state=state).terms
+
+    found = _shapes(f"the loss and {what}", terms, params, key, keys, x0, cond)
+    if found.shape != raw.shape[:1]:
+        raise ValueError(
+            f"the loss gives {list(found.shape)} for {raw.shape[0]} examples: [B], one for each, is needed"
+        )
+    return x0.shape
+
+
+def _shapes(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception as error:  # whatever a network of one's own raises
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]  # JAX's own go on for lines
+        raise ValueError(f"{what}: {reason}") from error
+
+
+def make_eval(
+    model: Model,
+    objective: Objective,
+    data: Dataset,
+    *,
+    prepare: Prepare | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    count: int = 512,
+) -> Callable[..., float | None]:
+    """(params, stopped=..., progress=...) -> the mean loss of held-out data, at fixed times of the process's own law.
+
+    The noise is fixed too, so that its changes are the network's, and it compares between time laws. Noise and times
+    are keyed by example: the figure does not depend on the batch. `stopped` is called before every batch, and if it is
+    true the result is None; `progress` is called with the batches that are done and how many there are.
+
+    Args:
+        model, objective: the parts; the time law of the objective is replaced by `Own`.
+        data: its first `count` test examples are used, and their labels if the network takes labels.
+        prepare: see `make_step`; called with train=False.
+        seed: the noise is that of seed + 1.
+        batch: the most examples at a time; what fits in training fits here.
+        count: how many examples at most.
+    """
+    if data.test is None:
+        raise ValueError("the data have no test examples to evaluate the loss of: give a Dataset with test=")
+    objective = dataclasses.replace(objective, times=Own())
+    test = data.test
+    labels = data.test_labels if model.num_classes else None
+    count = min(count, len(test))
+    size = mesh.round_up(min(batch, count))
+    batches, key = -(-count // size), jax.random.key((check_seed(seed) + 1) % 2**32)
+
+    @functools.partial(jax.jit, out_shardings=mesh.everywhere())
+    def step(params: Any, raw: Array, label: Array | None, keys: Array, counts: Array) -> Array:
+        prepare_keys, objective_keys = split_keys(keys, 2)
+        x0, cond = prepared(prepare, raw, prepare_keys, Cond(None, label), train=False)
+        terms = objective(model, params, objective_keys, x0, cond)
+        return jnp.sum(jnp.where(counts, terms, jnp.zeros_like(terms)))
+
+    def evaluate(
+        params: Any,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> float | None:
+        keys, total = example_keys(key, batches * size), 0.0
+        for i in range(batches):
+            progress(i, batches)
+            if stopped():
+                return None
+            # The last batch is filled up with the last example, which then does not count: one program serves all.
+            at = np.arange(i * size, (i + 1) * size)
+            held = np.minimum(at, count - 1)
+            label = None if labels is None else labels[held]
+            total += wait(step(params, *map(mesh.spread, (test[held], label, keys[at], at < count))))
+        return total / count
+
+    return evaluate
+
+
+def wait(array: Any) -> float:
+    """The number in a scalar array. Waits for it in Python, where a signal is heard, not in the runtime."""
+    pause = 1e-4
+    while not array.is_ready():
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.05)
+    return float(array)

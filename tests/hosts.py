@@ -1,0 +1,54 @@
+"""Python processes with several CPU devices, for the tests of several devices and hosts."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left():
+    """A process whose partner failed would wait for it."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    STARTED.clear()
+
+
+def start(devices, *command, cwd=ROOT):
+    """A Python process that has so many CPU devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    STARTED.append(process)
+    return process
+
+
+def address() -> str:
+    """Of this machine, with a port that is free."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return f"localhost:{found.getsockname()[1]}"
+
+
+def said(process) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr), without what the CPU collectives print, whose threads mix their lines."""
+    out, err = process.communicate(timeout=900)
+    out = re.sub(r"\[Gloo\].*\n|\d* is connected to .*\n", "", out)
+    return process.returncode, re.sub(r"(?m)^\n", "", out), err
