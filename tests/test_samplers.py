@@ -568,6 +568,26 @@ def test_a_part_of_ones_own_is_refused_by_what_it_says():
         Sampler(Timed(1.0))(exact(ddpm()), jax.random.key(0), (2, 2))
 
 
+class Wide(Step):
+    """A step that does not heed the dtype of x."""
+
+    def step(self, denoiser, key, x, t, s, state):
+        assert denoiser(x, t).x0.dtype == x.dtype == jnp.float32
+        return Jump(1.0).step(denoiser, key, x, t, s, jnp.zeros((), jnp.int32))[0].astype(jnp.float64), state
+
+
+def test_a_sample_has_the_dtype_of_its_start():
+    """Also if the denoiser, the step or the corrector is careless with JAX_ENABLE_X64."""
+    with jax.enable_x64(True):
+        wide = lambda denoiser, key, x, t: x.astype(jnp.float64)  # noqa: E731
+        predict = lambda x, t: prediction_from_x0(VP(), x.astype(jnp.float64), t, jnp.zeros(x.shape))  # noqa: E731
+        start = jnp.ones((3, 2), jnp.float32)
+        found, seen = Sampler(Wide(), wide, n=4).trajectory(Denoiser(VP(), predict), jax.random.key(0), (3, 2), start)
+        assert found.dtype == seen.dtype == jnp.float32
+        for careless in (Sampler(Wide(), n=4), Sampler(Ancestral(), wide, n=4)):
+            assert careless(exact(VP()), jax.random.key(0), (3, 2), start).dtype == jnp.float32
+
+
 # --- wrong use
 
 
