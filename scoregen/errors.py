@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
 
 
 class UsageError(Exception):
@@ -34,3 +39,85 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.reason}: take {' or '.join(self.fixes)}" if self.fixes else self.reason
+
+
+class Problems:
+    """Collects what several checks refuse, so that all of it is raised at once.
+
+    >>> problems = Problems()
+    >>> _ = problems.attempt(check_count, "steps", 0), problems.attempt(check_count, "batch", 1.5)
+    >>> problems.check()
+    Traceback (most recent call last):
+    ValueError: 2 things are wrong:
+    - steps=0: at least 1 is needed
+    - batch=1.5: an integer is needed
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    def attempt(self, check: Callable[..., Any], *args: Any) -> Any:
+        """What `check(*args)` returns; None if it raises a TypeError, a ValueError or a UsageError, which is kept."""
+        try:
+            return check(*args)
+        except (TypeError, ValueError, UsageError) as error:
+            self.errors.append(error)
+            return None
+
+    def check(self) -> None:
+        """Raises the only error as it is, or a ValueError with a line for each of several."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ValueError("\n- ".join([f"{len(self.errors)} things are wrong:", *map(str, self.errors)]))
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int.
+
+    Raises:
+        TypeError: for anything but an integer.
+        ValueError: if it is less than `least`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: an integer is needed") from None
+    if number < least:
+        raise ValueError(f"{name}={number}: at least {least} is needed")
+    return number
+
+
+def check_positive(**options: float) -> None:
+    """Raises ValueError, with its name, for a value that is not positive, or not finite.
+
+    >>> check_positive(rtol=1e-4, atol=0.0)
+    Traceback (most recent call last):
+    ValueError: atol=0.0: a positive number is needed
+    """
+    for name, value in options.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value}: a positive number is needed")
+
+
+def what_it_is(value: Any) -> str:
+    """A value of the wrong kind in a message: "the class MLP", "the function adam", or its repr.
+
+    >>> what_it_is(Problems), what_it_is("adam")
+    ('the class Problems', "'adam'")
+    """
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return f"the {'class' if inspect.isclass(value) else 'function'} {value.__name__}"
+    text = " ".join(repr(value).split())
+    return text if len(text) < 80 else f"{text[:76]} ..."
+
+
+def check_kind(name: str, value: Any, kind: type, example: str) -> None:
+    """Raises TypeError unless `value` is a `kind`, with an example of one.
+
+    >>> check_kind("process", "vp", Problems, "sg.VP()")
+    Traceback (most recent call last):
+    TypeError: process='vp': a Problems is needed, such as sg.VP()
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}={what_it_is(value)}: a {kind.__name__} is needed, such as {example}")

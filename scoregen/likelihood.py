@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from scoregen.denoiser import Denoiser
-from scoregen.errors import Refusal
+from scoregen.denoiser import Denoiser, check_denoiser
+from scoregen.errors import Refusal, check_positive
 from scoregen.losses.bound import VLB, Bins, refuse_uniform_start
 from scoregen.process import Process, bottom, perturb
+from scoregen.process.kernel import as_data
 from scoregen.random import broadcast, by_example, example_keys, fold_keys, split_keys
 from scoregen.samplers.ode import polar, rotation, solve
 from scoregen.times import Drawn, UniformLogSNR
@@ -83,7 +84,7 @@ class ProbabilityFlow:
     has its own steps, and each direction its own integral, whose scatter is the standard error.
 
     It is solved in the coordinates in which it is the same for every process, and without jumps
-    (`samplers.adaptive.rotation`): the angle phi = arctan(sigma / alpha) for time and y = x / sqrt(alpha^2 + sigma^2).
+    (`samplers.ode.rotation`): the angle phi = arctan(sigma / alpha) for time and y = x / sqrt(alpha^2 + sigma^2).
 
     There is no score at t = 0, so a datum x0 is taken where its mean is at the least noisy level:
 
@@ -123,9 +124,7 @@ class ProbabilityFlow:
         for name, least in (("probes", 2), ("exact_dims", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
-        for name in ("width", "rtol", "atol"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: a positive number is needed")
+        check_positive(width=self.width, rtol=self.rtol, atol=self.atol)
 
     def refuse(self, process: Process) -> Refusal | None:
         """Why nothing has a likelihood under `process`, or None."""
@@ -139,7 +138,12 @@ class ProbabilityFlow:
             key: one, or one for each example `[B]`.
             x0: clean data; numbers of `bins` if there are any.
             top: log p `[B]` of x at the noisiest level; None: `prior_log_prob`.
+
+        Raises:
+            TypeError: if it is no denoiser, or x0 no array of floating-point numbers.
         """
+        check_denoiser(denoiser)
+        x0 = as_data(x0, "x0")
         noise, directions = split_keys(example_keys(key, len(x0)), 2)
         if self.bins is not None:
             x0 = x0 + self.bins[2] * (by_example(jax.random.uniform, noise, x0.shape).astype(x0.dtype) - 0.5)
@@ -235,7 +239,8 @@ class Bound:
 
     def __call__(self, denoiser: Denoiser, key: Array, x0: Array) -> LogLikelihood:
         """The bound on log p of the data x0 `[B, ...]`, with one key, or one for each example `[B]`."""
-        process = denoiser.process
+        check_denoiser(denoiser)
+        process, x0 = denoiser.process, as_data(x0, "x0")
         _check(self.refuse(process))
         keys, strata = example_keys(key, len(x0)), self.strata or int(process.ends[1]) + 1
         loss = self._loss()

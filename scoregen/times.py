@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr, ndtri
 
+from scoregen.errors import check_positive
 from scoregen.process import EDM, Process, bottom, snr_loss_rate, top
 from scoregen.random import by_example, example_keys, split_keys
 
@@ -122,7 +123,7 @@ class LogNormal(Fixed):
     std: float = 1.2
 
     def __post_init__(self):
-        _check_std(self.std)
+        check_positive(std=self.std)
 
     def _standard(self, process: Process, t: Array) -> Array:
         return (-0.5 * process.logsnr(t) - self.mean) / self.std
@@ -201,7 +202,7 @@ class LogitNormal(Fixed):
     std: float = 1.0
 
     def __post_init__(self):
-        _check_std(self.std)
+        check_positive(std=self.std)
 
     def quantile(self, process: Process, u: Array) -> Array:
         return _own(process).quantile(process, jax.nn.sigmoid(self.mean + self.std * ndtri(_inside(u))))
@@ -279,7 +280,9 @@ class UniformLogSNR(_Importance):
             gaps = jnp.log1p(snr_loss_rate(process, jnp.arange(self.bins(process))))
         else:
             edges = _own(process).quantile(process, jnp.linspace(0.0, 1.0, self.bins(process) + 1))
-            gaps = -jnp.diff(jnp.maximum(process.logsnr(edges), -13.0))  # at alpha = 0 lam is -inf
+            lam = process.logsnr(edges)
+            lam = jnp.where(process.alpha(edges) < 0.01, jnp.maximum(lam, -13.0), lam)  # at alpha = 0 it is -inf
+            gaps = -jnp.diff(lam)
         return 0.999 * gaps / gaps.sum() + 0.001 / gaps.size
 
 
@@ -327,11 +330,6 @@ def _inside(u: Array) -> Array:
 def _bell(z: Array) -> Array:
     """The density of N(0, 1)."""
     return jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-
-
-def _check_std(std: float) -> None:
-    if not std > 0:
-        raise ValueError(f"std={std}: a positive number is needed")
 
 
 # The law that a process's paper trains with, where it is not uniform.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.contrib.weights import adm
+from scoregen.contrib.weights import unet
 from scoregen.contrib.weights.layout import to_ours, to_theirs
 from scoregen.nets import Cond, UNet, flops, parameters
 
@@ -93,7 +93,7 @@ def test_a_layout_has_every_array_once(name):
     x, cond = jnp.zeros((1, 16, 16, 3)), Cond(noise=jnp.zeros(1))
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, cond)
     ours = {".".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes["params"])}
-    entries = adm.layout(net, (16, 16, 3))
+    entries = unet.adm(net, (16, 16, 3))
     assert sorted(entry.ours for entry in entries) == sorted(ours)
     assert len({entry.theirs for entry in entries}) == len(entries)
 
@@ -116,10 +116,10 @@ def test_parity_with_pytorch(name):
             if parameter.ndim == 1:  # PyTorch has biases of 0 and scales of 1 in norms, which would hide a mistake
                 parameter += 0.3 * torch.randn_like(parameter)
     state = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}
-    entries = adm.layout(net, (16, 16, 3))
-    params = to_ours(entries, adm.split(net, state))
+    entries = unet.adm(net, (16, 16, 3))
+    params = to_ours(entries, unet.split(state, net.heads_of))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(p.numel() for p in theirs.parameters())
-    back = adm.join(net, to_theirs(entries, params))
+    back = unet.join(to_theirs(entries, params), net.heads_of)
     assert back.keys() == state.keys()
     for key in state:
         np.testing.assert_array_equal(back[key], state[key], err_msg=key)

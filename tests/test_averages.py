@@ -80,7 +80,7 @@ def test_the_power_function_late_in_training():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Decay(1.0), "rate=1.0: 0 up to, but not, 1 is needed"),
+        (lambda: Decay(1.0), "rate=1.0: a number from 0 to below 1 is needed"),
         (lambda: Decay(-0.1), "rate=-0.1"),
         (lambda: HalfLife(0), "images=0: a positive number is needed"),
         (lambda: HalfLife(ramp=0.0), "ramp=0.0"),

@@ -216,7 +216,7 @@ def test_a_learned_variance_is_trained():
         ("ddpm_toy", {"train__steps": 0}, ["config.train.steps=0"]),
         ("ddpm_toy", {"train__batch": 0}, ["config.train.batch=0"]),
         ("ddpm_toy", {"train__microbatch": 3}, ["config.train.microbatch=3", "batch of 4"]),
-        ("ddpm_toy", {"train__ema__decay__rate": 1.0}, ["decay: rate=1.0"]),
+        ("ddpm_toy", {"train__ema__decay__rate": 1.0}, ["config.train.ema.decay: rate=1.0"]),
         ("ddpm_toy", {"train__learning_rate": 0.0}, ["config.train.learning_rate=0.0"]),
         ("ddpm_toy", {"train__learning_rate": float("inf")}, ["config.train.learning_rate=inf"]),
         ("ddpm_toy", {"train__clip": -1.0}, ["config.train.clip=-1.0"]),
@@ -300,13 +300,13 @@ def test_unlabelled_images_are_refused_once_and_what_is_switched_off_is_not_chec
     assert len(caught.value.args) == 2
     assert "--config.labels=false" in caught.value.args[0] and "--config.eval.at_end=false" in caught.value.args[1]
     config.labels, config.eval.at_end, config.eval.samples = False, False, 1000  # of 20 images
-    assert build(config).judged == 1000
-    with pytest.raises(UsageError, match="without labels cannot be judged"):
+    assert build(config).evaluated == 1000
+    with pytest.raises(UsageError, match="without labels cannot be evaluated"):
         build(config, "eval")
     build(config, "sample")
 
 
-def test_data_without_held_out_examples_train_and_are_not_judged(monkeypatch):
+def test_data_without_held_out_examples_train_and_are_not_evaluated(monkeypatch):
     points = Dataset("points", np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32))
     monkeypatch.setitem(build_lib.SOURCES, "moons", lambda *, size=50, noise=0.1, seed=0: points)
     config = preset("ddpm_toy", data__name="moons")
@@ -319,12 +319,12 @@ def test_data_without_held_out_examples_train_and_are_not_judged(monkeypatch):
     build(config, "sample")
 
 
-def test_as_many_samples_are_judged_as_there_are_training_examples(monkeypatch):
+def test_as_many_samples_are_evaluated_as_there_are_training_examples(monkeypatch):
     """1000 at most, unless another number is named."""
     config = load("ddpm_toy")
-    for size, samples, judged in ((300, 0, 300), (5000, 0, 1000), (5000, 2000, 2000)):
+    for size, samples, expected in ((300, 0, 300), (5000, 0, 1000), (5000, 2000, 2000)):
         config.data.mixture.size, config.eval.samples = size, samples
-        assert build(config).judged == judged
+        assert build(config).evaluated == expected
 
 
 def test_a_reason_of_many_lines_is_cut_to_its_first(monkeypatch):
@@ -449,3 +449,26 @@ def test_a_batch_that_is_not_filled_is_not_drawn_unless_its_examples_are_average
     config = preset("ddpm_toy", sampler__n=3, sampler__batch=256, sampler__corrector__name="snr")
     config.sampler.corrector.snr.batch_mean = True
     assert build(config).sampling.batch_for(5) == 256
+
+
+@pytest.mark.parametrize(
+    ("idle", "choices"),
+    [
+        ({"sampler.n": 7}, {"sampler.grid.name": "list", "sampler.grid.list.times": (900, 300, 0)}),
+        ({"data.dir": "nowhere"}, {}),
+        ({"label_dropout": 0.5}, {"labels": False}),
+        ({"net.centered": False}, {"scaling.name": "centered"}),
+        ({"loss.ssm.slices": 3, "sampler.grid.karras.rho": 3.0}, {}),
+    ],
+    ids=lambda values: ",".join(values),
+)
+def test_an_option_that_is_declared_to_have_no_effect_has_none(idle, choices):
+    """A preset may set it, and another choice of parts may then make it idle."""
+
+    def made(more):
+        config = load("ddpm_digits")
+        config.update_from_flattened_dict({**choices, **more})
+        parts = build(config)
+        return str((parts.model, parts.objective, parts.sampling.sampler))
+
+    assert made(idle) == made({})

@@ -69,9 +69,13 @@ def done(performed, *argv, entry=main.main):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder as training leaves it, as far as the command line looks."""
-    folder = tmp_path_factory.mktemp("runs") / "made"
-    folder.mkdir()
     config = parse(["--config=ddpm_toy", "--config.train.steps=40", "--config.sampler.n=50"]).config
+    return run_of(tmp_path_factory.mktemp("runs") / "made", config)
+
+
+def run_of(folder: Path, config) -> Path:
+    """A folder with a configuration and a checkpoint, as far as the command line looks."""
+    (folder / "checkpoints" / "40").mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(C.to_json(config))
     return folder
 
@@ -289,7 +293,7 @@ def test_options_that_a_command_uses(mode, argv, made, performed):
 def test_a_condition_may_be_of_one_command_alone(tmp_path, performed):
     """Whether distances are computed at the end of training says nothing about `scoregen eval`."""
     config = parse(["--config=ddpm_toy", "--config.eval.at_end=false"]).config
-    (tmp_path / "config.json").write_text(C.to_json(config))
+    run_of(tmp_path, config)
     done(performed, "eval", tmp_path, "--n=20")
     refused("train", tmp_path, "--config.eval.samples=20", parts=["config.eval.at_end is False"])
     assert "eval.samples" in dict(C.leaves(C.used(config)))
@@ -302,8 +306,7 @@ def test_a_run_can_be_named_by_the_flags_that_trained_it(made, tmp_path, monkeyp
     argv = ["--config=ddpm_toy", "--config.loss.name=ssm", "--config.train.steps=40"]
     assert done(performed, *argv, entry=main.run).workdir == Path("runs", name)
     refused(*argv, "--mode=sample", parts=["no checkpoint in runs/ddpm_toy,loss=ssm"], entry=main.run)
-    (folder := Path("runs", name)).mkdir(parents=True)
-    (folder / "config.json").write_text(C.to_json(parse(argv).config))
+    folder = run_of(Path("runs", name), parse(argv).config)
     assert done(performed, *argv, "--mode=sample", entry=main.run).workdir == folder
     line = refused(*argv[:2], "--config.train.steps=41", "--mode=sample", entry=main.run)
     assert "--config.train.steps=41 has no effect in `scoregen sample`" in line
@@ -445,6 +448,16 @@ def test_folders_that_hold_no_run(tmp_path, monkeypatch, performed):
     refused("sample", "mine", parts=["did you mean runs/mine"])
     (tmp_path / "runs" / "mine" / "config.json").write_text("{")
     refused("sample", "runs/mine", parts=["runs/mine/config.json", "damaged"])
+    refused("sample", "--workdir=fitted", parts=["scoregen.fit", "scoregen.load('fitted')"])
+    assert not performed
+
+
+def test_a_missing_checkpoint_is_said_first(tmp_path, performed):
+    (tmp_path / "config.json").write_text(C.to_json(C.load("ddpm_toy")))
+    for more in ((), ("--config.sampler.control.name=inpaint",), ("--config.net.mlp.width=8",)):
+        refused("eval", tmp_path, *more, parts=[f"no checkpoint in {tmp_path}", "train first"])
+    err = refused("eval", tmp_path, "--sed=1", lines=2)
+    assert err.startswith(f"scoregen: no checkpoint in {tmp_path}") and "--seed" in err
     assert not performed
 
 
@@ -465,14 +478,12 @@ def get_config():
 def test_a_preset_with_parts_and_declarations_of_its_own(tmp_path, performed):
     """Its file is named beside the run, and its options are as good as any."""
     (path := tmp_path / "mine.py").write_text(OWN)
-    run = tmp_path / "run"
     config = done(performed, "train", path, "--config.loss.huber.sharp=no", "--config.loss.huber.delta=2").config
     assert (config.loss.huber.delta, config.loss.huber.sharp) == (2.0, False)
     refused("train", path, "--config.loss.huber.delta=2", parts=["config.loss.huber.sharp is True", "sharp=false"])
     assert C.changes_network("loss.huber.delta") and not C.changes_network("loss.huber.sharp")
-    run.mkdir()
-    (run / "config.json").write_text(C.to_json(config))
-    refused("sample", run, parts=["parts that are not scoregen's own (loss.huber)", "--config=FILE.py"])
+    run = run_of(tmp_path / "run", config)
+    refused("sample", run, parts=["does not have (loss.huber)", "--config=FILE.py"])
     assert done(performed, "sample", run, f"--config={path}").config.loss.huber.delta == 2.0
 
 
@@ -592,8 +603,7 @@ def test_the_examples_of_the_help_are_understood(mode, made, tmp_path, monkeypat
     for example in main.COMMANDS[mode].examples:
         argv = example.split("   ")[0].split()
         for folder in [arg for arg in argv if arg.startswith("runs/")]:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / "config.json").write_text((made / "config.json").read_text())
+            run_of(Path(folder), C.load(str(made / "config.json")))
         assert done(performed, *argv).mode == mode
 
 
@@ -602,8 +612,7 @@ def test_the_commands_of_a_preset_are_understood(name, tmp_path, monkeypatch, pe
     """Those in its docstring, and every switch in the text: it is an option, and of a value that it can have."""
     monkeypatch.chdir(tmp_path)
     text = re.sub(r" *\\\n *", " ", (ROOT / "configs" / f"{name}.py").read_text())
-    (folder := Path("runs", name)).mkdir(parents=True)
-    (folder / "config.json").write_text(C.to_json(C.load(name)))
+    run_of(Path("runs", name), C.load(name))
     lines = re.findall(r"^ {4}scoregen (.*)$", text, re.MULTILINE)
     lines += [line.replace("\n", " ") for line in re.findall(r"`scoregen ((?:train|eval|sample) [^`]+)`", text)]
     assert lines and lines[0].startswith(f"train {name}")
@@ -646,6 +655,18 @@ def test_the_line_for_a_device_that_is_not_there(platform, monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     assert command.advice(error) == f"JAX finds no device: {error}"
     assert command.advice(RuntimeError("else")) is None and command.advice(AssertionError()) is None
+
+
+def test_a_bare_assertion_of_jax_is_the_device_that_is_not_there(monkeypatch):
+    """JAX raises it with no message, and cuts its own frames from the traceback: any command may meet it."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert command.advice(AssertionError()) is None  # the devices are there
+
+    def missing():
+        raise AssertionError
+
+    monkeypatch.setattr("jax.devices", missing)
+    assert "the extra 'cuda'" in str(command.advice(AssertionError()))
 
 
 def test_the_devices_are_looked_for_first(monkeypatch, performed):

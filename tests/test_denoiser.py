@@ -166,10 +166,10 @@ def asked_for(process, target, t, x0, eps):
             c_skip = std**2 / (noise**2 + std**2)
             c_out = noise * std / np.sqrt(noise**2 + std**2)
             return (x0 - c_skip * (x0 + noise * eps)) / c_out
-    raise NotImplementedError(f"write down what a network of target {target} is asked for")
+    raise ValueError(target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["eps", "x0", "score", "v", "velocity", "edm"])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_targets_are_the_papers(name, target):
     rule = target_of(name, target)
@@ -389,6 +389,16 @@ def test_the_bridge_is_refused_while_a_sampler_is_traced():
             TypeError,
             r"real times, t\.astype\(float\)",
         ),
+        (lambda: Denoiser(VP, lambda x, t: x), TypeError, r"a process is needed, not VP: say VP\(\)"),
+        (lambda: Denoiser(VP(), None), TypeError, r"a function \(x, t\) -> Prediction is needed"),
+        (lambda: TWO_MODES.denoiser(VP())(jnp.ones((2, 2), int), 0.5), TypeError, r"x is int32\[2, 2\]: real data"),
+        (lambda: TWO_MODES.denoiser(VP())(jnp.ones((2, 2)), 5.0), ValueError, "t from 5 to 5: .* from 0.001 to 1"),
+        (lambda: TWO_MODES.denoiser(ddpm())(jnp.ones((2, 2)), 1000), ValueError, "t from 1000 to 1000"),
+        (lambda: TWO_MODES.denoiser(ddpm())(jnp.ones((2, 2)), -1), ValueError, "t from -1 to -1"),
+        (lambda: from_network(VP(), "eps", lambda x, t: (x, x))(jnp.ones((2, 3)), 0.5), TypeError, "gives tuple"),
+        (lambda: from_energy(VP, lambda x, t: x), TypeError, r"say VP\(\)"),
+        (lambda: from_energy(VP(), lambda x, t: x)(jnp.ones((2, 3)), 0.5), ValueError, r"gives \[2, 3\] for 2"),
+        (lambda: as_energy(lambda x, t: x), TypeError, "a Denoiser is needed, not function"),
     ],
 )
 def test_denoisers_refuse_what_they_cannot_mean(call, error, message):
@@ -402,6 +412,15 @@ def test_one_time_for_all_is_that_time_for_each():
         np.testing.assert_array_equal(denoiser(x, t).x0, denoiser(x, jnp.full(3, t)).x0)
         if isinstance(t, float):
             np.testing.assert_array_equal(denoiser.velocity(x, t), denoiser.velocity(x, jnp.full(3, t)))
+
+
+def test_a_whole_number_is_a_time_where_times_are_real():
+    """As for `perturb`: 1 is 1.0 in continuous time, also for the velocity."""
+    for process in (VP(), VE(), Flow(), EDM()):
+        denoiser, x = TWO_MODES.denoiser(process), jnp.ones((3, 2))
+        for ask in (denoiser, denoiser.velocity):
+            for ours, other in zip(jax.tree.leaves(ask(x, 1)), jax.tree.leaves(ask(x, 1.0)), strict=True):
+                np.testing.assert_array_equal(ours, other)
 
 
 def dtypes_of(call, *arrays):

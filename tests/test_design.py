@@ -3,7 +3,10 @@
 import contextlib
 import io
 import math
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -24,10 +27,10 @@ from scoregen.contrib.design import (
     design,
     distance_bounds,
     figure,
+    final_variance,
     largest_distance,
     levels,
     ratio,
-    settled,
     step_size,
     techniques,
 )
@@ -189,8 +192,8 @@ def test_levels_that_cannot_be(wrong):
 
 def test_the_published_steps():
     assert step_size(0.01, V2, 5) == pytest.approx(6.18e-6, abs=5e-9)
-    assert settled(step_size(0.01, V2, 5), 0.01, V2, 5) == pytest.approx(1.055, abs=5e-4)
-    assert settled(2e-5, 0.01, V1, 100) == pytest.approx(1.111, abs=5e-4)
+    assert final_variance(step_size(0.01, V2, 5), 0.01, V2, 5) == pytest.approx(1.055, abs=5e-4)
+    assert final_variance(2e-5, 0.01, V1, 100) == pytest.approx(1.111, abs=5e-4)
 
 
 @pytest.mark.parametrize("sigma_min", [0.01, 2.0])
@@ -202,7 +205,7 @@ def test_the_variance_is_that_of_the_recursion(sigma_min, gamma, steps):
         v = (gamma * sigma_min) ** 2
         for _ in range(steps):
             v = (1 - h / sigma_min**2) ** 2 * v + 2 * h
-        assert settled(h, sigma_min, gamma, steps) == pytest.approx(v / sigma_min**2, rel=1e-10)
+        assert final_variance(h, sigma_min, gamma, steps) == pytest.approx(v / sigma_min**2, rel=1e-10)
 
 
 @pytest.mark.parametrize("gamma", [1.001, V2, V1, 4.0, 100.0])
@@ -210,11 +213,11 @@ def test_the_variance_is_that_of_the_recursion(sigma_min, gamma, steps):
 def test_no_other_step_is_nearer(gamma, steps):
     """Of all in (0, 2 sigma_min^2), and those just beside it are farther."""
     best = step_size(0.1, gamma, steps)
-    value = settled(best, 0.1, gamma, steps)
+    value = final_variance(best, 0.1, gamma, steps)
     assert value > 1
     for h in [*np.geomspace(1e-9, 1.999, 2000), 0.99 * best / 0.01, 1.01 * best / 0.01]:
-        assert settled(h * 0.01, 0.1, gamma, steps) >= value * (1 - 1e-13)
-    assert min(settled(factor * best, 0.1, gamma, steps) for factor in (0.8, 1.2)) > value
+        assert final_variance(h * 0.01, 0.1, gamma, steps) >= value * (1 - 1e-13)
+    assert min(final_variance(factor * best, 0.1, gamma, steps) for factor in (0.8, 1.2)) > value
 
 
 @pytest.mark.parametrize("index", [0, 4])
@@ -234,13 +237,13 @@ def test_our_sampler_ends_with_that_variance(index):
         return Prediction(jnp.zeros_like(x), x, -x / broadcast(process.sigma(t) ** 2, x))
 
     x = jax.jit(lambda x: Langevin(step_size=h, steps=3)(Denoiser(process, predict), jax.random.key(1), x, t))(x)
-    assert float(jnp.var(x)) / sigma**2 == pytest.approx(settled(h, 0.02, gamma, 3), rel=4 * math.sqrt(2 / n))
+    assert float(jnp.var(x)) / sigma**2 == pytest.approx(final_variance(h, 0.02, gamma, 3), rel=4 * math.sqrt(2 / n))
 
 
 @pytest.mark.parametrize("step", [0.0, -1e-5, 2e-4, math.nan])
 def test_steps_that_diverge_have_no_variance(step):
     with pytest.raises(ValueError, match="sigma_min"):
-        settled(step, 0.01, 1.1, 5)
+        final_variance(step, 0.01, 1.1, 5)
 
 
 @pytest.mark.parametrize("wrong", [(0.0, 1.1, 5), (0.1, 1.0, 5), (0.1, 1.1, 0)])
@@ -258,7 +261,7 @@ def test_a_design_joins_the_techniques():
     assert found.gamma <= ratio(64, 0.5) < (963 ** (1 / (found.levels - 2)))
     assert found.step_size == pytest.approx(step_size(0.01, found.gamma, 5), rel=5e-3)  # of the levels' own ratio
     assert found.step_size != pytest.approx(step_size(0.01, ratio(64, 0.5), 5), rel=5e-3)
-    assert found.step_size is not None and found.settled == settled(found.step_size, 0.01, found.gamma, 5)
+    assert found.step_size is not None and found.final_variance == final_variance(found.step_size, 0.01, found.gamma, 5)
     assert found.evaluations == 5 * found.levels
     assert design(2, 4.0, 0.01, 5).gamma <= V1  # in few dimensions any ratio would do
     assert design(10, 4.0, 0.01, 5).gamma <= V1 < ratio(10, 0.5)
@@ -277,12 +280,12 @@ def test_the_present_levels_are_those_that_are_walked():
     now = present(config)
     assert now is not None
     assert (now.sigma_min, now.sigma_max, now.levels, now.steps) == (0.05, 10.0, 60, 4)
-    assert now.settled == settled(0.15 * 0.05**2, 0.05, 200 ** (1 / 59), 4)
+    assert now.final_variance == final_variance(0.15 * 0.05**2, 0.05, 200 ** (1 / 59), 4)
     for key, value in {"sampler.step.name": "ancestral", "sampler.n": 5}.items():
         other = present(with_settings(config, {key: value}))
-        assert other is not None and other.levels == 60 and other.steps is other.settled is None
+        assert other is not None and other.levels == 60 and other.steps is other.final_variance is None
     wild = present(with_settings(config, {"sampler.corrector.langevin.step_size": 1.0}))
-    assert wild is not None and wild.settled == math.inf
+    assert wild is not None and wild.final_variance == math.inf
     assert present(load("ddpm_digits")) is None
 
 
@@ -373,7 +376,7 @@ def test_the_design_of_a_paper_s_preset_is_ncsn_v2(name, tmp_path, monkeypatch):
     """With the paper's network, and nothing but the numbers of the levels apart from the preset of that name."""
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     monkeypatch.setitem(SOURCES, "cifar10", lambda dir: Dataset("cifar10", images[:10], images[10:]))
-    small = (*(f"--config.net.{net}.channels=8" for net in ("refinenet", "refinenet_v2")), "--config.eval.samples=2")
+    small = ("--config.net.refinenet_v2.channels=8", "--config.eval.samples=2")
     code, out, err = main(f"--config={name}", *small, f"--out={tmp_path}")
     assert (code, err) == (0, "")
     found, published = parse(command_in(out)).config, load("ncsnv2_cifar")
@@ -485,6 +488,40 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, flags, parts):
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_an_option_without_effect_is_an_error(tmp_path):
+    """Unless the design gives it one, as it does to refinenet_v2."""
+    refused("--config=ncsn_toy", "--config.loss.ssm.slices=4", f"--out={tmp_path}", parts=["has no effect", "'ssm'"])
+
+
+def test_all_faults_of_a_command_line_are_said_at_once(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    code, out, err = main(
+        "--config=ncsn_tyo", "--sigma_min=-1", "--steps=0", "--overlap=2", "--out=setup.cfg", "--seed"
+    )
+    lines, parts = (
+        err.splitlines(),
+        ["--sigma_min=-1", "--steps=0", "--overlap=2", "--out=setup.cfg is a file", "--seed"],
+    )
+    assert (code, out, len(lines)) == (2, "", 6) and "no preset 'ncsn_tyo'" in err
+    assert all(line.startswith("scoregen: ") and part in err for line, part in zip(lines, parts, strict=False))
+
+
+@pytest.mark.slow
+def test_a_notebook_s_backend_draws_the_figure(tmp_path):
+    """MPLBACKEND names a module that is not installed, as `!scoregen design` in a notebook has it."""
+    argv = [sys.executable, "-m", "scoregen", "design", "--config=ncsn_toy", "--config.data.mixture.size=300"]
+    env = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    found = subprocess.run(
+        [*argv, f"--out={tmp_path}"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (found.returncode, found.stderr) == (0, "") and len(list(tmp_path.glob("*.png"))) == 1
+
+
 def test_without_a_configuration_there_is_no_design():
     refused("--config=ncsn_digit", parts=["did you mean 'ncsn_digits'"])
     refused("--sigma_min=0.1", parts=["--config=NAME"])
@@ -502,9 +539,9 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
 
 def test_designs_of_other_data_or_options_lie_beside_each_other(tmp_path):
     """Also where the run would be refused because so many samples cannot be judged, which is no business of this."""
-    few = ("--config=ncsn_toy", "--config.data.mixture.size=300", "--config.data.moons.size=300", f"--out={tmp_path}")
-    for more in ((), ("--config.data.name=moons",), ("--steps=6",)):
-        code, _, err = main(*few, *more)
+    mixture, moons = ("--config.data.mixture.size=300",), ("--config.data.name=moons", "--config.data.moons.size=300")
+    for more in (mixture, moons, (*mixture, "--steps=6")):
+        code, _, err = main("--config=ncsn_toy", f"--out={tmp_path}", *more)
         assert (code, err) == (0, "")
     presets = sorted(tmp_path.glob("*.py"))
     assert len(presets) == 3 == len(list(tmp_path.glob("*.png")))

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import functools
 import importlib
 import importlib.util
 import io
@@ -144,9 +145,8 @@ LINES = [(path, line) for path in TEXTS for line in commands(path)]
 
 def test_commands_are_found():
     """In blocks and in prose, by either name, over several lines, and within the quotes of another command."""
-    found = {
-        name: commands(ROOT / name) for name in ("README.md", "docs/tpu.md", "docs/index.md", "docs/manual/index.md")
-    }
+    manual = [name_of(path) for path in (ROOT / "docs" / "manual").glob("*.md")]
+    found = {name: commands(ROOT / name) for name in ("README.md", "docs/tpu.md", "docs/index.md", *manual)}
     assert "scoregen train ddpm_toy" in found["README.md"]
     assert "python -m scoregen.run --config=ncsn_cifar --data=DIR" in found["README.md"]
     assert any(line.startswith("scoregen sweep") and "--out=/runs/" in line for line in found["docs/tpu.md"])
@@ -169,7 +169,7 @@ def made(folder: Path, name: str) -> str:
     for key, text in (option.split("=") for option in changed):
         key = f"{key}.name" if isinstance(config_lib.get(config, key), type(config)) else key
         config_lib.override(config, key, text, f"--config.{key}")
-    run.mkdir(parents=True)
+    (run / "checkpoints" / "1").mkdir(parents=True)
     (run / "config.json").write_text(config_lib.to_json(config))
     return str(run)
 
@@ -206,16 +206,16 @@ def understood(line: str, folder: Path, monkeypatch) -> Parsed | None:
     for name in ("_import", "_export", "_inspect"):
         monkeypatch.setattr(weights, name, lambda *args, name=name: stop(name))
     monkeypatch.setattr(actions, "perform", lambda mode, config, *args, **options: stop(mode, config))
-    parse, read = design.parse, conformance.read
+    parse, read = design.parsed, conformance.read
 
-    def parsed(argv, flags):
-        stop("design", parse(argv, flags).config)
+    def parsed(*given):
+        stop("design", parse(*given).config)
 
     def checked(argv, flags):
         read(argv, flags).check()
         stop("conformance")
 
-    monkeypatch.setattr(design, "parse", parsed)
+    monkeypatch.setattr(design, "parsed", parsed)
     monkeypatch.setattr(conformance, "read", checked)
 
     program, *argv = shlex.split(line.removeprefix("python -m "))
@@ -287,8 +287,9 @@ def test_a_wrong_command_is_found(line, reason, tmp_path, monkeypatch):
 
 
 def test_the_manual_names_every_option_of_its_table_and_every_part():
-    """The options in the table of the manual exist, and so do the parts; no part of the package is missing."""
-    text = (ROOT / "docs" / "manual" / "index.md").read_text().split("### Options worth knowing")[1].split("\n### ")[0]
+    """The options in the tables of the manual exist, and so do the parts; no part of the package is missing."""
+    page = (ROOT / "docs" / "manual" / "options.md").read_text()
+    text = "\n".join(re.findall(r"^\| `--config.*", page, re.MULTILINE))
     config, named = config_lib.load("default"), set(re.findall(r"`([^`]+)`", text))
     for cell in re.findall(r"^\| (`--config[^|]*) \|", text, re.MULTILINE):
         first, *others = (name.removeprefix("--config.") for name in re.findall("`([^`]+)`", cell))
@@ -296,6 +297,19 @@ def test_the_manual_names_every_option_of_its_table_and_every_part():
         for key in (first, *(name if name[0] != "." else section + name for name in others)):
             config_lib.get(config, key)
     assert [name for table in TABLES for name in table if name not in named] == []
+
+
+STEPS_OF_A_RUN = re.findall(
+    r"^\| `([\w/]+\.py)` \| ([^|]*) \|", (ROOT / "docs" / "manual" / "flow.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("file", "names"), STEPS_OF_A_RUN)
+def test_the_flow_of_a_run_names_what_exists(file, names):
+    """Every file of the page, and every function in it."""
+    found = importlib.import_module("scoregen." + file.removesuffix(".py").replace("/", "."))
+    for name in re.findall(r"`([^`]+)`", names):
+        assert functools.reduce(getattr, name.split("."), found).__module__ == found.__name__, name
 
 
 def test_make_knows_its_targets():

@@ -92,6 +92,12 @@ class Broken(nn.Module):
         return x @ jnp.ones((5, 2))
 
 
+class Paired(nn.Module):
+    @nn.compact
+    def __call__(self, x, cond, train=False):
+        return x, nn.Dense(2)(x)
+
+
 class Labelled(nn.Module):
     """A network with classes, as a stranger may write it."""
 
@@ -117,7 +123,16 @@ IMAGES = np.zeros((20, 8, 8, 1), np.uint8)
         ({"seed": 2**32}, ValueError, ["seed=4294967296: an integer from 0 to 4294967295"]),
         ({"seed": 2**64}, ValueError, ["seed=18446744073709551616"]),
         ({"seed": 0.5}, TypeError, ["seed=0.5: an integer"]),
-        ({"ema": 1.0}, ValueError, ["rate=1.0"]),
+        ({"ema": 1.0}, ValueError, ["ema: rate=1.0"]),
+        ({"ema": "decay"}, TypeError, ["ema='decay'", "sg.Decay(0.999)"]),
+        ({"ema": sg.Decay}, TypeError, ["ema=the class Decay", "sg.Decay(0.999)"]),
+        ({"steps": 2.5}, TypeError, ["steps=2.5: an integer is needed"]),
+        ({"batch": "8"}, TypeError, ["batch='8': an integer is needed"]),
+        ({"callback": 1}, TypeError, ["callback=1: a function is needed"]),
+        ({"optimizer": optax.adam}, TypeError, ["optimizer=the function adam", "optax.adam(1e-3)"]),
+        ({"objective": sg.EpsilonMSE}, TypeError, ["say sg.Objective(sg.EpsilonMSE())"]),
+        ({"objective": sg.Objective}, TypeError, ["objective=the class Objective: an Objective is needed"]),
+        ({"model": Model(sg.ddpm(), Paired())}, ValueError, ["the network gives a tuple: one array [B, ...]"]),
         ({"optimizer": "adam"}, TypeError, ["optimizer='adam'", "optax.adam(1e-3)"]),
         ({"objective": sg.EpsilonMSE()}, TypeError, ["say sg.Objective(sg.EpsilonMSE())"]),
         ({"model": sg.nets.MLP()}, TypeError, ["sg.Model(sg.ddpm(), net)", "MLP"]),
@@ -168,6 +183,18 @@ def test_wrong_use_is_refused_before_anything_is_compiled(changes, error, parts)
     message = str(caught.value)
     assert all(part in message for part in parts), message
     assert "--" not in message and ("\n" not in message or "reasons" in message)
+
+
+def test_all_that_is_wrong_with_a_fit_is_said_at_once():
+    options = {"steps": -1, "batch": 0, "keep": 0, "ema": 2, "seed": -1, "optimizer": "adam", "data": POINTS[:, 0]}
+    with pytest.raises(ValueError, match="7 things are wrong") as caught:
+        sg.fit(
+            **{"model": Model(sg.ddpm(), sg.nets.MLP(width=8)), "objective": sg.Objective(sg.EpsilonMSE())} | options
+        )
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 7 and all(line.startswith("- ") for line in lines)
+    for part in ("steps=-1", "batch=0", "keep=0", "ema: rate=2.0", "seed=-1", "optimizer='adam'", "of shape (50,)"):
+        assert any(part in line for line in lines), part
 
 
 def test_seeds():
@@ -391,3 +418,6 @@ def test_a_damaged_description_is_one_line(tmp_path):
     assert describe.read(tmp_path) is None
     (tmp_path / "model.json").write_text("{")
     refused(lambda: describe.read(tmp_path), "is damaged")
+    for text, missing in (("{}", "model, objective"), ('{"model": 1, "data": {}}', "objective")):
+        (tmp_path / "model.json").write_text(text)
+        refused(lambda: describe.read(tmp_path), "does not fit this version of scoregen", missing)

@@ -142,6 +142,8 @@ def test_a_chains_levels_are_taken_once():
         ((1000, 5), ddpm(), None, "between 999 and 0"),
         ((3.5, 1.0), ddpm(), 0, "whole numbers"),
         ((5.0, "a"), ddpm(), 0, "numbers are needed"),
+        (3.0, ddpm(), 0, "numbers are needed"),
+        ((math.nan,), VP(), 0, "between 1 and 0.001"),
     ],
 )
 def test_a_list_that_is_none_is_refused(times, process, n, said):
@@ -157,6 +159,19 @@ def test_a_walk_may_begin_below_the_noisiest_level():
     first = np.asarray(drawn)[:, 0] < 0
     assert abs(first.mean() - 0.3) < 0.04  # 5 is not so far above the modes' distance that the prior is exact
     assert np.asarray(drawn)[first].std(0) == pytest.approx(0.35, rel=0.1)
+
+
+@pytest.mark.parametrize("of", [list, np.array, jnp.array])
+def test_a_list_may_be_any_sequence(of):
+    times = (0.75, 0.5, 0.125)
+    assert Listed(of(times)) == Listed(times) and hash(Listed(of(times))) == hash(Listed(times))
+
+
+def test_a_process_that_extends_another_has_its_own_grid():
+    class Longer(EDM):
+        pass
+
+    np.testing.assert_array_equal(OwnGrid()(Longer(), 5), Karras()(EDM(), 5))
 
 
 def test_a_list_is_visited_as_it_stands():

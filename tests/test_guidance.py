@@ -192,7 +192,7 @@ def test_guidance_is_under_one_process():
             ClassifierFree(a, 2.0)(b)
         same = gaussian((0.0,), 1.0).denoiser(dataclasses.replace(two))
         assert ClassifierFree(same, 2.0)(b).process is two
-    with pytest.raises(TypeError, match="a Denoiser is needed, not function: say Denoiser"):
+    with pytest.raises(TypeError, match="a Denoiser is needed, not function: say model"):
         Clip(-1.0, 1.0)(lambda x, t: x)
 
 
@@ -311,6 +311,32 @@ def test_a_measurement_of_another_shape_is_refused():
                 ValueError, match=r"\[4, 2\] is needed, 2 measured numbers of each example, or \[1, 2\]"
             ):
                 wrap(fixed(jnp.zeros((4, 3))))(x, t)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Replace(Pixels(np.ones(5, bool)), jnp.ones((1, 5))), ValueError, "3 numbers, .* is of 5"),
+        (lambda: Replace(Matrix(np.ones((1, 5))), jnp.ones((1, 1))), ValueError, "3 numbers, .* is of 5"),
+        (lambda: Replace(Grey(2), jnp.ones((1, 1))), ValueError, r"3 channels .* of 2: say Grey\(3\)"),
+        (lambda: Pixels(np.array([0, 2])), TypeError, "seen holds int64: booleans"),
+        (lambda: Replace(Grey(), [[1.0]]), TypeError, "y is a list: an array"),
+        (lambda: Posterior(Grey(), [[1.0]], 0.1), TypeError, "y is a list: an array"),
+        (lambda: ClassifierFree(lambda x, t: x, 2.0), TypeError, "a Denoiser is needed, not function"),
+    ],
+)
+def test_a_measurement_of_another_example_is_refused(make, error, message):
+    """JAX would clamp an index beyond the example, so the wrong pixels would be taken for the right ones."""
+    with pytest.raises(error, match=message):
+        make()(fixed(jnp.zeros((4, 3))))(jnp.zeros((4, 3)), jnp.full(4, 0.5))
+
+
+def test_the_covariance_of_bfloat16_is_taken_in_float32():
+    measure, x = Matrix(np.ones((1, 2))), jnp.ones((3, 2), jnp.bfloat16)
+    steered = Posterior(measure, jnp.ones((1, 1)), 0.5)(gaussian((0.0, 0.0), 1.0).denoiser(VP()))
+    found = steered(x, 0.5).x0
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(float), steered(x.astype(jnp.float32), 0.5).x0, atol=0.02)
 
 
 @pytest.mark.usefixtures("float64")
@@ -661,6 +687,25 @@ def test_the_great_arc():
     np.testing.assert_allclose(angles, np.array(f) * np.pi / 2, atol=1e-3)
     np.testing.assert_allclose(arc[:, 1, 0], 1 + 2 * np.array(f), rtol=1e-5)
     np.testing.assert_allclose(slerp(a, -a, f)[:, 0], (1 - 2 * f)[:, None] * a[:1], atol=1e-6)  # no arc is the shortest
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda d, a: slerp(a, jnp.ones((3, 2)), jnp.array([0.5])), ValueError, r"a \[1, 2\], b \[3, 2\] and"),
+        (lambda d, a: slerp(a, a, 0.5), ValueError, r"fractions \[N\] are needed"),
+        (lambda d, a: encode(d.predict, a), TypeError, "a Denoiser is needed"),
+        (lambda d, a: decode(d, a.astype(int)), TypeError, "code is int32"),
+    ],
+)
+def test_codes_refuse_what_they_cannot_mean(call, error, message):
+    with pytest.raises(error, match=message):
+        call(gaussian((0.0, 0.0), 0.6).denoiser(VP()), jnp.ones((1, 2)))
+
+
+def test_fractions_may_be_a_list():
+    a, b = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
+    np.testing.assert_array_equal(slerp(a, b, [0.25, 0.5]), slerp(a, b, jnp.array([0.25, 0.5])))
 
 
 def test_between_two_gaussian_examples():

@@ -16,7 +16,7 @@ import scoregen as sg
 from scoregen.app import report
 from scoregen.app.build import build
 from scoregen.app.config import load
-from scoregen.app.judge import likelihoods
+from scoregen.app.evaluate import likelihoods
 from scoregen.data import SOURCES, Dataset, in_turns
 from scoregen.nets import MLP, NETS
 from scoregen.random import example_keys, split_keys

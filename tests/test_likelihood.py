@@ -288,6 +288,7 @@ def test_from_a_uniform_start_nothing_has_a_likelihood(estimate):
         (lambda: ProbabilityFlow(None, width=0.0), "width"),
         (lambda: Bound(None, strata=-1), "strata"),
         (lambda: Bound(None, variance="none"), "variance"),
+        (lambda: ProbabilityFlow(rtol=math.inf), "rtol=inf"),
         (
             lambda: Bound(None, strata=0)(TWO_MODES.denoiser(VP()), jax.random.key(0), jnp.ones((1, 2))),
             "continuous time",
@@ -297,6 +298,16 @@ def test_from_a_uniform_start_nothing_has_a_likelihood(estimate):
 def test_what_cannot_be_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("estimate", [ProbabilityFlow((0.0, 255.0, 1.0)), Bound(strata=2)])
+def test_what_is_no_denoiser_and_what_are_no_data(estimate):
+    """Of bytes as integers the noise over a bin would be rounded to 0."""
+    denoiser, x0 = TWO_MODES.denoiser(VP()), jnp.ones((2, 2))
+    with pytest.raises(TypeError, match="a Denoiser is needed, not function"):
+        estimate(lambda x, t: x, jax.random.key(0), x0)
+    with pytest.raises(TypeError, match=r"x0 is uint8\[2, 2\]: real data"):
+        estimate(denoiser, jax.random.key(0), x0.astype(jnp.uint8))
 
 
 def test_where_the_solver_gives_up_it_is_nan():

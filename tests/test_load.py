@@ -147,6 +147,62 @@ def test_the_likelihood_of_any_examples(trained):
         run.log_likelihood(x[:, :1])
 
 
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"n": 1.5}, ["n=1.5: an integer"]),
+        ({"n": 0, "seed": -1, "batch": 0, "label": 99}, ["4 things", "n=0", "seed=-1", "batch=0", "has no classes"]),
+        ({"guidance": 2.0}, ["guidance=2.0: this network has no classes"]),
+        (
+            {"process": sg.ncsn, "sampler": sg.Ancestral()},
+            ["2 things", "the function ncsn", "sg.Sampler(sg.Ancestral()"],
+        ),
+    ],
+)
+def test_samples_that_cannot_be_drawn(trained, options, parts):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        sg.load(trained).sample(**{"n": 2} | options)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "parts"),
+    [
+        (np.zeros(2, np.float32), {}, ["x of shape [2]: examples of shape [N, 2]"]),
+        (np.zeros((3, 2), np.uint8), {}, ["x of type uint8: floating-point numbers"]),
+        (np.full((3, 2), np.nan), {"batch": 0, "seed": -1}, ["3 things", "x has 3 of 3 examples with NaN", "batch=0"]),
+        (np.zeros((3, 2)), {"label": 1}, ["label=1: this network has no classes"]),
+        (np.zeros((3, 2)), {"estimate": sg.Bound}, ["estimate=the class Bound", "sg.Bound()"]),
+    ],
+)
+def test_likelihoods_that_cannot_be_computed(trained, x, options, parts):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        sg.load(trained).log_likelihood(x, **options)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_images_that_have_no_likelihood_are_refused(digits):
+    run = sg.load(digits)
+    with pytest.raises(ValueError, match="x of type float32: images of uint8 are needed"):
+        run.log_likelihood(np.zeros((2, 8, 8, 1), np.float32))
+    with pytest.raises(ValueError, match="label=10: the classes are 0 to 9"):
+        run.log_likelihood(np.zeros((2, 8, 8, 1), np.uint8), label=10)
+
+
+def test_data_that_a_run_cannot_be_evaluated_on(trained):
+    run = sg.load(trained)
+    points, wide = (np.random.default_rng(0).normal(size=(20, d)).astype(np.float32) for d in (2, 3))
+    for data, samples, part in (
+        (points, None, "held-out examples are needed"),  # an array has none
+        (Dataset("wide", wide, wide), None, r"data of shape \[N, 3\]: \[N, 2\] is needed"),
+        (Dataset("points", points, points), 1, "samples=1: at least 2"),
+        (Dataset("points", points, points), 30, "at most 20"),
+    ):
+        with pytest.raises((ValueError, UsageError), match=part) as caught:
+            run.evaluate(data, samples)
+        assert "--" not in str(caught.value)
+
+
 # Folders that hold no run
 
 
@@ -169,6 +225,19 @@ def test_a_folder_without_a_run_is_one_clear_error(trained, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="did you mean runs/mine"):
         sg.load("mine")
+
+
+def test_what_does_not_belong_to_a_run(trained, tmp_path):
+    """A configuration of another version, and arguments of the other kind of run."""
+    saved = json.loads((trained / "config.json").read_text())
+    saved["sampler"]["predictor"] = saved["sampler"].pop("step")
+    saved["train"]["lr"] = 1.0
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match=r"does not have \(sampler\.predictor, train\.lr\)"):
+        sg.load(tmp_path)
+    with pytest.raises(UsageError, match="config=3: a preset's name"):
+        sg.load(trained, config=3)
 
 
 def test_a_folder_as_a_configuration_is_one_clear_error(trained):
@@ -295,6 +364,10 @@ def test_a_run_of_fit_with_a_network_of_ones_own(tmp_path):
         sg.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert sg.load(tmp_path, model=model).sample(3).shape == (3, 16, 2)
+    with pytest.raises(TypeError, match="a Model is needed"):
+        sg.load(tmp_path, model=Conv())
+    with pytest.raises(UsageError, match="leave out config="):
+        sg.load(tmp_path, config="ddpm_toy")
     with pytest.raises(UsageError, match=r"model\.net\.width was 8, now 9"):
         sg.load(tmp_path, model=sg.Model(sg.ddpm(steps=30), Conv(width=9)))
 
@@ -305,4 +378,11 @@ def test_a_damaged_description_is_one_clear_error(tmp_path):
     fit(model, data, objective(), optax.adam(1e-3), 1, batch=4, workdir=tmp_path, progress=False)
     (tmp_path / describe.FILE).write_text("{")
     with pytest.raises(UsageError, match="damaged"):
+        sg.load(tmp_path)
+    (tmp_path / describe.FILE).write_text("{}")
+    for options in ({}, {"model": model}):
+        with pytest.raises(UsageError, match="does not fit this version"):
+            sg.load(tmp_path, **options)
+    (tmp_path / "checkpoints").rename(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"no checkpoint .* with scoregen\.fit"):
         sg.load(tmp_path)

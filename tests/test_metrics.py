@@ -10,7 +10,7 @@ import scipy.stats
 
 from scoregen.errors import UsageError
 from scoregen.metrics import (
-    Judged,
+    WithFloor,
     classifier_features,
     frechet_distance,
     frechet_gaussians,
@@ -217,7 +217,7 @@ def test_floor_refuses():
         with_floor(sliced_wasserstein, np.ones((6, 1)), points, points)
     with pytest.raises(ValueError, match="repeats >= 1"):
         with_floor(sliced_wasserstein, points, points, points, repeats=0)
-    assert str(Judged(1.0, 0.5, 0.25)) == "1 (floor 0.5 +- 0.25)"
+    assert str(WithFloor(1.0, 0.5, 0.25)) == "1 (floor 0.5 +- 0.25)"
 
 
 # --- Frechet --------------------------------------------------------------------------------------------------------

@@ -254,7 +254,11 @@ class Batched(nn.Module):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Model(sg.ddpm, mlp()), TypeError, r"process: a Process is needed, such as sg.ddpm\(\)"),
+        (
+            lambda: Model(sg.ddpm, mlp()),
+            TypeError,
+            r"process=the function ddpm: a Process is needed, such as sg.ddpm\(\)",
+        ),
         (lambda: Model(sg.ddpm(), sg.nets.MLP), TypeError, r"a Flax Linen module is needed.*say MLP\(\)"),
         (lambda: Model(sg.ddpm(), lambda x, c: x), TypeError, "a Flax Linen module is needed"),
         (lambda: Model(sg.ddpm(), NoTrain()), TypeError, r"a network is called as net\(x, cond, train=False\)"),

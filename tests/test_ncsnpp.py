@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.contrib.weights import ncsnpp as weights
+from scoregen.contrib.weights import unet as weights
 from scoregen.contrib.weights.layout import to_ours, to_theirs
 from scoregen.denoiser import CONDITIONS, from_network, input_scale
 from scoregen.nets import Cond, NCSNpp
@@ -316,8 +316,8 @@ def test_parity_with_edm(kind):
     )
     layout = weights.edm(net, (16, 16, 3))
     state = arrays(numbered(theirs, 1))
-    params = to_ours(layout, weights.apart(state))
-    back = weights.together(to_theirs(layout, params))
+    params = to_ours(layout, weights.split(state))
+    back = weights.join(to_theirs(layout, params))
     assert set(state) - set(back) == {name for name in state if name.endswith("resample_filter")}
     for name, array in back.items():
         np.testing.assert_array_equal(array, state[name])

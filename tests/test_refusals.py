@@ -329,7 +329,7 @@ def test_refusals_are_raised_together_each_on_its_line():
     refusals.add(None)
     for _ in range(2):
         refusals.add(Refusal("no x0 follows", ("target=v",)))
-    with refusals.collect("config.train"):
+    with refusals.collect("config.train."):
         raise UsageError("batch=3: four are needed", "steps=0: one is needed")
     with refusals.collect():
         raise ValueError("the first line\nand more")
@@ -337,7 +337,7 @@ def test_refusals_are_raised_together_each_on_its_line():
         refusals.check()
     assert caught.value.args == (
         "no x0 follows: say --config.target=v",
-        "config.train: batch=3: four are needed",
-        "config.train: steps=0: one is needed",
+        "config.train.batch=3: four are needed",
+        "config.train.steps=0: one is needed",
         "the first line",
     )

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from scoregen.app.build import build
 from scoregen.app.config import load
-from scoregen.app.judge import Measured, Verdict, judge
+from scoregen.app.evaluate import Measured, Metric, evaluate
 from scoregen.app.report import (
     _holding,
     curve,
@@ -23,8 +23,8 @@ from scoregen.app.report import (
     save_grid,
     save_likelihoods,
     save_marginals,
+    save_metrics,
     save_plane,
-    save_verdicts,
     table,
 )
 from scoregen.data import Dataset, points
@@ -107,7 +107,7 @@ def test_marginals_show_samples_that_are_off(tmp_path):
 
 
 def test_verdicts_and_the_table():
-    verdicts = [Verdict("MMD", 0.03, 0.02, 0.001), Verdict("nearest", 12.0, note="median")]
+    verdicts = [Metric("MMD", 0.03, 0.02, 0.001), Metric("nearest", 12.0, note="median")]
     page = io.StringIO()
     Console(file=page, width=100).print(
         table("ddpm_toy: train", [("process", "ddpm")], verdicts, [Path("a.png"), Path("b.npz")])
@@ -135,8 +135,8 @@ def test_verdicts_are_kept_as_json(tmp_path):
     config.sampler.process.name = "edm"
     config.sampler.step.name = "edm"
     assert config.sampler.step.edm.high == float("inf")
-    verdicts = [Verdict("MMD", 0.0, 0.02, 0.001), Verdict("near", float("inf"))]
-    kept = strict(save_verdicts(tmp_path / "distances.json", config, 4000, 7, verdicts))
+    verdicts = [Metric("MMD", 0.0, 0.02, 0.001), Metric("near", float("inf"))]
+    kept = strict(save_metrics(tmp_path / "distances.json", config, 4000, 7, verdicts))
     assert (kept["config"], kept["step"], kept["seed"], kept["samples"]) == ("ddpm_toy", 7, 0, 4000)
     assert kept["sampler"]["step"]["name"] == "edm" and kept["sampler"]["n"] == 250
     assert kept["sampler"]["step"]["edm"]["high"] == "Infinity"
@@ -204,7 +204,7 @@ def test_points_of_the_truth_score_the_floor_and_others_do_not(monkeypatch):
     config.eval.samples = 300
     parts = build(config)
     fresh = points.mixture(size=300, seed=1).train
-    judged = (judge(parts.dataset, parts.scaling, drawn) for drawn in (fresh, fresh + np.float32(1.0)))
+    judged = (evaluate(parts.dataset, parts.scaling, drawn) for drawn in (fresh, fresh + np.float32(1.0)))
     for truth, off in zip(*judged, strict=True):
         assert truth.floor is not None and truth.floor_std is not None
         assert abs(truth.value - truth.floor) < 5 * truth.floor_std
@@ -217,8 +217,8 @@ def test_points_of_any_rank_are_judged():
     train, test, fresh = (rng.normal(size=(n, 8, 2)).astype(np.float32) for n in (400, 300, 200))
     scaling = build(load("ddpm_toy")).scaling
     flat = [part.reshape(len(part), -1) for part in (train, test)]
-    found = judge(Dataset("series", train, test), scaling, fresh)
-    assert found == judge(Dataset("points", *flat), scaling, fresh.reshape(len(fresh), -1))
+    found = evaluate(Dataset("series", train, test), scaling, fresh)
+    assert found == evaluate(Dataset("points", *flat), scaling, fresh.reshape(len(fresh), -1))
 
 
 def test_images_of_the_truth_score_the_floor_and_noise_does_not():
@@ -227,7 +227,7 @@ def test_images_of_the_truth_score_the_floor_and_noise_does_not():
     rng = np.random.default_rng(0)
     real = dataset.train[rng.permutation(len(dataset.train))[:300]]
     real = (2 * real.astype(np.float32) - 255) / 255
-    frechet, near, memorised = judge(dataset, scaling, real)
+    frechet, near, memorised = evaluate(dataset, scaling, real)
     assert frechet.floor is not None and frechet.floor_std is not None and "classifier" in frechet.note
     assert abs(frechet.value - frechet.floor) < 5 * frechet.floor_std
     assert (near.value, memorised.value) == (0.0, 100.0)  # they are training images
@@ -235,6 +235,6 @@ def test_images_of_the_truth_score_the_floor_and_noise_does_not():
     # A tenth of copies moves no median, and shows all the same.
     mixed = rng.uniform(-1, 1, real.shape).astype(np.float32)
     mixed[:30] = real[:30]
-    noise, _, memorised = judge(dataset, scaling, mixed)
+    noise, _, memorised = evaluate(dataset, scaling, mixed)
     assert noise.value > 10 * frechet.floor
     assert abs(memorised.value - 10.0) < 1e-6

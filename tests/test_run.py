@@ -302,7 +302,7 @@ def test_the_same_samples_in_batches_of_any_size(trained):
     assert np.allclose(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
 
 
-def test_eval_judges_the_newest_checkpoint(first, trained):
+def test_eval_takes_the_newest_checkpoint(first, trained):
     (trained / "distances.json").unlink()
     out = done(*TINY, "--mode=eval", f"--workdir={trained}")
     assert "sliced Wasserstein" in out and "MMD" in out
@@ -311,10 +311,14 @@ def test_eval_judges_the_newest_checkpoint(first, trained):
         assert one["value"] == pytest.approx(other["value"], rel=1e-4)
 
 
-def test_the_table_says_how_many_were_judged_where_not_all_were(first, trained):
-    assert "judged" not in first[1]
+def test_as_many_samples_are_drawn_as_the_command_needs(first, trained, tmp_path):
+    """`eval` draws those that it evaluates; training also draws for the picture, and the table says so."""
+    assert "evaluated" not in first[1]
     out = done(*TINY, "--mode=eval", "--config.eval.samples=10", f"--workdir={trained}")
-    assert re.search(r"sampled +20 by", out) and re.search(r"judged +the first 10 of them", out)
+    assert re.search(r"sampled +10 by", out) and "evaluated" not in out
+    assert np.load(trained / "samples.npz")["samples"].shape == (10, 2)
+    out = done(*TINY, "--config.train.steps=1", "--config.eval.samples=10", f"--workdir={tmp_path}")
+    assert re.search(r"sampled +20 by", out) and re.search(r"evaluated +the first 10 of them", out)
 
 
 def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, tmp_path):
@@ -330,7 +334,7 @@ def test_the_table_says_what_was_trained_otherwise_and_blames_no_preset(first, t
     assert "gives eps, of an energy, conditioned on" in out
     walk = "5 levels spaced by karras (rho=5.0), 10 network evaluations each, of an energy and its gradient"
     assert walk in " ".join(out.split())
-    assert re.search(r"steered +class 3, guidance 1.5", out) and "steered" not in first[1]
+    assert re.search(r"conditions +class 3, guidance 1.5", out) and "conditions" not in first[1]
     assert "not computed, as config.eval.at_end is false" in out and "preset:" not in out
     assert "eps on mixture, 6 steps of 8" in first[1] and "energy" not in first[1]
 
@@ -440,7 +444,8 @@ def test_other_options_are_refused_and_named(trained):
             *(*TINY, f"--workdir={trained}", f"--mode={mode}", "--config.net.mlp.width=16", "--config.seed=1"),
             parts=["net.mlp.width was 8, now 16", "seed was 0, now 1", "another --workdir"],
         )
-    refused(*TINY, f"--workdir={trained}", "--config.loss.name=dsm", parts=["loss.name was 'eps', now 'dsm'"])
+    line = refused(*TINY, f"--workdir={trained}", "--config.loss.name=dsm", parts=["loss.name was 'eps', now 'dsm'"])
+    assert "None" not in line and line.count(" was ") == 1  # not the options of the part that is no longer chosen
     assert (trained / "config.json").read_bytes() == kept
 
 
@@ -593,16 +598,16 @@ def test_a_signal_while_sampling(trained, tmp_path):
     assert (trained / "samples.npz").read_bytes() == kept
 
 
-def test_a_signal_while_judging(trained, tmp_path):
+def test_a_signal_while_evaluating(trained, tmp_path):
     kept = (trained / "distances.json").read_bytes()
     slow = "import time; from scoregen.app import actions; "
-    slow += "actions.judge = lambda *_: (print('judging'), time.sleep(60))"
+    slow += "actions.evaluate = lambda *_: (print('evaluating'), time.sleep(60))"
     process = start(tmp_path, *TINY, "--mode=eval", f"--workdir={trained}", before=slow)
-    wait_for(process, "judging")
+    wait_for(process, "evaluating")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (143, "")
-    assert "stopped while judging" in out
+    assert "stopped while computing the distances" in out
     assert (trained / "distances.json").read_bytes() == kept
 
 

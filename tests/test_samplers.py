@@ -625,6 +625,27 @@ class Broken(Step):
         (lambda s, d: Sampler(Broken(lambda x: x), n=3)(d, jax.random.key(0), (2, 2)), TypeError, "Broken.step gives"),
         (lambda s, d: Sampler(Broken(lambda x: (x[:1], ())), n=3)(d, jax.random.key(0), (2, 2)), ValueError, "Broken"),
         (
+            lambda s, d: Sampler(Broken(lambda x: (x, x)), n=3)(d, jax.random.key(0), (2, 2)),
+            TypeError,
+            r"Broken.step gives the state float32\[2, 2\], from \(\): .* must stay",
+        ),
+        (lambda s, d: Sampler(Ancestral(), grid=(1.0, 0.5)), TypeError, r"Listed\(\(1.0, 0.5, 0.001\)\)"),
+        (
+            lambda s, d: Sampler(Ancestral(), grid=lambda p, n: jnp.ones((2, 2)))(d, jax.random.key(0), (2, 2)),
+            ValueError,
+            r"times of shape \[2, 2\]: \[n\] is needed",
+        ),
+        (
+            lambda s, d: Sampler(Ancestral(), grid=lambda p, n: (0.1, 0.5, 1.0))(d, jax.random.key(0), (2, 2)),
+            ValueError,
+            "times that rise",
+        ),
+        (
+            lambda s, d: Sampler(Ancestral(), grid=lambda p, n: (1.5, 0.5))(d, jax.random.key(0), (2, 2)),
+            ValueError,
+            "t from 0.5 to 1.5: the times of this process are from 0.001 to 1",
+        ),
+        (
             lambda s, d: s(Denoiser(VP(), lambda x, t: x), jax.random.key(0), (2, 2)),
             TypeError,
             "a Prediction is needed",

@@ -2,26 +2,34 @@
 
 import contextlib
 import csv
+import html
 import html.parser
 import io
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
 from refusal import refused
 
+from scoregen.app import config as config_lib
+from scoregen.app.arguments import parse
 from scoregen.app.config import load
+from scoregen.app.main import main as app_main
 from scoregen.contrib.sweep import cell, command, grid, launch, page, plan
+from scoregen.contrib.sweep import figure as sweep_figure
 from scoregen.contrib.sweep.table import as_csv, as_markdown, rows_of, time_left
+from scoregen.errors import UsageError
 from scoregen.files import locked
 
 ROOT = Path(__file__).parent.parent
@@ -116,18 +124,28 @@ def test_the_tables_are_what_one_computes_by_hand(areas):
 
 
 class Page(html.parser.HTMLParser):
-    """Every element is closed by its own name, and every address that a page would fetch is kept."""
+    """Every element is closed by its own name. What the page fetches, its links and its texts are kept."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open, self.fetched, self.text = [], [], ""
+        self.open, self.fetched, self.links, self.ids, self.images = [], [], [], [], []
+        self.text, self.codes, self.scripts = "", [], ""
         self.feed(text)
         self.close()
-        assert not self.open
+        assert not self.open and len(self.ids) == len(set(self.ids))
 
     def handle_starttag(self, tag, attrs):
-        self.fetched += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        assert tag != "script"
+        found = dict(attrs)
+        self.fetched += [value for name, value in attrs if name in ("src", "srcset", "data", "action", "xlink:href")]
+        if tag == "link":
+            self.fetched.append(found["href"])
+        elif "href" in found:
+            self.links.append(found["href"])
+        self.ids += [found["id"]] if "id" in found else []
+        if tag == "code":
+            self.codes.append("")
+        if tag == "img" or (tag == "svg" and "aria-hidden" not in found):
+            self.images.append((found.get("alt", found.get("aria-label")), tuple(self.open[-2:])))
         if tag not in ("meta", "link", "img"):
             self.open.append(tag)
 
@@ -139,18 +157,111 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if "code" in self.open:
+            self.codes[-1] += data
+        if "script" in self.open:
+            self.scripts += data
+
+
+def read_page(out: Path) -> Page:
+    """The page of a sweep, which fetches nothing and whose links all lead somewhere."""
+    text = (out / "index.html").read_text()
+    found = Page(text)
+    assert found.fetched and all(address.startswith("data:") for address in found.fetched)
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp|import\(", text)
+    for address in found.links:
+        if address.startswith("#"):
+            assert address[1:] in found.ids, address
+        else:
+            path = Path(urllib.parse.unquote(address))
+            assert not path.is_absolute() and (out / path).exists(), address
+    assert all(alt for alt, _ in found.images)
+    return found
 
 
 def test_the_page_asks_for_nothing_and_says_all(areas):
     _, out, _ = areas
-    text = (out / "index.html").read_text()
-    page = Page(text)
-    assert page.fetched and all(address.startswith("data:") for address in page.fetched)
-    assert "http" not in text and "url(" not in text and "@import" not in text
-    assert "Areas: <of> circles & more" in page.text and "made to fail" in page.text
-    assert "4 cells: 3 finished, 1 failed, 0 not run" in page.text and "3.50 ± 0.50" in page.text
-    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    text, found = (out / "index.html").read_text(), read_page(out)
+    assert "Areas: <of> circles & more" in found.text and "made to fail" in found.text
+    assert "4 cells: 3 finished, 1 failed, 0 not run" in found.text and "3.50 ± 0.50" in found.text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text and "@media print" in text
     assert "data:image/webp" in text  # figure.png
+
+
+def test_the_page_leads_from_a_row_to_its_section_and_back_and_to_its_files(areas):
+    path, out, _ = areas
+    found, sweep = read_page(out), plan.read(path)
+    for title in ("compared", "failed", "figure", "row-by-row", "files"):
+        assert title in found.ids and f"#{title}" in found.links
+    for row in rows_of(sweep, out):
+        anchor = f"row-{row.cells[0].key[:8]}"
+        assert found.links.count(f"#{anchor}") >= 2  # from the contents and from the table
+        assert f"#in-table-{anchor}" in found.links and {anchor, f"in-table-{anchor}"} <= set(found.ids)
+    files = {urllib.parse.unquote(address) for address in found.links if not address.startswith("#")}
+    assert {"table.md", "table.csv", "cells.csv", "figure.png"} < files
+    for each in sweep.cells:
+        there = {f"cells/{each.name}/{file}" for file in ("result.json", "failed.json", "log.txt")}
+        assert there & files == {name for name in there if (out / name).exists()}
+
+
+def test_every_picture_of_the_page_is_enlarged_by_an_element_that_hears_the_keyboard(areas):
+    text, found = (areas[1] / "index.html").read_text(), read_page(areas[1])
+    assert found.images and all(around == ("details", "summary") for _, around in found.images)
+    assert ".zoom[open] > summary { position: fixed; inset: 0;" in text and '"Escape"' in found.scripts
+
+
+def test_the_page_has_the_command_of_every_cell(areas):
+    """Of computed cells the sweep's own, which runs that cell alone."""
+    path, out, _ = areas
+    codes = [shlex.split(code) for code in read_page(out).codes]
+    for each in plan.read(path).cells:
+        (argv,) = (argv for argv in codes if f"--only={each.name}" in argv)
+        assert argv[:2] == ["scoregen", "sweep"] and "\n1 of 1 cells to run" in main(*argv[2:], "--dry-run")[1]
+
+
+def test_the_command_of_a_trained_cell_gives_its_configuration(tmp_path, monkeypatch):
+    """Also with the options of the command line, and with a preset in a file whose name needs quotes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it's mine.py").write_text(textwrap.dedent(OWN))
+    text = """
+        def cells():
+            odd = {"net.mlp.width": 8, "sampler.grid.name": "list", "sampler.grid.list.times": (1.0, 0.5, 0.01)}
+            yield {"config": "../it's mine.py", "seed": 4, "sweep.budget": 2, "train.ema.decay.ramp": False}
+            yield {"config": "ddpm_toy", "loss.name": "ssm", "train.learning_rate": 1e-3, "eval.likelihood.name": "ode"}
+            yield {"config": "flow_toy"} | odd
+        def measure(run):
+            return {}
+    """
+    sweep = plan.read(write(tmp_path / "of", text), ["--config.train.steps=7"])
+    for each in sweep.cells:
+        program, command_name, *argv = shlex.split(each.command)
+        assert (program, command_name) == ("scoregen", "train")
+        got = parse(argv, mode="train").config  # which refuses what has no effect
+        differ = [key for key, _, _ in config_lib.changes(got, each.config)]
+        assert differ == (["eval.likelihood.name"] if each is sweep.cells[1] else [])
+    assert sweep.cells[0].command.startswith("""scoregen train '--config=it'"'"'s mine.py' --config.seed=4 """)
+
+
+def test_every_figure_of_the_page_has_a_title_and_labelled_axes(areas, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sweep_figure, "save", lambda path, page: drawn.append(page))
+    sweep_figure.draw(rows_of(plan.read(areas[0]), areas[1]), tmp_path / "figure.png")
+    (panel,) = drawn[0].axes
+    assert panel.get_title() == "area of each row" and panel.get_xlabel() == "area, mean ± standard error"
+    assert panel.get_ylabel() == "row of the table"
+
+    toy = plan.read(write(tmp_path / "toy", TOY % "{}"))
+    for each in toy.cells:
+        network = cell.network_of(tmp_path, each)
+        network.mkdir(parents=True)
+        lines = [json.dumps({"step": step, "loss": 1.0 / step}) for step in (1, 2, 4000)]
+        (network / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    curves = page._curves(toy.cells, tmp_path)
+    found = Page(curves)
+    assert found.images == [("Training loss over the steps", ("details", "summary"))]
+    for text in ("training step", "loss simple, log scale", "seed 0", "seed 1", "4,000", "0.00025", "1"):
+        assert text.replace("simple", toy.cells[0].config.loss.name) in found.text
+    assert curves.count("<polyline") == 2
 
 
 def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
@@ -163,7 +274,7 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
     path.write_text(path.read_text().replace("(2, 1)", "(2, 7)"))  # mended
     code, said, _ = main(path, f"--out={out}")
     assert code == 0 and "4 of 4 cells finished, 0 failed" in said
-    assert "Stale, 3: measured by another measure(run)" in said and "--again" in said
+    assert "Stale: 3, measured before measure(run) was changed" in said and "--again" in said
     assert "| 1 | 2, 2 stale | 3.50 ± 0.50 |" in (out / "table.md").read_text()
     assert [row["stale"] for row in rows_in(out / "cells.csv")] == ["1", "1", "1", "0"]
     assert ran(path) == sorted([*before, failing])
@@ -286,8 +397,9 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
     assert other.key != plain.key and other.training == plain.training and other.said["sampler.n"] == 7
     back = cells_of(tmp_path, '{"train.steps": 5}', flags=["--config.train.steps=8000"])[0]  # as the preset has it
     assert back.said["train.steps"] == back.config.train.steps == 8000 and back.key == cells_of(tmp_path, "{}")[0].key
-    unchosen = cells_of(tmp_path, '{"train.clip": 2.0, "net.unet.channels": 8}')[0]
-    assert unchosen.key == plain.key
+    flags = ["--config.loss.ssm.slices=2"]  # of one cell; it changes nothing of the other
+    (eps, ssm, *_) = cells_of(tmp_path, '{"train.clip": 2.0}', '{"loss.name": "ssm"}', flags=flags)
+    assert eps.key == plain.key and "loss.ssm.slices=2" not in eps.command and ssm.config.loss.ssm.slices == 2
     assert plain.config.seed == 0 and cells_of(tmp_path, "{}")[1].config.seed == 1
 
     def changed(name):
@@ -355,6 +467,19 @@ def test_a_command_that_cannot_be_is_refused_in_one_line(tmp_path, argv, parts):
     assert ran(path) == []
 
 
+def test_all_faults_of_a_command_are_said_at_once(tmp_path):
+    path = write(tmp_path / "toy", TOY % '{"train.step": 3}')
+    bad = ["--wrkers=1", "--workers=0", "--launch.a=1", "--launch.b=2", "--out="]
+    code, out, err = main(path, *bad)
+    lines, parts = (
+        err.splitlines(),
+        ["'--wrkers'", "--out=", "--launch.a", "--launch.b", "--workers=0", "config.train.step"],
+    )
+    assert (code, out, len(lines)) == (2, "", len(parts)), err
+    assert all(line.startswith("scoregen: ") and part in line for line, part in zip(lines, parts, strict=True)), err
+    assert main("--launcher=cloud")[2].splitlines()[-1].endswith("'cloud': there are: local, ray, slurm")
+
+
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
     path = write(tmp_path / "areas", AREAS)
     with locked(tmp_path / ".lock"):
@@ -375,10 +500,40 @@ def test_help_names_every_flag():
     "idle",
     ['"data.dir": "photos"', '"loss.ssm.slices": 4', '"net.unet.channels": 8', '"label_dropout": 0.5'],
 )
-def test_cells_that_differ_in_nothing_are_refused_before_anything_runs(tmp_path, idle):
-    """An option of a part that is not chosen changes nothing."""
+def test_an_option_without_effect_is_an_error_that_names_its_cells(tmp_path, idle):
     path = write(tmp_path / "toy", TOY % ("{}, {%s}" % idle))  # noqa: UP031
-    refused(lambda: plan.read(path), path, "are the same")
+    key, value = idle.replace('"', "").split(": ")
+    refused(lambda: plan.read(path), path, "cells 2, 4: ", f"--config.{key}={value} has no effect")
+
+
+@pytest.mark.parametrize("same", ['"train.steps": 8000', '"train.log_every": 7', '"loss.name": "eps"'])
+def test_cells_that_differ_in_nothing_are_refused_before_anything_runs(tmp_path, same):
+    """An option at its default, one that no figure depends on, one that is the preset's."""
+    path = write(tmp_path / "toy", TOY % ("{}, {%s}" % same))  # noqa: UP031
+    refused(lambda: plan.read(path), path, "cells 1 and 2, 3 and 4 are the same")
+    code, _, err = main(path, f"--out={tmp_path / 'out'}")
+    assert code == 2 and "are the same" in err and not (tmp_path / "out").exists()
+
+
+def test_an_option_for_all_cells_must_have_an_effect_on_one(tmp_path):
+    path = write(tmp_path / "toy", TOY % '{"loss.name": "ssm"}, {}')
+    assert len(plan.read(path, ["--config.loss.ssm.slices=2"]).cells) == 4
+    refused(lambda: plan.read(path, ["--config.net.unet.channels=8"]), "--config.net.unet.channels=8 has no effect")
+
+
+def test_all_faults_of_all_cells_are_said_at_once(tmp_path):
+    text = TOY % '{"train.step": 3}, {"loss.name": "sm", "train.clip": "x"}, {"config": "ddpm_tiy"}'
+    with pytest.raises(UsageError) as error:
+        plan.read(write(tmp_path / "toy", text))
+    lines = list(error.value.args)
+    assert len(lines) == 4 and all(map(str, lines))
+    for line, parts in zip(
+        lines,
+        [("cells 1, 4: no config.train.step",), ("cells 2, 5: ", "train.clip"), ("cells 2, 5: ", "loss.name 'sm'"),
+         ("cells 3, 6: no preset 'ddpm_tiy'",)],
+        strict=True,
+    ):  # fmt: skip
+        assert all(part in line for part in parts), line
 
 
 def result(
@@ -927,6 +1082,24 @@ def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_command_of_a_row_trains_its_cell_to_the_same_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, out = write(tmp_path / "tiny", TRAINED), tmp_path / "out"
+    (path.parent / "own.py").write_text(textwrap.dedent(OWN))
+    sweep = plan.read(path)
+    it = sweep.cells[0]
+    assert main(path, f"--out={out}", f"--only={it.name}")[0] == 0
+    codes = [shlex.split(code) for code in read_page(out).codes]
+    (argv,) = (argv for argv in codes if argv == shlex.split(it.command))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert app_main([*argv[1:], "--workdir=alone"]) == 0
+    one, other = (
+        json.loads((folder / "distances.json").read_text()) for folder in (cell.folder_of(out, it), tmp_path / "alone")
+    )
+    assert one == other
+
+
+@pytest.mark.slow
 def test_the_page_in_a_browser(areas, tmp_path):
     """Chromium says no word in its console, and its picture is no empty page."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -947,6 +1120,27 @@ def test_the_page_in_a_browser(areas, tmp_path):
     from matplotlib.image import imread
 
     assert imread(tmp_path / "good.png")[..., :3].std() > 0.05
+
+    # No part of it is wider than the window, but what is inside of a box that scrolls; Escape closes a picture.
+    text = html.escape((areas[1] / "index.html").read_text())
+    look = """
+        addEventListener("load", () => { document.title = [...document.querySelectorAll("iframe")].map(frame => {
+          const page = frame.contentDocument, zoom = page.querySelector(".zoom");
+          zoom.open = true;
+          const wide = zoom.querySelector("img").getBoundingClientRect().width;
+          page.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
+          const beyond = [...page.querySelectorAll("body *")].filter(
+            each => !each.closest(".wide") && each.getBoundingClientRect().right > frame.clientWidth + 1);
+          const fits = page.documentElement.scrollWidth <= frame.clientWidth;
+          return [fits, beyond.length, wide > 0.8 * frame.clientWidth, zoom.open].join();
+        }).join(" "); });
+    """
+    frames = "".join(f'<iframe width="{w}" height="800" frameborder="0" srcdoc="{text}"></iframe>' for w in (390, 1280))
+    (tmp_path / "frames.html").write_text(f"<!doctype html><meta charset=utf-8>{frames}<script>{look}</script>")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    argv = [browser, *flags, (tmp_path / "frames.html").as_uri()]
+    dom = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False).stdout
+    assert "<title>true,0,true,false true,0,true,false</title>" in dom
 
 
 def test_the_example_of_the_documentation_can_be_run(tmp_path):

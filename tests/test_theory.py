@@ -16,8 +16,7 @@ from scoregen.times import TIMES
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "theory.md").read_text()
-# In prose between backticks, in a block of equations behind a #.
-NAMES = sorted({*re.findall(r"`([^`\n]+)`", TEXT), *re.findall(r"^    .* # (\S+)$", TEXT, re.MULTILINE)})
+NAMES = sorted({*re.findall(r"`([^`\n]+)`", TEXT)})
 TESTS = [name for name in NAMES if "::" in name]
 FILES = [name for name in NAMES if "/" in name and "::" not in name]
 DOTTED = [name for name in NAMES if re.fullmatch(r"[a-z_]+(\.\w+)+", name) and not name.startswith("jax.")]

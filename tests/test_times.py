@@ -288,7 +288,9 @@ def test_uniform_logsnr_draws_a_level_as_often_as_lam_falls_there(chain):
         np.testing.assert_allclose(inside / inside.sum(), 0.2, atol=0.02)
 
 
-@pytest.mark.parametrize("process", [VP(), VE(), PROCESSES["vp_cosine"]()], ids=["vp", "ve", "vp_cosine"])
+@pytest.mark.parametrize(
+    "process", [VP(), VE(), VE(0.01, 5000.0), PROCESSES["vp_cosine"]()], ids=["vp", "ve", "ve_wide", "vp_cosine"]
+)
 def test_uniform_logsnr_has_uniform_logsnr(process):
     """Each of the hundred bins of t gets its share of the fall of lam; a thousandth is uniform in t."""
     edges = np.linspace(*process.ends, 101)

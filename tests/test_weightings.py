@@ -148,3 +148,12 @@ def test_weights_are_finite_and_not_negative_up_to_both_ends(name, weighting):
 def test_nonsense_is_refused(make):
     with pytest.raises(ValueError, match="needed"):
         make()
+
+
+def test_a_plain_function_has_no_weight_to_be_replaced():
+    process, x = VP(), jnp.ones((2, 3))
+    denoiser, noised = Denoiser(process, lambda x, t: Prediction(x, x, x)), Noised(x, x, x, jnp.array([0.1, 0.9]))
+    weighted = Weighted(lambda denoiser, noised, key: noised.x.sum(1), MinSNR())
+    assert "does not say what its own weight is" in str(weighted.refuse(process))
+    with pytest.raises(ValueError, match="does not say what its own weight is"):
+        weighted(denoiser, noised, jax.random.key(0))

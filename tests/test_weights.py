@@ -29,6 +29,7 @@ from scoregen.contrib.weights import command, pipeline, source, torch_zip, unet,
 from scoregen.contrib.weights.layout import to_ours, to_theirs
 from scoregen.contrib.weights.source import FORMATS
 from scoregen.denoiser import CONDITIONS, from_network
+from scoregen.errors import UsageError
 from scoregen.nets import Cond, UNet
 from scoregen.process import ddpm
 from scoregen.samplers import Ancestral, Listed, Sampler
@@ -325,6 +326,22 @@ def test_what_a_pipeline_cannot_be_is_not_exported(changes, parts):
     refused(lambda: pipeline.scheduler_config(config), *parts)
 
 
+def test_all_that_an_export_or_an_import_cannot_be_is_said_at_once():
+    config = load("ddpm_digits")
+    config.target, config.net.condition, config.scaling.name = "edm", "logsnr", "unit"
+    with pytest.raises(UsageError) as caught:
+        pipeline.scheduler_config(config)
+    assert [line.partition(":")[0] for line in caught.value.args] == [
+        "config.net.condition=logsnr",
+        "config.scaling.name=unit",
+        "config.target=edm",
+    ]
+    theirs = json.loads((UNET2D / "unet" / "config.json").read_text())
+    with pytest.raises(UsageError) as caught:
+        pipeline.unet_of(theirs | {"num_class_embeds": 10, "brand_new": "on"})
+    assert [line.partition(":")[0] for line in caught.value.args] == ["num_class_embeds=10", "brand_new=on"]
+
+
 def test_what_breaks_is_said_in_one_line_and_leaves_nothing(tmp_path):
     theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
     target = tmp_path / "new" / "run"
@@ -512,7 +529,7 @@ def test_a_full_disk_leaves_nothing(imported, tmp_path, monkeypatch):
     ("argv", "parts"),
     [
         (["imprt", "x"], ["'imprt'", "did you mean 'import'"]),
-        (["import"], ["import what?", "--help"]),
+        (["inspect"], ["inspect what?", "--help"]),
         (["import", "x"], ["--workdir=DIR"]),
         (["export", "x"], ["--out=DIR"]),
         (["export", "x", "--out=y"], ["x", "config.json"]),
@@ -524,6 +541,21 @@ def test_a_full_disk_leaves_nothing(imported, tmp_path, monkeypatch):
 )
 def test_the_command_line_says_no(argv, parts):
     answered(*argv, parts=parts)
+
+
+def test_all_faults_of_a_command_line_are_said_at_once():
+    for argv, parts in (
+        (["import", "--frmat=x"], ["import what?", "--workdir=DIR", "did you mean '--format'"]),
+        (
+            ["export", "--step=-1", "--best", "--config=nothing"],
+            ["export what?", "--out", "--config: ", "--step=N", "no preset"],
+        ),
+        (["inspect", "a", "b", "--config.seed=x"], ["'b'", "--config.seed without --config"]),
+    ):
+        code, out, err = main(*argv)
+        lines = err.splitlines()
+        assert (code, out, len(lines)) == (2, "", len(parts)), err
+        assert all(line.startswith("scoregen: ") and part in err for line, part in zip(lines, parts, strict=True))
 
 
 def test_inspect_says_what_it_would_be(imported, tmp_path):
@@ -751,7 +783,8 @@ def test_score_sde_s_ddpm_lies_in_ours_array_by_array():
     """All of ours, each once; there and back it is the same; it attends once a level on the way up."""
     net = UNet(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), attention_last=True)
     config = load("ddpm_digits")
-    pipeline.set_unet(config, net)
+    for field in config.net.unet:
+        config.net.unet[field] = getattr(net, field)
     ours = workdir.shapes_of(config, (8, 8, 1))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), ours)

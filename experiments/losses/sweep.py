@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.app.build import build
+from scoregen.app.evaluate import distance_to_data
 from scoregen.app.figures import figure, save
-from scoregen.app.judge import distance_to_data
 from scoregen.app.report import sheet
 from scoregen.contrib.sweep import grid
 from scoregen.nets.cost import operations

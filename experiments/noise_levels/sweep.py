@@ -199,7 +199,7 @@ def variance(after, steps, key, draws=1000):
 def expected(after, found):
     """Variance over sigma^2 in theory: after one level entered with gamma^2, the paper's criterion, or after all."""
     if after == "one level":
-        return found.settled
+        return found.final_variance
     return passed_on(found.gamma, found.levels, found.step_size / found.sigma_min**2, found.steps)
 
 
@@ -267,7 +267,7 @@ def draw(rows, path):
                 if (row.options["sweep.variance after"], row.options["sweep.steps"]) == (after, steps):
                     found = [row.mean(f"h = {x}") for x in STEPS]
                     third.plot(STEPS, found, shape, color=color, mfc="white", ms=6)
-        third.plot(rule.step_size / SIGMA_MIN**2, rule.settled, "*", color=color, ms=17, mec="white", zorder=3)
+        third.plot(rule.step_size / SIGMA_MIN**2, rule.final_variance, "*", color=color, ms=17, mec="white", zorder=3)
     third.plot([], [], "*", color=INK, ms=13, ls="none", label="technique 4")
     third.set(xscale="log", yscale="log", ylim=(0.95, 6))
     third.set_yticks([1, 1.2, 1.5, 2, 3, 5], ["1", "1.2", "1.5", "2", "3", "5"])

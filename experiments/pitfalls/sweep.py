@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
 
+from scoregen.app.evaluate import distance_to_data
 from scoregen.app.figures import ACCENT, INK, figure, save
-from scoregen.app.judge import distance_to_data
 from scoregen.contrib.sweep import grid
 from scoregen.metrics import sliced_wasserstein
 from scoregen.process import ncsn, top

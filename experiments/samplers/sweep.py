@@ -17,8 +17,8 @@ from jax.tree_util import Partial
 from orders import CASES, LAM, OWN, once, order
 from orders import PROCESSES as SMOOTH
 
+from scoregen.app.evaluate import distance_to_data
 from scoregen.app.figures import ACCENT, INK, empty, save
-from scoregen.app.judge import distance_to_data
 from scoregen.contrib.sweep import grid
 from scoregen.denoiser import Denoiser
 from scoregen.metrics import sliced_wasserstein

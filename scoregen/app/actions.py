@@ -8,9 +8,9 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,9 +19,9 @@ from rich.console import Console
 from scoregen.app import api, report
 from scoregen.app import config as config_lib
 from scoregen.app.build import Parts, build
-from scoregen.app.command import say
+from scoregen.app.command import check_folder, saved, say
 from scoregen.app.config import Config
-from scoregen.app.judge import judge, likelihoods
+from scoregen.app.evaluate import evaluate, likelihoods
 from scoregen.app.signals import Signals, leave
 from scoregen.errors import UsageError
 from scoregen.files import check_writable, whole
@@ -29,8 +29,9 @@ from scoregen.samplers import START_TOLERANCE, StartWarning, start_gap
 from scoregen.train import Bar, fit, mesh
 
 if TYPE_CHECKING:
-    from scoregen.process import Process
     from scoregen.train import State
+
+T = TypeVar("T")
 
 
 def perform(
@@ -50,7 +51,7 @@ def perform(
     Args:
         mode: one of `config.MODES`.
         config: the configuration.
-        workdir: the folder of the run.
+        workdir: the folder of the run; with a checkpoint, unless the mode is "train".
         console: for the output.
         again: the command line to repeat after an interruption.
         out: the folder for the results, if not the workdir.
@@ -63,8 +64,6 @@ def perform(
         say(console, f"joining the other processes, as --coordinator={coordinator} says")
     _join(coordinator, process, processes)
     several, console.quiet = mesh.processes() > 1, not mesh.first()
-    if mode != "train" and not api.saved(workdir):
-        raise api.no_checkpoint(workdir)
     parts = build(config, mode)
     agree(config, workdir, mode)
     if several:
@@ -76,8 +75,8 @@ def perform(
             run = action.train() if mode == "train" else action.restore()
             if signals():
                 if mode != "train":
-                    action.say(f"stopped; the training is saved. To begin again: {again}")
-                return leave(signals)
+                    action.say(f"stopped. To begin again: {again}")
+                leave(signals)
             code = action.results(run)
             mesh.finish()
             return code
@@ -125,7 +124,7 @@ def _results(workdir: Path, out: Path | None) -> Iterator[Path]:
     """
     if mesh.first():
         if out is not None:
-            _make(out, "--out")
+            check_folder(out, "--out")
         check_writable(out or workdir)
         yield out or workdir
         return
@@ -133,35 +132,32 @@ def _results(workdir: Path, out: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _make(folder: Path, flag: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another {flag}") from None
-
-
 def agree(config: Config, workdir: Path, mode: str) -> None:
     """Write the configuration beside a new run; refuse one that contradicts the run that is there."""
     path = workdir / "config.json"
-    # A run that has saved nothing yet binds nobody.
-    if api.saved(workdir) and path.exists():
+    # A run that has saved nothing yet can be begun anew with any options.
+    if saved(workdir) and path.exists():
         old = config_lib.from_json(path.read_text(errors="replace"), str(path))
         # Options that have no effect in either run do not count.
-        differ = [
-            f"{key} was {was!r}, now {now!r}"
-            for key, was, now in config_lib.changes(config_lib.used(old), config_lib.used(config))
+        was, now = (dict(config_lib.leaves(config_lib.used(of))) for of in (old, config))
+        found = [
+            key
+            for key, _, _ in config_lib.changes(config_lib.used(old), config_lib.used(config))
             if key != "name" and config_lib.changes_network(key, config)
         ]
-        if differ:
+        # Of another part, the options are others too: the choice alone is named.
+        common = [key for key in found if key in was and key in now] or found
+        if common:
+            differ = "; ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in common)
             raise UsageError(
-                f"{workdir} holds a run with other options ({'; '.join(differ)}): give those again, "
-                "or another --workdir to start anew"
+                f"{workdir} holds a run with other options ({differ}): give those again, or another --workdir to "
+                "start anew"
             )
     if mode == "train":
-        _make(workdir, "--workdir")
-    if mode == "train" and mesh.first():
-        with whole(path) as fresh:
-            fresh.write_text(config_lib.to_json(config))
+        check_folder(workdir, "--workdir")
+        if mesh.first():
+            with whole(path) as fresh:
+                fresh.write_text(config_lib.to_json(config))
 
 
 @dataclasses.dataclass
@@ -184,7 +180,7 @@ class Action:
 
     def restore(self) -> api.Run:
         """The run of the newest checkpoint, or of the best."""
-        return api.restore(self.workdir, self.parts, self.config.sampler.best, self.say)
+        return api.restore(self.workdir, self.sampling, self.parts, self.config.sampler.best, self.say)
 
     def train(self) -> api.Run:
         """The run, trained to the end or to a signal."""
@@ -228,9 +224,16 @@ class Action:
         )
         step = int(state.step)
         if self.signals.now():
-            saved = f"saved step {step} of {train.steps} in {self.workdir}" if step else "stopped before the first step"
-            self.say(f"{saved}. To go on: {self.again}")
+            done = f"saved step {step} of {train.steps} in {self.workdir}" if step else "stopped before the first step"
+            self.say(f"{done}. To go on: {self.again}")
         return api.Run(self.workdir, step, state.ema, self.sampling, self.parts)
+
+    def watch(self, work: Callable[[], T | None], stopped: str) -> T:
+        """The result of work. A signal before it is done ends the process, with a line that begins with `stopped`."""
+        if (done := self.signals.watch(work)) is None:
+            self.say(f"{stopped}: {self.again}")
+            leave(self.signals)
+        return done
 
     def sketch(self, step: int, params: Any) -> None:
         """A picture while training."""
@@ -238,15 +241,15 @@ class Action:
         samples = self.signals.watch(lambda: self.sampling(params, count, stopped=self.signals))
         if samples is None:
             return
-        if not np.isfinite(samples).all():  # training is another matter, and goes on
+        if np.isfinite(samples).all():
+            self.picture(self.files / f"samples_{step:07d}.png", params, samples)
+        else:  # training does not depend on it, and goes on
             self.say(f"no picture at step {step}: the sampler diverged")
-            return
-        self.picture(self.files / f"samples_{step:07d}.png", params, samples)
 
     def picture(self, path: Path, params: Any, samples: np.ndarray) -> Path:
         """The picture that suits the data: a grid of images, four panels of the plane, or one panel a coordinate."""
         dataset, params = self.parts.dataset, mesh.local(params)
-        if self.parts.sampling.control is not None:
+        if self.sampling.control is not None:
             return report.save_completed(path, self.sampling, samples)
         if dataset.is_image:
             return report.save_grid(path, self.sampling.to_data(samples[: self.config.sampler.images]))
@@ -258,9 +261,9 @@ class Action:
         """The results of the command. Returns the exit code."""
         if self.mode != "likelihood":
             self.warn_of_start()
-        if self.mode == "likelihood":
-            return self.log_likelihood(run)
-        return self.trajectory(run) if self.mode == "trajectory" else self.samples(run)
+        actions = {"likelihood": self.log_likelihood, "trajectory": self.trajectory}
+        actions.get(self.mode, self.samples)(run)
+        return 0
 
     def warn_of_start(self) -> None:
         """Say how far the start of sampling is from the prior, if it is farther than it should be."""
@@ -275,94 +278,91 @@ class Action:
                 "take a process with more noise, or add --config.sampler.corrector.name=langevin"
             )
 
-    def samples(self, run: api.Run) -> int:
-        """Sample, judge if the command does, draw, and close with the table. Returns the exit code."""
-        config, signals, folder = self.config, self.signals, self.files
-        judged = self.parts.judged if self.mode == "eval" or (self.mode == "train" and config.eval.at_end) else 0
-        count = max(judged, config.sampler.images)
+    def samples(self, run: api.Run) -> None:
+        """Sample, evaluate if the command does, draw, and close with the table."""
+        config, folder, dataset = self.config, self.files, self.parts.dataset
+        evaluated = self.parts.evaluated if self.mode == "eval" or (self.mode == "train" and config.eval.at_end) else 0
+        count = evaluated if self.mode == "eval" else max(evaluated, config.sampler.images)
         size = self.sampling.batch if self.mode == "train" else self.sampling.batch_for(count)
         batches = -(-count // mesh.round_up(size))
         parts = f" in {batches} batches" if batches > 1 else ""
         with Bar(self.console, f"sampling {count}{parts}, level", self.sampling.levels * batches) as bar:
-            samples = signals.watch(lambda: self.sampling(run.params, count, bar.update, signals, batch=size))
-        if samples is None:
-            self.say(f"stopped while sampling; the training is saved. To sample again: {self.again}")
-            return leave(signals)
-        api.check_finite(samples)
+            samples = self.watch(
+                lambda: self.sampling(run.params, count, bar.update, self.signals, batch=size),
+                "stopped while sampling; the training is saved. To sample again",
+            )
+        api.check_finite(samples, self.smaller_steps())
         files = [folder / "samples.npz"]
         with whole(files[0]) as fresh:
             np.savez(fresh, samples=samples)
-        name = "samples.png" if self.parts.dataset.is_image else "figure.png"
-        files.append(self.picture(folder / name, run.params, samples))
+        files.append(self.picture(folder / ("samples.png" if dataset.is_image else "figure.png"), run.params, samples))
         if self.mode == "train":
             title = f"{config.name}, trained on {config.data.name}"
             files.append(report.save_curve(folder / "loss.png", self.workdir, title, self.loss()))
             files += [self.workdir / name for name in ("metrics.jsonl", "checkpoints", "config.json")]
 
-        dataset, scaling = self.parts.dataset, self.parts.scaling
-        verdicts = signals.watch(lambda: judge(dataset, scaling, samples[:judged], self.say)) if judged else []
-        if verdicts is None:
-            self.say(f"stopped while judging; the samples are saved. To judge again: {self.again}")
-            return leave(signals)
-        if verdicts:
-            files.insert(0, report.save_verdicts(folder / "distances.json", config, judged, run.step, verdicts))
-        facts = self.summary(run, count)
-        if judged and judged < count:
-            facts.append(("judged", f"the first {judged:,} of them"))
-        if not judged and self.mode == "train":
+        facts, metrics = self.summary(run, count), []
+        if evaluated:
+            metrics = self.watch(
+                lambda: evaluate(dataset, self.parts.scaling, samples[:evaluated], self.say),
+                "stopped while computing the distances; the samples are saved. To compute them again",
+            )
+            files.insert(0, report.save_metrics(folder / "distances.json", config, evaluated, run.step, metrics))
+            if evaluated < count:
+                facts.append(("evaluated", f"the first {evaluated:,} of them"))
+        elif self.mode == "train":
             command = f"scoregen eval {self.workdir}"
             facts.append(("distances", f"not computed, as config.eval.at_end is false: {command}"))
-        self.close(facts, verdicts, files)
-        return 0
+        self.close(facts, metrics, files)
 
-    def close(self, facts: list[tuple[str, str]], verdicts: Any, files: list[Path]) -> None:
+    def smaller_steps(self) -> str:
+        """What to take where the sampler diverges."""
+        name = self.config.sampler.corrector.name
+        size = next((option for option in ("step_size", "snr") if option in self.config.sampler.corrector[name]), None)
+        return f"a smaller --config.sampler.corrector.{name}.{size}" if size else "more levels (--config.sampler.n)"
+
+    def close(self, facts: list[tuple[str, str]], metrics: Any, files: list[Path]) -> None:
         """Print the closing table."""
         self.console.print()
-        self.console.print(report.table(f"{self.config.name}: {self.mode}", facts, verdicts, files))
+        self.console.print(report.table(f"{self.config.name}: {self.mode}", facts, metrics, files))
 
-    def trajectory(self, run: api.Run) -> int:
-        """Sample, and show the way. Returns the exit code."""
+    def trajectory(self, run: api.Run) -> None:
+        """Sample, and show the way."""
         from scoregen.app.trajectory import save_animation, save_sheet, walk
 
         dataset, scaling = self.parts.dataset, self.parts.scaling
         count = min(self.config.sampler.images, 16 if dataset.is_image else 400)
         self.say(f"sampling {count}, and keeping every level")
-        seen = self.signals.watch(lambda: walk(self.sampling, mesh.local(run.params), count))
-        if seen is None:
-            self.say(f"stopped; the training is saved. To begin again: {self.again}")
-            return leave(self.signals)
+        seen = self.watch(lambda: walk(self.sampling, mesh.local(run.params), count), "stopped. To begin again")
         if not all(np.isfinite(part).all() for part in (seen.x, seen.x0)):
-            raise UsageError("the walk is not finite: the sampler diverged; take smaller steps or train longer")
+            raise UsageError(
+                f"x is not finite at every level: the sampler diverged; take {self.smaller_steps()} or train longer"
+            )
         files = [
             save_sheet(self.files / "trajectory.png", dataset, scaling, seen),
             save_animation(self.files / "trajectory.gif", dataset, scaling, seen),
         ]
         self.close(self.summary(run, count), [], files)
-        return 0
 
-    def log_likelihood(self, run: api.Run) -> int:
-        """Compute the likelihood of held-out data, and close with the table. Returns the exit code."""
+    def log_likelihood(self, run: api.Run) -> None:
+        """Compute the likelihood of held-out data, and close with the table."""
         config, options = self.config, self.config.eval.likelihood
         assert self.parts.dataset.test is not None
         count = min(options.examples, len(self.parts.dataset.test))
         kinds = 2 if options.name == "both" else 1
         with Bar(self.console, f"likelihood of {count}, {options.name}", kinds * count) as bar:
-            found = self.signals.watch(lambda: likelihoods(self.parts, run.params, bar.update))
-        if found is None:
-            self.say(f"stopped; the training is saved. To begin again: {self.again}")
-            return leave(self.signals)
-        other = "" if config.sampler.process.name == "trained" else f", as {config.sampler.process.name}"
-        held = "" if config.sampler.x0.name == "free" else f", x0 held by {config.sampler.x0.name}"
-        label = config.sampler.label
-        classes = ", each with its class" if label < 0 else f", all with the class {label}"
-        known = classes if self.parts.model.num_classes else ""
-        facts = [*self.trained(run), ("evaluated", f"{found[1]:,} held-out examples{known}{other}{held}")]
-        facts += [(measured.name, report.describe_likelihood(measured)) for measured in found[0]]
+            found, count = self.watch(
+                lambda: likelihoods(self.parts, run.params, bar.update), "stopped. To begin again"
+            )
+        known = [f"{count:,} held-out examples{self.bridged()}", *self.conditions("each with its class")]
+        facts = [*self.trained(run), ("evaluated", ", ".join(known))]
+        facts += [(measured.name, report.describe_likelihood(measured)) for measured in found]
         path = self.files / "likelihood.json"
         self.close(facts, [], [path])
         # After they were printed: figures that took hours are not lost to a disk that is full.
-        report.save_likelihoods(path, config, run.step, *found)
-        return 0
+        report.save_likelihoods(path, config, run.step, found, count)
+
+    # What the table says
 
     def loss(self) -> str:
         """The loss's name, and its unit if it has one."""
@@ -382,68 +382,69 @@ class Action:
             text += {0: "", 1: ", with a derivative"}.get(along, f", with {along:,} derivatives")
         return text + (", of an energy and its gradient" if self.parts.model.energy else "")
 
+    def bridged(self) -> str:
+        """The process that is sampled under, if it is not that of the training."""
+        name = self.config.sampler.process.name
+        return "" if name == "trained" else f", as {name}"
+
     def summary(self, run: api.Run, count: int) -> list[tuple[str, str]]:
         """What was trained and how it was sampled, as lines of the table."""
-        sampler, made = self.config.sampler, self.sampling.sampler
-        moves = (sampler.step, made.step), (sampler.corrector, made.corrector)
-        parts = [f"{section.name}{_changed(move)}" for section, move in moves if section.name != "none"]
-        other = "" if sampler.process.name == "trained" else f", as {sampler.process.name}"
-        grid = "" if sampler.grid.name == "own" else f" spaced by {sampler.grid.name}{_changed(made.grid)}"
+        sampler, made, control = self.config.sampler, self.sampling.sampler, self.sampling.control
+        parts = [_part(sampler.step, made.step)]
+        if made.corrector is not None:
+            parts.append(_part(sampler.corrector, made.corrector))
+        grid = "" if sampler.grid.name == "own" else f" spaced by {_part(sampler.grid, made.grid)}"
         levels = f"{_so_many(self.sampling.levels, 'level')}{grid}{self.evaluations()}"
-        sampled = f"{count:,} by {' + '.join(parts)}{other}, {levels}"
-        return [*self.trained(run), ("sampled", sampled), *self.steered()]
+        lines = [*self.trained(run), ("sampled", f"{count:,} by {' + '.join(parts)}{self.bridged()}, {levels}")]
+        known = self.conditions("classes as in the data" if control is None else "each its own class")
+        if control is not None:
+            known.append(_part(sampler.control, control))
+        return [*lines, ("conditions", ", ".join(known))] if known else lines
 
-    def steered(self) -> list[tuple[str, str]]:
-        """What samples depend on beside the noise, as a line of the table, or as none."""
-        sampler, control = self.config.sampler, self.sampling.control
-        known = []
+    def conditions(self, classes: str) -> list[str]:
+        """What an estimate depends on beside x and the noise level; `classes`: where no class is chosen."""
+        sampler, known = self.config.sampler, []
         if self.parts.model.num_classes:
-            own = "each its own class" if control is not None else "classes as in the data"
-            known.append(own if sampler.label < 0 else f"class {sampler.label}")
+            known.append(classes if sampler.label < 0 else f"class {sampler.label}")
         if sampler.guidance != 1:
             known.append(f"guidance {sampler.guidance:g}")
         if sampler.x0.name != "free":
             known.append(f"x0 by {sampler.x0.name}")
-        if control is not None:
-            known.append(f"{sampler.control.name}{_changed(control)}")
-        return [("steered", ", ".join(known))] if known else []
+        return known
 
     def trained(self, run: api.Run) -> list[tuple[str, str]]:
         """What was trained, as lines of the table."""
-        config, objective = self.config, self.parts.objective
-        net = f"{config.net.name}, {_size(run.params):,} parameters"
+        config, objective, process = self.config, self.parts.objective, self.parts.model.process
         trained = [config.loss.name]
         if objective.weighting is not None:
-            trained.append(f"weighted as {config.weighting.name}{_changed(objective.weighting)}")
+            trained.append(f"weighted as {_part(config.weighting, objective.weighting)}")
         if config.times.name != "own":
-            trained.append(f"times by {config.times.name}{_changed(objective.times)}")
+            trained.append(f"times by {_part(config.times, objective.times)}")
         if config.log_variance:
             trained.append("scaled by a learned variance")
         if config.optimizer.name != "adam":
             trained.append(f"by {config.optimizer.name}")
         gives = f"{config.target}, of an energy" if config.energy else config.target
+        net = f"{config.net.name}, {_size(run.params):,} parameters"
+        extent = f"{int(process.ends[1]) + 1} levels" if process.discrete else "in continuous time"
         return [
             ("trained", f"{', '.join(trained)} on {config.data.name}, {run.step:,} steps of {config.train.batch}"),
             ("network", f"{net}, gives {gives}, conditioned on {config.net.condition}"),
-            ("process", f"{config.process.name}, {_extent(self.parts.model.process)}"),
+            ("process", f"{config.process.name}, {extent}"),
         ]
 
 
-def _changed(part: Any) -> str:
-    """The options of a part that are not at their defaults, in brackets."""
+def _part(section: Config, part: Any) -> str:
+    """The name of a part, and in brackets its options that are not at their defaults."""
     if not dataclasses.is_dataclass(part):  # a part of the user's own
-        return ""
+        return section.name
     fields = [(field.name, field.default, getattr(part, field.name)) for field in dataclasses.fields(part)]
     options = ", ".join(f"{name}={value}" for name, default, value in fields if value != default)
-    return f" ({options})" if options else ""
+    return f"{section.name} ({options})" if options else section.name
 
 
 def _so_many(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
-
-
-def _extent(process: Process) -> str:
-    return f"{int(process.ends[1]) + 1} levels" if process.discrete else "in continuous time"
 
 
 def _size(params: Any) -> int:

@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from scoregen.app.command import no_checkpoint, saved
 from scoregen.app.sampling import Sampling
-from scoregen.errors import UsageError
+from scoregen.errors import Problems, UsageError, check_count, check_kind, what_it_is
+from scoregen.process import Process
 from scoregen.random import check_seed
+from scoregen.samplers import Ancestral, Sampler
 from scoregen.train import Model, describe, mesh, restore_average
 from scoregen.train.log import MetricsLog
 
 if TYPE_CHECKING:
     from scoregen.app.build import Parts
     from scoregen.app.config import Config
-    from scoregen.app.judge import Verdict
+    from scoregen.app.evaluate import Metric
     from scoregen.data import Dataset
     from scoregen.denoiser import Denoiser
     from scoregen.likelihood import LogLikelihood
-    from scoregen.process import Process
-    from scoregen.samplers import Sampler
 
 
 def load(
@@ -53,36 +55,43 @@ def load(
     scoregen.errors.UsageError: no run in no/such/folder: there is no such folder
     """
     workdir = Path(folder).expanduser()
-    _check_folder(workdir)
-    if config is not None or (workdir / "config.json").is_file():
-        if model is not None:
-            raise UsageError(
-                f"{workdir} is a run of the command line, and its configuration names its model: leave out model="
-            )
-        parts, known = _from_config(workdir, config)
-        best = bool(parts.config.sampler.best) if best is None else best
-        return restore(workdir, parts, best=best, data_known=known)
-    sampling = _from_description(workdir, model)
-    params, step = _restored(workdir, sampling.model, sampling.shape, bool(best))
-    return Run(workdir, step, params, sampling)
+    by_command = _check_folder(workdir)
+    if by_command and model is not None:
+        raise UsageError(
+            f"{workdir} is a run of the command line, and its configuration names its model: leave out model="
+        )
+    if not by_command and config is not None:
+        raise UsageError(f"{workdir} is a run of scoregen.fit and has no configuration: leave out config=")
+    if not by_command:
+        return restore(workdir, _from_description(workdir, model), best=bool(best))
+    parts, known = _from_config(workdir, config)
+    best = bool(parts.config.sampler.best) if best is None else best
+    return restore(workdir, parts.sampling, parts, best, data_known=known)
 
 
 def restore(
     workdir: Path,
-    parts: Parts,
+    sampling: Sampling,
+    parts: Parts | None = None,
     best: bool = False,
     say: Callable[[str], None] | None = None,
     data_known: bool = True,
 ) -> Run:
-    """The run in a folder that was trained from these parts.
+    """The run in a folder, with the averaged parameters of its newest checkpoint or of the best.
 
     `data_known` is whether `parts.dataset` holds the data themselves.
 
     Raises:
         UsageError: if there is no readable checkpoint, or if it is one of another network.
     """
-    params, step = _restored(workdir, parts.model, parts.dataset.shape, best, say)
-    return Run(workdir, step, params, parts.sampling, parts, data_known=data_known)
+    from scoregen.train import Checkpoints
+
+    with Checkpoints(workdir / "checkpoints", say=say) as checkpoints:
+        found = restore_average(sampling.model, checkpoints, (1, *sampling.shape), best=best)
+    mesh.check_same(found[1] + 1 if found else 0, "checkpoints")
+    if found is None:
+        raise no_checkpoint(workdir)
+    return Run(workdir, found[1], found[0], sampling, parts, data_known=data_known)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,19 +173,23 @@ class Run:
 
         Raises:
             ValueError: for a number out of range, a process without noise levels in common with the run's, and parts
-                that do not go together.
+                that do not go together; TypeError for arguments of another type; all of them at once.
             UsageError: if samples are not finite, because the sampler diverged.
         """
-        for name, number in (("n", n), ("batch", 1 if batch is None else batch)):
-            if number < 1:
-                raise ValueError(f"{name}={number}: at least 1 is needed")
-        seed, labels = None if seed is None else check_seed(seed), None
-        if label is not None:
-            count = self.model.num_classes
-            if not 0 <= label < count:
-                classes = f"the classes are 0 to {count - 1}" if count else "this network has no classes"
-                raise ValueError(f"label={label}: {classes}")
-            labels = np.full(1, label, np.int32)
+        problems = Problems()
+        problems.attempt(check_count, "n", n)
+        if batch is not None:
+            problems.attempt(check_count, "batch", batch)
+        if seed is not None:
+            seed = problems.attempt(check_seed, seed)
+        labels = None if label is None else problems.attempt(self._labels, label, 1)
+        if process is not None:
+            problems.attempt(check_kind, "process", process, Process, "sg.ncsn()")
+        if sampler is not None:
+            problems.attempt(check_kind, "sampler", sampler, Sampler, "sg.Sampler(sg.Ancestral(), n=100)")
+        if guidance is not None and not self.model.num_classes:
+            problems.errors.append(ValueError(f"guidance={guidance}: this network has no classes"))
+        problems.check()
         sampling = self._variant(process, sampler, guidance)
         samples = sampling(self.params, n, seed=seed, labels=labels, batch=batch or sampling.batch_for(n))
         assert samples is not None
@@ -203,53 +216,83 @@ class Run:
             batch: examples at a time.
 
         Raises:
-            ValueError: if x has another shape than the data.
+            ValueError: if x has another shape or type than the data or is not finite, for a class that is not there,
+                and for a number out of range; all of them at once.
             UsageError: if nothing has a likelihood under this process.
         """
-        from scoregen.app.judge import in_batches
+        from scoregen.app.evaluate import in_batches
         from scoregen.likelihood import ProbabilityFlow
 
-        x = np.asarray(x)
-        if x.shape[1:] != self.sampling.shape or not len(x):
-            needed = ", ".join(map(str, self.sampling.shape))
-            raise ValueError(f"x of shape {list(x.shape)}: examples of shape [N, {needed}] are needed")
-        if x.dtype == np.float64 and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
-            x = x.astype(np.float32)
-        scaling = self.sampling.scaling
+        problems, scaling = Problems(), self.sampling.scaling
+        examples: Any = problems.attempt(self._examples, x)
+        count = 1 if examples is None else len(examples)
+        labels = None if label is None else problems.attempt(self._labels, label, count)
+        of: Any = self.sampling.seed if seed is None else problems.attempt(check_seed, seed)
+        problems.attempt(check_count, "batch", batch)
+        if isinstance(estimate, type) or not (estimate is None or callable(estimate)):
+            problems.errors.append(
+                TypeError(f"estimate={what_it_is(estimate)}: a likelihood is needed, such as sg.Bound()")
+            )
+        problems.check()
+        assert examples is not None
         estimate = estimate or ProbabilityFlow(scaling.bins, scaling.width)
-        labels = None if label is None else np.broadcast_to(np.asarray(label, np.int32), (len(x),))
-        seed = self.sampling.seed if seed is None else check_seed(seed)
-        return in_batches(self.sampling, self.params, estimate, x, labels, seed, batch)
+        return in_batches(self.sampling, self.params, estimate, examples, labels, of, batch)
 
-    def evaluate(self, data: Dataset | None = None, samples: int | None = None) -> list[Verdict]:
+    def evaluate(self, data: Dataset | None = None, samples: int | None = None) -> list[Metric]:
         """Distances of samples to held-out data, each beside the score of a perfect sampler, as `scoregen eval` gives.
 
         Args:
-            data: the data; None for those of the run's configuration.
+            data: the data, with a held-out part; None for those of the run's configuration.
             samples: how many are drawn; None for `config.eval.samples`.
 
         Raises:
+            ValueError: for data of another shape than the run's, or for a number of samples that is out of range.
             UsageError: if the data are not there, have no held-out part, or are images without labels.
         """
-        from scoregen.app.judge import judge
+        from scoregen.app.evaluate import check_held_out, evaluate
+        from scoregen.data import as_dataset
 
-        dataset = self.dataset if data is None else data
+        dataset = self.dataset if data is None else as_dataset(data)
+        if dataset.shape != self.sampling.shape:
+            raise ValueError(f"data of shape {_shape(dataset.shape)}: {_shape(self.sampling.shape)} is needed")
+        check_held_out(dataset)
         configured = 0 if self.config is None else self.config.eval.samples
-        count = samples or configured or min(1000, len(dataset.train))
+        count = configured or min(1000, len(dataset.train)) if samples is None else check_count("samples", samples, 2)
         drawn = self.sampling(self.params, count)
         assert drawn is not None
         check_finite(drawn)
-        return judge(dataset, self.sampling.scaling, drawn)
+        return evaluate(dataset, self.sampling.scaling, drawn)
+
+    def _labels(self, label: Any, count: int) -> np.ndarray:
+        """The classes of `count` examples, one for all of them or one for each."""
+        labels, classes = np.asarray(label), self.model.num_classes
+        if labels.dtype.kind not in "iu" or labels.shape not in ((), (count,)):
+            raise ValueError(f"label={label!r}: an integer is needed, or one for each of the examples")
+        if not classes:
+            raise ValueError(f"label={label}: this network has no classes")
+        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"label={label}: the classes are 0 to {classes - 1}")
+        return np.broadcast_to(labels.astype(np.int32), (count,))
+
+    def _examples(self, x: Any) -> np.ndarray:
+        """Examples `[N, ...]` in the units of the data, of the type that the scaling takes."""
+        x = np.asarray(x)
+        if x.shape[1:] != self.sampling.shape or not len(x):
+            raise ValueError(f"x of shape {list(x.shape)}: examples of shape {_shape(self.sampling.shape)} are needed")
+        if self.sampling.is_image:
+            if x.dtype != np.uint8:
+                raise ValueError(f"x of type {x.dtype}: images of uint8 are needed, as the network was trained on")
+            return x
+        if not jax.numpy.issubdtype(x.dtype, np.floating):
+            raise ValueError(f"x of type {x.dtype}: floating-point numbers are needed, as the network was trained on")
+        if bad := int((~np.isfinite(x.reshape(len(x), -1)).all(1)).sum()):
+            raise ValueError(f"x has {bad} of {len(x)} examples with NaN or infinite values: drop or fix them")
+        return x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
 
     def _variant(self, process: Process | None, sampler: Sampler | None, guidance: float | None) -> Sampling:
         """How samples are drawn with these changes; the same object for the same ones, since it is compiled once."""
-        changes: dict[str, Any] = {}
-        if process is not None:
-            changes["process"] = process
-        if sampler is not None:
-            changes["sampler"] = sampler
-        if guidance is not None:
-            changes["guidance"] = guidance
+        given = {"process": process, "sampler": sampler, "guidance": guidance}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if not changes:
             return self.sampling
         for known, variant in self._variants:
@@ -273,26 +316,20 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def check_finite(samples: np.ndarray) -> None:
-    """Raises UsageError unless all samples `[N, ...]` are finite."""
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[N, {', '.join(map(str, shape))}]"
+
+
+def check_finite(samples: np.ndarray, smaller: str = "smaller steps") -> None:
+    """Raises UsageError unless all samples `[N, ...]` are finite; `smaller` is what to try."""
     if bad := int((~np.isfinite(samples.reshape(len(samples), -1)).all(1)).sum()):
         raise UsageError(
-            f"{bad} of {len(samples)} samples are not finite: the sampler diverged; take smaller steps "
-            "(--config.sampler.corrector.langevin.step_size) or train longer"
+            f"{bad} of {len(samples)} samples are not finite: the sampler diverged; take {smaller} or train longer"
         )
 
 
-def no_checkpoint(workdir: Path) -> UsageError:
-    """The error for a run that has saved nothing yet."""
-    return UsageError(f"no checkpoint in {workdir}: train first, with scoregen train or --mode=train")
-
-
-def saved(workdir: Path) -> bool:
-    """Whether there is a checkpoint in a folder."""
-    return any(child.name.isdigit() for child in (workdir / "checkpoints").glob("*"))
-
-
-def _check_folder(workdir: Path) -> None:
+def _check_folder(workdir: Path) -> bool:
+    """Whether a folder holds a run of the command line, else one of `fit`; UsageError if it holds none."""
     if not workdir.is_dir():
         kind = "it is a file, and the folder of a run is needed" if workdir.exists() else "there is no such folder"
         near = Path("runs", workdir)
@@ -302,20 +339,7 @@ def _check_folder(workdir: Path) -> None:
         raise UsageError(f"no run in {workdir}: it holds neither a config.json nor a {describe.FILE}")
     if not saved(workdir):
         raise no_checkpoint(workdir)
-
-
-def _restored(
-    workdir: Path, model: Model, shape: tuple[int, ...], best: bool, say: Callable[[str], None] | None = None
-) -> tuple[Any, int]:
-    """The averaged parameters and the step of a checkpoint."""
-    from scoregen.train import Checkpoints
-
-    with Checkpoints(workdir / "checkpoints", say=say) as checkpoints:
-        found = restore_average(model, checkpoints, (1, *shape), best=best)
-    mesh.check_same(found[1] + 1 if found else 0, "checkpoints")
-    if found is None:
-        raise no_checkpoint(workdir)
-    return found
+    return (workdir / "config.json").is_file()
 
 
 # A run of the command line
@@ -326,11 +350,12 @@ def _from_config(workdir: Path, config: Config | str | None) -> tuple[Parts, boo
     from scoregen.app import config as config_lib
     from scoregen.app.build import build
 
+    full: Any = config
     if config is None or isinstance(config, str | Path):
-        full: Config = config_lib.load(str(workdir / "config.json"), over=str(config or "default"))
-    else:
-        full = config
-    description = describe.read(workdir) if (workdir / describe.FILE).is_file() else None
+        full = config_lib.load(str(workdir / "config.json"), over=str(config or "default"))
+    elif not isinstance(config, ConfigDict):
+        raise UsageError(f"config={config!r}: a preset's name, the path of its file or a configuration is needed")
+    description = describe.read(workdir)
     if description is None or full.sampler.control.name != "none":
         return build(full, "sample"), True
     stand_in = _stand_in(full, description)
@@ -359,20 +384,18 @@ def _stand_in(config: Config, description: dict[str, Any]) -> Dataset:
 
 def _from_description(workdir: Path, model: Model | None) -> Sampling:
     """How a run of `fit` is sampled, from its model.json."""
-    from scoregen.samplers import Ancestral, Sampler
-
     description = describe.read(workdir)
-    if description is None:
-        raise UsageError(f"no run in {workdir}: it holds no {describe.FILE}")
+    assert description is not None
     if model is None:
         try:
             model = describe.rebuild(description["model"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             hint = f'say load("{workdir}", model=...) with the model that was trained'
             raise UsageError(f"{workdir}: {error}: {hint}") from None
         if not isinstance(model, Model):
             raise UsageError(f"{workdir / describe.FILE} describes no model: restore it from a copy")
     else:
+        check_kind("model", model, Model, "sg.Model(sg.ddpm(), net), the one that was trained")
         given = json.loads(json.dumps(describe.describe(model)))
         differ = describe.differences({"model": description["model"]}, {"model": given})
         if differ:

@@ -222,33 +222,13 @@ def apply(found: Arguments, config: Config) -> None:
         except UsageError as error:
             found.errors += error.args
             before.pop(key, None)
-    for check in (config_lib.check_choices, check_seeds):
+    for check in (config_lib.check_choices, config_lib.check_seeds):
         try:
             check(config)
         except UsageError as error:
             found.errors += error.args
     now = ((key, old, config_lib.get(config, key)) for key, old in sorted(before.items()))
     found.changes = [(key, old, new) for key, old, new in now if repr(new) != repr(old)]
-
-
-def check_seeds(config: Config) -> None:
-    """Raises UsageError unless every seed is in the range of `scoregen.random.check_seed`.
-
-    >>> check_seeds(ConfigDict({"seed": 4294967296}))
-    Traceback (most recent call last):
-    scoregen.errors.UsageError: config.seed=4294967296: an integer from 0 to 4294967295 is needed
-    """
-    from scoregen.random import check_seed  # which loads JAX, as the parts of a configuration do
-
-    wrong = []
-    for key, value in config_lib.leaves(config):
-        if key.rpartition(".")[2] == "seed" and value is not None:
-            try:
-                check_seed(value)
-            except (TypeError, ValueError) as error:
-                wrong.append(f"config.{key.removesuffix('seed')}{error}")
-    if wrong:
-        raise UsageError(*wrong)
 
 
 def no_config() -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -25,7 +25,6 @@ from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS, Objective
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES, Process
-from scoregen.random import check_seed
 from scoregen.samplers import CORRECTORS, GRIDS, STEPS, Sampler
 from scoregen.times import TIMES
 from scoregen.train import (
@@ -73,9 +72,9 @@ class Parts:
         return self.prepare.scaling
 
     @property
-    def judged(self) -> int:
+    def evaluated(self) -> int:
         """How many samples the distances are computed from."""
-        return judged(self.config, self.dataset)
+        return evaluated(self.config, self.dataset)
 
     def estimators(self) -> dict[str, Any]:
         """The likelihoods that the configuration chooses, by name; see `estimators`."""
@@ -89,7 +88,7 @@ class Parts:
         return known[index % len(known)] if label < 0 else np.full(len(index), label, np.int32)
 
 
-def judged(config: Config, dataset: Dataset) -> int:
+def evaluated(config: Config, dataset: Dataset) -> int:
     """`config.eval.samples`, or with 0 as many as there are training examples, 1000 at most."""
     return config.eval.samples or min(1000, len(dataset.train))
 
@@ -101,9 +100,10 @@ def data(config: Config) -> Dataset:
         UsageError: if they are not there, or an option is out of range.
     """
     try:
-        return config_lib.build(SOURCES, config.data, dir=config.data.dir)
+        return config_lib.build(SOURCES, config.data, "data", dir=config.data.dir)
     except UsageError as error:  # a source knows its parameters, and no flags
-        raise UsageError(*(line.replace("say dir=", "say --config.data.dir=") for line in error.args)) from error
+        lines = (re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line) for line in error.args)
+        raise UsageError(*lines) from error
 
 
 def network(config: Config, classes: int = 0) -> Any:
@@ -155,19 +155,26 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
 
     _check_ranges(refusals, config)
     bad_ranges = bool(refusals.reasons)
-    choose = functools.partial(attempt, config_lib.build)
-    process = choose(PROCESSES, config.process)
-    scaling = choose(SCALINGS, config.scaling)
+
+    def choose(table: Mapping[str, Callable], key: str, **known: Any) -> Any:
+        return attempt(config_lib.build, table, config_lib.get(config, key), key, **known)
+
+    process = choose(PROCESSES, "process")
+    scaling = choose(SCALINGS, "scaling")
     known = {} if scaling is None else {"bins": scaling.bins, "width": scaling.width}
     bounds = {} if scaling is None else {"low": scaling.low, "high": scaling.high}
-    loss = choose(LOSSES, config.loss, **known)
-    weighting = choose(WEIGHTINGS, config.weighting)
-    times = choose(TIMES, config.times)
-    average = choose(AVERAGES, config.train.ema)
+    loss = choose(LOSSES, "loss", **known)
+    weighting = choose(WEIGHTINGS, "weighting")
+    times = choose(TIMES, "times")
+    average = choose(AVERAGES, "train.ema")
     optimizer = None if bad_ranges else attempt(optimizer_of, config)
-    sampler = _sampler(config, attempt)
-    hold_x0 = choose(X0S, config.sampler.x0, **bounds)
-    control = choose(CONTROLS, config.sampler.control)
+    step, grid = choose(STEPS, "sampler.step"), choose(GRIDS, "sampler.grid")
+    corrector, sampler = choose(CORRECTORS, "sampler.corrector"), None
+    if step is not None and grid is not None and (corrector is not None or config.sampler.corrector.name == "none"):
+        n = None if config.sampler.grid.name == "list" else config.sampler.n or None  # a list has its own number
+        sampler = attempt(Sampler, step, corrector, grid, n, config.sampler.denoise)
+    hold_x0 = choose(X0S, "sampler.x0", **bounds)
+    control = choose(CONTROLS, "sampler.control")
     walk = None if process is None else attempt(_walk, config, process)
     # Last, since it may read files, or download them.
     dataset = dataset or attempt(data, config)
@@ -196,7 +203,7 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
             with refusals.collect():
                 estimators(config, trained, trained.process if walk is process else walk)
     if mode == "train" and not bad_ranges:
-        with refusals.collect("config.train"):
+        with refusals.collect("config.train."):
             check_even(config.train.batch, config.train.microbatch)
     refusals.check()
     assert trained is not None and objective is not None and sampler is not None and prepare is not None
@@ -223,23 +230,13 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
 def optimizer_of(config: Config) -> optax.GradientTransformation:
     """The optimizer of a configuration, with its schedule, clip and accumulation."""
     return make_optimizer(
-        lambda rate: config_lib.build(OPTIMIZERS, config.optimizer, learning_rate=rate),
-        lambda rate, steps: config_lib.build(SCHEDULES, config.schedule, learning_rate=rate, steps=steps),
+        lambda rate: config_lib.build(OPTIMIZERS, config.optimizer, "optimizer", learning_rate=rate),
+        lambda rate, steps: config_lib.build(SCHEDULES, config.schedule, "schedule", learning_rate=rate, steps=steps),
         config.train.learning_rate,
         clip=config.train.clip,
         accumulate=config.train.accumulate,
         steps=config.train.steps,
     )
-
-
-def _sampler(config: Config, attempt: Callable) -> Sampler | None:
-    options = config.sampler
-    step = attempt(config_lib.build, STEPS, options.step)
-    corrector = attempt(config_lib.build, CORRECTORS, options.corrector)
-    grid = attempt(config_lib.build, GRIDS, options.grid)
-    if step is None or grid is None or (corrector is None and options.corrector.name != "none"):
-        return None
-    return attempt(Sampler, step, corrector, grid, options.n or None, options.denoise)
 
 
 def _walk(config: Config, process: Process) -> Process:
@@ -248,7 +245,7 @@ def _walk(config: Config, process: Process) -> Process:
     name = options.name
     if name == "trained" or (name == config.process.name and options[name] == config.process[name]):
         return process
-    walk = config_lib.build(PROCESSES, options)
+    walk = config_lib.build(PROCESSES, options, "sampler.process")
     try:
         return walk.within(process)
     except ValueError as error:
@@ -273,32 +270,31 @@ def _labels_to_sample(config: Config, dataset: Dataset, control: Control | None)
     return in_turns(dataset.train_labels)
 
 
+# What is needed of the value under each key.
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        "train.steps train.batch train.log_every train.checkpoint_every train.keep train.accumulate sampler.batch "
+        "sampler.images",
+    ),
+    ("at least 0", lambda value: value >= 0, "train.microbatch train.clip train.sample_every sampler.n"),
+    ("a positive number", lambda value: 0 < value < math.inf, "train.learning_rate"),
+    ("a number from 0 to below 1", lambda value: 0 <= value < 1, "label_dropout"),
+    ("a probability from 0 to 1", lambda value: 0 <= value <= 1, "data.augment"),
+    ("a finite number", math.isfinite, "sampler.guidance"),
+)
+
+
 def _check_ranges(refusals: Refusals, config: Config) -> None:
-    train, sampler = config.train, config.sampler
-    least = {f"train.{name}": 1 for name in ("steps", "batch", "log_every", "checkpoint_every", "keep", "accumulate")}
-    least |= {f"train.{name}": 0 for name in ("microbatch", "clip", "sample_every")}
-    least |= {"sampler.n": 0, "sampler.batch": 1, "sampler.images": 1}
-    for key, bound in least.items():
-        value = functools.reduce(lambda section, name: section[name], key.split("."), config)
-        if not value >= bound:
-            refusals.add(f"config.{key}={value}: at least {bound} is needed")
-    for where, seed in (("config", config.seed), ("config.sampler", config.sampler.seed)):
-        try:
-            check_seed(0 if seed is None else seed)
-        except (TypeError, ValueError) as error:
-            refusals.add(f"{where}.{error}")
-    if not 0 < train.learning_rate < math.inf:
-        refusals.add(f"config.train.learning_rate={train.learning_rate}: a positive number is needed")
+    for needed, fits, keys in _RANGES:
+        for key in keys.split():
+            if not fits(value := config_lib.get(config, key)):
+                refusals.add(f"config.{key}={value}: {needed} is needed")
     if not 0 <= config.net[config.net.name].get("dropout", 0.0) < 1:
-        refusals.add(f"config.net.{config.net.name}.dropout: 0 up to, but not, 1 is needed")
-    if train.microbatch > 0 and train.batch % train.microbatch:
-        refusals.add(f"config.train.microbatch={train.microbatch} does not divide the batch of {train.batch}")
-    if not 0 <= config.data.augment <= 1:
-        refusals.add(f"config.data.augment={config.data.augment}: a probability from 0 to 1 is needed; 0 for none")
-    if not 0 <= config.label_dropout < 1:
-        refusals.add(f"config.label_dropout={config.label_dropout}: 0 up to, but not, 1 is needed")
-    if not math.isfinite(sampler.guidance):
-        refusals.add(f"config.sampler.guidance={sampler.guidance}: a number is needed, 1 for the conditional model")
+        refusals.add(f"config.net.{config.net.name}.dropout: a number from 0 to below 1 is needed")
+    with refusals.collect():
+        config_lib.check_seeds(config)
 
 
 def _check_labels(refusals: Refusals, config: Config, dataset: Dataset) -> None:
@@ -371,18 +367,13 @@ def _check_evaluation(refusals: Refusals, config: Config, dataset: Dataset, mode
         refusals.add(f"{none}, to which samples could be compared", "eval.at_end=false")
     if dataset.is_image and dataset.train_labels is None:
         refusals.add(
-            "images without labels cannot be judged, since the distance is in the features of a classifier",
+            "images without labels cannot be evaluated:  the distance is in the features of a classifier",
             "eval.at_end=false",
         )
-    if not 2 <= judged(config, dataset) <= len(dataset.train):
+    if not 2 <= evaluated(config, dataset) <= len(dataset.train):
         refusals.add(
             f"config.eval.samples={options.samples}: 2 to {len(dataset.train)} are needed, the size of the training "
             "set, from which as many are drawn for comparison; 0 for as many as there are, 1000 at most"
-        )
-    if config.sampler.label >= 0:
-        refusals.add(
-            f"config.sampler.label={config.sampler.label}: samples are judged beside held-out data of all classes: say "
-            "--config.sampler.label=-1, or sample without judging"
         )
 
 
@@ -411,7 +402,7 @@ def _check_sampler(
     own = walk == trained.process or config.sampler.process.name == "trained"
     sections = SECTIONS if own else SECTIONS | {"process": "sampler.process"}
     if control is not None:
-        with refusals.collect(f"config.sampler.control={config.sampler.control.name}"):
+        with refusals.collect(f"config.sampler.control={config.sampler.control.name}: "):
             refusals.add(control.refuse(walk, dataset.shape), sections=sections)
     if sampler is None:
         return
@@ -443,7 +434,7 @@ def estimators(config: Config, trained: Model, process: Process) -> dict[str, An
     for kind in ("bound", "ode") if options.name == "both" else (options.name,):
         with refusals.collect():
             section = type(options)({"name": kind, kind: options[kind]})
-            found[kind] = config_lib.build(LIKELIHOODS, section, **known)
+            found[kind] = config_lib.build(LIKELIHOODS, section, "eval.likelihood", **known)
             refusal = found[kind].refuse(process)
             if refusal is not None and "process.start=normal" in refusal.fixes:
                 reason = f"{refusal.reason}: sample from a normal start, without training again"

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -113,13 +112,22 @@ def check_platform() -> None:
         raise UsageError(_no_device(error) or str(error).partition("\n")[0]) from error
 
 
+def _finds_devices() -> bool:
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
+
+
 def _no_device(error: Exception) -> str | None:
     """The line for a device that JAX does not find, None for another error."""
-    trace = traceback.extract_tb(error.__traceback__)
-    missing = isinstance(error, AssertionError) and trace and trace[-1].filename.endswith("xla_bridge.py")
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    # A platform that JAX knows and was installed without: a bare AssertionError, whose traceback JAX has cut.
+    missing = isinstance(error, AssertionError) and asked and not _finds_devices()
     if not (missing or (isinstance(error, RuntimeError) and "nable to initialize backend" in str(error))):
         return None
-    asked = os.environ.get("JAX_PLATFORMS", "")
     if not asked:
         return f"JAX finds no device: {str(error).partition(chr(10))[0]}"
     reason = str(error).partition("\n")[0]
@@ -196,6 +204,26 @@ def name_of(preset: str, changed: Iterable[tuple[str, Any]]) -> str:
     """
     said = (f"{key.removesuffix('.name')}={value}" for key, value in changed)
     return re.sub(r"[^\w.=,+-]+", "_", ",".join([preset, *said]))[:120]
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Make a folder; UsageError if that cannot be, with the flag that names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another {flag}") from None
+
+
+def saved(workdir: Path) -> bool:
+    """Whether there is a checkpoint in the folder of a run."""
+    return any(child.name.isdigit() for child in (workdir / "checkpoints").glob("*"))
+
+
+def no_checkpoint(workdir: Path) -> UsageError:
+    """The error for a run that has saved nothing yet."""
+    by_fit = (workdir / "model.json").is_file() and not (workdir / "config.json").is_file()
+    how = "scoregen.fit" if by_fit else "scoregen train or --mode=train"
+    return UsageError(f"no checkpoint in {workdir}: train first, with {how}")
 
 
 def say(console: Console, line: str) -> None:

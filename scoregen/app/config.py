@@ -4,8 +4,8 @@ A table maps names to constructors. `choice` writes every constructor's defaults
 stands in one place; `build` makes the object. A preset is a Python file with a `get_config()` that returns a
 difference from `load("default")`, and whose docstring holds its command.
 
-What else is known of an option is declared beside it: when it has an effect, in which commands, and what it changes
-(see `scoregen.app.options`, whose functions can be had from here too).
+When an option has an effect, in which commands, and what it changes is declared beside it (see `scoregen.app.options`,
+whose functions can be imported from here too).
 
 Whatever a user can get wrong ends in a UsageError of one line.
 """
@@ -36,56 +36,25 @@ from scoregen.app.options import (
     Config,
     Option,
     Texts,
-    as_tuple,
+    changes,
     changes_network,
     effect,
     idle,
     idle_in_preset,
+    is_choice,
+    leaves,
     nearest,
     option,
+    parts,
     section,
+    sections,
     take_out,
     used,
 )
-from scoregen.app.tree import changes, is_choice, leaves, parts, sections
 from scoregen.errors import UsageError
 
-__all__ = [
-    "FOLDER",
-    "MODES",
-    "Config",
-    "Option",
-    "blaming",
-    "build",
-    "changes",
-    "changes_network",
-    "check_choices",
-    "choice",
-    "declared",
-    "effect",
-    "execute",
-    "first_line",
-    "from_json",
-    "get",
-    "idle",
-    "idle_in_preset",
-    "is_bare",
-    "kind_of",
-    "leaves",
-    "load",
-    "load_with_base",
-    "nearest",
-    "option",
-    "override",
-    "pick",
-    "preset_names",
-    "presets",
-    "section",
-    "to_json",
-    "tuples",
-    "unknown",
-    "used",
-]
+# What presets and other modules import from here and `options` defines; all that is defined here is public too.
+__all__ = ["MODES", "changes", "changes_network", "effect", "idle", "idle_in_preset", "option", "section", "used"]
 
 T = typing.TypeVar("T")
 
@@ -104,8 +73,8 @@ def choice(
     name: str,
     without: tuple[str, ...] = (),
     *,
-    when: Mapping[str, Texts] | None = None,
-    modes: Iterable[str] = (),
+    when: Mapping[str, Texts] = types.MappingProxyType({}),
+    modes: tuple[str, ...] = (),
     changes: str = "",
 ) -> Config:
     """The section of a configuration that chooses from `table`: the name, and every entry's defaults.
@@ -129,11 +98,10 @@ def choice(
     if name not in table:
         raise UsageError(unknown("choice", name, table))
     made: Config = ConfigDict({"name": name} | {key: _options(make, without) for key, make in table.items()})
-    inner = {key: as_tuple(conditions) for key, conditions in (when or {}).items()}
-    for key in inner:
+    for key in when:
         get(made, key)
-    if inner or modes or changes:
-        made[SECTION] = Option(None, (), tuple(modes), changes, {}, inner)
+    if when or modes or changes:
+        made[SECTION] = Option(modes=modes, changes=changes, inner=when)
     return made
 
 
@@ -152,8 +120,10 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def build(table: Mapping[str, Callable], section: Config, **extra: Any) -> Any:
+def build(table: Mapping[str, Callable], section: Config, key: str = "", /, **extra: Any) -> Any:
     """The object that a section of `choice` describes: table[section.name](its options, extra).
+
+    `key` is where the section stands in the configuration, for the message of an error.
 
     `extra` is known to the run and not to the configuration (the shape of the data, the process). Those that the
     constructor does not accept are dropped, so one call serves the whole table; those that it accepts win over an
@@ -178,14 +148,14 @@ def build(table: Mapping[str, Callable], section: Config, **extra: Any) -> Any:
     options = tuples(chosen.to_dict())
     accepted = inspect.signature(make).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-        for key in options:
-            if key not in accepted:
-                raise UsageError(unknown(f"option of {name}", key, accepted))
-        extra = {key: value for key, value in extra.items() if key in accepted}
+        for option_name in options:
+            if option_name not in accepted:
+                raise UsageError(unknown(f"option of {name}", option_name, accepted))
+        extra = {known: value for known, value in extra.items() if known in accepted}
     try:
         return make(**(options | extra))
     except ValueError as error:
-        raise UsageError(f"{name}: {first_line(error)}") from error
+        raise UsageError(f"{f'config.{key}.' if key else ''}{name}: {first_line(error)}") from error
 
 
 # Presets and files
@@ -333,11 +303,12 @@ def _no_option(path: Path, line: int | None) -> str:
 def _saved(text: str, path: Path, config: Config) -> Config:
     """A saved configuration over one that knows the types of its values."""
     saved = from_json(text, str(path))
-    parts, known = ({key for key, _ in sections(of)} for of in (saved, config))
-    if foreign := sorted(parts - known):
+    theirs, ours = ({key for key, _ in (*sections(of), *leaves(of))} for of in (saved, config))
+    # Of what is not there, the outermost.
+    if foreign := sorted(key for key in theirs - ours if key.rpartition(".")[0] in ours):
         raise UsageError(
-            f"{path} has parts that are not scoregen's own ({', '.join(foreign)}): say --config=FILE.py, the preset "
-            "that brings them"
+            f"{path} has what this version of scoregen does not have ({', '.join(foreign)}): name the preset that "
+            "brings it (--config=FILE.py, or config= of scoregen.load), or train anew"
         )
     try:
         config.update(saved)
@@ -364,6 +335,26 @@ def check_choices(config: ConfigDict) -> None:
         for key, section in sections(config)
         if is_choice(key, section) and section.name not in parts(section)
     ]
+    if wrong:
+        raise UsageError(*wrong)
+
+
+def check_seeds(config: ConfigDict) -> None:
+    """Raises UsageError unless every seed is in the range of `scoregen.random.check_seed`.
+
+    >>> check_seeds(ConfigDict({"seed": 4294967296}))
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: config.seed=4294967296: an integer from 0 to 4294967295 is needed
+    """
+    from scoregen.random import check_seed  # which loads JAX, as the parts of a configuration do
+
+    wrong = []
+    for key, value in leaves(config):
+        if key.rpartition(".")[2] == "seed" and value is not None:
+            try:
+                check_seed(value)
+            except (TypeError, ValueError) as error:
+                wrong.append(f"config.{key.removesuffix('seed')}{error}")
     if wrong:
         raise UsageError(*wrong)
 

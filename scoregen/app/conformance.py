@@ -20,8 +20,6 @@ Exit codes: 0 no cell failed; 1 one did; 2 an error that you can fix, in one lin
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from rich.console import Console
 from scoregen.app.arguments import Flag, read
 from scoregen.app.command import answer, say
 from scoregen.errors import UsageError
+from scoregen.files import check_writable, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +69,8 @@ def _run(argv: list[str], console: Console) -> int:
     text = table(cells)
     say(console, text)
     if out is not None:
-        _write(out, text)
+        with whole(out) as fresh:
+            fresh.write_text(text, encoding="utf-8")
     ran = [cell for cell in cells if cell.refused is None]
     failed = sum(not cell.passed for cell in ran)
     say(console, f"{len(cells)} cells: {len(ran) - failed} passed, {failed} failed, {len(cells) - len(ran)} refused")
@@ -82,19 +82,5 @@ def _writable(name: str) -> Path:
     path = Path(name).expanduser().resolve()  # the target of a link, which stays a link
     if not name or name.endswith("/") or (path.exists() and not path.is_file()):
         raise UsageError(f"--out={name}: a file is needed, such as --out=matrix.md")
-    _write(path, None)
+    check_writable(path.parent)
     return path
-
-
-def _write(path: Path, text: str | None) -> None:
-    """Write a file and then move it into place, so that an interrupt leaves the old one whole; None: only try to."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(text or "", encoding="utf-8")
-        if text is not None:
-            os.replace(fresh, path)
-    except OSError as error:
-        raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --out") from None
-    finally:
-        with contextlib.suppress(OSError):
-            fresh.unlink()

@@ -22,6 +22,8 @@ from scoregen.app.command import (
     check_platform,
     leave_at_once,
     name_of,
+    no_checkpoint,
+    saved,
     say,
     say_presets,
     suppress_warnings,
@@ -64,7 +66,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command(
-        "train a model, or go on with one; then sample and judge it",
+        "train a model, or go on with one; then sample and evaluate it",
         "Trains the model of a preset, samples from it, and computes distances to the held-out data. Everything goes "
         "into one folder, the run: checkpoints, metrics.jsonl, config.json, samples and figures. The same command goes "
         "on where a run was stopped, and ends in the same numbers. `scoregen train RUN --steps=N` trains it further.",
@@ -184,10 +186,8 @@ def _unknown(argv: Sequence[str], console: Console) -> int:
 def _flags(mode: str) -> list[Flag]:
     """The flags of a command; --workdir is another way to name its run."""
     own = COMMANDS[mode].flags
-    workdir = (
-        [] if WORKDIR in own else [dataclasses.replace(WORKDIR, help="the folder of the run: another way to say RUN")]
-    )
-    return [CONFIG, *own, *workdir, *HOSTS]
+    run = dataclasses.replace(WORKDIR, help="the folder of the run: another way to say RUN")
+    return [CONFIG, *own, *([] if WORKDIR in own else [run]), *HOSTS]
 
 
 def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], console: Console) -> int:
@@ -196,12 +196,12 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
     `typed` is the whole command line, to be repeated; `more` are flags beside those of the command.
     """
     found = read(argv, [*_flags(mode), *more], takes=1)
-    preset, workdir, saved = _named(mode, found)
+    preset, workdir, of_run = _named(mode, found)
     config = None
-    if preset is not None or saved is not None:
+    if preset is not None or of_run is not None:
         try:
-            config, base = config_lib.load_with_base(str(saved or preset), (saved and preset) or "default")
-            if saved is None:
+            config, base = config_lib.load_with_base(str(of_run or preset), (of_run and preset) or "default")
+            if of_run is None:
                 warn(*config_lib.idle_in_preset(config, base, preset or ""))
         except UsageError as error:
             found.errors += error.args
@@ -212,30 +212,22 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
         if workdir is None:
             changed = [(key, new) for key, _, new in found.changes if config_lib.changes_network(key, config)]
             workdir = Path("runs", name_of(config.name, changed))
-        if mode != "train" and not (workdir / "config.json").is_file():
-            if not found.positional:  # else it was said
-                found.errors.append(f"no checkpoint in {workdir}: train first, with scoregen train or --mode=train")
+        if mode != "train" and not saved(workdir):
+            if (workdir / "config.json").is_file() or not found.positional:  # else it was said
+                found.errors[:0] = no_checkpoint(workdir).args
         else:
-            found.errors += _without_effect(mode, found, workdir, saved is not None) + _unfit(mode, found)
+            found.errors += _without_effect(mode, found, workdir, of_run is not None) + _unfit(mode, found)
     found.check()
     assert workdir is not None and config is not None
-    out, values = found.values.get("out"), found.values
+    out = found.values.get("out")
+    hosts = {flag.name: found.values[flag.name] for flag in HOSTS}
 
     from scoregen.app.actions import perform  # here: a wrong flag is answered before JAX is used
 
-    if not values["coordinator"]:
+    if not hosts["coordinator"]:
         check_platform()
-    return perform(
-        mode,
-        config,
-        workdir,
-        console,
-        typed,
-        out=None if out is None else Path(out).expanduser(),
-        coordinator=values["coordinator"],
-        process=values["process"],
-        processes=values["processes"],
-    )
+    out = None if out is None else Path(out).expanduser()
+    return perform(mode, config, workdir, console, typed, out=out, **hosts)
 
 
 def _named(mode: str, found: Arguments) -> tuple[str | None, Path | None, Path | None]:
@@ -253,11 +245,12 @@ def _named(mode: str, found: Arguments) -> tuple[str | None, Path | None, Path |
     if workdir is None:
         return preset, None, None
     folder = Path(workdir).expanduser()
-    saved = folder / "config.json"
-    if run is not None and not saved.is_file():
-        found.errors.append(_no_run(run, mode))
+    path = folder / "config.json"
+    if not path.is_file():
+        if run is not None or (mode != "train" and preset is None):
+            found.errors.append(_no_run(workdir, mode))
         return preset, folder, None
-    return preset, folder, saved if saved.is_file() and (run is not None or preset is None) else None
+    return preset, folder, path if run is not None or preset is None else None
 
 
 def _no_run(run: str, mode: str) -> str:

@@ -15,8 +15,6 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from scoregen.app import tree
-
 # A ConfigDict. Its attributes depend on the preset, which no type checker runs.
 Config: TypeAlias = Any
 Texts: TypeAlias = str | tuple[str, ...]
@@ -51,6 +49,64 @@ ABBREVIATIONS = {
     "conditional": "labels",
 }
 
+# Configurations as trees: values and sections under dotted keys
+
+
+def value_of(config: ConfigDict, key: str) -> Any:
+    """The value, or the section, under a dotted key; the whole under "".
+
+    Raises:
+        KeyError: if there is none.
+
+    >>> value_of(ConfigDict({"a": {"b": 1}}), "a.b")
+    1
+    """
+    found: Any = config
+    for name in key.split(".") if key else ():
+        if not isinstance(found, ConfigDict) or name not in found:
+            raise KeyError(key)
+        found = found[name]
+    return found
+
+
+def sections(config: ConfigDict, key: str = "") -> Iterator[tuple[str, ConfigDict]]:
+    """Every section with its dotted key, the whole first, under ""."""
+    yield key, config
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from sections(value, f"{key}.{name}".lstrip("."))
+
+
+def parts(section: ConfigDict) -> list[str]:
+    """The names of the sections in a section."""
+    return [name for name, value in section.items() if isinstance(value, ConfigDict)]
+
+
+def is_choice(key: str, section: ConfigDict) -> bool:
+    """Whether a section chooses a part: it has a `name` and holds sections. The whole configuration does not."""
+    return key != "" and "name" in section and bool(parts(section))
+
+
+def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """The differences, as (dotted key, old value, new value) in the order of the keys; None for a missing one.
+
+    1 and 1.0 differ, nan and nan do not.
+
+    >>> changes(ConfigDict({"a": {"b": 1, "c": 2}}), ConfigDict({"a": {"b": 1, "c": 3}, "d": "x"}))
+    [('a.c', 2, 3), ('d', None, 'x')]
+    """
+    a, b = dict(leaves(old)), dict(leaves(new))
+    return [(key, a.get(key), b.get(key)) for key in sorted(a | b) if repr(a.get(key)) != repr(b.get(key))]
+
+
+def leaves(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Every option's dotted key and value."""
+    for key, section in sections(config):
+        for name, value in section.items():
+            if not isinstance(value, ConfigDict):
+                yield f"{key}.{name}".lstrip("."), value
+
+
 # What is declared of an option
 
 
@@ -69,45 +125,25 @@ class Option:
     """
 
     value: Any = None
-    when: tuple[str, ...] = ()
+    when: Texts = ()
     modes: tuple[str, ...] = ()
     changes: str = ""
-    also: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    inner: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    also: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
+    inner: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if wrong := sorted({self.changes, *self.also} - {"", *EFFECTS}):
             raise ValueError(f"changes={wrong[0]!r}: one of {', '.join(EFFECTS)} is needed")
         if unknown := [mode for mode in self.modes if mode not in MODES]:
-            raise ValueError(f"modes={unknown[0]!r}: of {', '.join(MODES)} some are needed")
+            raise ValueError(f"modes={unknown[0]!r}: some of {', '.join(MODES)} are needed")
 
 
-def option(
-    value: Any,
-    *,
-    when: Texts = (),
-    modes: Iterable[str] = (),
-    changes: str = "",
-    also: Mapping[str, Texts] | None = None,
-) -> Any:
-    """An option's default, with what is declared of it (see `Option`). `load` replaces it by the default.
-
-    >>> option(0.1, when="labels=true").when
-    ('labels=true',)
-    """
-    more = {effect: as_tuple(conditions) for effect, conditions in (also or {}).items()}
-    return Option(value, as_tuple(when), tuple(modes), changes, more)
+option = Option  # as presets write it: an option's default with what is declared of it; `load` leaves the default
 
 
-def section(
-    values: Mapping[str, Any] | None = None,
-    *,
-    when: Texts = (),
-    modes: Iterable[str] = (),
-    changes: str = "",
-) -> Config:
-    """A section of a configuration, with what is declared of all options in it."""
-    return ConfigDict({**(values or {}), SECTION: Option(None, as_tuple(when), tuple(modes), changes)})
+def section(**declared: Any) -> Config:
+    """A section of a configuration, with what is declared of all options in it (see `Option`)."""
+    return ConfigDict({SECTION: Option(**declared)})
 
 
 # Whether an option has an effect, and what it changes
@@ -125,7 +161,7 @@ class _Condition:
 
     def holds(self, config: ConfigDict) -> bool:
         try:
-            value = tree.value(config, self.key)
+            value = value_of(config, self.key)
         except KeyError:  # a configuration of other parts, as a test may have
             return True
         if self.test == ">":
@@ -134,7 +170,7 @@ class _Condition:
 
     def reason(self, config: ConfigDict) -> str:
         """Why the option has no effect."""
-        value = tree.value(config, self.key)
+        value = value_of(config, self.key)
         if self.of_part:
             return f"it belongs to the {self.key.removesuffix('.name')} '{self.values[0]}', and '{value}' is chosen"
         if self.key.endswith(".name"):
@@ -189,15 +225,15 @@ def _conditions(key: str, config: ConfigDict, mode: str = "") -> Iterator[_Condi
     for i in range(len(names) + 1):
         path, parent = ".".join(names[:i]), ".".join(names[: i - 1]) if i else ""
         if i and i < len(names):
-            around = tree.value(config, parent)
-            if tree.is_choice(parent, around) and names[i - 1] in tree.parts(around):
+            around = value_of(config, parent)
+            if is_choice(parent, around) and names[i - 1] in parts(around):
                 both = ("both",) if "both" in around else ()
                 yield _Condition(f"{parent}.name", "=", (names[i - 1], *both), of_part=True)
-        texts = [(text, parent) for text in found[path].when] if path in found else []
+        texts = [(text, parent) for text in as_tuple(found[path].when)] if path in found else []
         for outer in range(i):
             above = ".".join(names[:outer])
             if above in found:
-                texts += [(text, above) for text in found[above].inner.get(".".join(names[outer:i]), ())]
+                texts += [(text, above) for text in as_tuple(found[above].inner.get(".".join(names[outer:i]), ()))]
         for text, section in texts:
             condition = _condition(text, section)
             if condition.mode in ("", mode):
@@ -217,7 +253,7 @@ def effect(key: str, config: ConfigDict | None = None) -> str:
     for path, declaration in _around(key):
         found = declaration.changes or found
         for other, texts in declaration.also.items():
-            conditions = [_condition(text, path.rpartition(".")[0]) for text in texts]
+            conditions = [_condition(text, path.rpartition(".")[0]) for text in as_tuple(texts)]
             if config is not None and all(condition.holds(config) for condition in conditions):
                 found = other
     return found
@@ -276,7 +312,7 @@ def idle(config: ConfigDict, given: Mapping[str, str] | Iterable[str], mode: str
       --config.loss.name=ssm, or leave it out"]
     """
     if not isinstance(given, Mapping):
-        given = {key: f"--config.{key}={_text(tree.value(config, key))}" for key in given}
+        given = {key: f"--config.{key}={_text(value_of(config, key))}" for key in given}
     lines = []
     for key, said in given.items():
         where = modes(key)
@@ -297,7 +333,7 @@ def idle_in_preset(config: ConfigDict, base: ConfigDict, name: str) -> list[str]
 
     `base` is the configuration that it began from (see `load_with_base`).
     """
-    own = {key: f"{name}: config.{key}={new!r}" for key, _, new in tree.changes(base, config) if key != "name"}
+    own = {key: f"{name}: config.{key}={new!r}" for key, _, new in changes(base, config) if key != "name"}
     return [
         f"{said} has no effect: {unmet[0].reason(config)}"
         for key, said in own.items()
@@ -338,7 +374,7 @@ def nearest(config: ConfigDict, key: str, count: int = 3) -> list[str]:
 
 def _named_keys(config: ConfigDict) -> Iterator[str]:
     """The keys that can be set: of every option, with a choice's own as `section.name`, but for the preset's name."""
-    return (key for key, _ in tree.leaves(config) if key != "name")
+    return (key for key, _ in leaves(config) if key != "name")
 
 
 def _short_for(short: str, name: str) -> float:

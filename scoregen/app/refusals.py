@@ -21,27 +21,11 @@ if TYPE_CHECKING:
 
 # Where a part stands in the configuration. The options of "model" stand at the top, or in the section of the network.
 SECTIONS = {
-    "data": "data",
-    "scaling": "scaling",
-    "process": "process",
-    "times": "times",
-    "target": "target",
-    "loss": "loss",
-    "weighting": "weighting",
-    "net": "net",
+    **{name: name for name in ("data", "scaling", "process", "times", "target", "loss", "weighting", "net")},
+    **{name: name for name in ("label_dropout", "train", "optimizer", "schedule", "sampler", "eval")},
+    **{name: f"sampler.{name}" for name in ("step", "corrector", "grid", "x0", "control")},
     "model": "",
-    "label_dropout": "label_dropout",
-    "train": "train",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
     "ema": "train.ema",
-    "sampler": "sampler",
-    "step": "sampler.step",
-    "corrector": "sampler.corrector",
-    "grid": "sampler.grid",
-    "x0": "sampler.x0",
-    "control": "sampler.control",
-    "eval": "eval",
     "likelihood": "eval.likelihood",
 }
 _FIX = re.compile(rf"(?<![\w.])({'|'.join(SECTIONS)})((?:\.\w+)*)=(?=\S)")
@@ -117,13 +101,13 @@ class Refusals:
             self.add(refusal, sections=sections)
 
     @contextlib.contextmanager
-    def collect(self, what: str = "") -> Iterator[None]:
-        """Turn a UsageError, ValueError or TypeError of the block into a reason, with `what` in front of it."""
+    def collect(self, before: str = "") -> Iterator[None]:
+        """Turn a UsageError, ValueError or TypeError of the block into a reason, with `before` in front of it."""
         try:
             yield
         except (UsageError, ValueError, TypeError) as error:
             for line in error.args if isinstance(error, UsageError) else [first_line(error)]:
-                self.add(f"{what}: {line}" if what else line)
+                self.add(f"{before}{line}")
 
     def check(self) -> None:
         """Raise what was collected as one UsageError with a line for each reason; nothing if there is nothing."""

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scoregen.app.evaluate import Measured, Metric
 from scoregen.app.figures import ACCENT, INK, figure, load_matplotlib, save, save_image
-from scoregen.app.judge import Measured, Verdict
 from scoregen.data import Dataset
 from scoregen.files import to_json, whole
 from scoregen.samplers import OwnGrid
@@ -31,9 +31,9 @@ def reference(dataset: Dataset) -> np.ndarray:
     return dataset.train if dataset.test is None else dataset.test
 
 
-def save_grid(path: Path, images: np.ndarray, side: int = 640, columns: int | None = None) -> Path:
+def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
     """Write uint8 images `[N, H, W, C]` as one PNG, a `sheet` of about `side` pixels."""
-    return save_image(path, sheet(images, side, columns))
+    return save_image(path, sheet(images, side))
 
 
 def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarray:
@@ -214,7 +214,7 @@ def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -
     return save(path, curve(workdir, title, loss))
 
 
-def table(title: str, facts: Sequence[tuple[str, str]], verdicts: Sequence[Verdict], files: Sequence[Path]) -> Table:
+def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric], files: Sequence[Path]) -> Table:
     """The closing table: what was trained and how it was sampled, the distances, where the files are."""
     from rich.table import Table
 
@@ -223,42 +223,28 @@ def table(title: str, facts: Sequence[tuple[str, str]], verdicts: Sequence[Verdi
     found.add_column(overflow="fold")
     for name, value in facts:
         found.add_row(name, value)
-    for verdict in verdicts:
-        found.add_row(verdict.name, describe(verdict))
+    for metric in metrics:
+        found.add_row(metric.name, describe(metric))
     for i, path in enumerate(files):
         found.add_row("files" if i == 0 else "", str(path))
     return found
 
 
-def describe(verdict: Verdict) -> str:
+def describe(metric: Metric) -> str:
     """A figure in words.
 
-    >>> describe(Verdict("MMD", 0.03, 0.02, 0.001))
+    >>> describe(Metric("MMD", 0.03, 0.02, 0.001))
     '0.03, 1.50x the floor of 0.02 +- 0.001 (real against real)'
-    >>> describe(Verdict("distance", 12.0, 10.0, note="median"))
+    >>> describe(Metric("distance", 12.0, 10.0, note="median"))
     '12, 1.20x the floor of 10 (median)'
     """
-    text = f"{verdict.value:.4g}"
-    if verdict.floor:
-        spread = f" +- {verdict.floor_std:.2g}" if verdict.floor_std is not None else ""
-        of = " of" if verdict.against == "the floor" else ""
-        text += f", {verdict.value / verdict.floor:.2f}x {verdict.against}{of} {verdict.floor:.4g}{spread}"
-    note = verdict.note or "real against real"
+    text = f"{metric.value:.4g}"
+    if metric.floor:
+        spread = f" +- {metric.floor_std:.2g}" if metric.floor_std is not None else ""
+        of = " of" if metric.against == "the floor" else ""
+        text += f", {metric.value / metric.floor:.2f}x {metric.against}{of} {metric.floor:.4g}{spread}"
+    note = metric.note or "real against real"
     return f"{text} ({note})"
-
-
-def save_verdicts(path: Path, config: Config, count: int, step: int, verdicts: Sequence[Verdict]) -> Path:
-    """The distances as JSON, and all that is needed to repeat them: step, seed, sample count, sampler, scaling."""
-    how = {
-        "config": config.name,
-        "step": step,
-        "seed": config.seed,
-        "samples": count,
-        "sampler": config.sampler.to_dict(),
-        "scaling": config.scaling.name,
-    }
-    distances = [{k: v for k, v in vars(verdict).items() if v not in (None, "")} for verdict in verdicts]
-    return _save_json(path, how | {"distances": distances})
 
 
 def describe_likelihood(measured: Measured) -> str:
@@ -273,22 +259,22 @@ def describe_likelihood(measured: Measured) -> str:
     return text + (f"; {measured.steps:.0f} {kind} an example" if measured.steps else "")
 
 
+def save_metrics(path: Path, config: Config, count: int, step: int, metrics: Sequence[Metric]) -> Path:
+    """The distances as JSON, and all that is needed to repeat them."""
+    how = {"samples": count, "sampler": config.sampler.to_dict()}
+    distances = [{k: v for k, v in vars(metric).items() if v not in (None, "")} for metric in metrics]
+    return _save_json(path, config, step, how | {"distances": distances})
+
+
 def save_likelihoods(path: Path, config: Config, step: int, found: Sequence[Measured], count: int) -> Path:
-    """The likelihoods as JSON, and all that is needed to repeat them: step, seed, examples, options, scaling."""
-    how = {
-        "config": config.name,
-        "step": step,
-        "seed": config.seed,
-        "examples": count,
-        "options": config.eval.likelihood.to_dict(),
-        "process": config.sampler.process.name,
-        "x0": config.sampler.x0.name,
-        "scaling": config.scaling.name,
-    }
-    return _save_json(path, how | {"likelihoods": [vars(measured) for measured in found]})
+    """The likelihoods as JSON, and all that is needed to repeat them."""
+    how = {"examples": count, "options": config.eval.likelihood.to_dict()}
+    how |= {"process": config.sampler.process.name, "x0": config.sampler.x0.name}
+    return _save_json(path, config, step, how | {"likelihoods": [vars(measured) for measured in found]})
 
 
-def _save_json(path: Path, values: Any) -> Path:
+def _save_json(path: Path, config: Config, step: int, values: dict[str, Any]) -> Path:
+    run = {"config": config.name, "step": step, "seed": config.seed, "scaling": config.scaling.name}
     with whole(path) as fresh:
-        fresh.write_text(to_json(values))
+        fresh.write_text(to_json(run | values))
     return path

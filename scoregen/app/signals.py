@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from rich.console import Console
 
@@ -63,7 +63,7 @@ class Signals:
         """Whether to stop, with every signal up to this moment: the answer of several processes is one call late."""
         return self() or self()
 
-    def watch(self, work: Callable[[], T]) -> T | None:
+    def watch(self, work: Callable[[], T | None]) -> T | None:
         """Do long work that has nothing to save; None if a signal came before it was done.
 
         Several processes must stay together in the middle of it: there the work itself has to check for signals.
@@ -82,7 +82,7 @@ class Signals:
         return None
 
 
-def leave(signals: Signals) -> int:
+def leave(signals: Signals) -> NoReturn:
     """End the process at once: a sampler that still computes in its thread has nothing to save."""
     from scoregen.train import mesh
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +13,10 @@ import numpy as np
 from jax import Array
 
 from scoregen.denoiser import Denoiser, Prediction, prediction_from_x0
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_positive
 from scoregen.guidance.wrappers import Node, Wrapper
 from scoregen.process import Process, vanishes
-from scoregen.random import broadcast
+from scoregen.random import broadcast, widest
 
 
 class Linear(Node, abc.ABC):
@@ -43,15 +42,22 @@ class Pixels(Linear):
     Args:
         seen: which ones, booleans in the shape of an example.
 
+    Raises:
+        TypeError: if `seen` holds anything but booleans.
+        ValueError: when it is called, for examples of another size.
+
     >>> left = Pixels(np.array([True, False]))
     >>> left(jnp.array([[1.0, 2.0]])).tolist(), left.nearest(jnp.zeros((1, 2)), jnp.array([[5.0]])).tolist()
     ([[1.0]], [[5.0, 0.0]])
     """
 
     def __init__(self, seen: np.ndarray):
-        self.index = np.flatnonzero(seen).astype(np.int32)
+        if np.asarray(seen).dtype != bool:
+            raise TypeError(f"seen holds {np.asarray(seen).dtype}: booleans in the shape of an example are needed")
+        self.index, self.size = np.flatnonzero(seen).astype(np.int32), np.size(seen)
 
     def __call__(self, x: Array) -> Array:
+        _check_size(x, self.size)
         return x.reshape(len(x), -1)[:, self.index]
 
     def solve(self, y: Array, noise: Array | float, signal: Array | float) -> Array:
@@ -73,6 +79,8 @@ class Grey(Linear):
         self.channels = channels
 
     def __call__(self, x: Array) -> Array:
+        if x.shape[-1] != self.channels:
+            raise ValueError(f"{x.shape[-1]} channels for a measurement of {self.channels}: say Grey({x.shape[-1]})")
         return x.mean(-1).reshape(len(x), -1)
 
     def solve(self, y: Array, noise: Array | float, signal: Array | float) -> Array:
@@ -83,7 +91,7 @@ class Matrix(Linear):
     """Any matrix A `[M, D]`, of examples flattened to `[B, D]`.
 
     Raises:
-        ValueError: if its rows are not linearly independent.
+        ValueError: if its rows are not linearly independent; when it is called, for examples of another size.
 
     >>> total = Matrix(np.array([[1.0, 1.0]]))
     >>> total.nearest(jnp.zeros((1, 2)), jnp.array([[6.0]])).round(4).tolist()
@@ -98,6 +106,7 @@ class Matrix(Linear):
         self.values, self.vectors = np.linalg.eigh(self.matrix @ self.matrix.T)
 
     def __call__(self, x: Array) -> Array:
+        _check_size(x, self.matrix.shape[1])
         return x.reshape(len(x), -1) @ jnp.asarray(self.matrix.T, x.dtype)
 
     def solve(self, y: Array, noise: Array | float, signal: Array | float) -> Array:
@@ -125,11 +134,15 @@ class Replace(Wrapper):
         y: the measurement, `[B, M]`, or `[1, M]` for all.
 
     Raises:
+        TypeError: if y is no array.
         ValueError: when it is evaluated, if y has another shape than A x.
     """
 
     measure: Linear
     y: Array
+
+    def __post_init__(self):
+        _check_array(self.y)
 
     def predict(self, denoiser: Denoiser, x: Array, t: Array) -> Prediction:
         found = denoiser(x, t)
@@ -168,13 +181,15 @@ class Posterior(Wrapper):
         scale: a factor of grad log p(y | x_t).
 
     Raises:
+        TypeError: if y is no array.
         ValueError: unless std > 0 and the method exists; when it is called, if alpha = 0 at the noisiest level; when it
             is evaluated, if y has another shape than A x.
 
     >>> from scoregen.process import VE
     >>> from scoregen.testing.oracle import gaussian
-    >>> steered = Posterior(Pixels(np.array([True])), jnp.array([[2.0]]), std=1.0)(gaussian((0.0,), 1.0).denoiser(VE()))
-    >>> float(steered(jnp.zeros((1, 1)), 1.0).x0[0, 0])  # of N(0, 1), where x says nearly nothing: y / (1 + std^2)
+    >>> denoiser = gaussian((0.0,), 1.0).denoiser(VE())
+    >>> given = Posterior(Pixels(np.array([True])), jnp.array([[2.0]]), std=1.0)(denoiser)
+    >>> float(given(jnp.zeros((1, 1)), 1.0).x0[0, 0])  # of N(0, 1), where x says nearly nothing: y / (1 + std^2)
     0.99...
     """
 
@@ -185,7 +200,8 @@ class Posterior(Wrapper):
     scale: float = 1.0
 
     def __post_init__(self):
-        _check_std(self.std)
+        _check_array(self.y)
+        check_positive(std=self.std)
         if self.spread not in SPREADS:
             raise ValueError(f"spread={self.spread!r}: one of {', '.join(SPREADS)} is needed")
 
@@ -235,7 +251,9 @@ def _jacobian(process: Process, t: Array, measure: Linear, noise: float, residua
     table = jax.vmap(lambda unit: measure(pull(jnp.broadcast_to(unit, residual.shape))[0]), out_axes=1)(units)
     ratio = process.sigma(t) ** 2 / process.alpha(t)
     # For a network it is only nearly a covariance: it is made symmetric, and negative variances count as 0.
-    values, vectors = jnp.linalg.eigh(broadcast(ratio, table) * table, symmetrize_input=True)
+    # In float32 at least, since bfloat16 has no eigenvectors.
+    table = (broadcast(ratio, table) * table).astype(widest(table.dtype, jnp.float32))
+    values, vectors = (a.astype(residual.dtype) for a in jnp.linalg.eigh(table, symmetrize_input=True))
     along = jnp.einsum("bmk,bm->bk", vectors, residual) / (noise + jnp.maximum(values, 0))
     return jnp.einsum("bmk,bk->bm", vectors, along)
 
@@ -261,7 +279,7 @@ class Control(abc.ABC):
     max_measured: int = 256
 
     def __post_init__(self):
-        _check_std(self.std)
+        check_positive(std=self.std)
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r}: one of {', '.join(METHODS)} is needed")
 
@@ -381,6 +399,16 @@ def _column(a: Array | float, y: Array) -> Array:
     return broadcast(jnp.asarray(a, y.dtype), y)
 
 
+def _check_array(y: Any) -> None:
+    if not isinstance(y, Array | np.ndarray):
+        raise TypeError(f"y is a {type(y).__name__}: an array [B, M] is needed, say jnp.asarray(y)")
+
+
+def _check_size(x: Array, size: int) -> None:
+    if x[0].size != size:
+        raise ValueError(f"an example of {x[0].size} numbers, and the measurement is of {size}")
+
+
 def _check_measured(y: Array, shape: tuple[int, ...]) -> None:
     count, measured = shape
     if y.ndim != 2 or y.shape[0] not in (1, count) or y.shape[1] != measured:
@@ -388,11 +416,6 @@ def _check_measured(y: Array, shape: tuple[int, ...]) -> None:
             f"y has the shape {list(y.shape)}: [{count}, {measured}] is needed, {measured} measured numbers of each "
             f"example, or [1, {measured}] for all"
         )
-
-
-def _check_std(std: float) -> None:
-    if not 0 < std < math.inf:
-        raise ValueError(f"std={std}: a positive number is needed")
 
 
 # Samples that complete given images, by what is known of them.

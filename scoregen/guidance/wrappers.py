@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.tree_util import Partial
 
-from scoregen.denoiser import Denoiser, Prediction, prediction_from_x0
+from scoregen.denoiser import Denoiser, Prediction, check_denoiser, prediction_from_x0
 from scoregen.errors import Refusal
 from scoregen.process import Process
+from scoregen.process.kernel import has_values
 from scoregen.random import broadcast
 
 
@@ -74,11 +74,7 @@ class Wrapper(Node, abc.ABC):
             TypeError: for anything but a denoiser.
             ValueError: if `refuse` has a reason.
         """
-        if not isinstance(denoiser, Denoiser):
-            raise TypeError(
-                f"a Denoiser is needed, not {type(denoiser).__name__}: say Denoiser(process, predict), or "
-                "model.denoiser(params)"
-            )
+        check_denoiser(denoiser)
         if refusal := self.refuse(denoiser.process):
             raise ValueError(str(refusal))
         return Denoiser(denoiser.process, Partial(_predict, self, denoiser))
@@ -189,6 +185,7 @@ class ClassifierFree(Wrapper):
         scale: the guidance scale.
 
     Raises:
+        TypeError: when it is called, unless both are denoisers.
         ValueError: when it is called, if the two denoisers are under different processes.
 
     >>> from scoregen.testing.oracle import gaussian
@@ -206,6 +203,8 @@ class ClassifierFree(Wrapper):
     scale: float
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
+        check_denoiser(self.unconditional)
+        check_denoiser(denoiser)
         if self.scale not in (0, 1) and not _same(self.unconditional.process, denoiser.process):
             raise ValueError(
                 "the conditional and the unconditional denoiser are under different processes: say "
@@ -232,8 +231,7 @@ def _same(a: Process, b: Process) -> bool:
     (ours, tree), (theirs, other) = jax.tree.flatten(a), jax.tree.flatten(b)
     if tree != other:
         return False
-    known = not any(isinstance(leaf, Tracer) for leaf in (*ours, *theirs))
-    equal: Callable[[Any, Any], bool] = np.array_equal if known else lambda a, b: np.shape(a) == np.shape(b)
+    equal: Callable[[Any, Any], bool] = np.array_equal if has_values(a, b) else lambda a, b: np.shape(a) == np.shape(b)
     return all(equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

@@ -16,7 +16,7 @@ from jax import Array
 from jax.scipy.special import log_ndtr
 
 from scoregen.denoiser import Denoiser, Prediction
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_positive
 from scoregen.losses.matching import EpsilonMSE, Loss, bound_weight, snr, snr_lost, sum_dims
 from scoregen.process import Noised, Process, bottom, perturb, top
 from scoregen.random import broadcast
@@ -165,8 +165,7 @@ class VLB(Loss):
             raise ValueError(f"unit={self.unit!r}: 'bits' or 'nats' is needed")
         if self.variance not in ("small", "large", "learned"):
             raise ValueError(f"variance={self.variance!r}: 'small', 'large' or 'learned' is needed")
-        if not self.width > 0:
-            raise ValueError(f"width={self.width}: a positive number is needed")
+        check_positive(width=self.width)
 
     @property
     def trains_variance(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -242,8 +241,7 @@ class Hybrid(Loss):
     trains_variance = True
 
     def __post_init__(self):
-        if not self.share > 0:
-            raise ValueError(f"share={self.share}: a positive number is needed")
+        check_positive(share=self.share)
 
     def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
         found = denoiser(noised.x, noised.t)

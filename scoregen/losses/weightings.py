@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser
-from scoregen.errors import Refusal
-from scoregen.losses.matching import Loss, bound_weight, loss_name, snr
+from scoregen.errors import Refusal, check_positive
+from scoregen.losses.matching import FunctionLoss, Loss, bound_weight, loss_name, snr
 from scoregen.process import Noised, Process, top
 from scoregen.random import broadcast
 
@@ -61,12 +61,18 @@ def _refuse_loss(loss: Loss) -> Refusal | None:
 class Weighted(Loss):
     """`loss` with the weighting `by` in the place of its own. A loss that averages over dimensions still does.
 
+    A plain function is a loss that does not say what its own weight is.
+
     Raises:
         ValueError: when it is called, for a loss that does not say what its own weight is, or is a bound.
     """
 
     loss: Loss
     by: Weighting
+
+    def __post_init__(self):
+        if not isinstance(self.loss, Loss):
+            object.__setattr__(self, "loss", FunctionLoss(self.loss))
 
     @property
     def positive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -129,7 +135,7 @@ class MinSNR:
     gamma: float = 5.0
 
     def __post_init__(self):
-        _positive(gamma=self.gamma)
+        check_positive(gamma=self.gamma)
 
     def __call__(self, process: Process, t: Array) -> Array:
         return jnp.minimum(snr(process, t), self.gamma)
@@ -147,7 +153,7 @@ class P2:
     gamma: float = 1.0
 
     def __post_init__(self):
-        _positive(k=self.k)
+        check_positive(k=self.k)
         if not self.gamma >= 0:
             raise ValueError(f"gamma={self.gamma}: 0 or more is needed")
 
@@ -189,12 +195,6 @@ class Sigmoid:
     def __call__(self, process: Process, t: Array) -> Array:
         lam = process.logsnr(t)
         return 2 * bound_weight(process, t) * jax.nn.sigmoid(self.bias - lam)
-
-
-def _positive(**options: float) -> None:
-    for name, value in options.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value}: a positive number is needed")
 
 
 WEIGHTINGS = {

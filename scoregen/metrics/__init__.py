@@ -3,8 +3,8 @@
 from scoregen.metrics.features import Features, classifier_features
 from scoregen.metrics.frechet import frechet_distance, frechet_gaussians
 from scoregen.metrics.two_sample import (
-    Judged,
     Neighbours,
+    WithFloor,
     mmd,
     nearest_neighbours,
     sliced_wasserstein,
@@ -13,8 +13,8 @@ from scoregen.metrics.two_sample import (
 
 __all__ = [
     "Features",
-    "Judged",
     "Neighbours",
+    "WithFloor",
     "classifier_features",
     "frechet_distance",
     "frechet_gaussians",

@@ -84,7 +84,7 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
         x, y: [N, ...] and [M, ...].
         bandwidth: h, in the units of the data. None takes the median distance between the points of y (of the
             first 2,000 where there are more). y is the reference: the kernel then does not depend on the
-            samples judged.
+            samples evaluated.
 
     Raises:
         ValueError: if the dimensions differ, a sample is empty, a value is not finite, or the bandwidth is
@@ -149,10 +149,10 @@ def nearest_neighbours(samples: ArrayLike, train: ArrayLike, held_out: ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class WithFloor:
     """A distance with the value that a perfect sampler would show: see `with_floor`.
 
-    >>> print(Judged(value=0.042, floor=0.03, floor_std=0.0021))
+    >>> print(WithFloor(value=0.042, floor=0.03, floor_std=0.0021))
     0.042 (floor 0.03 +- 0.0021)
     """
 
@@ -172,7 +172,7 @@ def with_floor(
     *,
     repeats: int = 5,
     seed: int = 0,
-) -> Judged:
+) -> WithFloor:
     """A distance to the test set, beside the same distance of real data.
 
         value = distance(samples, test),     floor = mean_r distance(train_r, test),   r = 1 .. repeats
@@ -220,7 +220,7 @@ def with_floor(
     # Sorted indices read a memory-mapped training set in order, and no distance depends on the order.
     floors = [float(distance(train[np.sort(subset)], test)) for subset in subsets]
     spread = float(np.std(floors, ddof=1)) if repeats > 1 else 0.0
-    return Judged(float(distance(samples, test)), float(np.mean(floors)), spread)
+    return WithFloor(float(distance(samples, test)), float(np.mean(floors)), spread)
 
 
 def _points(*arrays: ArrayLike) -> list[np.ndarray]:

@@ -120,7 +120,7 @@ class NCSNpp(nn.Module):
     `scoregen.denoiser` turns the output into a prediction. DDPM++ under VP predicts the noise, target "eps", as in the
     papers' code. The papers' NCSN++ divides its output by sigma to give the score; the undivided output here is then
     minus the noise, and the target is "eps" with the sign of the last layer reversed (see
-    `scoregen.contrib.weights.ncsnpp`). EDM's network has the target "edm" and the condition "edm", c = ln(sigma) / 4.
+    `scoregen.contrib.weights.unet`). EDM's network has the target "edm" and the condition "edm", c = ln(sigma) / 4.
 
     Fields:
         channels: channels of the first convolution.

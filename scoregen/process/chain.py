@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from scoregen.errors import check_count
 from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas
 from scoregen.random import by_example, widest
 
@@ -125,7 +126,7 @@ def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000, resc
     """
     if not 0 < beta_min <= beta_max < 1:
         raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: 0 < beta_min <= beta_max < 1 is needed")
-    _check_levels(steps, "steps")
+    check_count("steps", steps, 2)
     scale = 1000 / steps if rescale else 1.0
     if scale * beta_max >= 1:
         least = math.floor(1000 * beta_max) + 1
@@ -150,7 +151,7 @@ def cosine(steps: int = 1000) -> Chain:
     >>> float(cosine().sigma(jnp.array(0)))  # beta_1 = 4.13e-5: the first level is barely noisy
     0.00642...
     """
-    _check_levels(steps, "steps")
+    check_count("steps", steps, 2)
     f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return _variance_preserving(np.minimum(1 - f[1:] / f[:-1], 0.999))
 
@@ -178,7 +179,7 @@ def ncsn(
     check_sigmas(sigma_min, sigma_max)
     if start not in ("normal", "uniform"):
         raise ValueError(f"start={start!r}: 'normal' or 'uniform' is needed")
-    _check_levels(levels, "levels")
+    check_count("levels", levels, 2)
     check_data_std(data_std)
     log_sigmas = np.linspace(np.log(sigma_min), np.log(sigma_max), levels, dtype=np.float64)
     return _chain(np.zeros(levels), 2 * log_sigmas, start=start, data_std=data_std)
@@ -194,7 +195,7 @@ def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9
     [0.9, 0.72]
     """
     table = np.asarray(values, np.float64)
-    _check_levels(table.size, "the number of betas")
+    check_count("the number of betas", table.size, 2)
     check_finite(betas=values)
     if not ((table > 0) & (table < 1)).all():
         raise ValueError(f"betas {values}: numbers between 0 and 1 are needed")
@@ -211,14 +212,9 @@ def sigmas(values: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), data_st
     [0.1, 2.0]
     """
     table = np.asarray(values, np.float64)
-    _check_levels(table.size, "the number of sigmas")
+    check_count("the number of sigmas", table.size, 2)
     check_finite(sigmas=values)
     check_data_std(data_std)
     if table[0] <= 0 or (np.diff(table) <= 0).any():
         raise ValueError(f"sigmas {values}: positive numbers in rising order are needed")
     return _chain(np.zeros(table.size), 2 * np.log(table), data_std=data_std)
-
-
-def _check_levels(count: int, name: str) -> None:
-    if count < 2:
-        raise ValueError(f"{name}={count}: a chain has at least 2 levels")

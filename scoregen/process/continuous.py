@@ -101,7 +101,7 @@ class VP(_LinearBeta):
 
 @dataclasses.dataclass(frozen=True)
 class SubVP(_LinearBeta):
-    """The sub-VP SDE, of less variance than VP at every time (Song et al. 2021, eq. 13 and 34).
+    """The sub-VP SDE, of less variance than VP at every time (Song et al. 2021, eqs. 12 and 34).
 
         dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B(t)))) dw
         alpha^2 = exp(-B(t)),    sigma = 1 - alpha^2        (so sigma is what VP's sigma^2 is)

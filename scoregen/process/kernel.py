@@ -252,6 +252,27 @@ def covers(process: Process, logsnr: Array) -> np.ndarray:
     return (lam >= low - 0.02) & (lam <= high + 0.02)
 
 
+def as_data(x: Any, name: str, axes: int = 1) -> Array:
+    """x as an array `[B, ...]` of at least so many axes; TypeError, with its name, unless it holds real numbers."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < axes:
+        raise TypeError(f"{name} is {x.dtype}{list(x.shape)}: real data [B, ...] are needed, such as x / 127.5 - 1")
+    return x
+
+
+def check_times(process: Process, t: Array) -> None:
+    """Raises ValueError for a time beyond `process.ends`, also for NaN. Inside `jit` times may have no values."""
+    if not t.size or not has_values(t, process.ends):
+        return
+    times = np.asarray(t)  # in NumPy: under `jit` an operation of JAX on a constant has no value
+    low, high, least, most = (float(value) for value in (*process.ends, times.min(), times.max()))
+    # Rounding may carry an end beyond itself.
+    rounding = float(jnp.finfo(t.dtype).eps) if jnp.issubdtype(t.dtype, jnp.floating) else 0
+    slack = max(rounding, 1e-6) * (abs(high) + abs(low)) if rounding else 0
+    if not (least >= low - slack and most <= high + slack):
+        raise ValueError(f"t from {least:g} to {most:g}: the times of this process are from {low:g} to {high:g}")
+
+
 class Noised(NamedTuple):
     """A noised batch: x = alpha(t) x0 + sigma(t) eps. All `[B, ...]` but t, which is `[B]`."""
 
@@ -283,9 +304,7 @@ def perturb(process: Process, key: Array, x0: Array, t: Array) -> Noised:
     """
     check_process(process)
     check_key(key)
-    x0, t = jnp.asarray(x0), jnp.asarray(t)
-    if not jnp.issubdtype(x0.dtype, jnp.floating) or x0.ndim < 1:
-        raise TypeError(f"x0 is {x0.dtype}{list(x0.shape)}: real data [B, ...] are needed, such as x / 127.5 - 1")
+    x0, t = as_data(x0, "x0"), jnp.asarray(t)
     if process.discrete and not jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(
             f"t is {t.dtype}, and the times of a chain are its levels, integers from 0 to {process.ends[1]}: say "
@@ -297,14 +316,7 @@ def perturb(process: Process, key: Array, x0: Array, t: Array) -> Noised:
         raise ValueError(f"t of shape {list(t.shape)} for {len(x0)} examples: give a time for each, such as {example}")
     if not process.discrete and not jnp.issubdtype(t.dtype, jnp.floating):
         t = t.astype(jnp.result_type(float))
-    if t.size and has_values(t, process.ends):
-        # In NumPy: under `jit` an operation of JAX on a constant has no value.
-        times = np.asarray(t)
-        low, high, least, most = (float(value) for value in (*process.ends, times.min(), times.max()))
-        # Rounding to float32 may carry an end beyond itself by one part in 2^23.
-        slack = 0 if process.discrete else 1e-6 * (abs(high) + abs(low))
-        if not (least >= low - slack and most <= high + slack):  # nor NaN
-            raise ValueError(f"t from {least:g} to {most:g}: the times of this process are from {low:g} to {high:g}")
+    check_times(process, t)
     eps = by_example(jax.random.normal, key, x0.shape).astype(x0.dtype)
     return Noised(x0, eps, broadcast(process.alpha(t), x0) * x0 + broadcast(process.sigma(t), x0) * eps, t)
 

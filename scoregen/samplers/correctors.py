@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_positive
 from scoregen.process import Process, bottom
 from scoregen.random import broadcast, example_keys, fold_keys, normal, split_keys
 
@@ -89,7 +89,7 @@ class Langevin(_Langevin):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_positive(step_size=self.step_size)
+        check_positive(step_size=self.step_size)
 
     def length(self, process: Process, score: Array, z: Array, t: Array) -> Array:
         return _scaled(process, self.step_size, t)
@@ -145,7 +145,7 @@ class SNRLangevin(_Langevin):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_positive(snr=self.snr)
+        check_positive(snr=self.snr)
         if self.snr >= 1 and not self.batch_mean:
             raise ValueError(f"snr={self.snr}: less than 1 is needed, or the steps diverge; the paper has 0.16")
 
@@ -186,7 +186,7 @@ class MALA(Corrector):
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: at least 1 is needed")
-        _check_positive(step_size=self.step_size)
+        check_positive(step_size=self.step_size)
 
     def __call__(self, denoiser: Denoiser, key: Array, x: Array, t: Array) -> Array:
         keys = example_keys(key, x.shape[0])
@@ -217,12 +217,6 @@ class MALA(Corrector):
             )  # pyright: ignore[reportReturnType]
 
         return jax.lax.fori_loop(0, self.steps, step, (x, *evaluate(x)))[0]
-
-
-def _check_positive(**options: float) -> None:
-    for name, value in options.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value}: a positive number is needed")
 
 
 CORRECTORS = {"none": lambda: None, "langevin": Langevin, "snr": SNRLangevin, "mala": MALA}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from scoregen.denoiser import Denoiser
+from scoregen.denoiser import Denoiser, check_denoiser
 from scoregen.process import Process, bottom, top
+from scoregen.process.kernel import as_data
 from scoregen.random import broadcast
 from scoregen.samplers.compiled import call
 from scoregen.samplers.ode import Adaptive, transport
@@ -36,12 +37,14 @@ def encode(denoiser: Denoiser, x0: Array, solver: Adaptive = Adaptive()) -> Arra
     >>> bool(jnp.allclose(decode(wide, code, Adaptive(1e-6, 1e-6)), jnp.array([[2.0, -4.0]]), atol=1e-4))
     True
     """
-    return call(_encode, (solver,), _denoiser(denoiser), _floats(x0, "x0"))
+    check_denoiser(denoiser)
+    return call(_encode, (solver,), denoiser, as_data(x0, "x0", axes=2))
 
 
 def decode(denoiser: Denoiser, code: Array, solver: Adaptive = Adaptive()) -> Array:
     """The data of a latent code, `[B, ...]`: down the ODE to the least noisy time, and x / alpha there."""
-    return call(_decode, (solver,), _denoiser(denoiser), _floats(code, "code"))
+    check_denoiser(denoiser)
+    return call(_decode, (solver,), denoiser, as_data(code, "code", axes=2))
 
 
 def _encode(solver: Adaptive, denoiser: Denoiser, x0: Array) -> Array:
@@ -64,9 +67,17 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
     straight line would not. Where a and b point the same way, or opposite ways (where no arc is the shortest), it is
     the straight line.
 
+    Raises:
+        TypeError: if a or b is no array of floating-point numbers.
+        ValueError: unless a and b have the same shape, and the fractions are `[N]`.
+
     >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([0.0, 0.5]))[:, 0].tolist()
     [[1.0, 0.0], [0.7071..., 0.7071...]]
     """
+    a, b, fraction = as_data(a, "a"), as_data(b, "b"), jnp.asarray(fraction)
+    if a.shape != b.shape or fraction.ndim != 1:
+        shapes = f"a {list(a.shape)}, b {list(b.shape)} and fractions {list(fraction.shape)}"
+        raise ValueError(f"{shapes}: two batches of the same shape and fractions [N] are needed")
     axes, fraction = tuple(range(1, a.ndim)), fraction.astype(a.dtype)
     norms = jnp.sqrt(jnp.sum(a**2, axes) * jnp.sum(b**2, axes))
     angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axes) / norms, -1, 1))
@@ -86,26 +97,10 @@ def interpolate(denoiser: Denoiser, a: Array, b: Array, fraction: Array, solver:
 
     For priors that are Gaussian about 0: all but NCSN's uniform one. At the fractions 0 and 1 it is a and b.
     """
-    codes = slerp(encode(denoiser, a, solver), encode(denoiser, b, solver), jnp.asarray(fraction))
+    codes = slerp(encode(denoiser, a, solver), encode(denoiser, b, solver), fraction)
     return jnp.stack([decode(denoiser, code, solver) for code in codes])
 
 
 def _ends(process: Process, x: Array) -> tuple[Array, Array]:
     """The noisiest and the least noisy time, `[B]` each."""
     return jnp.full(len(x), top(process)), jnp.full(len(x), bottom(process))
-
-
-def _denoiser(denoiser: Denoiser) -> Denoiser:
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(
-            f"a Denoiser is needed, not {type(denoiser).__name__}: say model.denoiser(params), or "
-            "Denoiser(process, predict)"
-        )
-    return denoiser
-
-
-def _floats(x: Array, name: str) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
-        raise TypeError(f"{name} is {x.dtype}{list(x.shape)}: floating-point numbers [B, ...] are needed")
-    return x

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_positive
 from scoregen.process import EDM, Process, bottom, top
 
 # At the end of flow matching lam is -inf. There grids in lam begin at this value, where sigma / alpha is 400.
@@ -65,11 +64,6 @@ def count(process: Process, n: int | None) -> int:
 def _check(refusal: Refusal | None) -> None:
     if refusal is not None:
         raise ValueError(str(refusal))
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: a positive number is needed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +136,7 @@ class Karras(_Spaced):
     rho: float = 7.0
 
     def __post_init__(self):
-        _check_positive("rho", self.rho)
+        check_positive(rho=self.rho)
 
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
         first, last = jnp.exp(-0.5 / self.rho * _logsnr(process, ends))
@@ -160,7 +154,7 @@ class Power(_Spaced):
     power: float = 2.0
 
     def __post_init__(self):
-        _check_positive("power", self.power)
+        check_positive(power=self.power)
 
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
         first, last = ends.astype(fraction.dtype) ** (1 / self.power)
@@ -173,15 +167,16 @@ OWN: dict[type[Process], Grid] = {EDM: Karras()}
 
 @dataclasses.dataclass(frozen=True)
 class OwnGrid(Grid):
-    """The grid of the process's own paper: `EvenTime()`, but for `EDM`, whose is `Karras()`."""
+    """The grid of the process's own paper: `EvenTime()`, but for `EDM` and its subclasses, whose is `Karras()`."""
 
     def __call__(self, process: Process, n: int | None = None) -> Array:
-        return OWN.get(type(process), EvenTime())(process, n)
+        grid = next((OWN[kind] for kind in type(process).__mro__ if kind in OWN), EvenTime())
+        return grid(process, n)
 
 
 @dataclasses.dataclass(frozen=True)
 class Listed(Grid):
-    """The times that are listed, noisiest first; of a chain its levels.
+    """The times that are listed, noisiest first; of a chain its levels. Any sequence of numbers is kept as a tuple.
 
     Raises:
         ValueError: unless they are numbers that fall strictly; when it is called, unless they lie within
@@ -195,8 +190,10 @@ class Listed(Grid):
     times: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if not all(isinstance(time, int | float) for time in self.times):
-            raise ValueError(f"times={self.times}: numbers are needed")
+        try:
+            object.__setattr__(self, "times", tuple(map(float, self.times)))
+        except (TypeError, ValueError):
+            raise ValueError(f"times={self.times}: numbers are needed") from None
         if any(not a > b for a, b in zip(self.times, self.times[1:], strict=False)):
             raise ValueError(f"times={self.times}: they must fall, from the noisiest down")
 
@@ -215,7 +212,7 @@ class Listed(Grid):
             return Refusal(f"{len(self.times)} times are given, and n={n}", ("sampler.n=0",))
         # An end that was rounded to float32, as arrays of times are, may lie beyond itself.
         slack = 0 if process.discrete else 1e-6
-        if self.times[0] > high + slack * abs(high) or self.times[-1] < low - slack * abs(low):
+        if not (self.times[0] <= high + slack * abs(high) and self.times[-1] >= low - slack * abs(low)):  # nor NaN
             return Refusal(f"times={self.times}: they must lie between {high:g} and {low:g}")
         if process.discrete and any(time != round(time) for time in self.times):
             return Refusal(f"times={self.times}: the levels of a chain are whole numbers")

@@ -12,6 +12,7 @@ from jax import Array
 from jax.core import eval_jaxpr
 
 from scoregen.denoiser import Denoiser
+from scoregen.errors import check_positive
 from scoregen.process import Process
 from scoregen.random import broadcast
 from scoregen.samplers.steps import Step
@@ -65,9 +66,7 @@ class Adaptive(Step):
     adaptive = True
 
     def __post_init__(self):
-        for name in ("rtol", "atol"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: a positive number is needed")
+        check_positive(rtol=self.rtol, atol=self.atol)
 
     def step(self, denoiser: Denoiser, key: Array, x: Array, t: Array, s: Array, state: Any) -> tuple[Array, Any]:
         return transport(denoiser, x, t, s, self.rtol, self.atol), state

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.tree_util import Partial
 
-from scoregen.denoiser import Denoiser, Prediction
+from scoregen.denoiser import Denoiser, Prediction, check_denoiser
 from scoregen.errors import Refusal
 from scoregen.process import Process
+from scoregen.process.kernel import check_times, has_values
 from scoregen.random import broadcast, check_key, example_keys, fold_keys, split_keys
 from scoregen.samplers.compiled import call
 from scoregen.samplers.correctors import Corrector
@@ -74,7 +75,7 @@ class Sampler:
     def __post_init__(self):
         if isinstance(self.step, type) or not hasattr(self.step, "step"):
             raise TypeError(f"step={self.step!r}: a Step is needed, such as Ancestral()")
-        for name, example in (("corrector", "Langevin()"), ("grid", "Karras()")):
+        for name, example in (("corrector", "Langevin()"), ("grid", "Karras() or Listed((1.0, 0.5, 0.001))")):
             part = getattr(self, name)
             if isinstance(part, type) or not (callable(part) or (part is None and name == "corrector")):
                 raise TypeError(f"{name}={part!r}: an object is needed, such as {example}")
@@ -128,9 +129,15 @@ class Sampler:
         """The noise levels that it visits, noisiest first, `[n]`.
 
         Raises:
-            ValueError: if the grid has none for this process and n.
+            ValueError: if the grid has none for this process and n, or gives anything but times that fall.
         """
-        return self.grid(process, self.n)
+        levels = jnp.asarray(self.grid(process, self.n))
+        if levels.ndim != 1 or not levels.size:
+            raise ValueError(f"the grid gives times of shape {list(levels.shape)}: [n] is needed, one for each level")
+        check_times(process, levels)
+        if has_values(levels) and not (np.diff(np.asarray(levels, float)) <= 0).all():
+            raise ValueError("the grid gives times that rise: the noisiest comes first")
+        return levels
 
     def evaluations(self, process: Process, wrap: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser) -> int:
         """How often it evaluates the network for one sample, counted while an example with a known denoiser is drawn.
@@ -186,7 +193,7 @@ class Sampler:
         ):
             if _says(part, "continuous_only") and process.discrete:
                 found.append(Refusal(f"{name} is in time, and a chain has levels instead", fixes))
-            elif hasattr(part, "refuse") and not _traced(process):
+            elif hasattr(part, "refuse") and has_values(process):
                 found.append(part.refuse(process))  # pyright: ignore[reportOptionalMemberAccess]
         if _says(step, "needs_corrector") and corrector is None:
             reason = f"{the_step} needs a corrector, and there is none"
@@ -208,7 +215,8 @@ class Sampler:
             if refusal is not None:
                 return refusal
         try:
-            n = jax.eval_shape(lambda: self.levels(process)).shape[0]
+            with jax.ensure_compile_time_eval():
+                n = len(self.levels(process))
         except ValueError as error:
             return Refusal(str(error))
         if _says(self.step, "adaptive") and n > 100:
@@ -224,11 +232,7 @@ class Sampler:
     def _draw(
         self, denoiser: Denoiser, key: Array, shape: Any, start: Any, progress: Any, record: bool
     ) -> tuple[Array, Any]:
-        if not isinstance(denoiser, Denoiser):
-            raise TypeError(
-                f"a Denoiser is needed, not {type(denoiser).__name__}: say model.denoiser(params), or "
-                "Denoiser(process, predict)"
-            )
+        check_denoiser(denoiser)
         shape = _batch_shape(shape)
         if check_key(key).shape not in ((), shape[:1]):
             raise ValueError(f"keys of shape {list(key.shape)} for {shape[0]} samples: give one key, or one for each")
@@ -282,6 +286,12 @@ def _sample(
                 raise TypeError(
                     f"{name}.step gives {type(moved).__name__}: (x, state) is needed, () if there is no state"
                 )
+            if _kinds(moved[1]) != _kinds(memory):
+                name = type(sampler.step).__name__
+                raise TypeError(
+                    f"{name}.step gives the state {_named(moved[1])}, from {_named(memory)}: its structure, shapes and "
+                    "dtypes must stay those that `init` returns"
+                )
             return _fits(moved[0], sampler.step, shape, dtype), moved[1]
 
         def end(x: Array, memory: Any) -> tuple[Array, Any]:
@@ -300,6 +310,16 @@ def _sample(
     memory = sampler.step.init(denoiser, x, levels) if hasattr(sampler.step, "init") else ()
     (x, _), seen = jax.lax.scan(level, (x, memory), jnp.arange(last + 1))
     return x, seen
+
+
+def _kinds(state: Any) -> tuple[list, Any]:
+    """The shapes and dtypes of a state, and its structure."""
+    leaves, structure = jax.tree.flatten(state)
+    return [(jnp.shape(leaf), jnp.asarray(leaf).dtype) for leaf in leaves], structure
+
+
+def _named(state: Any) -> str:
+    return str(jax.tree.map(lambda leaf: f"{jnp.asarray(leaf).dtype}{list(jnp.shape(leaf))}", state))
 
 
 def _fits(x: Array, part: Any, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -364,7 +384,7 @@ def start_gap(process: Process, level: Array | float) -> float:
 
 
 def _warn_of_gap(process: Process, levels: Callable[[Process], Array]) -> None:
-    if _traced(process):
+    if not has_values(process):
         return
     with jax.ensure_compile_time_eval():
         first = levels(process)[0]
@@ -382,8 +402,3 @@ def _warn_of_gap(process: Process, levels: Callable[[Process], Array]) -> None:
 def _says(part: Any, what: str) -> bool:
     """Whether a part has this attribute, and it is true."""
     return bool(getattr(part, what, False))
-
-
-def _traced(process: Process) -> bool:
-    """Whether the values of the process's arrays are not known, since it is an argument of `jax.jit`."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(process))

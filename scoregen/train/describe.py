@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from scoregen.data import Dataset
 
 FILE = "model.json"
+_KEYS = ("model", "objective", "optimizer", "average", "prepare", "data", "batch", "seed")  # of a description
 _LINEN = ("parent", "name")  # fields that Flax adds to every module
 
 
@@ -109,7 +110,7 @@ def rebuild(description: Any) -> Any:
     kind = _own(description["class"])
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ValueError(f"{description['class']} cannot be made again")
-    return kind(**{key: rebuild(field) for key, field in description["fields"].items()})
+    return kind(**{key: rebuild(field) for key, field in description.get("fields", {}).items()})
 
 
 def _floats(values: Any) -> Any:
@@ -169,7 +170,7 @@ def read(workdir: str | Path) -> dict[str, Any] | None:
     """The description of a run, or None where there is none.
 
     Raises:
-        UsageError: if it is damaged.
+        UsageError: if it is damaged, or was written by a version of scoregen with another format.
     """
     path = Path(workdir, FILE)
     if not path.is_file():
@@ -180,6 +181,9 @@ def read(workdir: str | Path) -> dict[str, Any] | None:
         found = error
     if not isinstance(found, dict):
         raise UsageError(f"{path} is damaged: restore it from a copy, or delete it")
+    missing = [key for key in _KEYS if key not in found]
+    if missing or not {"shape", "dtype"} <= set(found["data"] or ()):
+        raise UsageError(f"{path} does not fit this version of scoregen: {', '.join(missing) or 'data'} is not in it")
     return found
 
 

@@ -40,7 +40,7 @@ class Decay:
     ramp: bool = True
 
     def __post_init__(self):
-        _within("rate", self.rate, 0 <= self.rate < 1, "0 up to, but not, 1")
+        _within("rate", self.rate, 0 <= self.rate < 1, "a number from 0 to below 1")
 
     def __call__(self, step: Array, batch: int) -> Array:
         done = step.astype(jnp.float32)

@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from scoregen.cond import Cond
-from scoregen.errors import UsageError
+from scoregen.errors import Problems, UsageError, check_count, what_it_is
 from scoregen.files import locked
 from scoregen.random import check_seed
 from scoregen.train import describe, mesh
@@ -103,19 +103,24 @@ def fit(
     from scoregen.data import Centered, as_dataset
     from scoregen.data import Prepare as Preparation
 
-    numbers = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
-    for name, number in numbers.items():
-        if not number >= 1:
-            raise ValueError(f"{name}={number}: at least 1 is needed")
-    seed = check_seed(seed)
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer={optimizer!r}: an optax transformation is needed, such as optax.adam(1e-3)")
-    check_even(batch, microbatch)
-    average = _average(ema)
-    dataset = as_dataset(data)
+    problems = Problems()
+    sizes = problems.attempt(check_count, "batch", batch), problems.attempt(check_count, "microbatch", microbatch, 0)
+    if None not in sizes:
+        problems.attempt(check_even, *sizes)
+    counts = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
+    for name, number in counts.items():
+        problems.attempt(check_count, name, number)
+    seed = problems.attempt(check_seed, seed)
+    problems.attempt(_check_optimizer, optimizer)
+    average = problems.attempt(_average, ema)
+    for name, function in {"callback": callback, "stopped": stopped, "started": started, "prepare": prepare}.items():
+        problems.attempt(_check_callable, name, function)
+    dataset: Dataset | None = problems.attempt(as_dataset, data)
+    problems.attempt(check_parts, model, objective, dataset and math.prod(dataset.shape))
+    problems.check()
+    assert dataset is not None
     if prepare is None and dataset.is_image:
         prepare = Preparation(Centered())
-    check_parts(model, objective, math.prod(dataset.shape))
     _check_labels(model, dataset)
     raw = jax.ShapeDtypeStruct((2, *dataset.shape), dataset.train.dtype)
     shape = check_shapes(model, objective, raw, bool(model.num_classes), prepare)
@@ -280,12 +285,29 @@ def _bar(console: Console | None, steps: int, begin: int) -> Bar:
     return Bar(console or Console(stderr=True), "training", steps, begin)
 
 
+def _check_optimizer(optimizer: Any) -> None:
+    if isinstance(optimizer, type) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer={what_it_is(optimizer)}: an optax transformation is needed, such as optax.adam(1e-3)"
+        )
+
+
+def _check_callable(name: str, function: Any) -> None:
+    if function is not None and not callable(function):
+        raise TypeError(f"{name}={function!r}: a function is needed")
+
+
 def _average(ema: float | Average | None) -> Average:
     if ema is None:
         return NoAverage()
+    if isinstance(ema, bool | str | type) or not (callable(ema) or hasattr(ema, "__float__")):
+        raise TypeError(f"ema={what_it_is(ema)}: a rate below 1, a law such as sg.Decay(0.999), or None is needed")
     if callable(ema):
         return ema
-    return Decay(float(ema))
+    try:
+        return Decay(float(ema))
+    except ValueError as error:
+        raise ValueError(f"ema: {error}") from None
 
 
 def _batch(model: Model, dataset: Dataset, seed: int, size: int, step: int) -> tuple[np.ndarray, Cond | None]:

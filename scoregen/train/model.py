@@ -26,7 +26,7 @@ from scoregen.denoiser import (
     refuse_target,
     solve,
 )
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_kind
 from scoregen.process import Process, vanishes
 from scoregen.random import broadcast, check_key
 
@@ -79,9 +79,7 @@ class Model:
     centered: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.process, Process):
-            got = f"the function {self.process.__name__}" if inspect.isroutine(self.process) else repr(self.process)
-            raise TypeError(f"process: a Process is needed, such as sg.ddpm() or sg.VP(), not {got}")
+        check_kind("process", self.process, Process, "sg.ddpm() or sg.VP()")
         check_net(self.net)
         named(TARGETS, "target", self.target)
         named(CONDITIONS, "condition", self.condition)
@@ -154,6 +152,8 @@ class Model:
             train=train_key is not None,
             rngs={} if train_key is None else {"dropout": train_key},
         )
+        if not hasattr(output, "shape"):
+            raise TypeError(f"the network gives a {type(output).__name__}: one array [B, ...] is needed")
         return solve(process, named(TARGETS, "target", self.target), output, x, t, self.learned_variance)
 
     def _net(self, x: Array) -> Any:

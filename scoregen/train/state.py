@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.cond import Cond
+from scoregen.errors import check_kind, what_it_is
 from scoregen.random import check_seed
 from scoregen.train import mesh
 from scoregen.train.model import Model
@@ -102,11 +103,15 @@ def refusals(model: Model, objective: Objective, dims: int | None = None) -> lis
 
 def check_parts(model: Model, objective: Objective, dims: int | None = None) -> None:
     """Raises ValueError that lists all refusals, and TypeError if one of the two is something else."""
-    if not isinstance(model, Model):
-        raise TypeError(f"model: a Model is needed, such as sg.Model(sg.ddpm(), net), not {type(model).__name__}")
-    if not hasattr(objective, "evaluate"):
-        name = getattr(objective, "__name__", type(objective).__name__)
-        call = f"sg.{name}()" if type(objective).__module__.startswith("scoregen.losses") else name
+    check_kind("model", model, Model, "sg.Model(sg.ddpm(), net)")
+    if isinstance(objective, type) or not hasattr(objective, "evaluate"):
+        made = objective if isinstance(objective, type) else type(objective)
+        if hasattr(made, "evaluate") or not callable(objective):
+            raise TypeError(
+                f"objective={what_it_is(objective)}: an Objective is needed, such as sg.Objective(sg.EpsilonMSE())"
+            )
+        name = getattr(objective, "__name__", made.__name__)
+        call = f"sg.{name}()" if made.__module__.startswith("scoregen.losses") else name
         raise TypeError(f"objective: {name} is a loss without times to evaluate it at: say sg.Objective({call})")
     reasons = [str(refusal) for refusal in refusals(model, objective, dims)]
     if len(reasons) == 1:

@@ -5,26 +5,27 @@
     scoregen design --config=ncsn_cifar --config.data.dir=DIR --overlap=0.567
 
 Techniques 1, 2 and 4 of Song & Ermon 2020, "Improved techniques for training score-based generative models", for the
-training data of any preset, as its network is trained on them. Prints what it finds beside what the configuration has,
-and the command that trains with it; writes a preset that does the same, and a figure that shows why.
+training data of any preset, scaled as its network sees them. Prints the design beside the levels of the configuration,
+and the command that trains with it. Writes a preset that does the same, and a figure that shows why.
 
-Exit codes: 0 done; 2 something that you can fix, said in one line.
+Exit codes: 0 done; 2 something that you can fix, in one line each.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import Flag, parse
+from scoregen.app.arguments import Arguments, Flag
 from scoregen.app.command import answer, name_of, say, say_presets
 from scoregen.app.config import Config
+from scoregen.contrib.commands import parsed, train_command
 from scoregen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 FLAGS = (
     Flag("sigma_min", "the least noise, in the units of the scaled data ([0, 1] or [-1, 1] for images)", 0.01),
     Flag("steps", "Langevin steps at each level", 5),
-    Flag("overlap", "how much of one level lies where the next does; more means more levels", 0.5),
-    Flag("out", "where the preset and the figure go, named after what was changed", "runs/design"),
+    Flag("overlap", "the overlap of neighbouring levels; more overlap means more levels", 0.5),
+    Flag("out", "the folder for the preset and the figure, which are named after the changed options", "runs/design"),
 )
 # Products that the search for the largest distance may take: two minutes on two CPU cores that others use too.
 BUDGET = 1e12
@@ -58,18 +59,10 @@ def _help(console: Console) -> None:
 
 
 def _design(argv: Sequence[str], console: Console) -> int:
-    given = parse(argv, FLAGS)
-    config, asked = given.config, given.values
-    sigma_min, steps, overlap, folder = (asked[flag.name] for flag in FLAGS)
-    if not 0 < sigma_min < math.inf:
-        raise UsageError(f"--sigma_min={sigma_min}: a positive number is needed")
-    if not 1 <= steps <= 1_000_000:
-        raise UsageError(f"--steps={steps}: 1 to a million are needed")
-    if not 0 < overlap < 1:
-        raise UsageError(f"--overlap={overlap}: a number between 0 and 1 is needed")
+    given = parsed(argv, FLAGS, _faults)
+    config, values = given.config, given.values
+    sigma_min, steps, overlap, folder = (values[flag.name] for flag in FLAGS)
     folder = Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out={folder} is a file, a folder is needed")
 
     # Here and not above: a wrong flag is answered before JAX is loaded.
     from scoregen.app.build import build
@@ -77,10 +70,13 @@ def _design(argv: Sequence[str], console: Console) -> int:
     from scoregen.contrib.design.preset import present, preset_text, settings, with_settings
     from scoregen.contrib.design.techniques import Levels, design, distance_bounds
 
-    # What a run would refuse is refused here. It depends on no number of the levels, which are not known yet; and how
-    # samples are judged is no business of a design.
-    unjudged = {"eval.at_end": False}
-    parts = build(with_settings(config, settings(Levels(1.0, 2.0, 2, 1.0, steps), config.net.name) | unjudged))
+    # What a run would refuse is refused here, by any levels, since none are known yet. The evaluation is left out.
+    unevaluated = settings(Levels(1.0, 2.0, 2, 1.0, steps), config.net.name) | {"eval.at_end": False}
+    any_design = with_settings(config, unevaluated)
+    without_effect = {key: text for key, text in given.said().items() if config_lib.idle(config, [key])}
+    if wrong := config_lib.idle(any_design, without_effect):
+        raise UsageError(*wrong)
+    parts = build(any_design)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,23 +100,23 @@ def _design(argv: Sequence[str], console: Console) -> int:
     except ValueError as error:
         raise UsageError(f"--{error}") from None
 
-    base = _base(asked["config"])
-    original = config_lib.load(base)
-    values = settings(found, config.net.name)
-    differ = config_lib.changes(original, with_settings(config, values))
-    command = ["scoregen", "train", f"--config={base}", *(_flag(key, value) for key, _, value in differ)]
-    own = {key: value for key, _, value in config_lib.changes(original, config) if key not in values}
+    # A preset in a file is found from anywhere by its absolute path.
+    base = values["config"]
+    base = base if config_lib.is_bare(base) else str(Path(base).expanduser().resolve())
+    original, options = config_lib.load(base), settings(found, config.net.name)
+    designed = with_settings(config, options)
+    own = {key: value for key, _, value in config_lib.changes(original, config) if key not in options}
     now = present(config)
     say(console, "")
     console.print(_table(config, what, dims, found, now, (low, high), overlap), soft_wrap=False)
-    say(console, "\nTo train with it:\n")
-    say(console, shlex.join(command))
+    command = train_command(base, designed, config_lib.changes(original, designed))
+    say(console, f"\nTo train with it:\n\n{command}")
 
-    changed = [(name, asked[name]) for name in ("sigma_min", "steps", "overlap") if name in given.given]
+    changed = [(name, values[name]) for name in ("sigma_min", "steps", "overlap") if name in given.given]
     name = name_of(config.name, [*own.items(), *changed])
     preset, figure = folder / f"{name}_designed.py", folder / f"{name}_designed.png"
     try:
-        preset.write_text(preset_text(base, preset, what, own | values), encoding="utf-8")
+        preset.write_text(preset_text(base, preset, what, own | options), encoding="utf-8")
         save_figure(figure, sampled_distances(x), dims, found, now)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
@@ -129,10 +125,22 @@ def _design(argv: Sequence[str], console: Console) -> int:
     return 0
 
 
-def examples(parts: Parts) -> np.ndarray:
-    """The training data as the network is trained on them, `[N, D]` float32: scaled, not mirrored.
+def _faults(found: Arguments) -> Iterator[str]:
+    sigma_min, steps, overlap, folder = (found.values[flag.name] for flag in FLAGS)
+    if not 0 < sigma_min < math.inf:
+        yield f"--sigma_min={sigma_min}: a positive number is needed"
+    if not 1 <= steps <= 1_000_000:
+        yield f"--steps={steps}: 1 to a million are needed"
+    if not 0 < overlap < 1:
+        yield f"--overlap={overlap}: a number between 0 and 1 is needed"
+    if Path(folder).expanduser().is_file():
+        yield f"--out={folder} is a file, a folder is needed"
 
-    What the scaling adds of noise is that of the configuration's seed, the same whatever the machine.
+
+def examples(parts: Parts) -> np.ndarray:
+    """The training data as the network sees them, `[N, D]` float32: scaled, not mirrored.
+
+    The noise of the scaling depends on the seed of the configuration, and on no machine.
     """
     import jax
     import numpy as np
@@ -149,15 +157,6 @@ def examples(parts: Parts) -> np.ndarray:
     return x
 
 
-def _base(name: str) -> str:
-    """A preset's bare name as it is; the path of a file made absolute, so that the preset finds it from anywhere."""
-    return name if config_lib.is_bare(name) else str(Path(name).expanduser().resolve())
-
-
-def _flag(key: str, value: Any) -> str:
-    return f"--config.{key}={value}"
-
-
 def _table(
     config: Config,
     what: str,
@@ -167,10 +166,10 @@ def _table(
     distance: tuple[float, float],
     overlap: float,
 ) -> Table:
-    """What was found, what the configuration has, and why, a line each."""
+    """The design, the levels of the configuration, and the reasons, a line each."""
     from rich.table import Table
 
-    from scoregen.contrib.design.techniques import COARSEST, coverage, ratio, settled, step_size
+    from scoregen.contrib.design.techniques import COARSEST, coverage, final_variance, ratio, step_size
 
     low, high = distance
     far = f"no two examples are farther apart than {low:.4g}"
@@ -183,47 +182,32 @@ def _table(
         close = f"an overlap of {overlap:g} allows {wanted:.5g}; {COARSEST:.5g} was NCSN v1's, and is the limit"
     else:
         close = f"of neighbours; {wanted:.5g} leaves an overlap of {overlap:g}, by which one hands on to the next"
-    assert found.steps is not None and found.settled is not None
+    assert found.steps is not None and found.final_variance is not None
     more = 2 * found.steps
-    later = settled(step_size(found.sigma_min, found.gamma, more), found.sigma_min, found.gamma, more)
-    rows: list[tuple[str, Callable[[Levels], float | None], str]] = [
-        ("sigma_max", lambda it: it.sigma_max, f"{far}: noise joins all"),
-        (
-            "sigma_min",
-            lambda it: it.sigma_min,
-            "as asked for; there is no rule but that so much noise should not be seen",
+    later = final_variance(step_size(found.sigma_min, found.gamma, more), found.sigma_min, found.gamma, more)
+    # The line's name: the attribute of Levels, and the reason.
+    rows = {
+        "sigma_max": ("sigma_max", f"{far}: noise joins all"),
+        "sigma_min": ("sigma_min", "as given; the only rule is that nobody should see so much noise"),
+        "ratio": ("gamma", close),
+        "overlap": ("", "the part of a level's noise that lies where the next noisier level's does"),
+        "levels": ("levels", "the fewest at that ratio: rounded up, which makes the ratio a little less"),
+        "steps": ("steps", "as given, at each level; as many as time allows"),
+        "step_size": ("step_size", "shorter steps keep more of the level before, longer ones add noise"),
+        "variance": (
+            "final_variance",
+            f"after them, over the level's own: 1 is best; {more} steps would give {later:.4g}",
         ),
-        ("ratio", lambda it: it.gamma, close),
-        (
-            "overlap",
-            lambda it: coverage(dims, it.gamma),
-            "so much of a level's noise lies where the next noisier level's does",
-        ),
-        (
-            "levels",
-            lambda it: it.levels,
-            "the fewest at that ratio: rounded up, which makes the ratio a little less",
-        ),
-        ("steps", lambda it: it.steps, "as asked for, at each level; as many as time allows"),
-        (
-            "step_size",
-            lambda it: it.step_size,
-            "shorter steps forget the level before too little, longer ones add noise",
-        ),
-        (
-            "variance",
-            lambda it: it.settled,
-            f"after them, over the level's own: 1 is best, and {more} steps would give {later:.4g}",
-        ),
-        ("evaluations", lambda it: it.evaluations, "of the network for a sample, and one more to denoise it"),
-    ]
+        "evaluations": ("evaluations", "of the network for a sample, and one more to denoise it"),
+    }
     table = Table(title=f"{config.name}: {what}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", style="bold", no_wrap=True)
     table.add_column("designed", justify="right", no_wrap=True, style="bold")
     table.add_column("now" if now else f"now: {config.process.name}", justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
-    for name, value, why in rows:
-        table.add_row(name, _number(value(found)), _number(value(now) if now else None), why)
+    for name, (attribute, why) in rows.items():
+        values = [it and (getattr(it, attribute) if attribute else coverage(dims, it.gamma)) for it in (found, now)]
+        table.add_row(name, *map(_number, values), why)
     return table
 
 

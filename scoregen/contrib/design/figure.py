@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from scoregen.app.figures import ACCENT, INK, figure, save
-from scoregen.contrib.design.techniques import Levels, coverage, settled
+from scoregen.contrib.design.techniques import Levels, coverage, final_variance
 
 
 def sampled_distances(x: np.ndarray, most: int = 1500) -> np.ndarray:
@@ -70,11 +70,11 @@ def save_figure(path: Path, distances: np.ndarray, dims: int, found: Levels, now
     panel.set_title(f"levels: from {found.sigma_max:.4g} to {found.sigma_min:.4g} at that ratio")
 
     panel = axes[1, 1]
-    best = settled(found.step_size, found.sigma_min, found.gamma, found.steps)
+    best = final_variance(found.step_size, found.sigma_min, found.gamma, found.steps)
     steps = np.geomspace(0.02 * found.step_size, min(8 * found.step_size, found.sigma_min**2), 300)
     panel.plot(
         steps,
-        [settled(step, found.sigma_min, found.gamma, found.steps) for step in steps],
+        [final_variance(step, found.sigma_min, found.gamma, found.steps) for step in steps],
         color=INK,
         label=f"after {found.steps} step{'s' * (found.steps > 1)} at a level",
     )

@@ -1,4 +1,4 @@
-"""Noise levels as configurations say them: the levels that one has, and the preset with those that were found."""
+"""Noise levels in configurations: the present levels of one, and the preset with the designed ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from scoregen.app.config import Config
 from scoregen.contrib.design.techniques import Levels
 
-# That of NCSN v1 becomes that of v2, which divides by sigma by itself, starts as there and averages without a ramp.
+# The network of NCSN v1 becomes that of v2. It divides by sigma itself; start and average are as in NCSN v2.
 _REFINENET: dict[str, Any] = {
     "net.name": "refinenet_v2",
     "target": "score",

@@ -1,7 +1,7 @@
 """Techniques 1, 2 and 4 of Song & Ermon 2020, "Improved techniques for training score-based generative models".
 
-From the data come the largest sigma, the ratio of neighbouring levels and with it their number, and the step of the
-Langevin sampler. Nothing here knows of a configuration.
+The largest sigma, the ratio of neighbouring levels and so their number, and the step of the Langevin sampler follow
+from the data. Nothing here depends on a configuration.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import ndtr
 
 # The ratio of NCSN v1, ten levels from 1 to 0.01: no published NCSN has a coarser one.
 COARSEST = 100 ** (1 / 9)
@@ -94,7 +92,8 @@ def coverage(dims: int, gamma: float) -> float:
     0.500
     """
     shift = math.sqrt(2 * dims) * (gamma - 1)
-    return float(ndtr(3 * gamma - shift) - ndtr(-3 * gamma - shift))  # by symmetry: no difference of two near 1
+    low, high = ((shift + side * 3 * gamma) / math.sqrt(2) for side in (-1, 1))
+    return (math.erfc(low) - math.erfc(high)) / 2  # by symmetry: no difference of two near 1
 
 
 def ratio(dims: int, overlap: float = 0.5) -> float:
@@ -136,21 +135,21 @@ def levels(sigma_min: float, sigma_max: float, gamma: float) -> int:
     return max(2, math.ceil(exact - 1e-9) + 1)  # a ratio that fits exactly is not to cost a level by its rounding
 
 
-def settled(step: float, sigma_min: float, gamma: float, steps: int) -> float:
+def final_variance(step: float, sigma_min: float, gamma: float, steps: int) -> float:
     """The variance after T Langevin steps at a level, over that level's own sigma^2 (Song & Ermon 2020, eq. 4).
 
         a^{2T} (gamma^2 - c) + c,    a = 1 - step / sigma_min^2,    c = 2 step / (sigma_min^2 (1 - a^2))
 
-    for data at a point and the exact score, where the sampler comes from the level before with the variance
-    gamma^2 sigma^2. It is what the recursion v <- a^2 v + 2 step / sigma_min^2 gives from gamma^2, and the same at
-    every level that is entered so. With h = step / sigma_min^2, c is 1 / (1 - h / 2), where `samplers.Langevin` settles
+    for data at a point and the exact score, where the sampler comes from the level before with the variance gamma^2
+    sigma^2. It is what the recursion v <- a^2 v + 2 step / sigma_min^2 gives from gamma^2, and the same at every
+    level that is entered so. With h = step / sigma_min^2, c is 1 / (1 - h / 2), where `samplers.Langevin` converges
     in the end. It is above 1 always: the steps are too few, or too long.
 
     This is the paper's criterion. Along a walk each level is entered with what the one before has left, so that v <-
-    q gamma^2 v + (1 - q) c with q = a^{2T}, which settles at c (1 - q) / (1 - q gamma^2): 1.128 rather than 1.055 at
+    q gamma^2 v + (1 - q) c with q = a^{2T}, which converges to c (1 - q) / (1 - q gamma^2): 1.128 rather than 1.055 at
     NCSN v2's levels for CIFAR-10, and without bound where steps are so short that q gamma^2 comes near 1. A network
-    that is not told the level reads the noise off x and pulls back no harder from noise that is too much, so with it
-    more is left (experiments/noise_levels).
+    without the level as input estimates the noise from x, and corrects excess noise less, so more is left
+    (experiments/noise_levels).
 
     Args:
         step: the `step_size` of `samplers.Langevin`: h at the least noisy level, in units of sigma^2.
@@ -161,9 +160,9 @@ def settled(step: float, sigma_min: float, gamma: float, steps: int) -> float:
     Raises:
         ValueError: unless 0 < step < 2 sigma_min^2, outside of which the steps diverge.
 
-    >>> settled(6.2e-6, 0.01, (50 / 0.01) ** (1 / 231), 5)  # NCSN v2 on CIFAR-10
+    >>> final_variance(6.2e-6, 0.01, (50 / 0.01) ** (1 / 231), 5)  # NCSN v2 on CIFAR-10
     1.055
-    >>> settled(2e-5, 0.01, 100 ** (1 / 9), 100)  # NCSN v1
+    >>> final_variance(2e-5, 0.01, 100 ** (1 / 9), 100)  # NCSN v1
     1.111
     """
     h = step / sigma_min**2
@@ -174,7 +173,7 @@ def settled(step: float, sigma_min: float, gamma: float, steps: int) -> float:
 
 
 def step_size(sigma_min: float, gamma: float, steps: int) -> float:
-    """The Langevin step whose `settled` variance is nearest to 1 (Song & Ermon 2020, technique 4).
+    """The Langevin step whose `final_variance` variance is nearest to 1 (Song & Ermon 2020, technique 4).
 
     In h = step / sigma_min^2, with q = (1 - h)^{2T}, the derivative is
 
@@ -202,6 +201,8 @@ def step_size(sigma_min: float, gamma: float, steps: int) -> float:
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
     """Where a function that differs in sign at the two ends is 0, to 14 digits."""
+    from scipy.optimize import brentq  # most of a second, in which the command line already hears Ctrl-C
+
     found: Any = brentq(function, low, high, xtol=1e-15, rtol=np.float64(1e-14))
     return float(found)
 
@@ -211,7 +212,7 @@ class Levels:
     """Geometric noise levels, and the Langevin steps that walk them, in the units of the scaled data.
 
     >>> v2 = Levels(0.01, 50.0, 232, 6.2e-6, 5)
-    >>> v2.gamma, v2.settled
+    >>> v2.gamma, v2.final_variance
     (1.0376, 1.055)
     """
 
@@ -227,13 +228,13 @@ class Levels:
         return (self.sigma_max / self.sigma_min) ** (1 / (self.levels - 1))
 
     @property
-    def settled(self) -> float | None:
-        """See the function `settled`; infinite if the steps diverge, None without Langevin steps."""
+    def final_variance(self) -> float | None:
+        """See the function `final_variance`; infinite if the steps diverge, None without Langevin steps."""
         if self.step_size is None or self.steps is None:
             return None
         if self.step_size >= 2 * self.sigma_min**2:
             return math.inf
-        return settled(self.step_size, self.sigma_min, self.gamma, self.steps)
+        return final_variance(self.step_size, self.sigma_min, self.gamma, self.steps)
 
     @property
     def evaluations(self) -> int | None:

@@ -1,7 +1,7 @@
 """One cell of a sweep, in a process of its own: python -m scoregen.contrib.sweep.cell FOLDER
 
-It trains the cell's network, or takes the one that another cell has trained; samples and evaluates it as `scoregen
-eval` does; calls the sweep's measure(run). It writes result.json last, whole: a cell is finished if that is there.
+It trains the network of the cell, unless another cell has trained it; samples and evaluates it as `scoregen eval`
+does; and calls measure(run) of the sweep. It writes result.json last and whole: then the cell is finished.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scoregen.app.build import Parts
 
 TASK, RESULT, FAILED, LOG, LOCK = "cell.json", "result.json", "failed.json", "log.txt", ".lock"
-BEFORE = "result.before.json"  # of a cell that is run again, and fails
+BEFORE = "result.before.json"  # the old result of a cell that was run again and failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,23 +77,23 @@ class Subject:
 
 
 def folder_of(out: Path, cell: Cell) -> Path:
-    """Where a cell's files are."""
+    """The folder of a cell."""
     return out / "cells" / cell.name
 
 
 def network_of(out: Path, cell: Cell) -> Path:
-    """Where its network is trained, as `scoregen train` does."""
+    """The folder of its network, the workdir of a `scoregen train`."""
     assert cell.training is not None
     return out / "trained" / cell.training
 
 
 def is_trained(network: Path, config: Config) -> bool:
-    """Whether a network is trained to the end, in this folder."""
+    """Whether the network in a folder is trained to the end."""
     return (network / "checkpoints" / str(config.train.steps)).is_dir()
 
 
 def prepare(out: Path, sweep: Sweep, cell: Cell, again: str = "") -> Path:
-    """Write what the cell's process is to know into its folder; `again` as in `result_of`."""
+    """Write the task of a cell into its folder, for its process; `again` as in `result_of`."""
     folder = folder_of(out, cell)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def prepare(out: Path, sweep: Sweep, cell: Cell, again: str = "") -> Path:
 
 
 def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
-    """The result or the failure of a cell; None where there is none, or of a cell with another key."""
+    """The result or the failure of a cell; None if there is none, or one with another key."""
     try:
         found = from_json((folder / name).read_text())
     except (OSError, ValueError):
@@ -124,13 +124,13 @@ def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
 
 
 def result_of(folder: Path, key: str, again: str = "") -> dict[str, Any] | None:
-    """The result of a cell; with `again`, the name of a command that runs what is finished, only if it is of that."""
+    """The result of a cell; with `again`, the name of a command with --again, only a result of that command."""
     found = note(folder, RESULT, key)
     return found if found and again in ("", found.get("again")) else None
 
 
 def fail(folder: Path, key: str, reason: str, training: bool = False, again: str = "") -> None:
-    """Note why a cell failed, and whether it was its training that did; what it had found before is put aside."""
+    """Write the reason of a failure, and whether training failed; an older result is renamed to `BEFORE`."""
     if again and (found := note(folder, RESULT, key)) and found["again"] != again:
         (folder / RESULT).replace(folder / BEFORE)
     with whole(folder / FAILED) as fresh:
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_with_parent() -> None:
-    """From now on, end at once when who started this process is gone: their end of its input is closed then."""
+    """From now on, end when the process that started this one ends, which closes the pipe to its input."""
 
     def watch() -> None:
         while os.read(0, 1):
@@ -157,7 +157,7 @@ def _end_with_parent() -> None:
 
 def _run(folder: Path, console: Console) -> int:
     task = from_json((folder / TASK).read_text())
-    # Whoever else was told to do the same, after a connection that broke, waits and then finds it done.
+    # After a broken connection two processes may have the same task: the second waits, and finds it done.
     with locked(folder / LOCK, wait=_saying(console, folder)), Signals(console) as signals:
         if result_of(folder, task["key"], task["again"]):
             return 0
@@ -167,7 +167,7 @@ def _run(folder: Path, console: Console) -> int:
             found = work()
         except Exception as error:
             fail(folder, task["key"], _reason(error), work.training, task["again"])
-            if isinstance(error, UsageError) and error.__cause__ is not None:  # of a person's own code: where, in full
+            if isinstance(error, UsageError) and error.__cause__ is not None:  # the full traceback of a user's code
                 traceback.print_exception(error.__cause__)
             raise
         seconds = time.monotonic() - began - work.trained_for
@@ -179,7 +179,7 @@ def _run(folder: Path, console: Console) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """One line for any failure, which names the line of code where nobody can fix it by an option."""
+    """One line for any failure; it names the line of code unless an option can fix it."""
     message = advice(error)
     if message is not None:
         return message
@@ -196,13 +196,13 @@ class _Work:
     task: dict[str, Any]
     console: Console
     signals: Signals
-    training: bool = False  # whether it is at its training
+    training: bool = False  # whether it trains now
     trained_for: float = 0.0  # seconds
 
     def __call__(self) -> dict[str, Any]:
         path = Path(self.task["sweep"])
         source, module = execute(path)
-        if stamp_of(source) != self.task["measure"]:  # cells of two measures would be one row
+        if stamp_of(source) != self.task["measure"]:  # a row must not have cells of two measures
             raise UsageError(
                 f"{path}: its measure(run) has changed since the sweep began: the same command begins anew"
             )
@@ -234,12 +234,12 @@ class _Work:
         trained = Path(self.task["trained"])
         trained.mkdir(parents=True, exist_ok=True)
         again = f"scoregen sweep {shlex.quote(self.task['sweep'])}"
-        # Not the lock of the training itself, which is taken inside and waits for nobody.
+        # The training has a lock of its own, which does not wait.
         with locked(trained / ".cells.lock", wait=_saying(self.console, trained, self.signals)):
             agree(config, trained, "train")
             training = Action(parts, trained, trained, "train", self.console, self.signals, again)
             fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
-            # Also where that was done: a checkpoint that was damaged since is passed over, and made again.
+            # Also if it is trained: a checkpoint that has been damaged since is made again.
             run = training.train()
             if self.signals():
                 leave(self.signals)
@@ -261,7 +261,7 @@ class _Work:
 
 
 def _saying(console: Console, folder: Path, signals: Signals | None = None) -> Callable[[], None]:
-    """What to do while another process holds a lock: say so, since a file system may keep that of a lost node."""
+    """For the time while another process holds a lock: says so once, since it may be the lock of a lost node."""
     say_once = functools.cache(lambda: say(console, f"waiting for another process that is at work in {folder}"))
 
     def wait() -> None:
@@ -273,7 +273,7 @@ def _saying(console: Console, folder: Path, signals: Signals | None = None) -> C
 
 
 def _numbers(measured: Any, path: Path, taken: Container[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """The figures that measure(run) returned, and the floors of those that came with one."""
+    """The figures that measure(run) returned, and their floors."""
     if not isinstance(measured, Mapping):
         raise UsageError(f"{path}: measure(run) returned {type(measured).__name__}, not a dict of numbers")
     found: tuple[dict[str, float], dict[str, float]] = {}, {}
@@ -290,7 +290,7 @@ def _numbers(measured: Any, path: Path, taken: Container[str]) -> tuple[dict[str
 
 
 def _device() -> dict[str, str]:
-    """What it was computed on, if JAX was used."""
+    """The device, if JAX was used."""
     if "jax" not in sys.modules:
         return {}
     return {"device": sys.modules["jax"].devices()[0].device_kind}

@@ -4,12 +4,12 @@
     scoregen sweep experiments/NAME/sweep.py
     scoregen sweep experiments/NAME/sweep.py --config.train.steps=20000 --out=sweeps/long
 
-The file's `cells()` yields a dict for each run: its preset as "config", its seed, and the options that it changes. What
-is finished is never run again; what was cut short goes on where it was; what failed is named, and is tried again the
-next time. See docs/sweeps.md.
+The file's `cells()` yields a dict for each run: its preset as "config", its seed, and the options that it changes. A
+finished cell is never run again, an interrupted one resumes, and a failed one is named and tried again the next time.
+See docs/sweeps.md.
 
-Exit codes: 0 all that was to run is done; 1 some failed; 2 something that you can fix, said in one line; 128 + n ended
-by signal n, with everything saved.
+Exit codes: 0 all cells are done; 1 some failed; 2 something that you can fix, in one line each; 128 + n ended by
+signal n, with everything saved.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rich.text import Text
 from scoregen.app.arguments import Flag
 from scoregen.app.arguments import read as read_arguments
 from scoregen.app.command import answer, say
-from scoregen.app.config import blaming, pick
+from scoregen.app.config import blaming, unknown
 from scoregen.app.signals import Signals
 from scoregen.contrib.sweep.cell import FAILED, folder_of, is_trained, network_of, note, result_of
 from scoregen.contrib.sweep.launch import LAUNCHERS, Launcher, last_line, launch
@@ -41,19 +41,14 @@ from scoregen.errors import UsageError
 from scoregen.files import check_writable, locked, whole
 from scoregen.train.log import clock
 
-AGAIN = ".again"  # until a command has done all: what it is called, if it is one with --again
+AGAIN = ".again"  # holds the name of a command with --again until it has done all
 FLAGS = (
-    Flag("out", "where everything goes (sweeps/NAME)", value="DIR"),
-    Flag("dry-run", "show the cells, which are finished, and about how long the rest takes; run nothing", False),
-    Flag("only", "the cells whose names match, such as '*loss=ssm*'", value="GLOB"),
-    Flag("again", "run finished cells again too (--only chooses); their networks stay", False),
-    Flag("table", "make the tables and the page from what is there; run nothing", False),
-    Flag(
-        "workers",
-        "cells at a time (local: one a GPU, else 1; ray and slurm: all there is room for)",
-        kind=int,
-        value="N",
-    ),
+    Flag("out", "the folder for everything (sweeps/NAME)", value="DIR"),
+    Flag("dry-run", "show the cells, which are finished, and the remaining time; run nothing", False),
+    Flag("only", "the cells with such names, for example '*loss=ssm*'", value="GLOB"),
+    Flag("again", "run finished cells again (--only chooses); their networks stay", False),
+    Flag("table", "write the tables and the page again; run nothing", False),
+    Flag("workers", "cells at a time (local: one a GPU, else 1; ray and slurm: no limit)", kind=int, value="N"),
     Flag("launcher", f"{', '.join(LAUNCHERS)} (local)", "local", value="NAME"),
 )
 
@@ -65,36 +60,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help(console: Console) -> None:
     say(console, __doc__ or "")
-    for flag in FLAGS:
-        say(console, f"{flag.usage:<30} {flag.help}")
-    say(console, f"{'--launch.OPTION=VALUE':<30} one of the launcher, such as --launch.slurm_partition=gpu")
-    say(console, f"{'--config.SECTION.OPTION=VALUE':<30} changes one option of all cells")
+    lines = [(flag.usage, flag.help) for flag in FLAGS]
+    lines.append(("--launch.OPTION=VALUE", "an option of the launcher, such as --launch.slurm_partition=gpu"))
+    lines.append(("--config.SECTION.OPTION=VALUE", "changes one option of all cells"))
+    for usage, text in lines:
+        say(console, f"{usage:<30} {text}")
 
 
 def _run(argv: list[str], console: Console) -> int:
     given = read_arguments(argv, FLAGS, takes=1, prefixes=("launch",))
     options = SimpleNamespace(**{name.replace("-", "_"): value for name, value in given.values.items()})
+    launching = {name: _literal(text) for name, text in given.more["launch"].items()}
     if not given.positional:
         given.errors.append("which sweep? Say: scoregen sweep FILE, such as experiments/losses/sweep.py")
-    given.check()
-    flags = [override.said for override in given.overrides.values()]
-    launching = {name: _literal(text) for name, text in given.more["launch"].items()}
-    make = pick(LAUNCHERS, options.launcher, "--launcher")
+    if options.launcher not in LAUNCHERS:
+        given.errors.append(unknown("--launcher", options.launcher, LAUNCHERS))
+    if options.launcher == "local":
+        given.errors += [f"--launch.{name}: the launcher 'local' has no options but --workers" for name in launching]
     if options.workers is not None and options.workers < 1:
-        raise UsageError(f"--workers={options.workers}: at least 1 is needed")
+        given.errors.append(f"--workers={options.workers}: at least 1 is needed")
 
     import jax
 
-    # The devices are the cells': what the file itself computes, here, is done on the CPU.
+    # The cells need the devices; the file's own computations are done on the CPU.
     jax.config.update("jax_platforms", "cpu")
-    path = Path(given.positional[0]).expanduser()
-    sweep = read(path, flags)
+    path, sweep = Path(*given.positional[:1]).expanduser(), None
+    try:
+        sweep = read(path, [override.said for override in given.overrides.values()]) if given.positional else None
+    except UsageError as error:
+        given.errors += error.args
+    given.check()
+    assert sweep is not None
+    make = LAUNCHERS[options.launcher]
     name = path.resolve().parent.name if path.stem == "sweep" else path.stem
     out = Path(options.out or Path("sweeps", name)).expanduser().absolute()
     sweep = placed(sweep, out)
     chosen = [cell for cell in sweep.cells if fnmatch.fnmatchcase(cell.name, options.only or "*")]
     if not chosen:
-        raise UsageError(f"--only={options.only}: no cell is called so, but for instance {sweep.cells[0].name}")
+        raise UsageError(f"--only={options.only}: no cell has such a name, for instance {sweep.cells[0].name}")
     again = _again(out, sweep.stamp) if options.again else ""
     todo = [cell for cell in chosen if not result_of(folder_of(out, cell), cell.key, again)]
     say(console, "\n\n".join(filter(None, [sweep.title, sweep.claim])) + "\n")
@@ -154,9 +157,9 @@ def _show(
     """Say what would run."""
     for cell in chosen:
         folder = folder_of(out, cell)
-        done, failed = result_of(folder, cell.key), note(folder, FAILED, cell.key)
-        state = "done" if done else f"failed: {failed['reason']}" if failed else "to run"
-        say(console, f"  {cell.name}  {state}")
+        failed = note(folder, FAILED, cell.key)
+        state = f"failed: {failed['reason']}" if failed else "to run"
+        say(console, f"  {cell.name}  {'done' if result_of(folder, cell.key) else state}")
     networks = {cell.training: cell for cell in todo if cell.training is not None}
     missing = sum(not is_trained(network_of(out, cell), cell.config) for cell in networks.values())
     say(console, f"\n{len(todo)} of {len(chosen)} cells to run, {missing} networks to train, in {out}")
@@ -165,11 +168,11 @@ def _show(
 
 
 def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> str:
-    """How long these cells take, of which so many run at once, in words."""
+    """How long these cells take, `room` of them at once, in words."""
     if not cells:
         return "none"
     if room is None:
-        return "unknown, as that of the queue is"
+        return "unknown, since it depends on the queue"
     if room == 0:
         return "unknown until the cluster has room for a cell"
     seconds = time_left(cells, sweep, out, room)
@@ -178,24 +181,19 @@ def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> s
 
 def _report(console: Console, sweep: Sweep, out: Path, failures: int | None = None) -> int:
     """Write the tables, the figure and the page; returns the exit code after so many failures, or the table's own."""
-    with locked(out / ".report", wait=lambda: None):  # by --table beside a sweep that ends
-        return _written(console, sweep, out, failures)
-
-
-def _written(console: Console, sweep: Sweep, out: Path, failures: int | None) -> int:
     from scoregen.contrib.sweep.page import page
 
-    def write(name: str, text: str) -> None:
-        with whole(out / name) as fresh:
-            fresh.write_text(text, encoding="utf-8")
-
-    rows = rows_of(sweep, out)
-    markdown = as_markdown(sweep, rows)
-    for name, text in {"table.csv": as_csv(rows), "cells.csv": cells_csv(rows), "table.md": markdown}.items():
-        write(name, text)
-    (out / "figure.png").unlink(missing_ok=True)  # of other rows than these
-    missing = any(row.results for row in rows) and _draw(console, sweep, rows, out / "figure.png")
-    write("index.html", page(sweep, rows, out))
+    with locked(out / ".report", wait=lambda: None):  # by --table beside a sweep that ends
+        rows = rows_of(sweep, out)
+        markdown = as_markdown(sweep, rows)
+        (out / "figure.png").unlink(missing_ok=True)  # of other rows than these
+        texts = {"table.csv": as_csv(rows), "cells.csv": cells_csv(rows), "table.md": markdown}
+        for name, text in texts.items():
+            with whole(out / name) as fresh:
+                fresh.write_text(text, encoding="utf-8")
+        missing = any(row.results for row in rows) and _draw(console, sweep, rows, out / "figure.png")
+        with whole(out / "index.html") as fresh:
+            fresh.write_text(page(sweep, rows, out), encoding="utf-8")
     say(console, "\n" + markdown.partition("\n")[2].removeprefix(f"\n{sweep.claim}\n").strip())
     finished, failed = sum(len(row.results) for row in rows), sum(len(row.failed) for row in rows)
     say(console, f"\n{finished} of {len(sweep.cells)} cells finished, {failed} failed; {out / 'index.html'}")
@@ -203,12 +201,12 @@ def _written(console: Console, sweep: Sweep, out: Path, failures: int | None) ->
 
 
 def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:
-    """The figure, the sweep's own if it draws one; 1 if that failed, which is said."""
+    """Draw the figure, by the sweep's draw(rows, path) if there is one; 1 if that failed."""
     from scoregen.contrib.sweep.figure import draw
 
     if sweep.draw is not None:
         try:
-            with whole(path) as fresh, blaming(sweep.path):  # what it cannot read is no failure to write
+            with whole(path) as fresh, blaming(sweep.path):  # inside: a file it cannot read is no failure to write
                 sweep.draw(rows, fresh)
             return 0
         except UsageError as error:

@@ -10,12 +10,13 @@ from scoregen.contrib.sweep.table import Row, all_figures
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A panel a figure, of at most six: the mean of each row with its standard error, every cell, and the floor."""
+    """A panel for each figure, at most six: the mean of each row with its standard error, every cell, and the floor."""
     figures = all_figures(rows)[:6]
     columns = min(3, len(figures))
     lines = -(-len(figures) // columns)
-    long = max(len(row.label) for row in rows)
-    size = (0.075 * min(long, 60) + 3.2 * columns, min(200.0, lines * (1.1 + 0.3 * len(rows))))
+    # The last options of a long label tell the rows apart.
+    labels = [row.label if len(row.label) <= 60 else f"…{row.label[-59:]}" for row in rows]
+    size = (0.075 * max(map(len, labels)) + 3.2 * columns, min(200.0, lines * (1.4 + 0.3 * len(rows))))
     drawing, panels = figure(lines, columns, size=size, sharey=True)
     from matplotlib.ticker import MaxNLocator
 
@@ -33,13 +34,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             if (floor := row.floor(measured)) is not None:
                 panel.plot([floor, floor], [y - 0.35, y + 0.35], color=INK, lw=1)
         panel.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
-        panel.set_yticklabels([_text(row.label[:60]) for row in rows])
-        panel.set_title(_text(measured), fontsize=10)
+        panel.set_yticklabels(map(_text, labels))
+        panel.set_title(_text(f"{measured} of each row"), fontsize=10)
+        panel.set_xlabel(_text(f"{measured}, mean ± standard error"), fontsize=8)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
         panel.tick_params(labelsize=8)
         panel.xaxis.set_major_locator(MaxNLocator(4))
+    for panel in panels[:, 0]:
+        panel.set_ylabel("row of the table", fontsize=8)
     save(path, drawing)
 
 

@@ -1,9 +1,9 @@
-"""Where the cells of a sweep run: processes of this machine, tasks of a Ray cluster, or jobs of Slurm.
+"""The launchers of cells: processes of this machine, tasks of a Ray cluster, or jobs of Slurm.
 
-A launcher has `slots`, how many cells it takes, and `room`, how many of them it runs at once, if that is known. It
-starts one by `start(folder, slot)`. That gives a handle with `poll()`, None while it runs, then its exit code, or a
-line where the launcher itself failed; and `stop()`, on which the cell saves what it has and ends. Whatever it is, a
-cell is `python -m scoregen.contrib.sweep.cell FOLDER`.
+A launcher has `slots`, the number of cells that it accepts, and `room`, the number that run at once, if that is known.
+`start(folder, slot)` starts a cell and returns a handle with `poll()`, which is None while the cell runs, then its exit
+code, or a line where the launcher itself failed; and `stop()`, after which the cell saves its state and ends. With
+every launcher a cell is the process `python -m scoregen.contrib.sweep.cell FOLDER`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from scoregen.contrib.sweep.plan import Cell, Sweep
 from scoregen.errors import UsageError
 from scoregen.files import is_locked
 
-# How a cell ends that is told to stop; by the bare signal while it was still loading.
+# The exit codes of a stopped cell; those of the bare signal while it was still loading.
 STOPPED = [sign for number in (signal.SIGTERM, signal.SIGINT) for sign in (128 + number, -number)]
-_ANY = 10_000  # cells in a queue that is not ours to keep
+_ANY = 10_000  # cells in the queue of a cluster
 LATE = 60.0  # seconds
-_BEGUN = "--- begun "  # a line of the log for each time
+_BEGUN = "--- begun "  # a line of the log for each start
 
 
 class Handle(Protocol):
@@ -56,7 +56,7 @@ class Handle(Protocol):
         ...
 
     def stop(self) -> None:
-        """Tell it to save what it has, and end."""
+        """Make it save its state and end."""
         ...
 
 
@@ -72,9 +72,9 @@ class Launcher(Protocol):
 
 
 def spawn(folder: Path, env: dict[str, str] | None = None, cwd: str | None = None) -> subprocess.Popen:
-    """The process of a cell. It ends when this one does, since its input is then closed; Ctrl-C is not heard there."""
+    """Start the process of a cell. It ends with this process, which holds its input open, and does not get Ctrl-C."""
     env, here = os.environ | (env or {}), Path(__file__).parents[3]
-    if here.name not in ("site-packages", "dist-packages"):  # a checkout, which need not be the folder of the command
+    if here.name not in ("site-packages", "dist-packages"):  # a checkout, perhaps not the current folder
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), env.get("PYTHONPATH")]))
     with (folder / LOG).open("ab") as log:
         log.write(f"{_BEGUN}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
@@ -91,11 +91,11 @@ def spawn(folder: Path, env: dict[str, str] | None = None, cwd: str | None = Non
 
 
 def work(folder: str, cwd: str) -> int:
-    """A cell from beginning to end, as a task of a cluster; returns its exit code. What cancels the task stops it."""
+    """Run a cell as a task of a cluster; returns its exit code. Cancelling the task stops the cell."""
     process = spawn(Path(folder), cwd=cwd)
     try:
         while (code := process.poll()) is None:
-            time.sleep(0.2)  # where Ray's cancellation is heard, which it is not in process.wait()
+            time.sleep(0.2)  # Ray cannot cancel process.wait()
         return code
     finally:
         if process.poll() is None:
@@ -104,17 +104,15 @@ def work(folder: str, cwd: str) -> int:
 
 
 def job(folder: str, cwd: str) -> int:
-    """As `work`, and stopped by SIGTERM too: so Slurm cancels a job, and submitit would pass over it."""
+    """`work`, stopped by SIGTERM too, with which Slurm cancels a job and which submitit ignores."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return work(folder, cwd)
 
 
 class Local:
-    """Processes of this machine: one a GPU; on a CPU, and for all TPUs of a host, one, or as many as asked for."""
+    """Processes of this machine: one a GPU; on a CPU, and for all TPUs of a host, one; or `workers`."""
 
     def __init__(self, workers: int | None, out: Path, options: dict[str, Any]) -> None:
-        if options:
-            raise UsageError(f"--launch.{next(iter(options))}: the launcher 'local' has no options but --workers")
         self.gpus = _gpus()
         self.slots = self.room = workers or max(1, len(self.gpus))
 
@@ -127,9 +125,9 @@ class Local:
         return _Process(spawn(folder, env))
 
 
+@dataclasses.dataclass
 class _Process:
-    def __init__(self, process: subprocess.Popen) -> None:
-        self.process = process
+    process: subprocess.Popen
 
     def poll(self) -> int | None:
         code = self.process.poll()
@@ -142,21 +140,21 @@ class _Process:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that a process here may use, by the name that CUDA_VISIBLE_DEVICES has for them."""
+    """The names of the usable GPUs for CUDA_VISIBLE_DEVICES."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     tool = shutil.which("nvidia-smi")
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout if tool else ""
-    return [str(i) for i, line in enumerate(each for each in listed.splitlines() if each.startswith("GPU "))]
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
 class Ray:
-    """Tasks of a Ray cluster (Moritz et al. 2018), whose nodes share the folder; those of a lost node begin again.
+    """Tasks of a Ray cluster (Moritz et al. 2018) whose nodes share the folder; tasks of a lost node start again.
 
-    Options: `address` of the cluster (auto); what a cell takes, `num_cpus` (1), `num_gpus` and any resource of the
-    cluster's, such as `TPU`.
+    Options: `address` of the cluster (auto), and the resources of a cell: `num_cpus` (1), `num_gpus` (0), and any
+    resource of the cluster, such as `TPU`.
     """
 
     def __init__(self, workers: int | None, out: Path, options: dict[str, Any]) -> None:
@@ -168,14 +166,11 @@ class Ray:
         takes = {"CPU": options.pop("num_cpus", 1), "GPU": options.pop("num_gpus", 0), **options}
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            # A node that is lost is no fault of the cell's.
-            task = ray.remote(max_retries=5)(work)
             shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < takes["GPU"] < 1 else {}
-            self.task = task.options(
-                num_cpus=takes["CPU"],
-                num_gpus=takes["GPU"],
-                resources=options,
-                runtime_env={"env_vars": shared},
+            env = {"env_vars": shared}
+            # Retries: a lost node is not the cell's fault.
+            self.task = ray.remote(max_retries=5)(work).options(
+                num_cpus=takes["CPU"], num_gpus=takes["GPU"], resources=options, runtime_env=env
             )
             there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             takes = {name: least for name, least in takes.items() if least}
@@ -191,9 +186,10 @@ class Ray:
         return _Task(self.ray, self.task.remote(str(folder), os.getcwd()))
 
 
+@dataclasses.dataclass
 class _Task:
-    def __init__(self, ray: Any, reference: Any) -> None:
-        self.ray, self.reference = ray, reference
+    ray: Any
+    reference: Any
 
     def poll(self) -> int | str | None:
         if not self.ray.wait([self.reference], timeout=0)[0]:
@@ -227,16 +223,17 @@ class Slurm:
         return _Job(self.executor.submit(job, str(folder), os.getcwd()))
 
 
+@dataclasses.dataclass
 class _Job:
-    def __init__(self, job: Any) -> None:
-        self.job, self.stopped = job, False
+    job: Any
+    stopped: bool = False
 
     def poll(self) -> int | str | None:
         if not self.job.done():
             return None
         try:
             return self.job.result()
-        except Exception as error:  # submitit's own, which it pickles from the job, and what the job died of
+        except Exception as error:  # of submitit, or the pickled one of the job
             return STOPPED[0] if self.stopped else f"Slurm: {_last_line(error)}"
 
     def stop(self) -> None:
@@ -256,21 +253,21 @@ def launch(
     tick: Callable[[Sequence[Cell]], None] = lambda running: None,
     again: str = "",
 ) -> Generator[tuple[Cell, str | None]]:
-    """Run these cells; gives each that has ended, with None or with why it failed.
+    """Run these cells; yields each that has ended, with None or with the reason of its failure.
 
-    Of those that share a network one trains it, and the others wait for that; if the training fails they all have.
-    After `stopped()` nothing is started, and what runs is told to stop; so it is if this generator is closed.
+    Of cells that share a network one trains it, and the others wait; if the training fails, all of them have failed.
+    After `stopped()` no cell starts, and the running ones are stopped; so they are if this generator is closed.
 
     Args:
-        tick: told every moment what runs.
+        tick: called every moment with the running cells.
         again: as in `result_of`.
     """
-    queue, told = _Queue(sweep, out, launcher, again, list(cells), min(launcher.slots, len(cells))), False
+    queue, ending = _Queue(sweep, out, launcher, again, list(cells), min(launcher.slots, len(cells))), False
     try:
         while queue.running or (queue.pending and not stopped()):
             yield from queue.start(stopped)
-            if stopped() and not told:
-                told = True
+            if stopped() and not ending:
+                ending = True
                 for _, handle in queue.running.values():
                     handle.stop()
             tick([cell for cell, _ in queue.running.values()])
@@ -282,7 +279,7 @@ def launch(
 
 @dataclasses.dataclass
 class _Queue:
-    """The cells that wait and those that run, by their slots."""
+    """The cells that wait, and those that run by their slots."""
 
     sweep: Sweep
     out: Path
@@ -291,11 +288,11 @@ class _Queue:
     pending: list[Cell]
     most: int  # that run at once
     running: dict[int, tuple[Cell, Handle]] = dataclasses.field(default_factory=dict)
-    full: bool = False  # whether one was refused, until one has ended
-    late: dict[int, float] = dataclasses.field(default_factory=dict)  # when those ended whose result is not seen
+    full: bool = False  # the launcher refused a cell; until a running one ends
+    late: dict[int, float] = dataclasses.field(default_factory=dict)  # when cells ended whose result is not seen yet
 
     def start(self, stopped: Callable[[], bool]) -> Iterator[tuple[Cell, str]]:
-        """Start what may be; gives what could not be."""
+        """Start the cells that may run; yields those that could not be started."""
         while not (self.full or stopped()) and len(self.running) < self.most:
             cell = next(filter(self._may_start, self.pending), None)
             if cell is None:
@@ -315,16 +312,16 @@ class _Queue:
                 yield cell, reason
 
     def _may_start(self, cell: Cell) -> bool:
-        """Whether it has its network, or may train it."""
+        """Whether its network is trained, or no running cell trains it."""
         if cell.training is None or all(cell.training != other.training for other, _ in self.running.values()):
             return True
         return is_trained(network_of(self.out, cell), cell.config)
 
     def end(self, stopping: bool) -> Iterator[tuple[Cell, str | None]]:
-        """Let go of what has ended; gives it, and what has failed with it."""
+        """Yield the cells that have ended, and those that have failed with them."""
         for slot, (cell, handle) in list(self.running.items()):
             code, folder = handle.poll(), folder_of(self.out, cell)
-            # A cluster gives a task up before what that started has saved.
+            # A cluster may report a cancelled task before its cell has saved.
             if code is None or (code in STOPPED and is_locked(folder / LOCK)):
                 continue
             found = result_of(folder, cell.key, self.again)
@@ -342,11 +339,11 @@ class _Queue:
                     yield from self._without(cell, f"its training failed: {failure['reason']}")
 
     def _is_late(self, slot: int) -> bool:
-        """Whether it is a while since a cell has ended well: a network file system may not show a new file at once."""
+        """Whether a cell ended more than `LATE` ago: a network file system may show its result later."""
         return time.monotonic() - self.late.setdefault(slot, time.monotonic()) > LATE
 
     def _without(self, failed: Cell, reason: str) -> Iterator[tuple[Cell, str]]:
-        """The cells that wait for a network that there will not be: they have failed too."""
+        """Fail the cells that wait for the network of a cell whose training has failed."""
         for cell in [cell for cell in self.pending if cell.training == failed.training]:
             self.pending.remove(cell)
             fail(prepare(self.out, self.sweep, cell, self.again), cell.key, reason, True, self.again)
@@ -354,9 +351,9 @@ class _Queue:
 
 
 def _stop(handles: Sequence[Handle]) -> None:
-    """Tell these to save what they have, and give them half a minute for it."""
+    """Stop cells, and wait half a minute until they have saved."""
     for handle in handles:
-        with contextlib.suppress(Exception):  # the others are to hear of it too
+        with contextlib.suppress(Exception):  # the others must be stopped too
             handle.stop()
     until = time.monotonic() + 30
     with contextlib.suppress(Exception):
@@ -365,7 +362,7 @@ def _stop(handles: Sequence[Handle]) -> None:
 
 
 def _failure(folder: Path, cell: Cell, code: int | str, again: str) -> dict[str, Any]:
-    """Why a cell failed: as it says itself, or how it died."""
+    """The reason of a failure: the cell's own, or how its process ended."""
     found = note(folder, FAILED, cell.key)
     if found is None:
         how = code if isinstance(code, str) else f"ended with the exit code {code}"
@@ -380,7 +377,7 @@ def _failure(folder: Path, cell: Cell, code: int | str, again: str) -> dict[str,
 
 
 def last_line(folder: Path) -> str:
-    """The last line that a cell has said since it was begun, or ""."""
+    """The last line of a cell's log since its last start, or ""."""
     with contextlib.suppress(OSError), (folder / LOG).open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
         lines = log.read().decode(errors="replace").strip().splitlines()
@@ -389,7 +386,7 @@ def last_line(folder: Path) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """The last line of an exception's message, or of the trace in it: what went wrong elsewhere.
+    """The last line of an exception's message, or of the remote traceback in it.
 
     >>> _last_line(Exception("failed\\n-----\\nTraceback:\\n  line 1\\nValueError: 3\\n-----\\nlogs are in\\n - /out"))
     'ValueError: 3'

@@ -1,4 +1,4 @@
-"""What a sweep's file says: its cells, a folder for each, and which of them share one trained network."""
+"""The file of a sweep: its cells, their folders, and which of them share one trained network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import operator
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ from scoregen.app import config as config_lib
 from scoregen.app.arguments import parse
 from scoregen.app.command import name_of
 from scoregen.app.config import Config, blaming
+from scoregen.contrib.commands import from_here, train_command
 from scoregen.errors import UsageError
 
-OWN = "sweep."  # what begins so is no option of a configuration, but is handed to measure(run)
+OWN = "sweep."  # the prefix of options that are for measure(run) and not for the configuration
 _COLUMNS = ("cell", "cells", "seed", "finished", "failed", "stale", "seconds")  # beside options and figures
 _KEY = 8  # digits of a key that stand in a folder's name
 
@@ -28,8 +30,8 @@ _KEY = 8  # digits of a key that stand in a folder's name
 def grid(*parts: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The cross product of its parts, as cells.
 
-    A part is a dict, whose lists and ranges are alternatives (all else, tuples too, is one value), or a list of dicts,
-    which are alternatives that set several things at once. Later parts win.
+    A part is a dict, whose lists and ranges are alternatives (everything else, also a tuple, is one value), or a list
+    of dicts, which are alternatives that set several options at once. Later parts win.
 
     >>> grid({"config": "ddpm_toy", "loss.name": ["eps", "ssm"]}, [{"seed": 1}, {"seed": 2, "target": "v"}])[1:3]
     [{'config': 'ddpm_toy', 'loss.name': 'eps', 'seed': 2, 'target': 'v'},
@@ -51,13 +53,15 @@ class Cell:
     """One run, or one computation, of a sweep.
 
     Attributes:
-        name: of its folder: what sets it apart from the others, and the first of its key, by which it is found again.
-        key: a digest of all that its figures depend on but the code, so of the whole configuration.
-        said: what the file and the command line say of it, as they say it.
-        preset: the name or the path of what its configuration is of, which may bring parts of its own.
-        config: its configuration; None where there is nothing to train.
-        options: what is handed to measure(run) beside it.
-        training: the name of the folder of its network, which it may share: what sets that apart, and its own key.
+        name: of its folder: the options that distinguish it, and the first digits of its key.
+        key: a digest of everything but the code that its figures depend on.
+        said: its options, as the file and the command line give them.
+        preset: the name or the path of its preset, which may bring parts of its own.
+        config: its configuration; None if nothing is trained.
+        options: those for measure(run).
+        training: the name of the folder of its network, which several cells may share.
+        command: the command that trains it alone; "" if nothing is trained.
+        idle: the options of the command line that have no effect on it, each with the reason.
     """
 
     name: str
@@ -67,10 +71,12 @@ class Cell:
     config: Config | None
     options: dict[str, Any]
     training: str | None
+    command: str = ""
+    idle: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def group(self) -> str:
-        """What it has in common with the cells that differ from it by their seed alone."""
+        """The same text for cells that differ by their seed alone."""
         return repr(sorted((key, value) for key, value in self.said.items() if key != "seed"))
 
 
@@ -83,7 +89,8 @@ class Sweep:
         claim: the rest.
         measure: its measure(run), if it has one.
         draw: its draw(rows, path), if it has one.
-        stamp: a digest of what measures.
+        stamp: a digest of measure(run), see `stamp_of`.
+        flags: options of the command line, such as --config.train.steps=100, for all cells.
     """
 
     path: Path
@@ -93,14 +100,22 @@ class Sweep:
     measure: Callable[[Any], Mapping[str, Any]] | None
     draw: Callable[[Any, Path], None] | None
     stamp: str
+    flags: Sequence[str] = ()
+
+    def commands(self, cell: Cell, out: Path) -> list[str]:
+        """The commands that reproduce a cell: one trains it alone, one runs it in the sweep, with measure(run)."""
+        again = ["scoregen", "sweep", from_here(self.path), f"--out={from_here(out)}", *self.flags]
+        of_sweep = [shlex.join([*again, f"--only={cell.name}", "--again"])] if self.measure else []
+        return [cell.command, *of_sweep] if cell.command else of_sweep
 
 
 def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
     """The sweep of a file; `flags` such as --config.train.steps=100 are laid over every cell that has a configuration.
 
     Raises:
-        UsageError: if it cannot be read, is not Python or fails, if it gives no cells, or one that cannot be: an
-            option that is not there, two that are the same; or if two columns of its table had one name.
+        UsageError: if it cannot be read, is not Python or fails, or gives no cells; if cells cannot be (an option
+            that is not there or has no effect, two that are the same), with all of them; if two columns of its table
+            had one name.
     """
     source, module = execute(path)
     if not callable(module.get("cells")):
@@ -114,26 +129,45 @@ def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
         raise UsageError(f"{path}: cells() gave none")
     measure = module.get("measure")
     cells: dict[str, tuple[int, Cell]] = {}
+    wrong: dict[str, list[str]] = {}  # a fault is said once, with all cells that have it
     for i, one in enumerate(said, 1):
         try:
             cell = _cell(one, path, flags)
+            if cell.config is None and measure is None:
+                raise UsageError("with config None there must be a measure(run), and there is none")
         except UsageError as error:
-            raise UsageError(f"{path}, cell {i}: {error}") from None
-        if cell.config is None and measure is None:
-            raise UsageError(f"{path}, cell {i}: with config None there must be a measure(run), and there is none")
-        if cell.key in cells:
-            raise UsageError(f"{path}: cells {cells[cell.key][0]} and {i} are the same")
-        cells[cell.key] = i, cell
-    if flags and all(cell.config is None for _, cell in cells.values()):
-        raise UsageError(f"{flags[0]}: no cell of {path} has a configuration")
+            for line in error.args:
+                wrong.setdefault(line, []).append(str(i))
+            continue
+        first, _ = cells.setdefault(cell.key, (i, cell))
+        if first != i:
+            wrong.setdefault("are the same", []).append(f"{first} and {i}")
+    for flag in flags:
+        idle = [cell.idle.get(flag, "") for _, cell in cells.values() if cell.config is not None]
+        if not idle and not wrong:
+            raise UsageError(f"{flag}: no cell of {path} has a configuration")
+        if idle and all(idle):
+            wrong.setdefault(idle[0], [])
+    if wrong:
+        raise UsageError(*(_fault(path, numbers, line) for line, numbers in wrong.items()))
     _check_headings([cell for _, cell in cells.values()], path)
     title, _, claim = (module.get("__doc__") or path.parent.name).strip().partition("\n")
     named = _named([cell for _, cell in cells.values()])
-    return Sweep(path, title, claim.strip(), named, measure, module.get("draw"), stamp_of(source))
+    return Sweep(path, title, claim.strip(), named, measure, module.get("draw"), stamp_of(source), flags)
+
+
+def _fault(path: Path, numbers: Sequence[str], line: str) -> str:
+    """One line for a fault and for all cells that have it."""
+    if line == "are the same":
+        return f"{path}: cells {', '.join(numbers)} are the same"
+    if not numbers:
+        return f"{line} (in every cell)"
+    many = f"cells {', '.join(numbers[:5])}" + f" and {len(numbers) - 5} more" * (len(numbers) > 5)
+    return f"{path}, {many if len(numbers) > 1 else f'cell {numbers[0]}'}: {line}"
 
 
 def placed(sweep: Sweep, out: Path) -> Sweep:
-    """The same sweep, its folders called as they are there already: a sweep may grow by options that it had not."""
+    """The same sweep with the names of the folders that exist already, also if it has more options since."""
 
     def names(kind: str) -> dict[str, str]:
         return {path.name[-_KEY:]: path.name for path in (out / kind).glob("*-*")}
@@ -148,7 +182,7 @@ def placed(sweep: Sweep, out: Path) -> Sweep:
 
 
 def apart(cells: Sequence[Cell]) -> list[str]:
-    """The options that are not the same in all cells, in the order in which they are first said."""
+    """The options that differ between cells, in the order of the file."""
     every = dict.fromkeys(key for cell in cells for key in cell.said)
     return [key for key in every if len({repr(cell.said.get(key)) for cell in cells}) > 1]
 
@@ -163,12 +197,12 @@ def short(key: str) -> str:
 
 
 def headings(cells: Sequence[Cell]) -> list[str]:
-    """What the columns of the table are called that are no figures."""
+    """The columns of the table that are no figures."""
     return [*map(short, apart(cells)), *_COLUMNS]
 
 
 def execute(path: Path) -> tuple[str, dict[str, Any]]:
-    """A sweep's file, and what it defines. What lies beside it can be imported there, as in a script."""
+    """The source of a sweep's file, and its names. It can import modules beside it, as a script can."""
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -202,7 +236,10 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     argv = [f"--config={preset}", *(f"--config.{key}={value}" for key, value in rest.items()), *flags]
     given = parse([argument for argument in argv if not _repeated(argument, argv)])
     config = given.config
-    # As the configuration has it: a flag wins over the file, and 1 is 1.0 where a float is meant.
+    idle = {text: why for key, text in given.said().items() for why in config_lib.idle(config, {key: text})}
+    if own_idle := [why for text, why in idle.items() if text not in flags]:
+        raise UsageError(*own_idle)
+    # The values of the configuration: a flag wins over the file, and 1 becomes 1.0 for an option that is a float.
     changed = (key for key, _, _ in given.changes)
     rest = {key: config_lib.get(config, key) for key in (*rest, *changed)}
     used = [(key, value) for key, value in config_lib.leaves(config_lib.used(config)) if key != "name"]
@@ -210,7 +247,8 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     results = {key: value for key, value in used if effects[key] != "nothing"}
     key = _digest({"config": results, "options": options})
     trained = {key: value for key, value in results.items() if effects[key] in ("network", "training")}
-    return Cell("", key, said | rest, preset, config, options, _digest(trained))
+    command = train_command(from_here(preset), config, given.changes)
+    return Cell("", key, said | rest, preset, config, options, _digest(trained), command, idle)
 
 
 def _repeated(argument: str, argv: Sequence[str]) -> bool:
@@ -255,7 +293,7 @@ def _trains(key: str, cell: Cell) -> bool:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A value as JSON and a flag can say it."""
+    """A value that JSON and a flag can express."""
     if isinstance(value, list | tuple):
         return tuple(_plain(key, each) for each in value)
     value = value.item() if getattr(value, "ndim", None) == 0 else value  # a scalar of NumPy's
@@ -269,7 +307,7 @@ def _digest(content: Any) -> str:
 
 
 def stamp_of(source: str) -> str:
-    """A digest of measure(run) and of all in its file that it names, whatever the comments and the layout."""
+    """A digest of measure(run) and of everything in its file that it names, without comments and layout."""
     defined: dict[str, list[ast.stmt]] = {}
     for node in ast.parse(source).body:
         for name in _bound(node):
@@ -283,9 +321,9 @@ def stamp_of(source: str) -> str:
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    """The names that a statement of a file's own level defines; "" if it changes what is there, as by x.y = 1."""
+    """The names that a top-level statement defines; "" if it changes an object, as x.y = 1 does."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {node.name}  # what is assigned inside is its own
+        return {node.name}  # names inside are local
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {(each.asname or each.name).partition(".")[0] for each in node.names}
     if isinstance(node, ast.Expr):

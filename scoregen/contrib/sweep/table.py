@@ -1,4 +1,4 @@
-"""The table that compares the cells of a sweep: a row for those that differ by their seed alone, with an error."""
+"""The table of a sweep: a row for the cells that differ by their seed alone, with standard errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from scoregen.contrib.sweep.plan import Cell, Sweep, apart, short
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Cells that differ by their seed alone; what a sweep's draw(rows, path) is handed a list of.
+    """Cells that differ by their seed alone; draw(rows, path) of a sweep gets a list of them.
 
     Attributes:
-        options: what sets them apart from the other rows, such as {"loss.name": "ssm"}.
+        options: those that distinguish the row, such as {"loss.name": "ssm"}.
         cells: all of them.
-        results: what those have found that are finished, by their name.
-        failed: why the others failed, of those that did, by their name.
-        stale: the names of those whose results are of another measure(run) than the file has now.
+        results: of the finished cells, by their name.
+        failed: the reasons of the failed cells, by their name.
+        stale: the names of the cells whose results are of an older measure(run).
         out: the sweep's folder.
     """
 
@@ -37,27 +37,27 @@ class Row:
 
     @property
     def folders(self) -> list[Path]:
-        """Those of the finished cells, with what measure(run) left there in its `workdir`."""
+        """The folders of the finished cells, which are the `workdir` of their measure(run)."""
         return [folder_of(self.out, cell) for cell in self.cells if cell.name in self.results]
 
     @property
     def label(self) -> str:
-        """The options in a line, in short."""
+        """The options in one line."""
         return ", ".join(f"{short(key)}={value}" for key, value in self.options.items() if value != "") or "all"
 
     @property
     def count(self) -> str:
-        """How many cells are finished, of how many, if not all are, and how many were measured otherwise."""
+        """How many cells are finished, of how many, and how many are stale."""
         text = f"{len(self.results)}" + (f" of {len(self.cells)}" if len(self.results) < len(self.cells) else "")
         return text + f", {len(self.stale)} stale" * bool(self.stale)
 
     @property
     def figures(self) -> list[str]:
-        """The names of what was measured."""
+        """The names of the figures."""
         return _once(name for result in self.results.values() for name in result["figures"])
 
     def values(self, figure: str) -> list[float]:
-        """The values of a figure, one for each finished cell that has it."""
+        """The values of a figure in the finished cells that have it."""
         return [found["figures"][figure] for found in self.results.values() if figure in found["figures"]]
 
     def mean(self, figure: str) -> float:
@@ -71,17 +71,17 @@ class Row:
         return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
     def floor(self, figure: str) -> float | None:
-        """What a perfect sampler would score, where that is known."""
+        """The value of a perfect sampler, if it is known."""
         known = [found["floors"][figure] for found in self.results.values() if figure in found["floors"]]
         return statistics.fmean(known) if known else None
 
     def seconds(self) -> float:
-        """How long a cell took, its training not counted; nan if none is finished."""
+        """The mean time of a cell without its training; nan if none is finished."""
         return statistics.fmean(found["seconds"] for found in self.results.values()) if self.results else math.nan
 
 
 def rows_of(sweep: Sweep, out: Path) -> list[Row]:
-    """The rows of the table, from what lies in the folder, in the order of the file."""
+    """The rows of the table, in the order of the file, with the results in the folder."""
     keys = [key for key in apart(sweep.cells) if key != "seed"]
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
@@ -118,14 +118,14 @@ def plus_minus(mean: float, error: float | None) -> str:
 
 
 def all_figures(rows: Sequence[Row]) -> list[str]:
-    """The names of what was measured in any row."""
+    """The names of the figures of all rows."""
     return _once(name for row in rows for name in row.figures)
 
 
 def tables(rows: Sequence[Row]) -> list[tuple[list[str], list[Row]]]:
-    """The rows as tables, each with its options: what was measured alike stands together, without options it lacks.
+    """The rows as tables, one for each set of figures, each with the options that its rows have.
 
-    A row that has found nothing yet stands with the one before it.
+    A row without a result is in the table of the row before it.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     kind = next((tuple(row.figures) for row in rows if row.figures), ())
@@ -139,7 +139,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[list[str], list[Row]]]:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A line a row: its options, how many cells ended how; mean, standard error and floor of each figure."""
+    """A line for each row: options, numbers of cells, and mean, standard error and floor of each figure."""
     figures, options = all_figures(rows), rows[0].options
     floors = [figure for figure in figures if any(row.floor(figure) is not None for row in rows)]
     head = [*map(short, options), "finished", "failed", "stale"]
@@ -155,7 +155,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def cells_csv(rows: Sequence[Row]) -> str:
-    """A line a cell, of those that are finished: its name, options, seed and figures, as they are."""
+    """A line for each finished cell: its name, options, seed and figures."""
     figures = all_figures(rows)
     lines = [["cell", *map(short, rows[0].options), "seed", "stale", *figures, "seconds"]]
     for row in rows:
@@ -167,7 +167,7 @@ def cells_csv(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The tables in Markdown, with what they are of and what failed."""
+    """The tables in Markdown, with title, claim and failures."""
     parts = [f"# {sweep.title}", sweep.claim, *(_marked(*table) for table in tables(rows)), legend(rows)]
     failed = [f"- `{name}`: {reason}" for row in rows for name, reason in row.failed.items()]
     parts.append("\n".join([f"Failed, {len(failed)}:", "", *failed]) if failed else "")
@@ -194,18 +194,18 @@ def _safe(text: str) -> str:
 
 
 def stale(rows: Sequence[Row]) -> str:
-    """What there is to say of results that another measure(run) has found; "" if there are none."""
+    """A line about the results of an older measure(run); "" if there are none."""
     count = sum(len(row.stale) for row in rows)
-    text = f"Stale, {count}: measured by another measure(run) than is in the file now; --again does so anew."
+    text = f"Stale: {count}, measured before measure(run) was changed; --again measures them again."
     return text * (count > 0)
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """What the numbers are."""
+    """What the numbers mean."""
     most = max(len(row.cells) for row in rows)
     text = "Mean ± standard error over the seeds." if most > 1 else "One cell a row, so without an error."
     floors = any(row.floor(figure) is not None for row in rows for figure in row.figures)
-    parts = [text, "Floor: what a perfect sampler scores, as do as many real examples." * floors, stale(rows)]
+    parts = [text, "Floor: the value of a perfect sampler, computed from as many real examples." * floors, stale(rows)]
     return " ".join(filter(None, parts))
 
 
@@ -216,9 +216,9 @@ def cell_text(row: Row, figure: str) -> str:
 
 
 def time_left(cells: Sequence[Cell], sweep: Sweep, out: Path, slots: int) -> float | None:
-    """About how many seconds these cells will take, by those of the sweep that are finished; None if none is.
+    """An estimate of the seconds that these cells take, from the finished ones; None if none is finished.
 
-    A cell takes what others of its row took, or what any took; and a training, once for all that share it, the same.
+    A cell takes the mean of its row, or of all; a training likewise, once for all cells that share it.
     """
     rows = rows_of(sweep, out)
     finished = [found for row in rows for found in row.results.values()]

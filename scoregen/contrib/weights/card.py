@@ -1,4 +1,4 @@
-"""The card of exported weights: what they are, and every figure with the file that it is from."""
+"""The card of exported weights: their origin, and every measured figure with its file."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from scoregen.train.log import MetricsLog
 def card(
     config: Config, workdir: Path, step: int, weights: dict[str, Any], record: dict[str, Any], averaged: bool = True
 ) -> dict[str, Any]:
-    """What is told of weights of this step, as a table.
+    """The card of the weights of this step, as a table.
 
     Args:
         config: of the run.
-        workdir: where its figures are.
-        step: of the checkpoint that was exported.
-        weights: what the weights are: the file, its checksum, the number of parameters, and of which kind.
-        record: where they came from, if they were imported.
-        averaged: whether they are the average, of which all figures are.
+        workdir: of the run.
+        step: of the exported checkpoint.
+        weights: the file, its checksum, the number of parameters, and the kind of the weights.
+        record: their origin, if they were imported.
+        averaged: whether they are the average, to which all figures belong.
 
     Raises:
         UsageError: if a file of the run's figures is damaged.
     """
-    # Of weights that were only imported, the data and the training are not known: those are the preset's.
+    # The data and the training of weights that were only imported are not known.
     known = record.get("step") != step
-    told = {
+    card = {
         "name": config.name if known else record["source"],
         "scoregen": _version(),
         "step": step,
@@ -44,18 +44,18 @@ def card(
         "metrics": metrics(workdir, step, averaged),
     }
     if known:
-        told |= {
+        card |= {
             "data": {"name": config.data.name, "flip": config.data.flip},
             "loss": config.loss.name,
             "training": config.train.to_dict() | {"seed": config.seed},
         }
-    return told | ({"imported_from": record} if record else {})
+    return card | ({"imported_from": record} if record else {})
 
 
 def metrics(workdir: Path, step: int, averaged: bool = True) -> list[dict[str, Any]]:
-    """Every figure that the run measured: its value, the step it is of, how it was come by, and the file it is from.
+    """Every figure that the run measured: its value, its step, how it was computed, and its file.
 
-    Of held-out losses the one of this `step`, or the last. What is of the average says so beside other weights.
+    Of held-out losses it is the one of this `step`, or the last. Unless `averaged`, each says that it is the average's.
     """
     found: list[dict[str, Any]] = []
     name = "held-out loss"
@@ -93,47 +93,47 @@ def _version() -> str:
         return "not installed, from its folder"
 
 
-def write(folder: Path, told: dict[str, Any], use: str) -> None:
-    """`model_card.json`, and the same for the eye, `README.md`; `use` is how the weights are used."""
-    (folder / "model_card.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_text(told, use), encoding="utf-8")
+def write(folder: Path, card: dict[str, Any], use: str) -> None:
+    """Write `model_card.json`, and the same as text, `README.md`, with the code `use` that uses the weights."""
+    (folder / "model_card.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_text(card, use), encoding="utf-8")
 
 
-def _text(told: dict[str, Any], use: str) -> str:
-    weights, net, train = told["weights"], told["net"], told.get("training")
+def _text(card: dict[str, Any], use: str) -> str:
+    weights, net, train = card["weights"], card["net"], card.get("training")
     fields = ", ".join(f"{name}={value}" for name, value in net.items() if name != "name")
-    origin = told.get("imported_from")
+    origin = card.get("imported_from")
     came = ""
     if origin:
         came = f" Its weights were imported from {origin['source']} ({origin['format']}, SHA-256 {origin['sha256']})."
     if train is not None:
-        came += f" {'Then trained' if origin else 'Trained'} on {told['data']['name']} with the loss {told['loss']}, "
+        came += f" {'Then trained' if origin else 'Trained'} on {card['data']['name']} with the loss {card['loss']}, "
         came += f"batches of {train['batch']} and seed {train['seed']}."
     lines = [
-        f"# {told['name']}",
+        f"# {card['name']}",
         "",
-        f"A network ({net['name']}: {fields}) of {weights['parameters']:,} parameters, which gives {told['target']} "
-        f"under the process {told['process']['name']}.{came}",
+        f"A network ({net['name']}: {fields}) of {weights['parameters']:,} parameters, which gives {card['target']} "
+        f"under the process {card['process']['name']}.{came}",
         "",
         "| | |",
         "|---|---|",
         f"| weights | {weights['file']}, {weights['kind']} |",
         f"| SHA-256 | {weights['sha256']} |",
-        f"| step | {told['step']:,} |",
-        f"| data | {told['data']['name'] if train else 'not known here'}, scaled by {told['scaling']} |",
-        f"| written by | scoregen {told['scoregen']} |",
+        f"| step | {card['step']:,} |",
+        f"| data | {card['data']['name'] if train else 'not known here'}, scaled by {card['scaling']} |",
+        f"| written by | scoregen {card['scoregen']} |",
         "",
         "## Figures",
         "",
     ]
-    if told["metrics"]:
+    if card["metrics"]:
         lines += ["| figure | value | of step | how | from |", "|---|---|---|---|---|"]
-        for row in told["metrics"]:
+        for row in card["metrics"]:
             how = [f"{row[key]} {key}" for key in ("samples", "examples") if row.get(key)]
             how += [f"floor {row['floor']:.4g}"] if row.get("floor") else []
             how += [f"+- {row['error']:.2g}"] if row.get("error") else []
             how += [str(row[key]) for key in ("note", "unit", "of") if row.get(key)]
-            other = "" if row["step"] == told["step"] else " (another than the weights)"
+            other = "" if row["step"] == card["step"] else " (another than the weights)"
             value = f"{row['value']:.6g}"
             lines.append(f"| {row['name']} | {value} | {row['step']}{other} | {', '.join(how)} | {row['from']} |")
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scoregen.app.config import Config, load
+from scoregen.app.config import Config, get, load
 from scoregen.errors import UsageError
 from scoregen.nets import UNet
 
@@ -54,12 +54,18 @@ def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
     """
     if theirs.get("_class_name") != "UNet2DModel":
         raise UsageError(f"its class is {str(theirs.get('_class_name'))[:40]}, and UNet2DModel alone is known here")
-    for option, (absent, ours) in UNET.items():
-        if (value := theirs.get(option, absent)) != ours:
-            raise UsageError(f"{option}={_shown(value)}: the U-Net here has {ours}")
-    for option in sorted(set(theirs) - set(UNET) - SIZES):
-        if not option.startswith("_") and theirs[option] not in (None, False):
-            raise UsageError(f"{option}={_shown(theirs[option])}: this option is not known here")
+    wrong = [
+        f"{option}={_shown(value)}: the U-Net here has {ours}"
+        for option, (absent, ours) in UNET.items()
+        if (value := theirs.get(option, absent)) != ours
+    ]
+    wrong += [
+        f"{option}={_shown(theirs[option])}: this option is not known here"
+        for option in sorted(set(theirs) - set(UNET) - SIZES)
+        if not option.startswith("_") and theirs[option] not in (None, False)
+    ]
+    if wrong:
+        raise UsageError(*wrong)
     widths = _whole_list(theirs, "block_out_channels")
     channels = widths[0]
     if any(width % channels for width in widths):
@@ -90,7 +96,7 @@ def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
         raise UsageError(f"{said}: known here are {' and '.join(known)}")
     dropout = theirs.get("dropout", 0.0)
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        raise UsageError(f"dropout={_shown(dropout)}: 0 up to, but not, 1 is needed")
+        raise UsageError(f"dropout={_shown(dropout)}: a number from 0 to below 1 is needed")
     groups = _whole("norm_num_groups", theirs.get("norm_num_groups", 32))
     if channels % groups:
         raise UsageError(f"norm_num_groups={groups}: they do not divide block_out_channels={channels}")
@@ -125,15 +131,10 @@ def config_of(net: UNet, shape: tuple[int, int, int], scheduler: dict[str, Any] 
         raise UsageError(f"images of {'x'.join(map(str, shape))}: there are presets for {known}; say --config=NAME")
     config = load(PRESETS[shape])
     config.net.name = "unet"
-    set_unet(config, net)
-    set_scheduler(config, {} if scheduler is None else scheduler)
-    return config
-
-
-def set_unet(config: Config, net: UNet) -> None:
-    """Write the fields of a network into a configuration."""
     for field in config.net.unet:
         config.net.unet[field] = getattr(net, field)
+    set_scheduler(config, scheduler or {})
+    return config
 
 
 def set_scheduler(config: Config, theirs: dict[str, Any]) -> None:
@@ -224,26 +225,24 @@ def scheduler_config(config: Config) -> dict[str, Any]:
     Raises:
         UsageError: for what these cannot walk, or a UNet2DModel cannot be told.
     """
-    if config.sampler.x0.name not in ("free", "clip"):
-        raise UsageError(f"config.sampler.x0.name={config.sampler.x0.name}: a diffusers pipeline is free or clip there")
-    needed = {
-        "net.condition": "index",
-        "net.unit_input": False,
-        "energy": False,
-        "learned_variance": False,
-        "labels": False,
-    }
-    for key, value in needed.items():
-        section, _, option = key.rpartition(".")
-        if (given := (config[section] if section else config)[option]) != value:
-            raise UsageError(f"config.{key}={given}: a diffusers DDPMPipeline is {value} there")
-    if config.scaling.name != "centered":
-        raise UsageError(
-            f"config.scaling.name={config.scaling.name}: a diffusers DDPMPipeline has data in [-1, 1], centered"
-        )
     predictions = {ours: theirs for theirs, ours in TARGETS.items()}
-    if config.target not in predictions:
-        raise UsageError(f"config.target={config.target}: diffusers knows {', '.join(predictions)} under other names")
+    never = dict.fromkeys(
+        ("net.unit_input", "energy", "learned_variance", "labels"),
+        ((False,), "a diffusers DDPMPipeline is False there"),
+    )
+    needed: dict[str, tuple[tuple, str]] = {
+        "sampler.x0.name": (("free", "clip"), "a diffusers pipeline is free or clip there"),
+        "net.condition": (("index",), "a diffusers DDPMPipeline is index there"),
+        **never,
+        "scaling.name": (("centered",), "a diffusers DDPMPipeline has data in [-1, 1], centered"),
+        "target": (tuple(predictions), f"diffusers knows {', '.join(predictions)} under other names"),
+        "process.name": (("ddpm", "cosine", "betas"), "diffusers has DDPM's chains alone: ddpm, cosine or betas"),
+    }
+    given = {key: get(config, key) for key in needed}
+    if wrong := [
+        f"config.{key}={given[key]}: {why}" for key, (known, why) in needed.items() if given[key] not in known
+    ]:
+        raise UsageError(*wrong)
     name = config.process.name
     process = config.process[name]
     linear = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None}
@@ -252,13 +251,8 @@ def scheduler_config(config: Config) -> dict[str, Any]:
         betas = linear | {"beta_start": scale * process.beta_min, "beta_end": scale * process.beta_max}
     elif name == "cosine":
         betas, steps = linear | {"beta_schedule": "squaredcos_cap_v2"}, process.steps
-    elif name == "betas":
-        betas, steps = linear | {"trained_betas": list(process["values"])}, len(process["values"])
     else:
-        raise UsageError(
-            f"config.process.name={name}: diffusers' DDPMScheduler walks a chain that keeps the variance: ddpm, "
-            "cosine or betas"
-        )
+        betas, steps = linear | {"trained_betas": list(process["values"])}, len(process["values"])
     ancestral = config.sampler.step.ancestral
     asked = config.sampler.step.name == "ancestral"
     if asked and ancestral.eta == 0:

@@ -1,11 +1,13 @@
-"""Opens whatever holds weights: a diffusers folder, a .safetensors file, a file of `torch.save`, a workdir."""
+"""Opens weights: a diffusers folder, a .safetensors file, or a file of `torch.save`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scoregen.app.config import Config, load
-from scoregen.contrib.weights import ncsn, ncsnpp, unet
+from scoregen.contrib.weights import ncsn, unet
 from scoregen.contrib.weights.layout import KINDS, Entry, to_ours
 from scoregen.contrib.weights.torch_zip import Tensor, TorchFile
 from scoregen.errors import UsageError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-# The names of attention in diffusers before 0.15, by which the first checkpoints on the hub go.
+# The names of attention's layers in diffusers before 0.15, as in the first checkpoints on the hub.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class Array(NamedTuple):
-    """What an array is, before it is read: the name of its type, and its shape."""
+    """The type and the shape of an array that is not read yet."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,12 +38,13 @@ class Source:
     """Weights in a file, under their own names.
 
     Attributes:
-        format: what holds them.
-        arrays: what there is.
-        read: the numbers of one of them, by name, or, of a training's own file, of its average.
-        averaged: the names that have an average of their own.
-        step: of the training, if it is known.
-        files: those that the weights are in, and the configurations beside them, by their part of the pipeline.
+        format: the kind of the file.
+        arrays: the arrays, by name.
+        read: (name, averaged) -> the array, or its average if it has one.
+        averaged: the names of the arrays that have an average.
+        step: of the training, 0 if it is not known.
+        file: the file of the weights.
+        configs: the configurations beside it, by their part of the pipeline.
     """
 
     format: str
@@ -52,25 +55,17 @@ class Source:
     file: Path = Path()
     configs: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
-    @property
-    def parameters(self) -> int:
-        """How many numbers there are in all."""
-        return sum(int(np.prod(array.shape)) for array in self.arrays.values())
-
-    def checksum(self) -> str:
-        """SHA-256 of the file of weights."""
-        return checksum(self.file)
-
 
 class Format(NamedTuple):
-    """A network of score_sde's, in the files that its training leaves.
+    """A network of score_sde, in the checkpoints of its training.
 
     Attributes:
-        layout: (our network, the shape of an example) -> where each array lies.
-        net: our network's name in a configuration.
-        preset: the configuration to take if none is named, and the shape of its data.
+        layout: (our network, the shape of an example) -> the entries of its arrays.
+        net: the name of our network in a configuration.
+        preset: the configuration if none is named.
+        shape: of an example of its data.
         buffers: arrays in the state dict that are no weights.
-        fixed: weights that are not trained, of which no average is kept.
+        fixed: weights that are not trained, and so have no average.
     """
 
     layout: Callable[[Any, tuple[int, ...]], list[Entry]]
@@ -87,15 +82,12 @@ def _ddpm() -> Config:
     return config
 
 
-def _ncsnpp(net: Any, shape: tuple[int, ...]) -> list[Entry]:
-    return ncsnpp.score_sde(net, shape, by_sigma=True)
-
-
-# A network of theirs is one line here: its layout, and the preset that it is by default.
+_by_sigma = functools.partial(unet.score_sde, by_sigma=True)
+# A network of theirs is one line here: its layout and its default preset.
 FORMATS: dict[str, Format] = {
     "ddpm": Format(unet.score_sde, "unet", _ddpm, (32, 32, 3)),
-    "ncsnpp": Format(_ncsnpp, "ncsnpp", lambda: load("ncsnpp_ve_cifar"), (32, 32, 3), fixed=("all_modules.0.W",)),
-    "ddpmpp": Format(ncsnpp.score_sde, "ncsnpp", lambda: load("ddpmpp_vp_cifar"), (32, 32, 3)),
+    "ncsnpp": Format(_by_sigma, "ncsnpp", lambda: load("ncsnpp_ve_cifar"), (32, 32, 3), fixed=("all_modules.0.W",)),
+    "ddpmpp": Format(unet.score_sde, "ncsnpp", lambda: load("ddpmpp_vp_cifar"), (32, 32, 3)),
     "ncsn": Format(lambda net, _: ncsn.layout(net), "refinenet", lambda: load("ncsn_cifar"), (32, 32, 3)),
     "ncsnv2": Format(lambda net, _: ncsn.layout(net), "refinenet_v2", lambda: load("ncsnv2_cifar"), (32, 32, 3)),
 }
@@ -133,19 +125,19 @@ def _folder(path: Path) -> contextlib.AbstractContextManager[Source]:
     if not (model / "config.json").is_file():
         raise UsageError(f"{path} is no diffusers folder: there is no unet/config.json in it, nor a config.json")
     configs = {"unet": read_json(model / "config.json")}
-    # Of a model's own folder it lies beside, as on the hub's first models, or in the pipeline's that it is a part of.
+    # Beside the model, as in the first models on the hub, or in the pipeline that it is a part of.
     beside = (path / "scheduler", path, *([path.parent / "scheduler"] if path.name == "unet" else []))
     found = [folder / "scheduler_config.json" for folder in beside if (folder / "scheduler_config.json").is_file()]
     if found:
         configs["scheduler"] = read_json(found[0])
     if not (model / WEIGHTS).is_file():
         if parts := sorted(model.glob("diffusion_pytorch_model*.safetensors")):
-            mend = (
+            fix = (
                 "diffusers' save_pretrained(FOLDER, max_shard_size='100GB') writes one"
                 if len(parts) > 1
                 else f"rename it to {WEIGHTS}"
             )
-            raise UsageError(f"the weights in {model} are in {', '.join(p.name for p in parts[:3])}: {mend}")
+            raise UsageError(f"the weights in {model} are in {', '.join(p.name for p in parts[:3])}: {fix}")
         if any(model.glob("diffusion_pytorch_model*.bin")):
             raise UsageError(
                 f"{model} has its weights in a .bin file alone, a pickle, which is not read: write them with "
@@ -218,7 +210,7 @@ def _trained(file: TorchFile) -> Source:
 
 
 def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By name: their list of averages has the order of the parameters, buffers and what is not trained left out."""
+    """The averages by name. Their list has the order of the model's arrays, without buffers and fixed weights."""
     if ema is None:
         return {}
     shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
@@ -235,8 +227,8 @@ def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Ten
     )
 
 
-def fitting(source: Source, config: Config | None, asked: str) -> str:
-    """The name of the format of score_sde's that these arrays are in.
+def fitting(source: Source, config: Config | None, name: str) -> str:
+    """The format of score_sde of these arrays.
 
     Raises:
         UsageError: if there is none.
@@ -244,13 +236,13 @@ def fitting(source: Source, config: Config | None, asked: str) -> str:
     from scoregen.app.build import network
     from scoregen.app.config import pick
 
-    if asked:
-        pick(FORMATS, asked, "--format")
-        return asked
+    if name:
+        pick(FORMATS, name, "--format")
+        return name
     found = set(source.arrays)
     for name, it in FORMATS.items():
         if config is not None:
-            # Of two formats for one network of ours, the one with constants stands first and is known by them.
+            # Of two formats for one of our networks, the first has fixed weights and is recognised by them.
             if it.net == config.net.name and found.issuperset(it.fixed):
                 return name
         else:
@@ -262,11 +254,11 @@ def fitting(source: Source, config: Config | None, asked: str) -> str:
 
 
 def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[str, Any]) -> None:
-    """Refuse arrays of other names or shapes than the layout takes to our network, before any is read.
+    """Refuse arrays whose names or shapes are not those of the layout, before any is read.
 
     Args:
         entries: the layout.
-        arrays: what there is.
+        arrays: the arrays in the file.
         ours: our network's parameters, nested, of arrays or of shapes.
 
     Raises:
@@ -294,25 +286,34 @@ def converted(source: Source, entries: Sequence[Entry], averaged: bool) -> dict[
     Raises:
         UsageError: for weights that are not finite, or that float32 does not hold.
     """
-    theirs, bad = {}, []
-    for entry in entries:
-        array = source.read(entry.theirs, averaged)
+    theirs = {entry.theirs: source.read(entry.theirs, averaged) for entry in entries}
+    check_finite(source.file, theirs)
+    for name, array in theirs.items():
         with np.errstate(over="ignore"):
-            theirs[entry.theirs] = array.astype(np.float32)
-        if not finite(array):
-            bad.append(entry.theirs)
-        elif array.dtype == np.float64 and (theirs[entry.theirs].astype(np.float64) != array).any():
-            raise UsageError(
-                f"{source.file}: {entry.theirs} is float64, and float32 does not hold it: save it as float32"
-            )
-    if bad:
-        raise UsageError(f"{source.file}: {len(bad)} arrays have weights that are not finite, the first {bad[0]}")
+            theirs[name] = array.astype(np.float32)
+        if array.dtype == np.float64 and (theirs[name].astype(np.float64) != array).any():
+            raise UsageError(f"{source.file}: {name} is float64, and float32 does not hold it: save it as float32")
     return to_ours(entries, theirs)
 
 
+def check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        UsageError: with the number of such arrays, and the first.
+    """
+    if bad := [name for name, array in arrays.items() if not finite(array)]:
+        raise UsageError(f"{path}: {len(bad)} arrays have weights that are not finite, the first {bad[0]}")
+
+
 def finite(array: np.ndarray) -> bool:
-    """Whether all numbers are, of an array of any floating-point type."""
+    """Whether all numbers of an array are, of any type."""
     return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
+
+
+def size(arrays: Mapping[str, Any]) -> int:
+    """How many numbers there are in all."""
+    return sum(math.prod(array.shape) for array in arrays.values())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -282,9 +282,9 @@ CALLS = {
 
 
 def _allowed(module: str, name: str) -> _Name:
-    asked = _Name(module, name)
-    if asked in CALLS or (module == "torch" and name in STORAGES):
-        return asked
+    named = _Name(module, name)
+    if named in CALLS or (module == "torch" and name in STORAGES):
+        return named
     raise _Malformed(f"asks for {module}.{name}"[:100] + ", which weights do not need")
 
 

@@ -1,4 +1,4 @@
-"""Weights as a run of `scoregen.run`: a workdir written from foreign ones, and the parameters of one read."""
+"""The workdir of a run: written from the weights of another library, and read for an export."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECORD = "weights.json"  # where imported weights came from
 
 @contextlib.contextmanager
 def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
-    """A folder to fill beside the target, which takes its place when all is well and vanishes else.
+    """A folder to fill beside the target. It replaces the target at the end, and is removed after an error.
 
     Raises:
         UsageError: if the target is there and not empty, or cannot be written.
@@ -42,11 +42,11 @@ def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        fresh.mkdir()  # one that is there already is somebody else's
+        fresh.mkdir()  # an existing one belongs to another process
         beside = fresh
         unfinished.add(beside)
         yield beside
-        if target.exists():  # and empty; it may be the folder that one is in, which a rename would take away
+        if target.exists():  # and empty; it may be the current folder, which must not be replaced
             for part in beside.iterdir():
                 part.rename(target / part.name)
         else:
@@ -83,7 +83,7 @@ def write(
     """Fill a workdir as training leaves it: the state has a fresh optimizer."""
     for key in ("log_variance", "labels"):
         if config[key]:
-            raise UsageError(f"config.{key}=True: foreign weights have nothing for it: say --config.{key}=false")
+            raise UsageError(f"config.{key}=True: the file has no weights for it: say --config.{key}=false")
     params, ema = ({"net": {"params": jax.tree.map(jnp.asarray, part)}} for part in (ours, averaged))
     times = build(TIMES, config.times).init(build(PROCESSES, config.process))
     state = State(jnp.asarray(step, jnp.int32), params, ema, optimizer_of(config).init(params), times)
@@ -104,13 +104,13 @@ def configuration(workdir: Path) -> Config:
 
 
 def example_shape(workdir: Path, config: Config) -> tuple[int, ...]:
-    """The shape of an example: as the imported weights have it, or as the data."""
+    """The shape of an example: of the imported weights, or of the data."""
     record = record_of(workdir)
     return tuple(record["shape"]) if record else data_shape(config)
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
-    """The shape of an example of the data of a configuration; data on disk are not read."""
+    """The shape of an example of the configured data, which are not read."""
     options = config.data[config.data.name].to_dict()
     return shape_of(config_lib.pick(SOURCES, config.data.name, "config.data.name"), dir=config.data.dir, **options)
 
@@ -121,10 +121,10 @@ def reads_files(config: Config) -> bool:
 
 
 def record_of(workdir: Path) -> dict[str, Any]:
-    """Where imported weights came from; empty for a run that was trained here.
+    """The origin of imported weights; empty for a run that was trained here.
 
     Raises:
-        UsageError: if the file that says so is damaged.
+        UsageError: if the file is damaged.
     """
     if not (workdir / RECORD).is_file():
         return {}

@@ -1,4 +1,4 @@
-"""How good a run is: distances of its samples beside the score of a perfect sampler, and held-out likelihood."""
+"""The metrics of a run: distances of its samples beside those of a perfect sampler, and held-out likelihood."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from jax import Array
 
 from scoregen.errors import UsageError
 from scoregen.likelihood import LogLikelihood, bits_per_dim
-from scoregen.metrics import classifier_features, frechet_distance, mmd, nearest_neighbours, sliced_wasserstein
-from scoregen.metrics import with_floor as floored
+from scoregen.metrics import (
+    classifier_features,
+    frechet_distance,
+    mmd,
+    nearest_neighbours,
+    sliced_wasserstein,
+    with_floor,
+)
 from scoregen.random import example_keys, fold_keys
 from scoregen.train import mesh
 
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class Metric:
     """One figure of a report: its value, and the floor and its spread where there is one."""
 
     name: str
@@ -37,81 +43,69 @@ class Verdict:
     against: str = "the floor"
 
 
-def judge(
+def evaluate(
     dataset: Dataset, scaling: Any, samples: np.ndarray, say: Callable[[str], None] | None = None
-) -> list[Verdict]:
-    """Judge samples `[N, ...]`, in the network's units, against the held-out data.
+) -> list[Metric]:
+    """Metrics of samples `[N, ...]`, in the network's units, against the held-out data.
 
     First `distance_to_data`; then for points MMD, and for images the distance to the nearest training image, in bytes.
 
     Raises:
         UsageError: if images have no labels to train the classifier on, or if a distance cannot be computed.
     """
+    test = check_held_out(dataset)
     try:
-        return _judge(dataset, scaling, samples, say)
+        first = distance_to_data(dataset, scaling, say)(samples)
+        if not dataset.is_image:
+            return [first, _with_floor("MMD", mmd, *map(_flat, (samples, dataset.train, test)))]
+        near = nearest_neighbours(scaling.to_bytes(samples), dataset.train, test)
     except ValueError as error:  # data without a distance, such as points that are all equal
-        raise UsageError(f"the samples cannot be judged: {error}; say --config.eval.at_end=false") from error
-
-
-def _judge(dataset: Dataset, scaling: Any, samples: np.ndarray, say: Callable[[str], None] | None) -> list[Verdict]:
-    test = _held_out(dataset)
-    first = distance_to_data(dataset, scaling, say)(samples)
-    if not dataset.is_image:
-        found = floored(mmd, *map(_flat, (samples, dataset.train, test)))
-        return [first, Verdict("MMD", *dataclasses.astuple(found))]
-    images = scaling.to_bytes(samples)
-    near = nearest_neighbours(images, dataset.train, test)
-    close = float(np.quantile(near.held_out, 0.01))
+        raise UsageError(f"the distances cannot be computed: {error}") from error
+    close, against = float(np.quantile(near.held_out, 0.01)), "the value of held-out images,"
+    median = [float(np.median(found)) for found in (near.samples, near.held_out)]
+    share = [100 * float(np.mean(found < close)) for found in (near.samples, near.held_out)]
+    nearer = "% nearer to a training image than 99 % of held-out images are"
     return [
         first,
-        Verdict(
-            "distance to nearest training image",
-            float(np.median(near.samples)),
-            float(np.median(near.held_out)),
-            note="medians, in bytes",
-            against="the value of held-out images,",
-        ),
-        Verdict(
-            "memorised, at most",
-            100 * float(np.mean(near.samples < close)),
-            100 * float(np.mean(near.held_out < close)),
-            note="% nearer to a training image than 99 % of held-out images are",
-            against="the value of held-out images,",
-        ),
+        Metric("distance to nearest training image", *median, note="medians, in bytes", against=against),
+        Metric("memorised, at most", *share, note=nearer, against=against),
     ]
+
+
+def _with_floor(name: str, distance: Callable[..., float], *sets: np.ndarray, note: str = "") -> Metric:
+    return Metric(name, *dataclasses.astuple(with_floor(distance, *sets)), note=note)
 
 
 def distance_to_data(
     dataset: Dataset, scaling: Any, say: Callable[[str], None] | None = None
-) -> Callable[[np.ndarray], Verdict]:
+) -> Callable[[np.ndarray], Metric]:
     """Samples `[N, ...]`, in the network's units -> their distance to the held-out data.
 
     For points the sliced 1-Wasserstein distance; for images the Frechet distance in the features of a small classifier
     of that data set, which is no FID. The floor is the same distance for as many training examples, the score of a
-    perfect sampler. The features of the data are computed once, however many samples are judged.
+    perfect sampler. The features of the data are computed once, for any number of samples.
 
     Raises:
         UsageError: if images have no labels to train the classifier on.
     """
-    train, test = dataset.train, _held_out(dataset)
+    train, test = dataset.train, check_held_out(dataset)
     if not dataset.is_image:
         train, test = _flat(train), _flat(test)
-        return lambda points: Verdict(
-            "sliced Wasserstein", *dataclasses.astuple(floored(sliced_wasserstein, _flat(points), train, test))
-        )
+        return lambda points: _with_floor("sliced Wasserstein", sliced_wasserstein, _flat(points), train, test)
     features = classifier_features(dataset, progress=say)
     real, held_out = features(train), features(test)
 
-    def judged(samples: np.ndarray) -> Verdict:
-        found = floored(frechet_distance, features(scaling.to_bytes(samples)), real, held_out)
+    def distance(samples: np.ndarray) -> Metric:
         overlap = "; the floor's subsets overlap, so its spread is too small" if 5 * len(samples) > len(real) else ""
         note = f"features of {features.name}, key {features.key}{overlap}"
-        return Verdict("Frechet distance", *dataclasses.astuple(found), note=note)
+        found = features(scaling.to_bytes(samples))
+        return _with_floor("Frechet distance", frechet_distance, found, real, held_out, note=note)
 
-    return judged
+    return distance
 
 
-def _held_out(dataset: Dataset) -> np.ndarray:
+def check_held_out(dataset: Dataset) -> np.ndarray:
+    """The held-out examples; UsageError if there are none."""
     if dataset.test is None:
         raise UsageError(f"{dataset.name}: held-out examples are needed for this, and there are none")
     return dataset.test
@@ -155,7 +149,7 @@ def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | Non
     """
     config, dataset = parts.config.eval.likelihood, parts.dataset
     estimates = parts.estimators()
-    raw = _held_out(dataset)[: config.examples]
+    raw = check_held_out(dataset)[: config.examples]
     labels = parts.labels_held_out(np.arange(len(raw)))
     dims, unit = math.prod(dataset.shape), "bits/dim" if dataset.is_image else "nats"
 
