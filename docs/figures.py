@@ -1,12 +1,18 @@
-"""The figures of docs/theory.md, drawn from the library's own functions; every number in them is computed here.
+"""The figures of docs/theory.md, drawn from the library's own functions, and the gallery, drawn by the presets.
 
-python docs/figures.py                   all, in about a minute on two CPU cores
+python docs/figures.py                   all of docs/theory.md, in about a minute on two CPU cores
 python docs/figures.py kernels bound     these
+python docs/figures.py gallery           all of the gallery of README and site, in about 40 minutes: it trains
+python docs/figures.py digits completed  these of the gallery; a run that is in runs/gallery is not trained again
+
+Every number in the figures of docs/theory.md is computed here.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +26,8 @@ import numpy as np
 import optax
 from matplotlib.colors import LinearSegmentedColormap
 
-from scoregen.app.figures import ACCENT, INK
+from scoregen.app import figures as drawing
+from scoregen.app.figures import ACCENT, GREEN, GREY, INK, ORANGE
 from scoregen.denoiser import Denoiser, Prediction
 from scoregen.losses import DSM, VLB, WEIGHTINGS, Objective
 from scoregen.losses.bound import decoder_nll, prior_kl, step_kl
@@ -48,8 +55,9 @@ from scoregen.testing import Mixture, gaussian
 from scoregen.train import Model, fit
 
 mpl.use("agg")
+drawing.load_matplotlib()
 FOLDER = Path(__file__).parent / "img"
-GREY, SAND, SEA = "#8b9aa8", "#d9a36a", "#3f8f8b"
+SAND, SEA = ORANGE, GREEN
 INKS = LinearSegmentedColormap.from_list("inks", ["#ffffff", INK])
 EMBERS = LinearSegmentedColormap.from_list("embers", ["#ffffff", "#f0d9c8", ACCENT, "#6b2417"])
 
@@ -378,12 +386,78 @@ def field() -> Path:
 
 FIGURES = {f.__name__: f for f in (dissolving, kernels, pitfalls, scarce, weightings, bound, field)}
 
+# The gallery
+
+RUNS = Path(__file__).parents[1] / "runs" / "gallery"
+# For each picture: the preset and its options, the command that draws it, and the picture that the command writes.
+GALLERY: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str]] = {
+    "ddpm_toy": ("ddpm_toy", (), ("train",), "figure.png"),
+    "ncsn_toy": ("ncsn_toy", (), ("train",), "figure.png"),
+    "digits": ("ddpm_digits", (), ("train",), "samples.png"),
+    "completed": (
+        "ddpm_digits",
+        (),
+        ("sample", "--config.sampler.control.name=inpaint", "--config.sampler.control.inpaint.hidden=right"),
+        "samples.png",
+    ),
+    "trajectory": (
+        "ddpm_toy",
+        (),
+        (
+            "trajectory",
+            "--config.sampler.step.name=dpm",
+            "--config.sampler.grid.name=logsnr",
+            "--config.sampler.n=20",
+        ),
+        "trajectory.png",
+    ),
+    "fashion": ("fashion_mnist", (), ("train",), "samples.png"),
+    "guidance": ("ddpm_toy", ("--config.labels=true",), ("guidance",), "guidance.png"),
+}
+
+
+def gallery(name: str) -> Path:
+    """Train the preset, unless it is trained, draw, and copy the picture to docs/img/NAME.png."""
+    preset, options, (mode, *more), written = GALLERY[name]
+    workdir = RUNS / ",".join([preset, *(option.removeprefix("--config.") for option in options)])
+    scoregen("train", preset, f"--workdir={workdir}", *options)
+    if mode == "guidance":
+        return guidance(workdir)
+    out = workdir
+    if mode != "train":
+        out = workdir / name
+        scoregen(mode, str(workdir), f"--out={out}", *more)
+    return Path(shutil.copy(out / written, FOLDER / f"{name}.png"))
+
+
+def scoregen(*arguments: str) -> None:
+    """Run a command of scoregen in a process of its own."""
+    subprocess.run([sys.executable, "-m", "scoregen", *arguments], check=True)
+
+
+def guidance(workdir: Path) -> Path:
+    """One class of eight, drawn by three scales of guidance."""
+    from scoregen import load
+
+    run = load(workdir)
+    page, (axes,) = drawing.figure(1, 3, (10, 3.7), sharex=True, sharey=True)
+    for panel, scale in zip(axes, (0.0, 1.0, 4.0), strict=True):
+        x = run.sample(2000, label=0, guidance=scale)
+        panel.scatter(*x.T, s=3, lw=0, alpha=0.5, color=ACCENT)
+        panel.set(title=f"guidance {scale:g}", xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal")
+        panel.set_xlabel("coordinate 0")
+        angle = 2 * np.pi * np.arange(8) / 8
+        panel.plot(1.4 * np.cos(angle), 1.4 * np.sin(angle), "+", color=INK, ms=9)
+    axes[0].set_ylabel("coordinate 1")
+    page.suptitle("samples of class 0 of eight; crosses: the means of the classes")
+    return drawing.save(FOLDER / "guidance.png", page)
+
 
 def main(names: list[str]) -> None:
-    """Draw the figures named, or all."""
-    for name in names or FIGURES:
+    """Draw the figures named, or all of docs/theory.md."""
+    for name in [each for given in names or FIGURES for each in (GALLERY if given == "gallery" else [given])]:
         started = time.process_time()
-        path = FIGURES[name]()
+        path = gallery(name) if name in GALLERY else FIGURES[name]()
         print(f"{path.name} ({path.stat().st_size // 1000} kB, {time.process_time() - started:.0f} s)")
 
 

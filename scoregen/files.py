@@ -92,6 +92,28 @@ def _held(file: IO[str]) -> bool:
     return True
 
 
+def make_folder(folder: Path, name: str = "") -> None:
+    """Make a folder, unless it is there; `name` is the option that named it.
+
+    Raises:
+        UsageError: if that cannot be.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "runs")
+    >>> file.touch()
+    >>> make_folder(file / "mine", "--out")
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: cannot make the folder .../runs/mine: .../runs is a file; choose another --out
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        file = next((part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()), None)
+        reason = error.strerror if file is None else "it is a file" if file == folder else f"{file} is a file"
+        choose = f"; choose another {name}" if name else ""
+        raise UsageError(f"cannot make the folder {folder}: {reason}{choose}") from None
+
+
 def check_writable(folder: Path) -> None:
     """Raises UsageError if no file can be made in a folder: for a check before work that ends in one."""
     try:

@@ -413,6 +413,10 @@ def test_every_package_is_shipped():
         (["train", "ddpm_toy", "--config=ncsn_toy"], ["both name a configuration"]),
         (["train", "ddpm_toy", "more"], ["unexpected argument 'more'"]),
         (["train", "ddpm_toy", "--mode=eval"], ["no flag '--mode'"]),
+        # What is suggested has an effect in this command, or is said to be of another.
+        (["sample", "RUN", "--steps=4"], ["'--config.train.steps=4'", "of `scoregen train`?"]),
+        (["likelihood", "RUN", "--seed=3"], ["'--config.seed=3' of `scoregen train`?"]),
+        (["sample", "RUN", "--lable=3"], ["did you mean '--config.sampler.label=3'?"]),
         (["train", "ddpm_toy", "--workdir="], ["--workdir= has no value"]),
         (["train", "ddpm_toy", "--steps=5", "--steps=6"], ["--steps is given twice"]),
         (["train", "ddpm_toy", "--steps=5", "--config.train.steps=5"], ["--steps and --config.train.steps", "twice"]),
@@ -485,6 +489,13 @@ def test_a_preset_with_parts_and_declarations_of_its_own(tmp_path, performed):
     run = run_of(tmp_path / "run", config)
     refused("sample", run, parts=["does not have (loss.huber)", "--config=FILE.py"])
     assert done(performed, "sample", run, f"--config={path}").config.loss.huber.delta == 2.0
+
+
+def test_a_saved_section_that_is_none_is_named(tmp_path, performed):
+    run = run_of(tmp_path / "run", C.load("ddpm_toy"))
+    saved = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(saved | {"net": "mlp", "loss": 3}))
+    refused("sample", run, parts=["config.json does not fit this version", "loss, net: a section is needed"])
 
 
 def test_what_a_command_cannot_honour(tmp_path, made, performed):

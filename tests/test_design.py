@@ -20,6 +20,7 @@ from scipy.stats import chi
 from scoregen.app.arguments import parse
 from scoregen.app.build import build
 from scoregen.app.config import changes, load
+from scoregen.app.figures import ACCENT
 from scoregen.contrib.design import (
     Levels,
     command,
@@ -391,7 +392,7 @@ def test_the_figure_shows_the_design(digits, tmp_path):
     folder, _ = digits
     page = imread(folder / f"{UNIT}.png")[..., :3]
     assert page.std() > 0.05
-    accent = np.array([0xC8, 0x55, 0x3D]) / 255
+    accent = np.frombuffer(bytes.fromhex(ACCENT[1:]), np.uint8) / 255
     height, width = page.shape[0] // 2, page.shape[1] // 2
     for rows_ in (slice(0, height), slice(height, None)):
         for columns in (slice(0, width), slice(width, None)):
@@ -530,7 +531,7 @@ def test_without_a_configuration_there_is_no_design():
 def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     refused(*DIGITS, f"--out={tmp_path / 'file'}", parts=[f"--out={tmp_path / 'file'} is a file, a folder is needed"])
-    refused(*DIGITS, f"--out={tmp_path / 'file' / 'below'}", parts=["cannot write", "another --out"])
+    refused(*DIGITS, f"--out={tmp_path / 'file' / 'below'}", parts=[f"{tmp_path / 'file'} is a file", "another --out"])
     (tmp_path / "out" / "ncsn_digits,net=mlp_designed.py").mkdir(parents=True)
     code, out, err = main(*DIGITS, f"--out={tmp_path / 'out'}")
     assert code == 2 and "cannot write" in err and "another --out" in err and err.count("\n") == 1

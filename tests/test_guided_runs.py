@@ -365,19 +365,20 @@ def test_colours_are_completed_and_drawn(tmp_path, monkeypatch):
     samples = parts.sampling(parameters(parts), 5)
     clean = images[12:17].astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(samples.mean(-1), clean.mean(-1), atol=1e-2)
-    seen = {}
+    lines = []
 
     def sheet(images, side, columns):
-        seen.update(images=images, columns=columns)
+        lines.append((images, columns))
         return real(images, side, columns)
 
     real = report.sheet
     monkeypatch.setattr(report, "sheet", sheet)
     report.save_completed(tmp_path / "picture.png", parts.sampling, samples)
-    assert seen["columns"] == 5
-    np.testing.assert_array_equal(seen["images"][:5], images[12:17])
-    np.testing.assert_allclose(seen["images"][5:10], np.repeat(images[12:17].mean(-1, keepdims=True), 3, -1), atol=0.51)
-    np.testing.assert_array_equal(seen["images"][10:], parts.scaling.to_bytes(samples))
+    (held_out, seen, completed), columns = zip(*lines, strict=True)
+    assert columns == (5, 5, 5)
+    np.testing.assert_array_equal(held_out, images[12:17])
+    np.testing.assert_allclose(seen, np.repeat(images[12:17].mean(-1, keepdims=True), 3, -1), atol=0.51)
+    np.testing.assert_array_equal(completed, parts.scaling.to_bytes(samples))
 
 
 def test_control_is_for_sampling(capsys):

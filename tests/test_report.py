@@ -16,30 +16,34 @@ from rich.console import Console
 from scoregen.app.build import build
 from scoregen.app.config import load
 from scoregen.app.evaluate import Measured, Metric, evaluate
+from scoregen.app.figures import figure, mosaic
 from scoregen.app.report import (
     _holding,
     curve,
+    heading,
+    marginals,
+    reference,
     save_curve,
-    save_grid,
     save_likelihoods,
     save_marginals,
     save_metrics,
     save_plane,
+    save_samples,
+    scatter,
+    sheet,
     table,
 )
-from scoregen.data import Dataset, points
+from scoregen.data import Dataset, hold_out, points
+from scoregen.errors import UsageError
 from scoregen.train.log import MetricsLog
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(16, 20, 1), (16, 20, 3), (4, 6, 1)])
-def test_a_grid_holds_every_image_in_reading_order(tmp_path, height, width, channels):
+def test_a_grid_holds_every_image_in_reading_order(height, width, channels):
     """Five images in three columns: each is found again, as blocks of whole pixels between white gaps."""
     rng, scale, gap = np.random.default_rng(0), 3, 1
     images = rng.integers(250, size=(5, height, width, channels), dtype=np.uint8)
-    if height < 16:  # interpolated: one grey each
-        images[:] = images[:, :1, :1]
-    path = save_grid(tmp_path / "grid.png", images, side=3 * (width + 1) * scale)
-    page = np.rint(imread(path)[..., :3] * 255).astype(np.uint8)
+    page = sheet(images, side=3 * (width + 1) * scale)
     tall, wide = height * scale, width * scale
     assert page.shape == (2 * (tall + gap) + gap, 3 * (wide + gap) + gap, 3)
     white = np.ones(page.shape[:2], bool)
@@ -48,6 +52,47 @@ def test_a_grid_holds_every_image_in_reading_order(tmp_path, height, width, chan
         assert (page[y : y + tall, x : x + wide] == image.repeat(scale, 0).repeat(scale, 1)).all()
         white[y : y + tall, x : x + wide] = False
     assert (page[white] == 255).all()
+
+
+def found_in(page, block):
+    """Where a block of pixels `[h, w, 3]` stands in a picture: its top left corners."""
+    corner = np.argwhere((page == block[0, 0]).all(-1))
+    tall, wide = block.shape[:2]
+    return [(y, x) for y, x in corner.tolist() if np.array_equal(page[y : y + tall, x : x + wide], block)]
+
+
+def test_samples_stand_below_real_images_pixel_by_pixel(tmp_path):
+    """Both are named, neither is blurred, and real images come from all of the data, not from the first class."""
+    rng = np.random.default_rng(0)
+    samples, real = (rng.integers(256, size=(n, 8, 8, 1), dtype=np.uint8) for n in (9, 50))
+    path = save_samples(tmp_path / "samples.png", samples, real, "digits, step 3", side=90)
+    page = np.rint(imread(path)[..., :3] * 255).astype(np.uint8)
+    blocks = [image.repeat(3, 0).repeat(3, 1).repeat(3, 2) for image in (real[0], real[24], real[49], *samples)]
+    places = [found_in(page, block) for block in blocks]
+    assert [len(place) for place in places] == [1] * 12
+    above, below = ([place[0] for place in part] for part in (places[:3], places[3:]))
+    assert len({y for y, _ in above}) == 1 and above[0][0] < min(y for y, _ in below)
+    assert [x for _, x in above] == [x for _, x in below[:3]]  # one column below the other
+    margin = above[0][1]
+    for top, bottom in ((above[0][0], above[0][0] + 24), (below[0][0], below[-1][0] + 24)):
+        assert page[top:bottom, :margin].min() < 128  # a name at the left
+    assert page[: above[0][0]].min() < 128  # and the title
+
+
+def test_a_mosaic_names_its_lines_and_columns():
+    picture = np.zeros((30, 30, 3), np.uint8)
+    page = mosaic([("data", [picture] * 2), ("", [picture] * 2)], "a title", ["one", "two"])
+    assert [text.get_text() for text in page.texts] == ["a title", "one", "two", "data"]
+    boxes = [text.get_window_extent(page.canvas.get_renderer()) for text in page.texts]
+    width, height = page.get_size_inches() * page.dpi
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_title_says_preset_step_and_distance():
+    assert heading("ddpm_digits", 1200) == "ddpm_digits, step 1,200"
+    metrics = [Metric("Frechet distance", 0.8412, 0.28, 0.05), Metric("memorised (%)", 0.1)]
+    assert heading("ddpm_digits", 1200, metrics) == "ddpm_digits, step 1,200: Frechet distance 0.841, 3.0x the floor"
 
 
 @pytest.mark.parametrize("losses", [[], [0.5], [3.0 / k for k in range(1, 9)], [-1.0 * k for k in range(8)]])
@@ -95,6 +140,85 @@ def test_a_curve_leaves_out_what_is_not_finite(tmp_path):
     assert line.get_xdata().tolist() == [1, 3]
 
 
+def test_a_curve_is_smoothed_and_shows_the_held_out_loss(tmp_path):
+    """Losses of single batches alone seem to rise where the last batch is a hard one."""
+    rng = np.random.default_rng(0)
+    losses = 1 + 0.3 * rng.normal(size=100)
+    losses[0], losses[-1] = 10.0, 3.0
+    with MetricsLog(tmp_path, 0) as log:
+        for i, loss in enumerate(losses, 1):
+            log.write(10 * i, loss=float(loss))
+        log.write(500, held_out_loss=1.1)
+        log.write(1000, held_out_loss=0.9)
+    panel = curve(tmp_path).axes[0]
+    raw, smooth, held = panel.lines
+    assert raw.get_alpha() < 0.5 and raw.get_ydata().tolist() == losses.tolist()
+    y = smooth.get_ydata()
+    np.testing.assert_allclose(y[50], losses[45:56].mean())
+    np.testing.assert_allclose(y[-1], losses[-6:].mean())
+    np.testing.assert_allclose(y[:2], [10.0, losses[:3].mean()])  # the fall at the start is not smeared
+    assert held.get_xdata().tolist() == [500, 1000] and held.get_ydata().tolist() == [1.1, 0.9]
+    said = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert said == ["training loss, single batches", "training loss, mean of 110 steps", "held-out loss"]
+    assert panel.get_xlabel() == "training step"
+
+
+def wide(dims, **options):
+    rng = np.random.default_rng(0)
+    return Dataset("wide", *(rng.normal(size=(500, dims)).astype(np.float32) for _ in range(2)), **options)
+
+
+def test_marginals_say_how_many_of_the_coordinates_they_show():
+    data = wide(128)
+    page = marginals(data, data.train, "table, step 7")
+    assert page.get_suptitle() == "table, step 7\n12 of 128 coordinates, the first ones"
+    assert [panel.get_xlabel() for panel in page.axes] == [f"coordinate {i}" for i in range(12)]
+    assert marginals(wide(3), wide(3).train).get_suptitle() == "all 3 coordinates"
+
+
+def test_columns_keep_their_names():
+    """Those of a table, or given; one name for each coordinate."""
+
+    class Table:
+        columns = ("age", "height")
+
+        def __array__(self, dtype=None, copy=None):
+            return np.random.default_rng(0).normal(size=(40, 2))
+
+    assert Dataset("table", Table()).columns == ("age", "height")
+    assert hold_out("table", Table(), 0.5, 0).columns == ("age", "height")
+    data = wide(3, columns=("age", "height", "weight"))
+    assert [panel.get_xlabel() for panel in marginals(data, data.train).axes[:3]] == ["age", "height", "weight"]
+    with pytest.raises(UsageError, match="2 columns for examples of shape"):
+        wide(3, columns=("age", "height"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_marginals_show_samples_that_leave_the_range_of_the_data(scale):
+    """Without a warning, which a histogram without an example in its range would be (warnings are errors here)."""
+    data = wide(4)
+    samples = data.train.copy()
+    samples[:, 1] += 100 * scale
+    samples[:, 2] = 3.0  # a constant
+    page = marginals(data, samples)
+    assert "axes are extended" in page.get_suptitle()
+    assert "extended" not in marginals(data, data.train).get_suptitle()
+    for i, panel in enumerate(page.axes):
+        low, high = panel.get_xlim()
+        assert np.mean((samples[:, i] >= low) & (samples[:, i] <= high)) >= 0.98
+        assert np.mean((data.test[:, i] >= low) & (data.test[:, i] <= high)) >= 0.98
+    same = Dataset("same", np.ones((9, 3), np.float32), np.ones((9, 3), np.float32))
+    assert len(marginals(same, same.train).axes) == 3
+
+
+def test_points_outside_are_drawn_at_the_edge_and_counted():
+    _, ((panel,),) = figure()
+    points = np.array([[0.0, 0.0], [0.5, -0.5], [7.0, 0.2], [0.0, -9.0]])
+    assert scatter(panel, points, np.array([[-1.0, 1.0]] * 2), "black") == 0.5
+    inside, edge = (drawn.get_offsets().tolist() for drawn in panel.collections)
+    assert (inside, edge) == ([[0.0, 0.0], [0.5, -0.5]], [[1.0, 0.2], [0.0, -1.0]])
+
+
 def test_marginals_show_samples_that_are_off(tmp_path):
     """One panel a coordinate: samples drawn elsewhere make another picture than samples of the truth."""
     rng = np.random.default_rng(0)
@@ -106,18 +230,31 @@ def test_marginals_show_samples_that_are_off(tmp_path):
     assert abs(good - bad).max(axis=-1).mean() > 0.005
 
 
-def test_verdicts_and_the_table():
-    verdicts = [Metric("MMD", 0.03, 0.02, 0.001), Metric("nearest", 12.0, note="median")]
+def test_metrics_and_the_table():
+    """Three figures each, or a sentence; the notes are for the JSON, and the last line names the page that explains."""
+    metrics = [
+        Metric("sliced Wasserstein", 0.0205, 0.027, 0.0049, note="key 28bf8c5d"),
+        Metric("MMD", 0.03, 0.016, 0.001),
+        Metric("memorised (%)", 0.1, 1.1, note="key", text="0.1 % of the samples are near"),
+        Metric("nearest", 12.0, note="median"),
+    ]
     page = io.StringIO()
     Console(file=page, width=100).print(
-        table("ddpm_toy: train", [("process", "ddpm")], verdicts, [Path("a.png"), Path("b.npz")])
+        table("ddpm_toy: train", [("process", "ddpm")], metrics, [Path("a.png"), Path("b.npz")])
     )
-    lines = [line.strip().split(maxsplit=1) for line in page.getvalue().splitlines()]
+    lines = [line.rstrip() for line in page.getvalue().splitlines()]
     assert lines == [
-        ["ddpm_toy:", "train"], ["process", "ddpm"],
-        ["MMD", "0.03, 1.50x the floor of 0.02 +- 0.001 (real against real)"], ["nearest", "12 (median)"],
-        ["files", "a.png"], ["b.npz"],
-    ]  # fmt: skip
+        "ddpm_toy: train",
+        "process             ddpm",
+        "sliced Wasserstein  0.0205   floor 0.0270 +- 0.0049   at the floor",
+        "MMD                 0.0300   floor 0.0160 +- 0.0010   1.9x the floor",
+        "memorised (%)       0.1 % of the samples are near",
+        "nearest             12",
+        "files               a.png",
+        "                    b.npz",
+        "explained           see docs/manual/results.md",
+    ]
+    assert (Path(__file__).parent.parent / lines[-1].split()[-1]).is_file()
 
 
 def strict(path: Path):
@@ -135,13 +272,14 @@ def test_verdicts_are_kept_as_json(tmp_path):
     config.sampler.process.name = "edm"
     config.sampler.step.name = "edm"
     assert config.sampler.step.edm.high == float("inf")
-    verdicts = [Metric("MMD", 0.0, 0.02, 0.001), Metric("near", float("inf"))]
+    verdicts = [Metric("MMD", 0.0, 0.02, 0.001, "a note", "a sentence"), Metric("near", float("inf"))]
     kept = strict(save_metrics(tmp_path / "distances.json", config, 4000, 7, verdicts))
     assert (kept["config"], kept["step"], kept["seed"], kept["samples"]) == ("ddpm_toy", 7, 0, 4000)
     assert kept["sampler"]["step"]["name"] == "edm" and kept["sampler"]["n"] == 250
     assert kept["sampler"]["step"]["edm"]["high"] == "Infinity"
     assert [(line["name"], line["value"]) for line in kept["distances"]] == [("MMD", 0.0), ("near", "Infinity")]
     assert kept["distances"][0]["floor"] == 0.02
+    assert kept["distances"][0]["note"] == "a note" and "text" not in kept["distances"][0]
 
 
 def test_likelihoods_are_kept_as_json(tmp_path):
@@ -162,7 +300,8 @@ from scoregen.data import Dataset
 page, panels = figures.figure(1, 2)
 panels[0, 0].plot([1, 2])
 figures.save(figures.Path({str(tmp_path)!r}, "page.png"), page)
-report.save_grid(figures.Path({str(tmp_path)!r}, "grid.png"), np.zeros((2, 4, 4, 1), np.uint8))
+images = np.zeros((2, 4, 4, 1), np.uint8)
+report.save_samples(figures.Path({str(tmp_path)!r}, "grid.png"), images, images)
 points = Dataset("points", *(np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32) for _ in range(2)))
 report.save_marginals(figures.Path({str(tmp_path)!r}, "marginals.png"), points, points.train)
 report.save_curve(figures.Path({str(tmp_path)!r}, "loss.png"), figures.Path({str(tmp_path)!r}))
@@ -195,6 +334,7 @@ def test_the_plane_is_drawn_with_and_without_a_known_density(tmp_path):
     bare = Dataset("bare", parts.dataset.train)  # without held-out examples
     assert imread(save_plane(tmp_path / "bare.png", parts.model, bare, params, bare.train[:200]))[..., :3].std() > 0.05
     assert imread(save_marginals(tmp_path / "marginals.png", bare, bare.train))[..., :3].std() > 0.05
+    assert reference(bare) is bare.train
 
 
 def test_points_of_the_truth_score_the_floor_and_others_do_not(monkeypatch):
@@ -232,6 +372,8 @@ def test_images_of_the_truth_score_the_floor_and_noise_does_not():
     assert abs(frechet.value - frechet.floor) < 5 * frechet.floor_std
     assert (near.value, memorised.value) == (0.0, 100.0)  # they are training images
     assert memorised.floor is not None and memorised.floor < 2
+    assert memorised.text == "100.0 % of the samples are closer to a training image than 99 % of held-out images"
+    assert "grey levels; for held-out images" in near.text and not frechet.text
     # A tenth of copies moves no median, and shows all the same.
     mixed = rng.uniform(-1, 1, real.shape).astype(np.float32)
     mixed[:30] = real[:30]

@@ -122,7 +122,7 @@ def test_a_run_writes_what_its_table_names(first):
         *("distances.json", "samples.npz", "figure.png", "loss.png", "metrics.jsonl", "checkpoints", "config.json")
     }
     assert all(path.exists() for path in named)
-    assert "eps on mixture, 6 steps of 8" in out and "the floor of" in out
+    assert "eps on mixture, 6 steps of 8" in out and "   floor " in out
     for name in ("figure.png", "loss.png"):
         assert picture_spread(workdir / name) > 0.05
 

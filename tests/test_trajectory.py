@@ -8,7 +8,9 @@ from PIL import Image
 
 from scoregen.app.build import build
 from scoregen.app.config import load
-from scoregen.app.trajectory import FRAMES, save_animation, save_sheet, walk
+from scoregen.app.report import sheet
+from scoregen.app.trajectory import FRAMES, Walk, levels_to_show, save_animation, save_sheet, sheet_of, walk
+from scoregen.data import Dataset
 from scoregen.process import top
 
 
@@ -58,3 +60,65 @@ def test_long_walks_are_thinned_and_drawn(tmp_path):
     assert abs(pages[0] - pages[2]).mean() > 0.05  # the points move
     sheet = imread(save_sheet(tmp_path / "walk.png", *shown, seen))
     assert sheet[..., :3].std() > 0.05
+
+
+def test_levels_are_even_in_log_snr_where_the_noise_is_visible():
+    """Not even in number: of a chain most levels are noise, or data, to the eye."""
+    noise = np.geomspace(160, 0.001, 400)
+    for spread in (1.0, 10.0):
+        some = levels_to_show(noise, spread)
+        assert len(some) == 8 and (some[0], some[-1]) == (0, 399)
+        ratios = noise[some[1:-2]] / noise[some[2:-1]]
+        np.testing.assert_allclose(ratios, (2.5 / 0.1) ** (1 / 7), rtol=0.05)
+        assert 0.1 * spread < noise[some[-2]] and noise[some[1]] < 2.5 * spread
+    assert levels_to_show(noise[:3], 1.0).tolist() == [0, 2]  # three that look alike
+    assert levels_to_show(np.array([2.0, 1.0, 0.5]), 1.0).tolist() == [0, 1, 2]
+
+
+def table_walk(dims, offset=0.0, **options):
+    """A walk of 50 examples through 12 frames."""
+    rng = np.random.default_rng(0)
+    data = Dataset("table", *(rng.normal(size=(300, dims)).astype(np.float32) for _ in range(2)), **options)
+    x = rng.normal(size=(12, 50, dims))
+    return data, Walk(np.geomspace(80, 0.01, 12), x, x + offset)
+
+
+def test_a_walk_through_more_than_two_dimensions_says_what_it_shows():
+    data, seen = table_walk(128)
+    page = sheet_of(data, None, seen, "table, step 7")
+    assert page.get_suptitle() == "table, step 7\n2 of 128 coordinates, the first ones"
+    data, seen = table_walk(2, columns=("age", "height"))
+    page = sheet_of(data, None, seen, "table, step 7")
+    assert page.get_suptitle() == "table, step 7"
+    assert page.axes[-1].get_xlabel() == "age" and page.axes[0].get_ylabel() == "x, scaled\nheight"
+    heads = [panel.get_title() for panel in page.axes[: len(page.axes) // 2]]
+    assert heads[0] == "sigma/alpha = 80" and heads[-1] == "sigma/alpha = 0.01"
+    assert not any("e" in head.split("=")[1] for head in heads)
+
+
+@pytest.mark.parametrize("offset", [5.0, 5e4])
+def test_samples_that_leave_the_range_of_the_data_are_shown(offset):
+    data, seen = table_walk(3, offset)
+    page = sheet_of(data, None, seen)
+    last = page.axes[-1]
+    (low, high), (left, right) = last.get_ylim(), last.get_xlim()
+    x, y = seen.x0[-1][:, :2].T
+    assert np.mean((x > left) & (x < right) & (y > low) & (y < high)) > 0.95
+    # Estimates on the way that are elsewhere are drawn at the edge, and their share is said.
+    far = seen._replace(x0=np.concatenate([seen.x0[:-1] + 9 * offset, seen.x0[-1:]]))
+    first = sheet_of(data, None, far).axes[len(page.axes) // 2]
+    assert [text.get_text() for text in first.texts] == ["100 % outside"]
+    edge = np.concatenate([drawn.get_offsets() for drawn in first.collections])
+    assert len(edge) == 50 and (edge[:, 0] <= first.get_xlim()[1]).all()
+
+
+def test_a_walk_of_images_is_drawn_pixel_by_pixel():
+    parts, params = parts_of("ddpm_digits", sampler__n=4)
+    seen = walk(parts.sampling, params, 4)
+    page = sheet_of(parts.dataset, parts.scaling, seen, "digits")
+    said = [text.get_text() for text in page.texts]
+    assert said[0] == "digits" and said[-2:] == ["x,\nscaled", "estimate\nof x0"]
+    assert len(page.images) == 2 * (len(said) - 3)
+    drawn = [np.asarray(image.get_array()) for image in page.images]
+    grid = sheet(parts.scaling.to_bytes(seen.x0[-1]), 160)
+    assert any(np.array_equal(picture[..., :3], grid) for picture in drawn)

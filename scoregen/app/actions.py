@@ -19,12 +19,12 @@ from rich.console import Console
 from scoregen.app import api, report
 from scoregen.app import config as config_lib
 from scoregen.app.build import Parts, build
-from scoregen.app.command import check_folder, saved, say
+from scoregen.app.command import saved, say
 from scoregen.app.config import Config
 from scoregen.app.evaluate import evaluate, likelihoods
 from scoregen.app.signals import Signals, leave
 from scoregen.errors import UsageError
-from scoregen.files import check_writable, whole
+from scoregen.files import check_writable, make_folder, whole
 from scoregen.samplers import START_TOLERANCE, StartWarning, start_gap
 from scoregen.train import Bar, fit, mesh
 
@@ -124,7 +124,7 @@ def _results(workdir: Path, out: Path | None) -> Iterator[Path]:
     """
     if mesh.first():
         if out is not None:
-            check_folder(out, "--out")
+            make_folder(out, "--out")
         check_writable(out or workdir)
         yield out or workdir
         return
@@ -154,7 +154,7 @@ def agree(config: Config, workdir: Path, mode: str) -> None:
                 "start anew"
             )
     if mode == "train":
-        check_folder(workdir, "--workdir")
+        make_folder(workdir, "--workdir")
         if mesh.first():
             with whole(path) as fresh:
                 fresh.write_text(config_lib.to_json(config))
@@ -242,20 +242,22 @@ class Action:
         if samples is None:
             return
         if np.isfinite(samples).all():
-            self.picture(self.files / f"samples_{step:07d}.png", params, samples)
+            title = report.heading(self.config.name, step)
+            self.picture(self.files / f"samples_{step:07d}.png", params, samples, title)
         else:  # training does not depend on it, and goes on
             self.say(f"no picture at step {step}: the sampler diverged")
 
-    def picture(self, path: Path, params: Any, samples: np.ndarray) -> Path:
+    def picture(self, path: Path, params: Any, samples: np.ndarray, title: str) -> Path:
         """The picture that suits the data: a grid of images, four panels of the plane, or one panel a coordinate."""
         dataset, params = self.parts.dataset, mesh.local(params)
         if self.sampling.control is not None:
-            return report.save_completed(path, self.sampling, samples)
+            return report.save_completed(path, self.sampling, samples, title)
         if dataset.is_image:
-            return report.save_grid(path, self.sampling.to_data(samples[: self.config.sampler.images]))
+            shown = self.sampling.to_data(samples[: self.config.sampler.images])
+            return report.save_samples(path, shown, report.reference(dataset), title)
         if dataset.shape == (2,):
-            return report.save_plane(path, self.parts.model, dataset, params, samples)
-        return report.save_marginals(path, dataset, samples)
+            return report.save_plane(path, self.parts.model, dataset, params, samples, title)
+        return report.save_marginals(path, dataset, samples, title)
 
     def results(self, run: api.Run) -> int:
         """The results of the command. Returns the exit code."""
@@ -295,7 +297,8 @@ class Action:
         files = [folder / "samples.npz"]
         with whole(files[0]) as fresh:
             np.savez(fresh, samples=samples)
-        files.append(self.picture(folder / ("samples.png" if dataset.is_image else "figure.png"), run.params, samples))
+        picture = folder / ("samples.png" if dataset.is_image else "figure.png")
+        files.append(self.picture(picture, run.params, samples, report.heading(config.name, run.step)))
         if self.mode == "train":
             title = f"{config.name}, trained on {config.data.name}"
             files.append(report.save_curve(folder / "loss.png", self.workdir, title, self.loss()))
@@ -308,6 +311,8 @@ class Action:
                 "stopped while computing the distances; the samples are saved. To compute them again",
             )
             files.insert(0, report.save_metrics(folder / "distances.json", config, evaluated, run.step, metrics))
+            # Anew, with the distance in its title; the first is there if the distances fail.
+            self.picture(picture, run.params, samples, report.heading(config.name, run.step, metrics))
             if evaluated < count:
                 facts.append(("evaluated", f"the first {evaluated:,} of them"))
         elif self.mode == "train":
@@ -338,9 +343,10 @@ class Action:
             raise UsageError(
                 f"x is not finite at every level: the sampler diverged; take {self.smaller_steps()} or train longer"
             )
+        title = f"{report.heading(self.config.name, run.step)}: from noise to samples"
         files = [
-            save_sheet(self.files / "trajectory.png", dataset, scaling, seen),
-            save_animation(self.files / "trajectory.gif", dataset, scaling, seen),
+            save_sheet(self.files / "trajectory.png", dataset, scaling, seen, title),
+            save_animation(self.files / "trajectory.gif", dataset, scaling, seen, title),
         ]
         self.close(self.summary(run, count), [], files)
 

@@ -131,7 +131,7 @@ def parse(
     >>> found.values["workdir"], found.changes
     ('runs', [('seed', 0, 1)])
     """
-    found = read(argv, (CONFIG, *flags), takes, prefixes)
+    found = read(argv, (CONFIG, *flags), takes, prefixes, mode)
     name = found.values["config"]
     if name is None and (needed or found.overrides):
         typed = next(iter(found.overrides.values()), None)
@@ -149,7 +149,9 @@ def parse(
     return found
 
 
-def read(argv: Sequence[str], flags: Sequence[Flag], takes: int = 0, prefixes: Sequence[str] = ()) -> Arguments:
+def read(
+    argv: Sequence[str], flags: Sequence[Flag], takes: int = 0, prefixes: Sequence[str] = (), mode: str = ""
+) -> Arguments:
     """What a command line says, before any configuration is known (see `parse`)."""
     by_name = {flag.name: flag for flag in flags}
     found = Arguments([], {flag.name: flag.default for flag in flags if not flag.key}, set(), {}, {}, [])
@@ -196,7 +198,7 @@ def read(argv: Sequence[str], flags: Sequence[Flag], takes: int = 0, prefixes: S
             except UsageError as error:
                 found.errors += error.args
         else:
-            found.errors.append(_unknown_flag(name, text, flags, prefixes))
+            found.errors.append(_unknown_flag(name, text, flags, prefixes, mode))
             if text is None and tokens and not tokens[0].startswith("-"):
                 tokens.pop(0)  # most likely its value
     for extra in found.positional[takes:]:
@@ -281,31 +283,32 @@ def _data_key(config: Config, text: str) -> str:
     return "data.dir" if reads_files and not difflib.get_close_matches(text, names, n=1) else "data.name"
 
 
-def _unknown_flag(name: str, text: str | None, flags: Sequence[Flag], prefixes: Sequence[str]) -> str:
+def _unknown_flag(name: str, text: str | None, flags: Sequence[Flag], prefixes: Sequence[str], mode: str) -> str:
     """The line for a flag that is not there, with what was meant: an option of the configuration, or another flag."""
     known = sorted(f"--{flag.name}" for flag in flags)
     there = ", ".join([*known, *(f"--{prefix}.NAME" for prefix in prefixes)])
     has_config = any(flag.name == "config" for flag in flags)
-    hint = _meant(name, text, known, has_config)
+    hint = _meant(name, text, known, has_config, mode)
     more = "; say --config.SECTION.OPTION=VALUE for an option" if has_config else ""
     return f"no flag '--{name}': {f'did you mean {hint}? There' if hint else 'there'} are: {there}{more}"
 
 
-def _meant(name: str, text: str | None, known: Sequence[str], has_config: bool) -> str:
+def _meant(name: str, text: str | None, known: Sequence[str], has_config: bool, mode: str) -> str:
     """What a flag that is not there is nearest to, or nothing."""
     short = f"--{ABBREVIATIONS.get(name, name)}"
     if near := [short] if short in known else difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.9):
         return repr(near[0])
-    if has_config and (option := _option_meant(name, text, exact=True)):
+    if has_config and (option := _option_meant(name, text, mode, exact=True)):
         return option
     if near := difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.75):
         return repr(near[0])
-    return _option_meant(name, text) if has_config else ""
+    return _option_meant(name, text, mode) if has_config else ""
 
 
-def _option_meant(name: str, text: str | None, exact: bool = False) -> str:
+def _option_meant(name: str, text: str | None, mode: str, exact: bool = False) -> str:
     """The option of the default configuration that a flag without `config.` means, with its value; or nothing.
 
+    Options that have an effect in the command `mode` come before others, which are said to be of `scoregen train`.
     `exact`: only if its last component is an option or a section.
     """
     first, _, rest = name.partition(".")
@@ -320,5 +323,7 @@ def _option_meant(name: str, text: str | None, exact: bool = False) -> str:
         last = name.removesuffix(".name").rpartition(".")[2]
         lasts = (last, ABBREVIATIONS.get(last))
         keys = [key for key in keys if not exact or key.removesuffix(".name").rpartition(".")[2] in lasts]
+    used = [key for key in keys if mode in ("", "train") or not config_lib.only_trains(key, mode)]
     value = "" if text is None else f"={text}"
-    return " or ".join(f"'--config.{key}{value}'" for key in keys)
+    meant = " or ".join(f"'--config.{key}{value}'" for key in used or keys)
+    return meant if used or not keys else f"{meant} of `scoregen train`"

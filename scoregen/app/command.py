@@ -140,7 +140,8 @@ def _no_device(error: Exception) -> str | None:
         if extra := _EXTRAS[name]:
             install = f"python -m pip install -e '.[{extra}]', or 'jax[{_WHEELS[extra]}]'"
             reason = (
-                f"JAX finds no such device: say JAX_PLATFORMS={extra} with the extra '{extra}' installed ({install})"
+                f"JAX finds no such device: say JAX_PLATFORMS={extra} with the extra '{extra}' installed ({install}), "
+                "or JAX_PLATFORMS=cpu"
             )
             break
     return f"JAX_PLATFORMS={asked}: {reason}"
@@ -204,14 +205,6 @@ def name_of(preset: str, changed: Iterable[tuple[str, Any]]) -> str:
     """
     said = (f"{key.removesuffix('.name')}={value}" for key, value in changed)
     return re.sub(r"[^\w.=,+-]+", "_", ",".join([preset, *said]))[:120]
-
-
-def check_folder(folder: Path, flag: str) -> None:
-    """Make a folder; UsageError if that cannot be, with the flag that names it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another {flag}") from None
 
 
 def saved(workdir: Path) -> bool:

@@ -44,6 +44,7 @@ from scoregen.app.options import (
     is_choice,
     leaves,
     nearest,
+    only_trains,
     option,
     parts,
     section,
@@ -54,7 +55,18 @@ from scoregen.app.options import (
 from scoregen.errors import UsageError
 
 # What presets and other modules import from here and `options` defines; all that is defined here is public too.
-__all__ = ["MODES", "changes", "changes_network", "effect", "idle", "idle_in_preset", "option", "section", "used"]
+__all__ = [
+    "MODES",
+    "changes",
+    "changes_network",
+    "effect",
+    "idle",
+    "idle_in_preset",
+    "only_trains",
+    "option",
+    "section",
+    "used",
+]
 
 T = typing.TypeVar("T")
 
@@ -310,6 +322,9 @@ def _saved(text: str, path: Path, config: Config) -> Config:
             f"{path} has what this version of scoregen does not have ({', '.join(foreign)}): name the preset that "
             "brings it (--config=FILE.py, or config= of scoregen.load), or train anew"
         )
+    holds = [{key for key, _ in sections(of)} for of in (config, saved)]
+    if wrong := sorted(key for key in holds[0] & theirs - holds[1] if key):
+        raise UsageError(f"{path} does not fit this version of scoregen: {', '.join(wrong)}: a section is needed")
     try:
         config.update(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from scoregen.app.figures import plain
 from scoregen.errors import UsageError
 from scoregen.likelihood import LogLikelihood, bits_per_dim
 from scoregen.metrics import (
@@ -33,14 +34,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One figure of a report: its value, and the floor and its spread where there is one."""
+    """One figure of a report: its value, and the floor and its spread where there is one.
+
+    Attributes:
+        note: how it was computed, for distances.json; not in the closing table.
+        text: a sentence that says it in the closing table in place of the numbers.
+    """
 
     name: str
     value: float
     floor: float | None = None
     floor_std: float | None = None
     note: str = ""
-    against: str = "the floor"
+    text: str = ""
 
 
 def evaluate(
@@ -61,14 +67,24 @@ def evaluate(
         near = nearest_neighbours(scaling.to_bytes(samples), dataset.train, test)
     except ValueError as error:  # data without a distance, such as points that are all equal
         raise UsageError(f"the distances cannot be computed: {error}") from error
-    close, against = float(np.quantile(near.held_out, 0.01)), "the value of held-out images,"
+    close = float(np.quantile(near.held_out, 0.01))
     median = [float(np.median(found)) for found in (near.samples, near.held_out)]
     share = [100 * float(np.mean(found < close)) for found in (near.samples, near.held_out)]
-    nearer = "% nearer to a training image than 99 % of held-out images are"
+    held_out = "the floor is of held-out images"
     return [
         first,
-        Metric("distance to nearest training image", *median, note="medians, in bytes", against=against),
-        Metric("memorised, at most", *share, note=nearer, against=against),
+        Metric(
+            "distance to nearest training image",
+            *median,
+            note=f"medians, in grey levels; {held_out}",
+            text=f"{plain(median[0], 3)} grey levels; for held-out images {plain(median[1], 3)} (medians)",
+        ),
+        Metric(
+            "memorised (%)",
+            *share,
+            note=f"closer to a training image than 99 % of held-out images; {held_out}",
+            text=f"{share[0]:.1f} % of the samples are closer to a training image than 99 % of held-out images",
+        ),
     ]
 
 

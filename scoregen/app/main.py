@@ -195,7 +195,7 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
 
     `typed` is the whole command line, to be repeated; `more` are flags beside those of the command.
     """
-    found = read(argv, [*_flags(mode), *more], takes=1)
+    found = read(argv, [*_flags(mode), *more], takes=1, mode=mode)
     preset, workdir, of_run = _named(mode, found)
     config = None
     if preset is not None or of_run is not None:

@@ -280,6 +280,15 @@ def modes(key: str) -> tuple[str, ...]:
     return found[-1] if found else MODES
 
 
+def only_trains(key: str, mode: str) -> bool:
+    """Whether an option has no effect in a command, or changes the trained network, which the command takes as it is.
+
+    >>> only_trains("train.steps", "sample"), only_trains("seed", "sample"), only_trains("sampler.n", "sample")
+    (True, True, False)
+    """
+    return mode not in modes(key) or changes_network(key)
+
+
 def used(config: ConfigDict) -> Config:
     """The configuration without options that have no effect in any command, such as those of parts not chosen.
 

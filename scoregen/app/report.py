@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.app.evaluate import Measured, Metric
-from scoregen.app.figures import ACCENT, INK, figure, load_matplotlib, save, save_image
+from scoregen.app.figures import ACCENT, INK, figure, load_matplotlib, mosaic, plain, save
 from scoregen.data import Dataset
 from scoregen.files import to_json, whole
 from scoregen.samplers import OwnGrid
@@ -31,16 +31,36 @@ def reference(dataset: Dataset) -> np.ndarray:
     return dataset.train if dataset.test is None else dataset.test
 
 
-def save_grid(path: Path, images: np.ndarray, side: int = 640) -> Path:
-    """Write uint8 images `[N, H, W, C]` as one PNG, a `sheet` of about `side` pixels."""
-    return save_image(path, sheet(images, side))
+def heading(name: str, step: int, metrics: Sequence[Metric] = ()) -> str:
+    """The title of a picture: the preset, the step, and the distance if it was computed.
+
+    >>> heading("ddpm_digits", 1200), heading("ddpm_digits", 1200, [Metric("Frechet distance", 0.87, 0.28, 0.05)])
+    ('ddpm_digits, step 1,200', 'ddpm_digits, step 1,200: Frechet distance 0.870, 3.1x the floor')
+    """
+    title = f"{name}, step {step:,}"
+    if not metrics:
+        return title
+    first = metrics[0]
+    standing = verdict(first)
+    return f"{title}: {first.name} {_numbers(first)[0]}" + (f", {standing}" if standing else "")
+
+
+def save_samples(path: Path, samples: np.ndarray, real: np.ndarray, title: str = "", side: int = 480) -> Path:
+    """A line of real images over a grid of samples, all uint8 `[N, H, W, C]`, with a title.
+
+    The grid is about `side` pixels wide. The real images are spread evenly over `real`, which may be in the order of
+    its classes.
+    """
+    columns = math.ceil(math.sqrt(len(samples)))
+    some = np.unique(np.linspace(0, len(real) - 1, min(columns, len(real))).round().astype(int))
+    lines = [("data", [sheet(real[some], side, columns)]), ("samples", [sheet(samples, side, columns)])]
+    return save(path, mosaic(lines, title))
 
 
 def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarray:
     """uint8 images as one of about `side` pixels, in a grid near to square, or of `columns`, uint8 `[h, w, 3]`.
 
-    Each pixel becomes a block of whole pixels. Images of fewer than 16 pixels a side are interpolated linearly: the
-    eye reads a digit of 8x8 pixels as one sees it from afar, and not as a pattern of blocks.
+    Each pixel becomes a block of whole pixels, so that nothing is blurred.
     """
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -51,44 +71,29 @@ def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarr
     page = np.full((lines * tall + gap, columns * wide + gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         y, x = gap + i // columns * tall, gap + i % columns * wide
-        block = _enlarge(image, scale)
+        block = np.repeat(np.repeat(image, scale, 0), scale, 1)
         page[y : y + height * scale, x : x + width * scale] = block if channels == 3 else block[..., :1]
     return page
 
 
-def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    if min(image.shape[:2]) >= 16:
-        return np.repeat(np.repeat(image, scale, 0), scale, 1)
-    from scipy.ndimage import zoom
-
-    return np.asarray(zoom(image, (scale, scale, 1), order=1, mode="nearest", grid_mode=True))
-
-
-def save_completed(path: Path, sampling: Sampling, samples: np.ndarray, most: int = 12) -> Path:
+def save_completed(path: Path, sampling: Sampling, samples: np.ndarray, title: str = "", most: int = 12) -> Path:
     """Three named lines: the first held-out images, their visible part, and the samples that complete it."""
     count, scaling, control = min(most, len(samples)), sampling.scaling, sampling.control
     clean = sampling.clean_of(np.arange(count))
     assert control is not None and clean is not None
     seen = control.seen(clean, 0.5 * (scaling.low + scaling.high))
-    lines = [np.asarray(line) for line in (clean, seen, samples[:count])]
-    image = sheet(scaling.to_bytes(np.concatenate(lines)), 80 * count, columns=count)
-    height, width = image.shape[:2]
-    page, ((panel,),) = figure(size=(1 + 0.8 * count, 0.8 * count * height / width))
-    panel.imshow(image)
-    names = (
-        "held out",
-        "seen",
-        f"completed,\n{count} of {len(samples)}" if len(samples) > count else "completed",
-    )
-    panel.set_yticks([height * (i + 0.5) / 3 for i in range(3)], names)
-    panel.set_xticks([])
-    panel.tick_params(length=0, labelsize=10)
-    panel.spines[:].set_visible(False)
-    return save(path, page)
+    completed = f"completed,\n{count} of {len(samples)}" if len(samples) > count else "completed"
+    lines = [
+        (name, [sheet(scaling.to_bytes(np.asarray(images)), 64 * count, count)])
+        for name, images in (("held out", clean), ("seen", seen), (completed, samples[:count]))
+    ]
+    return save(path, mosaic(lines, title))
 
 
-def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples: np.ndarray) -> Path:
+def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples: np.ndarray, title: str = "") -> Path:
     """Four panels of a two-dimensional run: data, samples, the learned score field, the samples' density.
+
+    The panels show the range of the data. Samples outside of it are drawn at the edge, and their share is said.
 
     The score is drawn at the level whose sigma / alpha is nearest to 0.2, over the exact density at that level where
     it is known (the density of the data, smoothed by that noise), else over the data's own histogram. The lines of the
@@ -122,44 +127,111 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
 
     noise = float(process.sigma(t) / process.alpha(t))
 
-    page, (axes,) = figure(1, 4, size=(16, 4.5))
-    dots = {"s": 3, "linewidths": 0, "alpha": 0.5}
+    page, (axes,) = figure(1, 4, size=(13.2, 3.9))
+    page.suptitle(title)
+    range_of = np.array([[-reach, reach]] * 2)
+    dots = {"s": 3 if len(samples) > 500 else 12, "linewidths": 0, "alpha": 0.5}
     axes[0].scatter(*held.T, color=INK, **dots)
-    axes[0].set_title(f"data ({len(held):,} {'training' if dataset.test is None else 'held-out'} points)")
-    axes[1].scatter(*samples.T, color=ACCENT, **dots)
-    axes[1].set_title(f"samples ({len(samples):,})")
+    axes[0].set_title(f"data: {len(held):,} {'training' if dataset.test is None else 'held-out'} points")
+    out = scatter(axes[1], samples, range_of, ACCENT, **dots)
+    axes[1].set_title(f"samples: {len(samples):,}" + (f", {percent(out)} outside, at the edge" if out else ""))
     there = gaussian_filter(truth, noise / (axis[1] - axis[0]))
     # A light grey by its scale and not by transparency, which draws every edge of a step twice.
     axes[2].contourf(axis, axis, there, levels=12, cmap="Greys", vmin=0, vmax=there.max() / 0.6)
     axes[2].quiver(*np.asarray(points).T, *field.T, color=ACCENT, width=0.004, angles="xy")
-    axes[2].set_title(f"arrows: learned score at noise {noise:.2g}\nshade: {truth_name} density there, in 12 shades")
+    axes[2].set_title(f"arrows: learned score\nshade: {truth_name} density, sigma/alpha = {plain(noise)}")
     axes[3].contourf(axis, axis, _smooth_histogram(samples, axis), levels=16, cmap="Oranges")
     axes[3].contour(axis, axis, truth, levels=_holding(truth, (0.95, 0.8, 0.5)), colors=INK, linewidths=0.6)
-    axes[3].set_title(f"shade: density of the samples\nlines: {truth_name}, around 50, 80, 95 % of it")
+    axes[3].set_title("shade: density of the samples\nlines hold 50, 80 and 95 % of the data")
+    names = coordinates(dataset)
     for panel in axes:
-        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-        panel.tick_params(labelsize=8)
+        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=names[0])
+    axes[0].set_ylabel(names[1])
     return save(path, page)
 
 
-def save_marginals(path: Path, dataset: Dataset, samples: np.ndarray) -> Path:
-    """For points of any dimension: the histogram of each coordinate, samples over held-out data; the first twelve."""
-    drawn, held = (points.reshape(len(points), -1)[:, :12] for points in (samples, reference(dataset)))
-    columns = min(4, drawn.shape[1])
-    lines = -(-drawn.shape[1] // columns)
-    page, panels = figure(lines, columns, size=(3.2 * columns, 2.4 * lines))
+def coordinates(dataset: Dataset) -> list[str]:
+    """The name of each coordinate of an example: of its column, or else its place.
+
+    >>> coordinates(Dataset("series", np.zeros((5, 2, 2), np.float32)))
+    ['coordinate 0, 0', 'coordinate 0, 1', 'coordinate 1, 0', 'coordinate 1, 1']
+    """
+    if dataset.columns is not None:
+        return list(dataset.columns)
+    return [f"coordinate {', '.join(map(str, place))}" for place in np.ndindex(*dataset.shape)]
+
+
+def percent(share: float) -> str:
+    """A share in percent; one above 0 never as 0, and one below 1 never as 100.
+
+    >>> percent(0.03), percent(0.0004), percent(0.9999), percent(1.0)
+    ('3 %', 'under 1 %', 'over 99 %', '100 %')
+    """
+    rounded = round(100 * share)
+    if rounded == 0 and share > 0:
+        return "under 1 %"
+    return "over 99 %" if rounded == 100 and share < 1 else f"{rounded} %"
+
+
+def scatter(panel: Any, points: np.ndarray, ranges: np.ndarray, color: str, **look: Any) -> float:
+    """Draw points `[N, 2]`; those outside of `ranges` `[2, 2]` as crosses at the edge. Returns their share."""
+    low, high = ranges.T
+    off = ((points < low) | (points > high)).any(axis=1)
+    panel.scatter(*points[~off].T, color=color, **look)
+    if off.any():
+        panel.scatter(*np.clip(points[off], low, high).T, color=color, marker="x", s=16, lw=0.8, clip_on=False)
+    return float(off.mean())
+
+
+def save_marginals(path: Path, dataset: Dataset, samples: np.ndarray, title: str = "", most: int = 12) -> Path:
+    """For points of any dimension: the histogram of each coordinate, samples over held-out data; the first twelve.
+
+    The title says how many coordinates are shown. An axis reaches over the data, and over 99 % of the samples.
+    """
+    return save(path, marginals(dataset, samples, title, most))
+
+
+def marginals(dataset: Dataset, samples: np.ndarray, title: str = "", most: int = 12) -> Any:
+    """The figure of `save_marginals`."""
+    drawn, held = (points.reshape(len(points), -1).astype(np.float64) for points in (samples, reference(dataset)))
+    names, dims = coordinates(dataset), drawn.shape[1]
+    shown = min(most, dims)
+    columns = min(4, shown)
+    lines = -(-shown // columns)
+    page, panels = figure(lines, columns, size=(max(5.0, 3.0 * columns), 0.6 + 2.1 * lines))
+    real = "training data" if dataset.test is None else "held-out data"
+    extended = False
     for i, panel in enumerate(panels.flat):
-        if i >= drawn.shape[1]:
+        if i >= shown:
             panel.axis("off")
             continue
         low, high = np.quantile(held[:, i], (0.001, 0.999))
-        bins = np.linspace(low, high, 50).tolist()
-        panel.hist(held[:, i], bins, density=True, color=INK, alpha=0.35, label="data")
-        panel.hist(drawn[:, i], bins, density=True, histtype="step", color=ACCENT, lw=1.5, label="samples")
-        panel.set_title(f"coordinate {i}", fontsize=9)
+        first, last = np.quantile(drawn[:, i], (0.005, 0.995))
+        room = 0.25 * (high - low)
+        begin, end = min(low, first), max(high, last)
+        if begin < low - room or end > high + room:
+            extended = True
+        if end - begin <= 1e-6 * max(abs(begin), abs(end), 1e-6):  # one value
+            begin, end = begin - 0.5 * max(abs(begin), 1e-6), end + 0.5 * max(abs(end), 1e-6)
+        bins = np.linspace(begin, end, 50)
+        # Of all examples, also of those outside: a histogram of the rest alone would look complete.
+        for points, look in (
+            (held, {"color": INK, "alpha": 0.35, "label": real}),
+            (drawn, {"histtype": "step", "color": ACCENT, "lw": 1.5, "label": "samples"}),
+        ):
+            weights = np.full(len(points), 1 / (len(points) * (bins[1] - bins[0])))
+            panel.hist(points[:, i], bins.tolist(), weights=weights, **look)
+        panel.set_xlabel(names[i] if len(names[i]) <= 40 else f"{names[i][:39]}…")
         panel.set_yticks([])
-    panels[0, 0].legend(frameon=False, fontsize=8)
-    return save(path, page)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("density")
+    said = f"{shown} of {dims} coordinates, the first ones" if shown < dims else f"all {dims} coordinates"
+    if extended:
+        said += "; axes are extended to where 99 % of the samples are"
+    page.suptitle(f"{title}\n{said}" if title else said)
+    page.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return page
 
 
 def _smooth_histogram(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
@@ -180,6 +252,9 @@ def _holding(density: np.ndarray, shares: Sequence[float]) -> list[float]:
     return sorted({float(falling[np.searchsorted(mass, share)]) for share in shares})
 
 
+SMOOTHED = 20  # a mean reaches over one in so many of the losses to each side
+
+
 def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
     """The figure of `save_curve`."""
     load_matplotlib()
@@ -187,14 +262,20 @@ def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
 
     lines = MetricsLog.read(workdir)
     page, ((panel,),) = figure(size=(7, 4))
-    for key, style in (("loss", {"color": INK, "lw": 1}), ("held_out_loss", {"color": ACCENT, "marker": "o", "lw": 0})):
-        # A loss that was not finite is null in the file.
-        found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if found:
-            panel.plot(*np.array(found).T, label=key.replace("_", "-", 1).replace("_", " "), **style)
-    panel.set(xlabel="step", ylabel=loss, title=title)
-    values = np.array([line["loss"] for line in lines if line.get("loss") is not None])
-    if len(values) > 5 and (values > 0).all():  # sliced score matching is negative, and stays linear
+    # A loss that was not finite is null in the file.
+    steps, losses = _losses(lines, "loss")
+    reach = len(losses) // SMOOTHED
+    if reach:
+        panel.plot(steps, losses, color=INK, lw=0.8, alpha=0.3, label="training loss, single batches")
+        span = (2 * reach + 1) * round((steps[-1] - steps[0]) / (len(steps) - 1))
+        panel.plot(steps, _smooth(losses, reach), color=INK, lw=1.8, label=f"training loss, mean of {span:,} steps")
+    elif len(losses):
+        panel.plot(steps, losses, color=INK, lw=1.2, label="training loss, single batches")
+    at, held = _losses(lines, "held_out_loss")
+    if len(held):
+        panel.plot(at, held, "o-", color=ACCENT, lw=1.2, ms=5, label="held-out loss")
+    panel.set(xlabel="training step", ylabel=loss, title=title)
+    if len(losses) > 5 and (losses > 0).all():  # sliced score matching is negative, and stays linear
         panel.set_yscale("log")
         low, high = panel.get_ylim()
         if high < 5 * low:
@@ -204,14 +285,41 @@ def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if panel.lines:
-        panel.legend(frameon=False)
+        panel.legend()
     panel.spines[["top", "right"]].set_visible(False)
     return page
 
 
+def _losses(lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps of a loss, and its finite values."""
+    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    steps, losses = np.array(found, np.float64).reshape(-1, 2).T
+    return steps, losses
+
+
+def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """The mean over `reach` values to each side of each.
+
+    At the start, where losses fall steeply, over as many as there are to both sides; at the end over those to the left
+    and what there is to the right.
+
+    >>> _smooth(np.array([9.0, 2.0, 1.0, 6.0, 2.0]), 1).tolist()
+    [9.0, 4.0, 3.0, 3.0, 4.0]
+    """
+    sums, at = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
+    first, last = np.maximum(at - reach, 0), np.minimum(at + np.minimum(at, reach), len(values) - 1)
+    return (sums[last + 1] - sums[first]) / (last + 1 - first)
+
+
 def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -> Path:
-    """The loss over the steps, from the run's metrics.jsonl; held-out losses as dots. `loss` labels the axis."""
+    """The loss over the steps, from the run's metrics.jsonl: of each batch that was logged, smoothed, and held out.
+
+    `loss` labels the axis.
+    """
     return save(path, curve(workdir, title, loss))
+
+
+PAGE = "docs/manual/results.md"  # it explains the closing table
 
 
 def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric], files: Sequence[Path]) -> Table:
@@ -221,48 +329,82 @@ def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric
     found = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     found.add_column(style="bold", no_wrap=True)
     found.add_column(overflow="fold")
-    for name, value in facts:
+    for name, value in [*facts, *zip((metric.name for metric in metrics), describe(metrics), strict=True)]:
         found.add_row(name, value)
-    for metric in metrics:
-        found.add_row(metric.name, describe(metric))
     for i, path in enumerate(files):
         found.add_row("files" if i == 0 else "", str(path))
+    found.add_row("explained", f"see {PAGE}")
     return found
 
 
-def describe(metric: Metric) -> str:
-    """A figure in words.
+def describe(metrics: Sequence[Metric]) -> list[str]:
+    """Metrics in words, in columns: the value, the floor, and how they compare; or the metric's own sentence.
 
-    >>> describe(Metric("MMD", 0.03, 0.02, 0.001))
-    '0.03, 1.50x the floor of 0.02 +- 0.001 (real against real)'
-    >>> describe(Metric("distance", 12.0, 10.0, note="median"))
-    '12, 1.20x the floor of 10 (median)'
+    >>> for line in describe([Metric("sliced", 0.0205, 0.027, 0.0049), Metric("MMD", 0.03, 0.015, 0.001)]):
+    ...     print(line)
+    0.0205   floor 0.0270 +- 0.0049   at the floor
+    0.0300   floor 0.0150 +- 0.0010   2.0x the floor
+    >>> describe([Metric("memorised", 0.1, 1.1, text="0.1 % of the samples"), Metric("distance", 12.0)])
+    ['0.1 % of the samples', '12']
     """
-    text = f"{metric.value:.4g}"
-    if metric.floor:
-        spread = f" +- {metric.floor_std:.2g}" if metric.floor_std is not None else ""
-        of = " of" if metric.against == "the floor" else ""
-        text += f", {metric.value / metric.floor:.2f}x {metric.against}{of} {metric.floor:.4g}{spread}"
-    note = metric.note or "real against real"
-    return f"{text} ({note})"
+    cells = [None if metric.text else (*_numbers(metric), verdict(metric)) for metric in metrics]
+    wide = [max((len(cell[i]) for cell in cells if cell), default=0) for i in range(2)]
+    return [
+        metric.text if cell is None else "   ".join((cell[0].ljust(wide[0]), cell[1].ljust(wide[1]), cell[2])).rstrip()
+        for metric, cell in zip(metrics, cells, strict=True)
+    ]
+
+
+def _numbers(metric: Metric) -> tuple[str, str]:
+    """The value and the floor, to two digits of the floor's spread, or else to three of their own."""
+    spread = metric.floor_std
+    digits = 1 - math.floor(math.log10(spread)) if spread and math.isfinite(spread) else -1
+    if not 0 <= digits <= 6 or not math.isfinite(metric.value):
+        floor = "" if metric.floor is None else f"floor {plain(metric.floor, 3)}"
+        return plain(metric.value, 3), floor + (f" +- {spread:.2g}" if spread and floor else "")
+    floor = "" if metric.floor is None else f"floor {metric.floor:.{digits}f} +- {spread:.{digits}f}"
+    return f"{metric.value:.{digits}f}", floor
+
+
+def verdict(metric: Metric) -> str:
+    """How a value compares with its floor: a value within two standard deviations of it cannot be told from it.
+
+    >>> verdict(Metric("a", 0.0205, 0.027, 0.0049)), verdict(Metric("a", 0.0513, 0.027, 0.0049))
+    ('at the floor', '1.9x the floor')
+    >>> verdict(Metric("a", 0.029, 0.027, 0.0049)), verdict(Metric("a", 0.002, 0.027, 0.0049))
+    ('at the floor', 'far below the floor: too near to the held-out data')
+    """
+    value, floor, spread = metric.value, metric.floor, metric.floor_std or 0.0
+    if not floor:
+        return ""
+    if value < 0.5 * floor and value < floor - 3 * spread:
+        return "far below the floor: too near to the held-out data"
+    if value <= floor + 2 * spread:
+        return "at the floor"
+    ratio = value / floor
+    return f"{ratio:.{0 if ratio >= 10 else 1 if ratio >= 1.05 else 2}f}x the floor"
 
 
 def describe_likelihood(measured: Measured) -> str:
-    """A likelihood in words.
+    """A likelihood in words, to two digits of its standard error.
 
     >>> describe_likelihood(Measured("ode", 3.0, 0.1, 0.02, "bits/dim", 60.0))
-    '3.0000 +- 0.1000 bits/dim; +- 0.0200 by its own draws; 60 steps an example'
+    '3.00 +- 0.10 bits/dim, in 60 solver steps'
     """
-    text = f"{measured.value:.4f} +- {measured.error:.4f} {measured.unit}"
-    text += f"; +- {measured.own:.4f} by its own draws" if measured.own else ""
-    kind = "evaluations" if measured.name == "bound" else "steps"
-    return text + (f"; {measured.steps:.0f} {kind} an example" if measured.steps else "")
+    error = measured.error
+    digits = max(0, min(6, 1 - math.floor(math.log10(error)))) if error > 0 and math.isfinite(error) else 4
+    kind = "network evaluations" if measured.name == "bound" else "solver steps"
+    return f"{measured.value:.{digits}f} +- {error:.{digits}f} {measured.unit}" + (
+        f", in {measured.steps:.0f} {kind}" if measured.steps else ""
+    )
 
 
 def save_metrics(path: Path, config: Config, count: int, step: int, metrics: Sequence[Metric]) -> Path:
     """The distances as JSON, and all that is needed to repeat them."""
     how = {"samples": count, "sampler": config.sampler.to_dict()}
-    distances = [{k: v for k, v in vars(metric).items() if v not in (None, "")} for metric in metrics]
+    distances = [
+        {k: v for k, v in vars(metric).items() if v is not None and k != "text" and v != ""} for metric in metrics
+    ]
     return _save_json(path, config, step, how | {"distances": distances})
 
 

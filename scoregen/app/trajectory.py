@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoregen.app.figures import ACCENT, INK, figure, save
-from scoregen.app.report import reference, sheet
+from scoregen.app.figures import ACCENT, INK, figure, mosaic, plain, save
+from scoregen.app.report import coordinates, percent, reference, scatter, sheet
 from scoregen.app.sampling import Sampling, sampling_key
 from scoregen.files import whole
 from scoregen.random import broadcast, example_keys
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FRAMES = 60  # of an animation, at most
 COLUMNS = 8  # of a sheet
+VISIBLE = 0.1, 2.5  # noise, in standard deviations of the data, below and above which pictures look alike
 
 
 class Walk(NamedTuple):
@@ -60,35 +61,76 @@ def walk(sampling: Sampling, params: Any, count: int) -> Walk:
     return Walk(*map(np.asarray, draw(params, keys, sampling.labels_of(index), sampling.clean_of(index))))
 
 
-def save_sheet(path: Path, dataset: Dataset, scaling: Any, seen: Walk) -> Path:
+def levels_to_show(noise: np.ndarray, spread: float, count: int = COLUMNS) -> np.ndarray:
+    """The indices of at most `count` frames, such that each looks different: the first, the last, and between them
+    even in log-SNR, as far as the noise is visible.
+
+    Args:
+        noise: sigma / alpha of each frame, falling.
+        spread: the standard deviation of the data.
+        count: how many, at least 2.
+
+    >>> noise = np.geomspace(160, 0.01, 60)
+    >>> [plain(value) for value in noise[levels_to_show(noise, 1.0)]]
+    ['160', '1.6', '0.99', '0.6', '0.37', '0.27', '0.16', '0.01']
+    """
+    place = np.log(np.clip(noise, VISIBLE[0] * spread, VISIBLE[1] * spread))
+    targets = np.linspace(place[0], place[-1], count)
+    # The first of several that look alike: of those above the visible noise the noisiest.
+    some = np.abs(place - targets[:, None]).argmin(axis=1)
+    return np.unique([*some[:-1], len(noise) - 1])
+
+
+def save_sheet(path: Path, dataset: Dataset, scaling: Any, seen: Walk, title: str = "") -> Path:
     """A few frames side by side: x above, the estimate of x0 below, with the noise of each over it."""
-    some = np.unique(np.linspace(0, len(seen.noise) - 1, COLUMNS).round().astype(int))
-    page, axes = figure(2, len(some), size=(2.0 * len(some), 4.5))
-    for column, k in zip(axes.T, some, strict=True):
-        column[0].set_title(f"sigma / alpha = {seen.noise[k]:.3g}", fontsize=10)
-        for panel, examples, color in zip(column, (seen.x[k], seen.x0[k]), (INK, ACCENT), strict=True):
-            _draw(panel, dataset, scaling, examples, color)
-    axes[0, 0].set_ylabel("x")
-    axes[1, 0].set_ylabel("estimate of x0")
-    return save(path, page)
+    return save(path, sheet_of(dataset, scaling, seen, title))
 
 
-def save_animation(path: Path, dataset: Dataset, scaling: Any, seen: Walk) -> Path:
+def sheet_of(dataset: Dataset, scaling: Any, seen: Walk, title: str = "") -> Any:
+    """The figure of `save_sheet`."""
+    some = levels_to_show(seen.noise, _spread(dataset, scaling))
+    heads = [_head(seen.noise[k]) for k in some]
+    lines = ("x, scaled", seen.x[some]), ("estimate of x0", seen.x0[some])
+    if dataset.is_image:
+        return mosaic(
+            [(name.replace(" ", "\n", 1), [sheet(scaling.to_bytes(k), 160) for k in kept]) for name, kept in lines],
+            title,
+            heads,
+        )
+    names, ranges = _axes(dataset, seen)
+    page, axes = figure(2, len(some), size=(0.8 + 1.6 * len(some), 4.2), sharex=True, sharey=True)
+    page.suptitle("\n".join(filter(None, (title, _said(dataset)))))
+    for line, (name, kept), color in zip(axes, lines, (INK, ACCENT), strict=True):
+        for panel, points in zip(line, kept, strict=True):
+            _draw(panel, points, ranges, color)
+        line[0].set_ylabel("\n".join(filter(None, (name, names[1]))))
+    for panel, head in zip(axes[0], heads, strict=True):
+        panel.set_title(head)
+    for panel in axes[1]:
+        panel.set_xlabel(names[0])
+    return page
+
+
+def save_animation(path: Path, dataset: Dataset, scaling: Any, seen: Walk, title: str = "") -> Path:
     """A GIF: x on the left, the estimate of x0 on the right; the last frame stays for two seconds."""
     from PIL import Image
 
     frames = []
+    names, ranges = ("", ""), np.zeros((2, 2))
+    if not dataset.is_image:
+        names, ranges = _axes(dataset, seen)
     for k in range(len(seen.noise)):
-        page, (axes,) = figure(1, 2, size=(8, 4.3))
-        for panel, examples, color, name in zip(
-            axes,
-            (seen.x[k], seen.x0[k]),
-            (INK, ACCENT),
-            (f"x, sigma / alpha = {seen.noise[k]:.2g}", "estimate of x0"),
-            strict=True,
-        ):
-            _draw(panel, dataset, scaling, examples, color)
-            panel.set_title(name)
+        heads = [f"x, scaled; {_head(seen.noise[k])}", "estimate of x0"]
+        if dataset.is_image:
+            pictures = [sheet(scaling.to_bytes(images[k]), 320) for images in (seen.x, seen.x0)]
+            page = mosaic([("", pictures)], title, heads)
+        else:
+            page, (axes,) = figure(1, 2, size=(8, 4.5), sharex=True, sharey=True)
+            page.suptitle("\n".join(filter(None, (title, _said(dataset)))))
+            for panel, points, color, head in zip(axes, (seen.x[k], seen.x0[k]), (INK, ACCENT), heads, strict=True):
+                _draw(panel, points, ranges, color)
+                panel.set(title=head, xlabel=names[0])
+            axes[0].set_ylabel(names[1])
         page.canvas.draw()
         frames.append(Image.fromarray(np.asarray(page.canvas.buffer_rgba())[..., :3]).quantize(64))
     durations = [100] * (len(frames) - 1) + [2000]
@@ -97,15 +139,47 @@ def save_animation(path: Path, dataset: Dataset, scaling: Any, seen: Walk) -> Pa
     return path
 
 
-def _draw(panel: Any, dataset: Dataset, scaling: Any, examples: np.ndarray, color: str) -> None:
-    panel.set(xticks=[], yticks=[])
+def _head(noise: float) -> str:
+    return f"sigma/alpha = {plain(noise)}"
+
+
+def _said(dataset: Dataset) -> str:
+    """How many coordinates are shown, where some are not."""
+    dims = int(np.prod(dataset.shape))
+    return f"2 of {dims} coordinates, the first ones" if dims > 2 else ""
+
+
+def _spread(dataset: Dataset, scaling: Any) -> float:
+    """The standard deviation of the data as the network sees them, over some examples and all coordinates."""
+    some = reference(dataset)[:2000]
     if dataset.is_image:
-        panel.imshow(sheet(scaling.to_bytes(examples), 320))
-        panel.spines[:].set_visible(False)
-        return
-    # Of points the first two coordinates, or one along a line.
-    points = examples.reshape(len(examples), -1)
-    y = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
-    reach = 1.3 * float(np.quantile(np.abs(reference(dataset)), 0.999))
-    panel.scatter(points[:, 0], y, s=4, linewidths=0, alpha=0.6, color=color)
-    panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        some = scaling.low + (scaling.high - scaling.low) * some.astype(np.float32) / 255
+    return max(float(np.std(some)), 1e-6)
+
+
+def _axes(dataset: Dataset, seen: Walk) -> tuple[tuple[str, str], np.ndarray]:
+    """The names of the two coordinates that are shown, and their ranges `[2, 2]`, for points.
+
+    The ranges hold the data, and the samples and the noise that the walk starts from but for one in a hundred of each.
+    An estimate of x0 along the way may leave them.
+    """
+    shown = [_plane(points) for points in (reference(dataset), seen.x0[-1], seen.x[0])]
+    low = np.min([np.quantile(points, 0.005, axis=0) for points in shown], axis=0)
+    high = np.max([np.quantile(points, 0.995, axis=0) for points in shown], axis=0)
+    middle, half = 0.5 * (low + high), 0.6 * max(float((high - low).max()), 1e-6)
+    names = coordinates(dataset)
+    return (names[0], names[1] if len(names) > 1 else ""), np.stack([middle - half, middle + half], axis=1)
+
+
+def _plane(points: np.ndarray) -> np.ndarray:
+    """The first two coordinates `[N, 2]`; of points of one coordinate the second is 0."""
+    points = points.reshape(len(points), -1).astype(np.float64)
+    return points[:, :2] if points.shape[1] > 1 else np.concatenate([points, np.zeros_like(points)], axis=1)
+
+
+def _draw(panel: Any, points: np.ndarray, ranges: np.ndarray, color: str) -> None:
+    off = scatter(panel, _plane(points), ranges, color, s=4, linewidths=0, alpha=0.6)
+    panel.set(xlim=ranges[0], ylim=ranges[1], aspect="equal")
+    if off >= 0.01:
+        said = panel.text(0.03, 0.97, f"{percent(off)} outside", transform=panel.transAxes, va="top", fontsize=8)
+        said.set_in_layout(False)

@@ -29,6 +29,8 @@ class Dataset:
         test: the examples held out, of the same kind; None for none, and then there is no held-out loss.
         train_labels, test_labels: their classes; None for none.
         log_density: where the true density is known, a JAX function from points `[B, D]` to log p(x) `[B]` in nats.
+        columns: the name of each coordinate of examples `[N, D]`, for figures; None for their numbers. Those of a
+            pandas DataFrame given as `train` are taken.
 
     Raises UsageError, naming the split, for an empty array, a type or rank other than these, values that are not finite
     (how many examples, and the first), train and test of different kinds, and labels that do not fit.
@@ -46,14 +48,22 @@ class Dataset:
     train_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     log_density: Callable | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        columns = getattr(self.train, "columns", None) if self.columns is None else self.columns
+        if columns is not None:
+            object.__setattr__(self, "columns", tuple(map(str, columns)))
         for split in ("train", "test") if self.test is not None else ("train",):
             what = f"{self.name}: {split}"
             examples = _as_examples(what, getattr(self, split))
             object.__setattr__(self, split, examples)
             if (labels := getattr(self, f"{split}_labels")) is not None:
                 object.__setattr__(self, f"{split}_labels", _as_labels(what, labels, len(examples)))
+        if self.columns is not None and self.shape != (len(self.columns),):
+            raise UsageError(
+                f"{self.name}: {len(self.columns)} columns for examples of shape {self.shape}: name each coordinate"
+            )
         if self.test is None:
             if self.test_labels is not None:
                 raise UsageError(f"{self.name}: there are test_labels and no test examples: give both, or neither")
@@ -165,6 +175,7 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
     (8, 2)
     """
     # Before they are shuffled, since the index in a message is that in the person's own data.
+    columns = getattr(examples, "columns", None)
     examples = _as_examples(name, examples)
     n, seed = len(examples), int(seed)
     cut = round(fraction * n) if 0 < fraction < 1 else 0
@@ -182,7 +193,7 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
     order = np.random.default_rng(seed).permutation(n)
     test, train = order[:cut], order[cut:]
     picked = (None, None) if labels is None else (labels[train], labels[test])
-    return Dataset(name, examples[train], examples[test], *picked)
+    return Dataset(name, examples[train], examples[test], *picked, columns=columns)
 
 
 @functools.lru_cache(maxsize=4)  # a memo, not a state; four, because one batch may run across an epoch's end

@@ -16,7 +16,7 @@ from jax import Array
 
 from scoregen.cond import Cond
 from scoregen.errors import Problems, UsageError, check_count, what_it_is
-from scoregen.files import locked
+from scoregen.files import locked, make_folder
 from scoregen.random import check_seed
 from scoregen.train import describe, mesh
 from scoregen.train.ema import Average, Decay, NoAverage
@@ -342,10 +342,7 @@ def _check_labels(model: Model, dataset: Dataset) -> None:
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """The workdir, made if it is not there, and held by this run alone."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {workdir}: {error.strerror}; choose another workdir") from None
+    make_folder(workdir, "workdir")
     with locked(workdir / ".lock") if mesh.first() else contextlib.nullcontext():
         yield
 

@@ -27,6 +27,7 @@ from scoregen.app.command import answer, name_of, say, say_presets
 from scoregen.app.config import Config
 from scoregen.contrib.commands import parsed, train_command
 from scoregen.errors import UsageError
+from scoregen.files import make_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,10 +78,7 @@ def _design(argv: Sequence[str], console: Console) -> int:
     if wrong := config_lib.idle(any_design, without_effect):
         raise UsageError(*wrong)
     parts = build(any_design)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+    make_folder(folder, "--out")
     x = examples(parts)
     dims, data = x.shape[1], parts.dataset
     what = f"{len(x):,} {'images' if data.is_image else 'points'} of {config.data.name}, {dims:,} dimensions"

@@ -38,7 +38,7 @@ from scoregen.contrib.sweep.launch import LAUNCHERS, Launcher, last_line, launch
 from scoregen.contrib.sweep.plan import Cell, Sweep, placed, read
 from scoregen.contrib.sweep.table import as_csv, as_markdown, cells_csv, rows_of, stale, time_left
 from scoregen.errors import UsageError
-from scoregen.files import check_writable, locked, whole
+from scoregen.files import check_writable, locked, make_folder, whole
 from scoregen.train.log import clock
 
 AGAIN = ".again"  # holds the name of a command with --again until it has done all
@@ -106,10 +106,7 @@ def _run(argv: list[str], console: Console) -> int:
     if options.dry_run:
         room = make(options.workers, out, launching).room if options.launcher == "local" else options.workers
         return _show(console, sweep, chosen, todo, out, room)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    make_folder(out, "--out")
     check_writable(out)
     if options.table:
         return _report(console, sweep, out)

@@ -228,11 +228,11 @@ def scheduler_config(config: Config) -> dict[str, Any]:
     predictions = {ours: theirs for theirs, ours in TARGETS.items()}
     never = dict.fromkeys(
         ("net.unit_input", "energy", "learned_variance", "labels"),
-        ((False,), "a diffusers DDPMPipeline is False there"),
+        ((False,), "a diffusers DDPMPipeline has False"),
     )
     needed: dict[str, tuple[tuple, str]] = {
-        "sampler.x0.name": (("free", "clip"), "a diffusers pipeline is free or clip there"),
-        "net.condition": (("index",), "a diffusers DDPMPipeline is index there"),
+        "sampler.x0.name": (("free", "clip"), "a diffusers pipeline has free or clip"),
+        "net.condition": (("index",), "a diffusers DDPMPipeline has index"),
         **never,
         "scaling.name": (("centered",), "a diffusers DDPMPipeline has data in [-1, 1], centered"),
         "target": (tuple(predictions), f"diffusers knows {', '.join(predictions)} under other names"),
