@@ -55,7 +55,8 @@ def load_matplotlib() -> None:
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
-    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)})
+    style: dict[Any, Any] = STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}
+    matplotlib.rcParams.update(style)
 
 
 def plain(number: float, digits: int = 2) -> str:

@@ -89,7 +89,7 @@ def save_sheet(path: Path, dataset: Dataset, scaling: Any, seen: Walk, title: st
 def sheet_of(dataset: Dataset, scaling: Any, seen: Walk, title: str = "") -> Any:
     """The figure of `save_sheet`."""
     some = levels_to_show(seen.noise, _spread(dataset, scaling))
-    heads = [_head(seen.noise[k]) for k in some]
+    heads = [_head(float(seen.noise[k])) for k in some]
     lines = ("x, scaled", seen.x[some]), ("estimate of x0", seen.x0[some])
     if dataset.is_image:
         return mosaic(
