@@ -95,7 +95,7 @@ def repaired(config):
         flags = re.findall(r"--config\.([\w.]+)=([\w.+-]*\w)", reason)
         key, value = next(flag for flag in flags if flag[0] != "loss.name")
         with contextlib.suppress(ValueError):
-            value = float(value)
+            value = float(value) if not value.isdigit() else int(value)
         value = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
         config.update_from_flattened_dict({key: value})
         if key == "process.name":

@@ -187,7 +187,7 @@ class Action:
         config, train = self.config, self.config.train
 
         def started(begin: int, state: State) -> None:
-            if begin:
+            if begin or (self.workdir / "checkpoints" / "0").is_dir():  # step 0: of imported weights
                 done = f"going on to step {train.steps}" if begin < train.steps else "trained to the end already"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
             if begin < train.steps:
