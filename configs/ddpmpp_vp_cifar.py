@@ -6,7 +6,7 @@
     scoregen likelihood runs/ddpmpp_vp_cifar --config.sampler.process.name=trained
 
 DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator. 61,804,419 parameters and 21.69
-GFLOP per image and evaluation, of which sampling takes 1000; the second, "deep", has 106,632,579 (FID 2.41, 3.13
+GFLOP per image and evaluation, 1000 evaluations a sample; the second, "deep", has 106,632,579 (FID 2.41, 3.13
 bits/dim). From the paper, each with the switch that turns it off: the loss is a mean over dimensions
 (--config.loss.eps.reduce=sum); times from 1e-5 on are trained and 1e-3 is where sampling ends
 (--config.sampler.process.name=trained for both alike, as the likelihood needs); the average of the parameters starts

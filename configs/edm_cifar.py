@@ -4,7 +4,7 @@
     scoregen train edm_cifar --data=DIR --config.labels=true
 
 DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator. 55,733,891 parameters, with
-classes 55,735,299, and 42.38 GFLOP per image and evaluation, of which sampling takes 35. The network is DDPM++ with all
+classes 55,735,299, and 42.38 GFLOP per image and evaluation, 35 evaluations a sample. The network is DDPM++ with all
 levels of 256 channels. From the paper, each with the switch that turns it off: images are augmented, and the network
 gets the numbers that say how (--config.data.augment=0), mirrored ones too (--config.data.flip=true without
 augmentation); the class, if it has one, is never dropped (--config.label_dropout=0.1, which guidance needs); c_noise =

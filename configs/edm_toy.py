@@ -4,7 +4,7 @@
 
 Karras et al. 2022: the noise is the time, its law log-normal; the network's input and output have unit variance
 (--config.target=edm, --config.net.unit_input), and the loss is the error of that output (--config.weighting.name=edm).
-data_std is that of the data. Sampled by DDIM; their own sampler is --config.sampler.step.name=edm.
+data_std is the standard deviation of the data. The sampler is DDIM; --config.sampler.step.name=edm is the paper's.
 """
 
 from scoregen.app.config import load

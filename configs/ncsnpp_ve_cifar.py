@@ -5,7 +5,7 @@
         --steps=950000
 
 DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator. 62,758,915 parameters and 21.75
-GFLOP per image and evaluation, of which sampling takes 2000; the second, "deep", has 107,587,075 (FID 2.20). From the
+GFLOP per image and evaluation, 2000 evaluations a sample; the second, "deep", has 107,587,075 (FID 2.20). From the
 paper, each with the switch that turns it off: data in [0, 1] without dequantization
 (--config.scaling.unit.dequantize=true); the network sees 2x - 1 (--config.net.centered=false); the length of a Langevin
 step comes from norms that are averaged over the batch, so that draws depend on it

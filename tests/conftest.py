@@ -52,3 +52,10 @@ def tables_as_they_were():
         if table != entries:
             table.clear()
             table.update(entries)
+
+
+@pytest.fixture
+def exact():
+    """Arithmetic in float64, to be checked to many digits."""
+    with jax.enable_x64(True):
+        yield

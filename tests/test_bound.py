@@ -27,11 +27,7 @@ CHAINS = {
 BYTES = (-1.0, 1.0, 2 / 255)
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    """All here is arithmetic, to be checked to many digits."""
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def gaussian_kl(mean, std, other_mean, other_std):

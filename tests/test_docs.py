@@ -206,16 +206,16 @@ def understood(line: str, folder: Path, monkeypatch) -> Parsed | None:
     for name in ("_import", "_export", "_inspect"):
         monkeypatch.setattr(weights, name, lambda *args, name=name: stop(name))
     monkeypatch.setattr(actions, "perform", lambda mode, config, *args, **options: stop(mode, config))
-    parse, read = design.parsed, conformance.read
+    parse, read = design.parse, conformance.read
 
-    def parsed(*given):
-        stop("design", parse(*given).config)
+    def parsed(*given, **options):
+        stop("design", parse(*given, **options).config)
 
     def checked(argv, flags):
         read(argv, flags).check()
         stop("conformance")
 
-    monkeypatch.setattr(design, "parsed", parsed)
+    monkeypatch.setattr(design, "parse", parsed)
     monkeypatch.setattr(conformance, "read", checked)
 
     program, *argv = shlex.split(line.removeprefix("python -m "))

@@ -24,10 +24,7 @@ from scoregen.testing.oracle import TWO_MODES
 KEY = jax.random.key(5)
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def close(a, b, **options):

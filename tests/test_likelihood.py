@@ -21,13 +21,6 @@ from scoregen.times import Own
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
 
-@pytest.fixture
-def exact():
-    """Arithmetic to be checked to many digits."""
-    with jax.enable_x64(True):
-        yield
-
-
 def ends(process):
     """alpha and sigma at the least noisy and at the noisiest level."""
     return [(process.alpha(t), process.sigma(t)) for t in (bottom(process), top(process))]

@@ -32,10 +32,7 @@ TIMES = (999, 800, 650, 420, 199)
 SHAPE = (6, 2)
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def walk(process, step, times, corrector=None):

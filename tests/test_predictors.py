@@ -46,10 +46,7 @@ from scoregen.testing.oracle import TWO_MODES, gaussian
 KEY = jax.random.key(5)
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def batch(process, n=5):

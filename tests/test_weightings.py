@@ -15,10 +15,7 @@ from scoregen.times import LogNormal, Own, own_density
 NAMED = {name: make for name, make in WEIGHTINGS.items() if name != "own"}
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def times(process, n=20):

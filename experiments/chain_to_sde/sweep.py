@@ -91,7 +91,7 @@ def distance(name, levels):
     solver, on_chain = WALKS[name]
     process = ddpm_levels(levels) if on_chain else VP(t_min=1 / levels)
     denoiser, times = LINE.denoiser(process), OwnGrid()(process, levels)
-    # About 0.0086 apart: a sum over a normal density of deviation 0.0077, that of the shortest step's noise, is then
+    # About 0.0086 apart. The noise of the shortest step has a deviation of 0.0077: a sum over its normal density is
     # exact to 1e-7. Without noise there are so many that some end between the modes.
     x = jnp.linspace(-6.0, 6.0, 40_001 if name in DETERMINISTIC else 1401)
     width = x[1] - x[0]
@@ -143,7 +143,7 @@ def gap(run, levels):
 
 
 def denoiser_under(run, process):
-    """The exact denoiser, or that of the trained network, under this process."""
+    """The exact or the trained denoiser, under this process."""
     return RING.denoiser(process) if run.run is None else run.run.denoiser.under(process)
 
 

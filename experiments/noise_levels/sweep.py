@@ -1,8 +1,8 @@
 """The techniques of NCSN's second version, one by one
 
 With the exact score, samples end at the wrong modes if the first level is below half of the largest distance, if there
-are few levels, or if there are many of one step each. The variance after one level is that of the paper's criterion for
-the step; but each level is entered with the variance that the one before has left, and over all levels this adds up.
+are few levels, or if there are many of one step each. The variance after one level agrees with the paper's criterion
+for the step; but each level starts with the variance that the one before has left, and over all levels this adds up.
 Networks on small digits need the levels, a step that is long enough and the division by sigma. With these, the average,
 the denoising at the end and the input sigma make little or no difference, and a first level of a fifth of the distance
 is no loss.

@@ -121,7 +121,7 @@ def last_variance(process: Process, case: Case, n: int, std: float) -> float:
 
     @once
     def walk(levels):
-        # Row 0 is the factor of the start, row k that of the noise of step k - 1, each of unit size.
+        # Row 0 is the factor of the start, row k the factor of the noise of step k - 1, each of unit size.
         x = jnp.zeros((n, 1)).at[0].set(1.0)
         keys = jax.random.key(0), jax.random.key(1)
         z, other = (normal(key, x.shape) for key in keys)

@@ -184,10 +184,10 @@ class Action:
 
     def train(self) -> api.Run:
         """The run, trained to the end or to a signal."""
-        config, train = self.config, self.config.train
+        config, train, resumed = self.config, self.config.train, saved(self.workdir)
 
         def started(begin: int, state: State) -> None:
-            if begin or (self.workdir / "checkpoints" / "0").is_dir():  # step 0: of imported weights
+            if resumed:
                 done = f"going on to step {train.steps}" if begin < train.steps else "trained to the end already"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
             if begin < train.steps:
@@ -389,7 +389,7 @@ class Action:
         return text + (", of an energy and its gradient" if self.parts.model.energy else "")
 
     def bridged(self) -> str:
-        """The process that is sampled under, if it is not that of the training."""
+        """The process that is sampled under, if it is not the trained one."""
         name = self.config.sampler.process.name
         return "" if name == "trained" else f", as {name}"
 

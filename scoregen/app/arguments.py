@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def parse(
     prefixes: Sequence[str] = (),
     needed: bool = True,
     mode: str = "",
+    faults: Callable[[Arguments], Iterable[str]] = lambda found: (),
 ) -> Arguments:
     """The command line of a command whose configuration is that of --config, with its overrides.
 
@@ -120,6 +121,7 @@ def parse(
         prefixes: of flags with names of their own, such as "launch" for --launch.NAME=VALUE.
         needed: whether a configuration must be named; else it is None without one.
         mode: where options are refused that have no effect in this command, one of `config.MODES`; "" to refuse none.
+        faults: gives a line for each fault in what the command line says, before any configuration is known.
 
     Raises:
         UsageError: for what is not understood, with what is nearest; all at once.
@@ -132,6 +134,7 @@ def parse(
     ('runs', [('seed', 0, 1)])
     """
     found = read(argv, (CONFIG, *flags), takes, prefixes, mode)
+    found.errors[:0] = faults(found)
     name = found.values["config"]
     if name is None and (needed or found.overrides):
         typed = next(iter(found.overrides.values()), None)

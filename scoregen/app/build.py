@@ -171,7 +171,7 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
     step, grid = choose(STEPS, "sampler.step"), choose(GRIDS, "sampler.grid")
     corrector, sampler = choose(CORRECTORS, "sampler.corrector"), None
     if step is not None and grid is not None and (corrector is not None or config.sampler.corrector.name == "none"):
-        n = None if config.sampler.grid.name == "list" else config.sampler.n or None  # a list has its own number
+        n = None if config_lib.idle(config, ["sampler.n"]) else config.sampler.n or None  # a preset's may be idle
         sampler = attempt(Sampler, step, corrector, grid, n, config.sampler.denoise)
     hold_x0 = choose(X0S, "sampler.x0", **bounds)
     control = choose(CONTROLS, "sampler.control")

@@ -1,42 +1,14 @@
-"""What the commands of contrib share: all faults of a command line at once, and commands as they are typed."""
+"""What the commands of contrib share: commands and paths as they are typed."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scoregen.app.arguments import CONFIG, Arguments, Flag, parse, read
 from scoregen.app.config import Config, idle
-from scoregen.errors import UsageError
-
-
-def parsed(
-    argv: Sequence[str],
-    flags: Sequence[Flag],
-    faults: Callable[[Arguments], Iterable[str]],
-    takes: int = 0,
-    needed: bool = True,
-) -> Arguments:
-    """The command line, as `parse` reads it, after a check of its values.
-
-    Args:
-        argv, flags, takes, needed: of `parse`.
-        faults: gives a line for each fault in what the command line says, before any configuration is known.
-
-    Raises:
-        UsageError: with all that is wrong, for `parse` and for `faults`.
-    """
-    wrong = list(faults(read(argv, (CONFIG, *flags), takes)))
-    try:
-        given = parse(argv, flags, takes, needed=needed)
-    except UsageError as error:
-        raise UsageError(*wrong, *error.args) from None
-    if wrong:
-        raise UsageError(*wrong)
-    return given
 
 
 def train_command(preset: str, config: Config, changed: Iterable[tuple[str, Any, Any]]) -> str:

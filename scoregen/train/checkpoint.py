@@ -226,7 +226,7 @@ class Checkpoints:
         if difference := _difference(part, _kinds(wanted)):
             raise UsageError(
                 f"checkpoint {path} is not of this model: {difference}; "
-                "use the configuration that it was trained with, or another folder"
+                "use the model that it was trained with, or another folder"
             )
         for file, checksum in contents["files"].items():
             if _checksum(path / file) != checksum:

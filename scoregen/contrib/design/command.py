@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import Arguments, Flag
+from scoregen.app.arguments import Arguments, Flag, parse
 from scoregen.app.command import answer, name_of, say, say_presets
 from scoregen.app.config import Config
-from scoregen.contrib.commands import parsed, train_command
+from scoregen.contrib.commands import train_command
 from scoregen.errors import UsageError
 from scoregen.files import make_folder
 
@@ -60,7 +60,7 @@ def _help(console: Console) -> None:
 
 
 def _design(argv: Sequence[str], console: Console) -> int:
-    given = parsed(argv, FLAGS, _faults)
+    given = parse(argv, FLAGS, faults=_faults)
     config, values = given.config, given.values
     sigma_min, steps, overlap, folder = (values[flag.name] for flag in FLAGS)
     folder = Path(folder).expanduser()

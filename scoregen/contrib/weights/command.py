@@ -14,6 +14,7 @@ Exit codes: 0 done; 2 something that you can fix, in one line each.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
@@ -24,10 +25,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import Arguments, Flag
+from scoregen.app.arguments import Arguments, Flag, parse
 from scoregen.app.command import answer, say
 from scoregen.app.config import Config
-from scoregen.contrib.commands import parsed
 from scoregen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _help(console: Console) -> None:
 def _run(argv: Sequence[str], console: Console) -> int:
     mode, *rest = argv
     config_lib.pick(FLAGS, mode, "command")
-    given = parsed(rest, FLAGS[mode], lambda found: _faults(mode, found), takes=1, needed=False)
+    given = parse(rest, FLAGS[mode], takes=1, needed=False, faults=functools.partial(_faults, mode))
     if given.config is not None and (wrong := config_lib.idle(given.config, given.said())):
         raise UsageError(*wrong)
     path, values = Path(given.positional[0]).expanduser(), given.values
