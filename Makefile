@@ -10,10 +10,11 @@ WORKERS ?= 2
 
 py   := $(VENV)/bin/python
 pip  := $(py) -m pip --disable-pip-version-check --no-input
-test := $(py) -m pytest -n $(WORKERS)
+# Each file in one worker, so that a worker compiles a program once and forgets it after the file.
+test := $(py) -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all mutate lint docs format lock clean
+.PHONY: help run test changed test-all mutate lint docs package format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -23,6 +24,10 @@ run: $(VENV)/.installed  ## train, sample and report: CONFIG=ddpm_digits WORKDIR
 
 test: $(VENV)/.installed  ## the quick tests and the docstrings' examples (WORKERS=2 ARGS='-k name')
 	$(test) -m "not slow" $(ARGS)
+
+changed: $(VENV)/.installed  ## the quick tests of what differs from the last commit (SINCE=main: from a branch)
+	@files=$$($(py) tests/changed.py $(SINCE)) || exit; \
+	if [ -n "$$files" ]; then $(test) -m "not slow" $$files $(ARGS); else echo "nothing has changed"; fi
 
 test-all: $(VENV)/.installed $(VENV)/.launchers  ## every test, the slow ones too
 	$(test) $(ARGS)
@@ -37,6 +42,17 @@ lint: $(VENV)/.installed $(VENV)/.dev  ## ruff (rules, layout) and pyright (type
 
 docs: $(VENV)/.dev  ## the documentation as a site, into site/
 	NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --strict
+
+package: $(VENV)/.installed $(VENV)/.dev  ## archive and wheel into dist/: built, checked, installed into a new environment, run
+	rm -rf dist build
+	$(py) -m build --no-isolation
+	$(py) -m uv tool run twine check --strict dist/*
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/pip install --quiet --require-hashes -r requirements.lock
+	build/venv/bin/pip install --quiet --no-deps dist/*.whl
+	cd build && venv/bin/scoregen train ddpm_toy --steps=200 --workdir=run
+	cd build && venv/bin/python -c 'import scoregen as sg; print(sg.__version__, sg.load("run").sample(3).shape)'
+	rm -rf build
 
 format: $(VENV)/.dev  ## apply ruff's automatic fixes
 	$(py) -m ruff check --fix-only

@@ -2,14 +2,15 @@
 
     scoregen train ddpm_cifar --data=DIR
 
-DIR holds cifar-10-batches-bin or its archive, or gets it. The network has 35,746,307 parameters and takes 12.4 GFLOP an
-image forward (a multiplication and an addition are two). This is for an accelerator; on a laptop it shows that all is
-well with --steps=20 --config.sampler.n=50. From the paper, each with the switch that turns it off: the loss is a mean
-over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in sampling and the variance is beta, "fixedlarge"
-(--config.sampler.x0.name=free, --config.sampler.step.ancestral.variance=small); the average of the parameters starts
-without a ramp (--config.train.ema.decay.ramp=true); no dequantization. Not from the paper: the gradient is added up
-over parts of 64 images, to save memory (--config.train.microbatch=0 for all 128 at once), and distances are computed by
-`scoregen eval` only, in the features of a small classifier.
+DIR is the folder of cifar-10-batches-bin or its archive; if it has neither, the data are downloaded into it. The
+network has 35,746,307 parameters and takes 12.4 GFLOP per image forward (a multiplication and an addition are two).
+This preset is for an accelerator; on a laptop, a short test is --steps=20 --config.sampler.n=50. From the paper, each
+with the option that turns it off: the loss is a mean over dimensions (--config.loss.eps.reduce=sum); x0 is clipped in
+sampling and the variance is beta, "fixedlarge" (--config.sampler.x0.name=free,
+--config.sampler.step.ancestral.variance=small); the average of the parameters starts without a ramp
+(--config.train.ema.decay.ramp=true); no dequantization. Not from the paper: the gradient is added up over parts of 64
+images, to save memory (--config.train.microbatch=0 for all 128 at once); only `scoregen eval` computes distances, in
+the features of a small classifier.
 """
 
 from scoregen.app.config import load

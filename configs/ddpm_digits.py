@@ -3,8 +3,8 @@
     scoregen train ddpm_digits
     scoregen eval runs/ddpm_digits --config.sampler.step.ancestral.eta=0.0
 
-Ho et al. 2020 in small: their chain and loss, and their U-Net with 32 channels, two levels and one block a level. The
-sampler takes every twentieth of the thousand levels.
+A small version of Ho et al. 2020: their chain and loss, and their U-Net with 32 channels, two levels and one block per
+level. The sampler uses every twentieth of the thousand noise levels.
 """
 
 from scoregen.app.config import load

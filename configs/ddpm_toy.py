@@ -3,9 +3,10 @@
     scoregen train ddpm_toy
     scoregen train ddpm_toy --config.data.name=moons --config.loss.name=ssm
 
-Ho et al. 2020 with a perceptron in place of the U-Net. The network gets the log-SNR, so it is defined between levels
-too, and `scoregen eval runs/ddpm_toy --config.sampler.process.name=ncsn --config.sampler.process.ncsn.sigma_max=100.0
---config.sampler.process.ncsn.levels=200 --config.sampler.n=0` samples it as if it were an NCSN.
+Ho et al. 2020 with a perceptron instead of the U-Net. The network gets the log-SNR, so it is also defined between the
+noise levels, and `scoregen eval runs/ddpm_toy --config.sampler.process.name=ncsn
+--config.sampler.process.ncsn.sigma_max=100.0 --config.sampler.process.ncsn.levels=200 --config.sampler.n=0` samples the
+trained network like an NCSN.
 """
 
 from scoregen.app.config import load

@@ -4,8 +4,9 @@
     scoregen train ddpmpp_subvp_cifar --data=DIR --config.net.ncsnpp.blocks=8 \
         --steps=950000
 
-All but the SDE is as in `ddpmpp_vp_cifar`, the switches and the 61,804,419 parameters too; the second, "deep", has
-106,632,579 (FID 2.41, 2.99 bits/dim), and 950,000 steps as in the paper's code.
+Everything except the SDE is as in `ddpmpp_vp_cifar`, also the options to turn things off and the 61,804,419 parameters.
+The second command trains the "deep" network with 106,632,579 parameters (FID 2.41, 2.99 bits/dim), for 950,000 steps as
+in the paper's code.
 """
 
 from scoregen.app.config import load

@@ -1,10 +1,10 @@
-"""Every option with its default; a preset is a difference from this.
+"""Every option with its default. A preset changes some of these values.
 
     scoregen train ddpm_digits --steps=500 --config.loss.name=dsm
 
-Options of a part (a loss, a sampler, a network ...) are the arguments of its constructor, under its name. They have an
-effect if the part is chosen. `option`, `section` and `choice` declare when else an option has an effect (`when`), in
-which commands (`modes`), and what it changes (`changes`): the trained network, unless something else is declared.
+The options of a part (a loss, a sampler, a network ...) are the arguments of its constructor, under its name. They have
+an effect only if the part is chosen. `option`, `section` and `choice` declare further conditions (`when`), the commands
+that use an option (`modes`), and its effect (`changes`). By default an option changes the trained network.
 """
 
 import inspect
@@ -24,14 +24,14 @@ from scoregen.times import TIMES
 from scoregen.train.ema import AVERAGES
 from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES
 
-# The sources that read files.
+# The data sources that read files.
 ON_DISK = "|".join(name for name, source in SOURCES.items() if "dir" in inspect.signature(source).parameters)
 SAMPLING = ("train", "sample", "eval", "trajectory")  # the commands that draw samples
-DENOISING = (*SAMPLING, "likelihood")  # and those that use the denoiser that is sampled with
-RESCALED = {"ddpm.rescale": ".ddpm.steps!=1000"}  # betas times 1000 / steps
-# Where a step averages over the batch, a draw depends on those beside it.
+DENOISING = (*SAMPLING, "likelihood")  # the commands that use the denoiser of the sampling
+RESCALED = {"ddpm.rescale": ".ddpm.steps!=1000"}  # multiplies the betas by 1000 / steps
+# With these options a step averages over the batch, so each sample depends on the other samples of its batch.
 AVERAGED = ("sampler.corrector.name=snr", "sampler.corrector.snr.batch_mean=true")
-POSTERIOR = "dps|pigdm|moments"  # the methods of a control that have a likelihood
+POSTERIOR = "dps|pigdm|moments"  # the methods of a control that use a likelihood
 
 
 def get_config() -> Config:
@@ -39,25 +39,26 @@ def get_config() -> Config:
     config.seed = 0  # 0 to 4294967295
 
     config.data = choice(SOURCES, "digits")
-    # Where data on disk are, or go; "" is the cache folder. Fashion-MNIST is the same everywhere: it has checksums.
+    # The folder of data on disk, also for downloads; "" is the cache folder. For Fashion-MNIST, whose files have
+    # checksums, the folder changes nothing.
     config.data.dir = option(
         "", when=f"data.name={ON_DISK}", changes="training", also={"nothing": "data.name=fashion_mnist"}
     )
     config.data.flip = False  # mirror half of the training images
-    config.data.augment = 0.0  # how often each is turned, scaled ..., with numbers for the network; 0: never
+    config.data.augment = 0.0  # probability of each augmentation (also an input of the network); 0: none
     config.scaling = choice(SCALINGS, "centered")
 
     config.process = choice(PROCESSES, "ddpm", when=RESCALED)
-    config.times = choice(TIMES, "own")  # which noise levels training draws
-    config.target = "eps"  # what the network gives: eps, x0, score, v, velocity, edm
-    config.energy = False  # take the network's noise for that of an energy, whose gradient is then the score
-    config.learned_variance = False  # and the variance of a step beside it, for the losses hybrid and vlb
-    config.loss = choice(LOSSES, "eps", without=("bins", "width"))  # of a byte, which the scaling knows
-    config.weighting = choice(WEIGHTINGS, "own")  # how much each noise level counts; own: as the loss has it
-    config.log_variance = False  # scale the loss of each noise level by a variance that is learned
+    config.times = choice(TIMES, "own")  # the distribution of noise levels in training
+    config.target = "eps"  # the meaning of the network's output: eps, x0, score, v, velocity, edm
+    config.energy = False  # derive an energy from the network's output; its gradient gives the score
+    config.learned_variance = False  # the network also gives the variance of a step, for the losses hybrid and vlb
+    config.loss = choice(LOSSES, "eps", without=("bins", "width"))  # these come from the scaling
+    config.weighting = choice(WEIGHTINGS, "own")  # the weight of each noise level; own: the weight of the loss
+    config.log_variance = False  # divide the loss of each noise level by a learned variance
 
     config.labels = False  # give the network the class of each example
-    # How often the class is dropped, so that the network also learns what any example looks like.
+    # The probability of dropping the class in training, so that the network also learns to work without a class.
     config.label_dropout = option(0.1, when="labels=true")
     config.net = choice(
         NETS,
@@ -65,25 +66,25 @@ def get_config() -> Config:
         without=("num_classes", "out_channels", "augment_dim"),
         when={"unet.attention_heads": ".unet.head_channels=0", "ncsnpp.fourier_scale": ".ncsnpp.embedding=fourier"},
     )
-    config.net.condition = "index"  # its input for the noise level: index, rescaled, sigma, logsnr, edm
-    config.net.centered = option(True, when="scaling.name=unit")  # show it data of [0, 1] as 2x - 1
-    config.net.unit_input = False  # show it x with unit variance: EDM's c_in
+    config.net.condition = "index"  # the network's input for the noise level: index, rescaled, sigma, logsnr, edm
+    config.net.centered = option(True, when="scaling.name=unit")  # the network sees data in [0, 1] as 2x - 1
+    config.net.unit_input = False  # the network sees x with unit variance: EDM's c_in
 
     config.optimizer = choice(OPTIMIZERS, "adam")
     config.schedule = choice(SCHEDULES, "constant")  # of the learning rate
     config.train = section(modes=("train",))
-    # A rate that decays to the last step makes another network of another number of steps.
+    # If the learning rate decays until the last step, the number of steps also changes the network.
     config.train.steps = option(1000, changes="training", also={"network": "schedule.name!=constant|inverse_sqrt"})
     config.train.batch = 128
     config.train.microbatch = option(0, changes="training")  # examples at a time, to save memory; 0: the whole batch
     config.train.learning_rate = 2e-4
     config.train.clip = 1.0  # global norm of the gradient; 0: do not clip
     config.train.accumulate = 1  # gradients that are averaged for each step of the optimizer
-    config.train.ema = choice(AVERAGES, "decay")  # how the parameters are averaged, to sample with
+    config.train.ema = choice(AVERAGES, "decay")  # the average of the parameters, for sampling
     config.train.log_every = option(50, changes="nothing")
-    config.train.sample_every = option(0, changes="nothing")  # steps between pictures while training; 0: none
+    config.train.sample_every = option(0, changes="nothing")  # steps between pictures during training; 0: none
     config.train.checkpoint_every = option(1000, changes="training")  # steps between checkpoints
-    config.train.keep = option(3, changes="training")  # the newest checkpoints that are kept, beside the best
+    config.train.keep = option(3, changes="training")  # how many of the newest checkpoints are kept, beside the best
 
     config.sampler = section(modes=SAMPLING, changes="results")
     config.sampler.step = choice(
@@ -93,12 +94,13 @@ def get_config() -> Config:
         | {f"edm.{name}": ".edm.churn>0" for name in ("low", "high", "noise")},
     )
     config.sampler.corrector = choice(CORRECTORS, "none")
-    config.sampler.grid = choice(GRIDS, "own")  # how the levels to walk are spaced
-    # Whether the estimates of x0 are held in the range of the data.
+    config.sampler.grid = choice(GRIDS, "own")  # the spacing of the noise levels
+    # How estimates of x0 are kept in the range of the data; free: not at all.
     config.sampler.x0 = choice(X0S, "free", modes=DENOISING)
-    # The class to draw, or of all examples; -1: each as often as in the data, or its own.
+    # The class of all samples, or of all held-out examples. -1: classes in the proportions of the data, or the
+    # example's own class.
     config.sampler.label = option(-1, when=("labels=true", ".guidance!=0"), modes=DENOISING)
-    # eps = eps of any class + guidance (eps of the class - eps of any): 1 is the conditional model, 0 is no class.
+    # eps = eps(no class) + guidance (eps(class) - eps(no class)). 1: the conditional model, 0: no class.
     config.sampler.guidance = option(1.0, when="labels=true", modes=DENOISING)
     config.sampler.control = choice(
         CONTROLS,
@@ -108,24 +110,24 @@ def get_config() -> Config:
         | {f"{part}.scale": f".{part}.method={POSTERIOR}" for part in ("inpaint", "colorize")}
         | {f"{part}.max_measured": f".{part}.method=moments" for part in ("inpaint", "colorize")},
     )
-    # Sample under another process than the network was trained for (Denoiser.under).
+    # Sample under another process than the trained one (Denoiser.under).
     config.sampler.process = choice({"trained": lambda: None, **PROCESSES}, "trained", modes=DENOISING, when=RESCALED)
-    config.sampler.n = option(0, when="sampler.grid.name!=list")  # levels to walk; 0: all of the chain's
-    config.sampler.denoise = True  # end with the denoised mean
-    # Take the checkpoint of the best held-out loss, not the newest.
+    config.sampler.n = option(0, when="sampler.grid.name!=list")  # number of noise levels; 0: all of the chain
+    config.sampler.denoise = True  # end with a denoising step
+    # Use the checkpoint with the best held-out loss instead of the newest.
     config.sampler.best = option(False, modes=("sample", "eval", "trajectory", "likelihood"))
-    config.sampler.seed = option(placeholder(int))  # of the draws; None: config.seed
+    config.sampler.seed = option(placeholder(int))  # the random seed of the sampling; None: config.seed
     config.sampler.batch = option(  # examples at a time
         256, modes=("train", "sample", "eval"), changes="nothing", also={"results": AVERAGED}
     )
-    config.sampler.images = 64  # in the grid, and of `scoregen sample`
+    config.sampler.images = 64  # the number of samples in the picture, and of `scoregen sample`
 
     config.eval = section(changes="results")
-    # Samples that the distances are computed from; 0: as many as there are training examples, 1000 at most.
+    # The number of samples for the distances; 0: the number of training examples, at most 1000.
     config.eval.samples = option(0, modes=("train", "eval"), when="train:eval.at_end=true")
-    config.eval.at_end = option(True, modes=("train",))  # compute them at the end of training too
-    # What `scoregen likelihood` computes: both, ode, bound.
+    config.eval.at_end = option(True, modes=("train",))  # whether training also ends with the distances
+    # The results of `scoregen likelihood`: both, ode, bound.
     config.eval.likelihood = choice(LIKELIHOODS, "both", without=("bins", "width"), modes=("likelihood",))
-    config.eval.likelihood.examples = 64  # held-out ones, or all that there are
+    config.eval.likelihood.examples = 64  # the number of held-out examples, at most all
     config.eval.likelihood.batch = option(64, changes="nothing")  # examples at a time
     return config

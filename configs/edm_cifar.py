@@ -3,17 +3,18 @@
     scoregen train edm_cifar --data=DIR
     scoregen train edm_cifar --data=DIR --config.labels=true
 
-DIR holds cifar-10-batches-bin or its archive, or gets it. This is for an accelerator. 55,733,891 parameters, with
-classes 55,735,299, and 42.38 GFLOP per image and evaluation, 35 evaluations a sample. The network is DDPM++ with all
-levels of 256 channels. From the paper, each with the switch that turns it off: images are augmented, and the network
-gets the numbers that say how (--config.data.augment=0), mirrored ones too (--config.data.flip=true without
-augmentation); the class, if it has one, is never dropped (--config.label_dropout=0.1, which guidance needs); c_noise =
-ln(sigma) / 4 (--config.net.condition=sigma); the gradient is not clipped (--config.train.clip=1); the learning rate
-rises over 10 million images (--config.schedule.constant.warmup=0). The average of the parameters has a half-life of
-half a million images, or of a twentieth of those seen (--config.train.ema.name=decay). Not from the paper: noise is cut
-at the ends of what sampling walks, which starts at N(0, sigma_max^2 + data_std^2), not sigma_max^2; a gradient that is
-not finite ends the run, where theirs counts as 0; the gradient is added up over parts of 128 images, to save memory
-(--config.train.microbatch=0 for all 512 at once); and distances are computed by `scoregen eval` only, in the features
+DIR is the folder of cifar-10-batches-bin or its archive; if it has neither, the data are downloaded into it. This
+preset is for an accelerator: 55,733,891 parameters, 55,735,299 with classes, 42.38 GFLOP per image and evaluation, 35
+evaluations per sample. The network is DDPM++ with 256 channels at all levels. From the paper, each with the option that
+turns it off: images are augmented, also by mirroring, and the network gets the parameters of the augmentation
+(--config.data.augment=0; --config.data.flip=true then still mirrors); the class, if there is one, is never dropped
+(--config.label_dropout=0.1, which guidance needs); c_noise = ln(sigma) / 4 (--config.net.condition=sigma); the gradient
+is not clipped (--config.train.clip=1); the learning rate rises over 10 million images
+(--config.schedule.constant.warmup=0). The average of the parameters has a half-life of half a million images, but at
+most a twentieth of the images seen (--config.train.ema.name=decay). Not from the paper: training noise is clipped to
+the noise range of the sampling; sampling starts at N(0, sigma_max^2 + data_std^2), theirs at N(0, sigma_max^2); a
+gradient that is not finite stops the run, but theirs counts as 0; the gradient is added up over parts of 128 images, to
+save memory (--config.train.microbatch=0 for all 512 at once); only `scoregen eval` computes distances, in the features
 of a small classifier.
 """
 

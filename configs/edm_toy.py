@@ -2,9 +2,10 @@
 
     scoregen train edm_toy
 
-Karras et al. 2022: the noise is the time, its law log-normal; the network's input and output have unit variance
-(--config.target=edm, --config.net.unit_input), and the loss is the error of that output (--config.weighting.name=edm).
-data_std is the standard deviation of the data. The sampler is DDIM; --config.sampler.step.name=edm is the paper's.
+Karras et al. 2022: the time is sigma, with a log-normal distribution in training. The network's input and output have
+unit variance (--config.target=edm, --config.net.unit_input), and the loss is the error of this output
+(--config.weighting.name=edm). data_std is the standard deviation of the data. The sampler is DDIM; the sampler of the
+paper is --config.sampler.step.name=edm.
 """
 
 from scoregen.app.config import load

@@ -3,16 +3,16 @@
     scoregen train fashion_mnist --data=DIR
     scoregen sample runs/fashion_mnist --config.sampler.label=9
 
-DIR holds the four IDX files, gzipped or not, or gets them (31 MB). Preconditioning, noise levels and weights are those
-of Karras et al. 2022, with data_std that of these images. The network is the U-Net of Ho et al. 2020 with 16, 32 and 64
-channels at 28, 14 and 7 pixels and one block a level: 0.69 million parameters, 0.41 GFLOP for an image in training. The
-loss is a sum over pixels, so the gradient's norm is about 100 and the clip to 1 scales that of every step
-(--config.train.clip=0 for none). The average of the parameters is a power of the step (Karras et al. 2024), which suits
-any --config.train.steps.
+DIR is the folder with the four IDX files, gzipped or not; missing files are downloaded into it (31 MB).
+Preconditioning, noise levels and weights are from Karras et al. 2022, and data_std is from these images. The network is
+the U-Net of Ho et al. 2020 with 16, 32 and 64 channels at 28, 14 and 7 pixels and one block a level: 0.69 million
+parameters, 0.41 GFLOP for an image in training. The loss is a sum over pixels, so the gradient's norm is about 100, and
+the clip to 1 rescales every gradient (--config.train.clip=0 for none). The average of the parameters is the
+power-function average of Karras et al. 2024, which suits any --config.train.steps.
 
 Pictures have a column for each class: T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot.
-They are guided by a scale of 1.5, so each of the 20 levels of DPM-Solver++ costs two evaluations of the network
-(--config.sampler.guidance=1.0 for one; the same garments, less clean).
+The guidance scale is 1.5, so each of the 20 levels of DPM-Solver++ takes two network evaluations. With
+--config.sampler.guidance=1.0 it takes one, and the garments look less clean.
 """
 
 from scoregen.app.config import load

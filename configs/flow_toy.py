@@ -3,8 +3,8 @@
     scoregen train flow_toy
     scoregen train flow_toy --config.process.name=vp --config.times.name=logitnormal
 
-Lipman et al. 2023 and Liu et al. 2023: the straight path from data to noise, and a network that gives its velocity.
-Sampled by DDIM, which on this path is Euler's method.
+Lipman et al. 2023 and Liu et al. 2023: the straight path from data to noise, and a network that gives its velocity. The
+sampler is DDIM, which is Euler's method on this path.
 """
 
 from scoregen.app.config import load

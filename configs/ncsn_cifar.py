@@ -3,17 +3,18 @@
     scoregen train ncsn_cifar --data=DIR
     scoregen train ncsn_cifar --data=DIR --config.loss.name=ssm
 
-DIR holds cifar-10-batches-bin or its archive, or gets it. The network is the paper's RefineNet: 30,117,635 parameters,
-19.8 GFLOP an image forward (a product and a sum are two), and a sample takes 1,000 evaluations. This is for an
-accelerator with some 16 GiB for the batch's activations, or half of it with --config.train.microbatch=64; on a laptop
-it shows that all is well with --batch=8 --steps=20 --config.sampler.corrector.langevin.steps=5. From the paper, each
-with the switch that turns it off: data in [0, 1], dequantized (--config.scaling.unit.dequantize=false) and flipped
-(--config.data.flip=false); the network sees 2x - 1 (--config.net.centered=false), gets the index of the noise level and
-gives the score itself, whatever its size (--config.net.name=refinenet_v2 --config.net.condition=sigma divides by
-sigma); sampling starts at U[0, 1) (--config.process.ncsn.start=normal) and ends without a denoising step
-(--config.sampler.denoise); no average of the parameters (--config.train.ema.name=decay), no clip of the gradient, no
-warm-up. Not from the paper: its index 0 is the noisiest level and here it is the least noisy; and distances are
-computed by `scoregen eval` only, in the features of a small classifier.
+DIR is the folder of cifar-10-batches-bin or its archive; if it has neither, the data are downloaded into it. The
+network is the paper's RefineNet: 30,117,635 parameters, 19.8 GFLOP per image forward (a multiplication and an addition
+are two). A sample takes 1,000 evaluations. This preset is for an accelerator with about 16 GiB for the activations of
+the batch, or half of it with --config.train.microbatch=64; on a laptop, a short test is --batch=8 --steps=20
+--config.sampler.corrector.langevin.steps=5. From the paper, each with the option that turns it off: data in [0, 1],
+dequantized (--config.scaling.unit.dequantize=false) and flipped (--config.data.flip=false); the network sees 2x - 1
+(--config.net.centered=false), gets the index of the noise level and gives the score itself, without dividing by sigma
+(--config.net.name=refinenet_v2 --config.net.condition=sigma divides by sigma); sampling starts at U[0, 1)
+(--config.process.ncsn.start=normal) and ends without a denoising step (--config.sampler.denoise); no average of the
+parameters (--config.train.ema.name=decay), no clip of the gradient, no warm-up. Not from the paper: their index 0 is
+the noisiest level, but here it is the least noisy level; only `scoregen eval` computes distances, in the features of a
+small classifier.
 """
 
 from scoregen.app.config import load

@@ -6,8 +6,8 @@
     state = sg.fit(model, sg.data.mixture(), sg.Objective(sg.EpsilonMSE()), optax.adam(2e-3), steps=2000)
     x0 = sg.Sampler(sg.Ancestral(), n=100)(model.denoiser(state.ema), jax.random.key(1), (2000, 2))
 
-The names below are imported when they are used, so that `import scoregen` itself takes no time. The tables of all parts
-by name, such as `scoregen.losses.LOSSES`, are in their modules.
+The names below are imported when they are first used, so that `import scoregen` itself takes no time. Each package has
+a table of its parts by name, such as `scoregen.losses.LOSSES`.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def __getattr__(name: str) -> Any:
 
         found: Any = version("scoregen")
     elif name in _PACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")  # which sets the attribute
+        return importlib.import_module(f"{__name__}.{name}")  # the import sets the attribute
     elif name in _MODULE_OF:
         found = getattr(importlib.import_module(_MODULE_OF[name]), name)
     else:

@@ -1,4 +1,4 @@
-"""The folder of files that can be made again: downloads, classifiers for distances, compiled programs."""
+"""The cache folder, for files that can be made again: downloads, classifiers for distances, compiled programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def folder(name: str = "") -> Path:
-    """$SCOREGEN_CACHE/name, or ~/.cache/scoregen/name without it. It need not exist.
+    """The path $SCOREGEN_CACHE/name, or ~/.cache/scoregen/name if that is not set. The folder may not exist yet.
 
     >>> folder("cifar10").name
     'cifar10'
@@ -17,14 +17,14 @@ def folder(name: str = "") -> Path:
 
 
 def keep_compiled() -> None:
-    """Let JAX keep the programs that it compiles, so that a command starts at once when it is run again.
+    """Make JAX cache its compiled programs, so that a command starts at once when it is run again.
 
-    It sets environment variables, for a JAX that is not imported yet, and leaves those that are set: another folder
-    (JAX_COMPILATION_CACHE_DIR), or no cache (JAX_ENABLE_COMPILATION_CACHE=false). Most programs take up less than a
-    megabyte; the folder may be removed at any time.
+    It sets environment variables, so it must be called before JAX is imported. Variables that are already set stay:
+    they may choose another folder (JAX_COMPILATION_CACHE_DIR) or no cache (JAX_ENABLE_COMPILATION_CACHE=false). Most
+    programs take less than a megabyte. The folder may be removed at any time.
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder("compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    # With a damaged file or an unwritable folder the program is compiled, as it is without a cache.
+    # If a file is damaged or the folder cannot be written, JAX warns and then compiles the program as usual.
     warnings.filterwarnings("ignore", ".*persistent compilation cache.*", UserWarning)

@@ -1,4 +1,4 @@
-"""The conditioning of a network: the noise level, and whatever else it is told about each example."""
+"""The conditioning of a network: the noise level, and anything else that it is told about each example."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ A process mixes data and noise, and a network is trained to give some other mixt
     x      = alpha x0 + sigma eps
     output = a     x0 + b     eps             det = alpha b - a sigma
 
-The pair (a, b) is all that a target (a parametrisation) is. Solving the two lines for x0 and eps turns any network
-into the same `denoiser(x, t) -> Prediction(x0, eps, score)`. Losses, samplers and likelihoods see nothing else.
+A target (a parametrisation) is just the pair (a, b). Solving the two lines for x0 and eps turns any network into the
+same `denoiser(x, t) -> Prediction(x0, eps, score)`. Losses, samplers and likelihoods use nothing else.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Predict = Callable[[Array, Array], "Prediction"]
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x at time t, all `[B, ...]`. XLA drops the parts that are not used.
+    """What a denoiser estimates from x at time t, `[B, ...]` unless noted. XLA removes the parts that are not used.
 
     Attributes:
         x0: an estimate of E[x_0 | x_t = x], the clean data.
         eps: an estimate of E[eps | x_t = x], the noise.
         score: an estimate of grad log p_t(x) = -eps / sigma.
-        between: if the variance of a step is learned, where it lies: 0 for the posterior's, 1 for the forward
-            step's, and their logarithms mixed in proportion (Nichol & Dhariwal 2021, eq. 15); else None.
-        log_density: log p_t(x) up to a constant, `[B]`, where the score is known to be its gradient; else None.
+        between: the learned variance of a step, as a position between two variances on a log scale: 0 is the
+            posterior's, 1 the forward step's (Nichol & Dhariwal 2021, eq. 15). None if no variance is learned.
+        log_density: log p_t(x) up to a constant, `[B]`, if the score is known to be its gradient; else None.
     """
 
     x0: Array
@@ -56,17 +56,17 @@ class Prediction(NamedTuple):
 class Denoiser:
     """A denoiser and the process that it denoises: `denoiser(x, t) -> Prediction`.
 
-    It is a pytree: the arrays in its process, and those that `predict` holds if it is a `jax.tree_util.Partial`, are
-    leaves, so it can be an argument of `jax.jit`. What any other `predict` reads from outside is a constant of each
-    program that was compiled with it, a sampler's too: for new parameters make a new function, or pass them by
-    `Partial(function, params)`.
+    It is a pytree, so it can be an argument of `jax.jit`. Its leaves are the arrays in its process and, if `predict` is
+    a `jax.tree_util.Partial`, the arrays in that Partial. The arrays that any other `predict` closes over become
+    constants of the compiled programs, and samplers compile too. For new parameters make a new function, or pass them
+    by `Partial(function, params)`.
 
     Attributes:
         process: the process under which x was noised.
         predict: x `[B, ...]`, t `[B]` -> `Prediction`.
 
     Raises:
-        TypeError: unless the process is one, and `predict` a function.
+        TypeError: unless `process` is a `Process` and `predict` a function.
 
     >>> from scoregen.process import VE
     >>> ones = Denoiser(VE(), lambda x, t: prediction_from_x0(VE(), x, t, jnp.ones_like(x)))
@@ -83,10 +83,10 @@ class Denoiser:
             raise TypeError(f"predict is a {type(self.predict).__name__}: a function (x, t) -> Prediction is needed")
 
     def __call__(self, x: Array, t: Array | float) -> Prediction:
-        """What is known of x `[B, ...]` at the times t, `[B]` or one for all. A chain takes real times as well.
+        """The prediction for x `[B, ...]` at the times t, `[B]` or one for all. A chain takes real times as well.
 
         Raises:
-            TypeError: if x is no array of floating-point numbers.
+            TypeError: if x is not an array of floating-point numbers.
             ValueError: unless there is one time for each example, within `process.ends`.
         """
         x = as_data(x, "x")
@@ -101,19 +101,19 @@ class Denoiser:
     def under(self, process: Process) -> Denoiser:
         """The same network as a denoiser under another process.
 
-        In the coordinates x / alpha every process adds noise of standard deviation sigma / alpha, so two processes
-        show a network the same picture wherever their log-SNRs agree:
+        In the coordinates x / alpha every process adds noise of standard deviation sigma / alpha. At equal log-SNRs the
+        inputs x of two processes therefore differ only in scale:
 
             u = source.time(target.logsnr(t)),     x_source = (alpha_source(u) / alpha_target(t)) x
 
-        x0 and eps carry over as they are, and the score becomes -eps / sigma_target(t). A learned variance does not
-        carry over, since it belongs to the source's steps. This is the whole connection between DDPM and NCSN.
-        Between the levels of a source chain the network is asked at fractional t: it should be conditioned on
-        something smooth (log-SNR, log sigma).
+        x0 and eps stay the same, and the score becomes -eps / sigma_target(t). A learned variance is dropped, since it
+        belongs to the source's steps. This is the whole connection between DDPM and NCSN. Between the levels of a
+        source chain the network is evaluated at fractional t, so it should be conditioned on a smooth value (log-SNR
+        or log sigma).
 
         Raises:
-            ValueError: if `process` has levels outside the noise range of the denoiser's own, where the network knows
-                nothing. `process.within(denoiser.process)` is the part that can be used.
+            ValueError: if `process` has levels outside the noise range of the denoiser's own process, for which the
+                network was not trained. `process.within(denoiser.process)` leaves these levels out.
 
         >>> from scoregen.process import ddpm, ncsn
         >>> vp, ve = ddpm(), ncsn(0.01, 20.0, 100)
@@ -142,8 +142,8 @@ class Denoiser:
     def velocity(self, x: Array, t: Array) -> Array:
         """dx/dt of the probability-flow ODE, alpha' x0 + sigma' eps, `[B, ...]` (Song et al. 2021, eq. 13).
 
-        It equals f x - g^2 score / 2, with the f and g of `drift_diffusion`, but is finite where alpha = 0. t is real;
-        of a chain it is the equation through its levels, in units of one.
+        It equals f x - g^2 score / 2, with f and g from `drift_diffusion`, but it is finite where alpha = 0. t is real.
+        For a chain the ODE runs through its interpolated levels, and the unit of time is one level.
 
         >>> from scoregen.process import VP
         >>> white = Denoiser(VP(), lambda x, t: prediction_from_x0(VP(), x, t, broadcast(VP().alpha(t), x) * x))
@@ -157,7 +157,7 @@ class Denoiser:
         return broadcast(a, x) * found.x0 + broadcast(b, x) * found.eps
 
     def _time(self, x: Array, t: Array | float) -> Array:
-        """The time as an array; a Python number gets the dtype of x, but float32 at least."""
+        """The time as an array. A Python number gets the dtype of x, or float32 if that is wider."""
         t = jnp.asarray(t, _wide(x) if isinstance(t, float) else None)
         return t if self.process.discrete or jnp.issubdtype(t.dtype, jnp.floating) else t.astype(_wide(x))
 
@@ -169,7 +169,7 @@ def _flatten(denoiser: Denoiser) -> tuple[tuple, Any]:
 
 
 def _unflatten(predict: Any, children: tuple) -> Denoiser:
-    denoiser = object.__new__(Denoiser)  # without checks: JAX puts other things than processes in their places
+    denoiser = object.__new__(Denoiser)  # no checks: JAX also unflattens with placeholders in place of processes
     object.__setattr__(denoiser, "process", children[0])
     object.__setattr__(denoiser, "predict", children[1] if predict is None else predict)
     return denoiser
@@ -179,7 +179,7 @@ jax.tree_util.register_pytree_node(Denoiser, _flatten, _unflatten)
 
 
 def check_denoiser(denoiser: Any) -> None:
-    """Raises TypeError unless it is a `Denoiser`."""
+    """Raises TypeError unless the argument is a `Denoiser`."""
     if not isinstance(denoiser, Denoiser):
         raise TypeError(
             f"a Denoiser is needed, not {type(denoiser).__name__}: say model.denoiser(params), or "
@@ -195,7 +195,7 @@ def _bridged(source: Denoiser, target: Process, x: Array, t: Array) -> Predictio
     u = source.process.time(target.logsnr(t)).astype(_wide(x))
     kernels = target.alpha(t), target.sigma(t), source.process.alpha(u), source.process.sigma(u)
     alpha, sigma, alpha_u, sigma_u = (value.astype(_wide(x)) for value in kernels)
-    # Where both alphas are 0 all is noise, and only its size differs.
+    # Where both alphas are 0, x is pure noise, and only its scale differs.
     ratio = jnp.where(alpha > 0, alpha_u / jnp.where(alpha > 0, alpha, 1), sigma_u / sigma)
     found = source(broadcast(ratio, x) * x, u)
     return Prediction(found.x0, found.eps, -found.eps / broadcast(sigma, x))
@@ -250,9 +250,10 @@ def edm_target(process: Process, t: Array) -> tuple[Array, Array]:
 
         x0 = c_skip x + c_out output,    a = (1 - c_skip alpha) / c_out,    b = -c_skip sigma / c_out
 
-    With d = data_std and q = sigma^2 + alpha^2 d^2, the variance of x, c_skip = alpha d^2 / q and
-    c_out = sigma d / sqrt(q), so that a = sigma / (d sqrt(q)) and b = -alpha d / sqrt(q): the output has unit
-    variance, and so should the input (`input_scale`). On a variance-preserving process with d = 1 it is -v.
+    Here d = data_std, and q = sigma^2 + alpha^2 d^2 is the variance of x. With c_skip = alpha d^2 / q and
+    c_out = sigma d / sqrt(q) this gives a = sigma / (d sqrt(q)) and b = -alpha d / sqrt(q). The output has unit
+    variance, and the input should have it too (`input_scale`). On a variance-preserving process with d = 1 the output
+    is -v.
     """
     alpha, sigma, std = process.alpha(t), process.sigma(t), process.data_std
     root = jnp.hypot(sigma, alpha * std)
@@ -292,7 +293,7 @@ def index_condition(process: Process, t: Array) -> Array:
 
 
 def rescaled_condition(process: Process, t: Array) -> Array:
-    """The index as if the chain had 1000 levels, as in improved DDPM's code; in continuous time 1000 t."""
+    """The index scaled to a chain of 1000 levels, as in improved DDPM's code; in continuous time 1000 t."""
     return t.astype(jnp.float32) * (1000 / (process.ends[1] + 1 if process.discrete else 1))
 
 
@@ -302,12 +303,12 @@ def sigma_condition(process: Process, t: Array) -> Array:
 
 
 def logsnr_condition(process: Process, t: Array) -> Array:
-    """lam, which has the same meaning under every process, between -25 and 25: where alpha = 0 it is -inf."""
+    """lam, which means the same under every process, clipped to [-25, 25] (it is -inf where alpha = 0)."""
     return jnp.clip(process.logsnr(t), -25.0, 25.0)
 
 
 def edm_condition(process: Process, t: Array) -> Array:
-    """EDM's c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1), here of sigma / alpha, so for any process."""
+    """EDM's c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1), with sigma / alpha as sigma, for any process."""
     return -0.125 * logsnr_condition(process, t)
 
 
@@ -321,7 +322,7 @@ def _refuse_no_index(process: Process) -> Refusal | None:
 
 index_condition.refuse = rescaled_condition.refuse = _refuse_no_index
 
-# What tells a network how noisy its input is. An entry is a function (process, t `[B]`) -> `[B]`; it may have an
+# Values that tell a network the noise of its input. An entry is a function (process, t `[B]`) -> `[B]`; it may have an
 # attribute `refuse`, a function (process) -> Refusal | None, as targets may.
 CONDITIONS: dict[str, Condition] = {
     "index": index_condition,
@@ -336,12 +337,12 @@ def refuse_target(process: Process, target: str | Target) -> Refusal | None:
     """Why a network cannot be trained to give `target` under this process, or None if it can.
 
     Raises:
-        ValueError: for a name that is no target.
+        ValueError: for a name that is not in `TARGETS`.
 
     >>> from scoregen.process import Flow, ddpm
     >>> refuse_target(ddpm(), "eps")
     >>> print(refuse_target(Flow(), "eps"))
-    at its noisiest level this process has alpha = 0, where this target says nothing of the clean data: take ...
+    at its noisiest level this process has alpha = 0, where this target says nothing about the clean data: take ...
     """
     chosen = named(TARGETS, "target", target)
     reason = _refuse_target(process, chosen)
@@ -352,7 +353,7 @@ def refuse_target(process: Process, target: str | Target) -> Refusal | None:
 
 
 def _refuse_target(process: Process, target: Target) -> Refusal | str | None:
-    """A reason alone where any target that is not refused would be a fix."""
+    """A Refusal, or just its reason if every target that is not refused would be a fix."""
     if process.discrete and getattr(target, "continuous_only", False):
         reason = "this target is a derivative in time, and a chain has levels instead"
         return Refusal(reason, ("target=v", "process=vp"))
@@ -368,7 +369,8 @@ def _refuse_target(process: Process, target: Target) -> Refusal | str | None:
                 continue
             if alpha == 0 and a == 0:
                 return (
-                    "at its noisiest level this process has alpha = 0, where this target says nothing of the clean data"
+                    "at its noisiest level this process has alpha = 0, where this target says nothing about the clean "
+                    "data"
                 )
             return (
                 f"x0 and eps cannot be computed from x and this target at the {where} level of this process, where "
@@ -381,7 +383,7 @@ def refuse_condition(process: Process, condition: str | Condition) -> Refusal | 
     """Why the noise levels of this process cannot be given to a network as `condition`, or None if they can.
 
     Raises:
-        ValueError: for a name that is no condition.
+        ValueError: for a name that is not in `CONDITIONS`.
 
     >>> from scoregen.process import EDM
     >>> print(refuse_condition(EDM(), "index"))
@@ -392,10 +394,11 @@ def refuse_condition(process: Process, condition: str | Condition) -> Refusal | 
 
 
 def named(table: dict[str, Any], what: str, name: Any) -> Any:
-    """The entry of a table, by its name; anything but a string is passed through.
+    """The entry of a table with this name; a function is returned as it is.
 
     Raises:
-        ValueError: if the table has no such name, with the names that it has.
+        TypeError: for anything but a string or a function.
+        ValueError: if the table has no such name; the message lists its names.
 
     >>> named({"eps": 1}, "target", "epz")
     Traceback (most recent call last):
@@ -427,12 +430,14 @@ def from_network(
         target: a name in `TARGETS`, or any function (process, t) -> (a, b) with det != 0.
         apply: the network, `[B, ...], [B] -> [B, ...]`. The arrays that a `jax.tree_util.Partial` holds become leaves
             of the denoiser.
-        learned_variance: the network's last axis is twice that of x, and its second half is v in
-            `Prediction.between` = (v + 1) / 2, which is not held to [0, 1] (Nichol & Dhariwal 2021, section 3.1).
+        learned_variance: whether the last axis of the output is twice as long as the last axis of x. Its second half
+            is then v in `Prediction.between` = (v + 1) / 2, without a limit to [0, 1] (Nichol & Dhariwal 2021,
+            section 3.1).
 
     Raises:
-        TypeError: unless the process is one, and the network a function.
-        ValueError: for a name that is no target; when it is called, if the network's output has another shape than x.
+        TypeError: unless `process` is a `Process` and `apply` a function.
+        ValueError: for a name that is not in `TARGETS`; when the denoiser is called, if the network's output has the
+            wrong shape.
 
     >>> from scoregen.process import ncsn, perturb
     >>> process, t = ncsn(), jnp.array([3, 7])
@@ -464,17 +469,17 @@ def solve(
 ) -> Prediction:
     """The prediction from a network's output `[B, ...]` for `target` at x `[B, ...]`; see `from_network`.
 
-    All of it has the dtype of x.
+    All its parts have the dtype of x.
 
     Raises:
-        TypeError: if the output is no array.
-        ValueError: for a name that is no target, or if the output has another shape than x.
+        TypeError: if the output is not an array.
+        ValueError: for a name that is not in `TARGETS`, or if the output has the wrong shape.
     """
     if not isinstance(output, Array | np.ndarray):
         raise TypeError(f"the network gives {type(output).__name__}: an array in the shape of x is needed")
     between, channels = None, (2 if learned_variance else 1) * x.shape[-1]
     if output.shape != (*x.shape[:-1], channels):
-        twice = ", twice as many channels as x, for a learned variance" if learned_variance else ", that of x"
+        twice = ", twice as many channels as x, for a learned variance" if learned_variance else ", as for x"
         raise ValueError(
             f"the network gives {list(output.shape)} for x of shape {list(x.shape)}: the shape "
             f"{[*x.shape[:-1], channels]} is needed{twice}"
@@ -492,21 +497,21 @@ def solve(
 
 
 def prediction_from_x0(process: Process, x: Array, t: Array, x0: Array, between: Array | None = None) -> Prediction:
-    """The prediction that goes with an estimate of x0 `[B, ...]`: eps = (x - alpha x0) / sigma, all else follows."""
+    """The prediction for an estimate of x0 `[B, ...]`: eps = (x - alpha x0) / sigma, and score = -eps / sigma."""
     sigma = broadcast(process.sigma(t), x)
     eps = (x - broadcast(process.alpha(t), x) * x0) / sigma
     return Prediction(x0, eps, -eps / sigma, between)
 
 
 def from_energy(process: Process, log_density: Callable[[Array, Array], Array]) -> Denoiser:
-    """The denoiser of a density `log_density(x, t) -> [B]` up to a constant, the negative of an energy.
+    """The denoiser of a log-density `log_density(x, t) -> [B]`, up to a constant: the negative of an energy.
 
-    The score is its gradient, eps = -sigma score, and x0 = (x + sigma^2 score) / alpha, Tweedie's formula; alpha > 0
-    is needed.
+    The score is the gradient of the log-density, eps = -sigma score, and x0 = (x + sigma^2 score) / alpha (Tweedie's
+    formula), which needs alpha > 0.
 
     Raises:
-        TypeError: unless the process is one, and the density a function.
-        ValueError: when it is called, unless it gives one number for each example.
+        TypeError: unless `process` is a `Process` and `log_density` a function.
+        ValueError: when the denoiser is called, unless the log-density gives one number for each example.
 
     >>> from scoregen.process import VE
     >>> density = lambda x, t: -0.5 * jnp.sum(x**2, -1) / (1 + VE().sigma(t) ** 2)  # N(0, 1) with noise
@@ -522,8 +527,9 @@ def from_energy(process: Process, log_density: Callable[[Array, Array], Array]) 
 def as_energy(denoiser: Denoiser) -> Denoiser:
     """The denoiser whose log-density is -||eps(x, t)||^2 / 2 (Salimans & Ho 2021, eq. 8).
 
-    So the score is the gradient of a density, which any other network's is only if it is exact. It costs one
-    derivative of the network more. Where the data are one point, eps = (x - alpha x0) / sigma stays as it was.
+    The score is then the gradient of a log-density. The score of any other network is a gradient only if the network is
+    exact. It costs one more derivative of the network. If all data are one point, eps = (x - alpha x0) / sigma does not
+    change.
 
     >>> from scoregen.process import VE
     >>> point = Denoiser(VE(), lambda x, t: prediction_from_x0(VE(), x, t, jnp.ones_like(x)))
@@ -544,10 +550,10 @@ def _squared_noise_energy(denoiser: Denoiser, x: Array, t: Array) -> Prediction:
 def _energy_prediction(
     process: Process, log_density: Callable[[Array, Array], Array], x: Array, t: Array
 ) -> Prediction:
-    # Examples do not see each other, so the gradient of the sum has each one's own.
+    # Examples are independent, so the gradient of the sum holds the gradient of each example.
     density, pull = jax.vjp(lambda x: log_density(x, t), x)
     if density.shape != x.shape[:1]:
-        raise ValueError(f"the log-density gives {list(density.shape)} for {len(x)} examples: one number for each")
+        raise ValueError(f"the log-density gives {list(density.shape)} for {len(x)} examples: one for each is needed")
     (score,) = pull(jnp.ones_like(density))
     sigma = broadcast(process.sigma(t), x)
     x0 = (x + sigma**2 * score) / broadcast(process.alpha(t), x)

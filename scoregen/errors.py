@@ -1,4 +1,4 @@
-"""What a person can fix, and what a part refuses."""
+"""Errors that a user can fix, and reasons why parts cannot be combined."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class UsageError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """Why parts do not go together, and what would.
+    """Why parts cannot be combined, and which settings would work.
 
     Attributes:
         reason: one sentence without a full stop, in the words of the field.
-        fixes: what would be accepted, each "part=value" or "part.option=value", such as "target=v" or
+        fixes: settings that would be accepted, each "part=value" or "part.option=value", such as "target=v" or
             "process.t_max=0.999". A command line turns them into its own options.
 
     >>> print(Refusal("the velocity is a derivative in time, and a chain has none", ("target=v", "process=vp")))
@@ -42,7 +42,7 @@ class Refusal:
 
 
 class Problems:
-    """Collects what several checks refuse, so that all of it is raised at once.
+    """Collects the errors of several checks, to raise them all at once.
 
     >>> problems = Problems()
     >>> _ = problems.attempt(check_count, "steps", 0), problems.attempt(check_count, "batch", 1.5)
@@ -57,7 +57,7 @@ class Problems:
         self.errors: list[Exception] = []
 
     def attempt(self, check: Callable[..., Any], *args: Any) -> Any:
-        """What `check(*args)` returns; None if it raises a TypeError, a ValueError or a UsageError, which is kept."""
+        """The result of `check(*args)`. A TypeError, a ValueError or a UsageError is stored, and the result is None."""
         try:
             return check(*args)
         except (TypeError, ValueError, UsageError) as error:
@@ -65,7 +65,7 @@ class Problems:
             return None
 
     def check(self) -> None:
-        """Raises the only error as it is, or a ValueError with a line for each of several."""
+        """Raises a single error as it is, and several errors as one ValueError with a line for each."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
@@ -89,7 +89,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_positive(**options: float) -> None:
-    """Raises ValueError, with its name, for a value that is not positive, or not finite.
+    """Raises ValueError, with the option's name, for a value that is not positive or not finite.
 
     >>> check_positive(rtol=1e-4, atol=0.0)
     Traceback (most recent call last):
@@ -101,7 +101,7 @@ def check_positive(**options: float) -> None:
 
 
 def what_it_is(value: Any) -> str:
-    """A value of the wrong kind in a message: "the class MLP", "the function adam", or its repr.
+    """How a message names a value of the wrong kind: "the class MLP", "the function adam", or its repr.
 
     >>> what_it_is(Problems), what_it_is("adam")
     ('the class Problems', "'adam'")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, and strict JSON."""
+"""Atomic file writes, locks, and strict JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scoregen.errors import UsageError
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to instead of `path`; it is renamed to `path` at the end.
+    """A temporary path to write to instead of `path`; it is renamed to `path` at the end.
 
-    Until then, and if writing fails, the old file stays as it was.
+    Until then, and if writing fails, an old file stays as it was.
 
-    Raises UsageError if it cannot be written.
+    Raises UsageError if the file cannot be written.
 
     >>> folder = tempfile.TemporaryDirectory()
     >>> with whole(Path(folder.name, "note.txt")) as fresh:
@@ -37,17 +37,17 @@ def whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(_cannot(path, error)) from None
     finally:
-        with contextlib.suppress(OSError):  # it is gone if all went well
+        with contextlib.suppress(OSError):  # after the rename it no longer exists
             fresh.unlink()
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[None]:
-    """Holds the lock of a file, as one process at a time can; a process that is killed leaves no lock behind.
+    """Holds the lock of a file. Only one process at a time can hold it, and a process that is killed releases it.
 
-    While another process holds it, `wait` is called again and again, and may raise.
+    While another process holds the lock, `wait` is called again and again; it may raise, to stop waiting.
 
-    Raises UsageError if another process holds it and there is no `wait`, and if the file cannot be written.
+    Raises UsageError if another process holds the lock and there is no `wait`, or if the file cannot be written.
 
     >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder, "lock")), locked(Path(folder, "lock")):
     ...     pass
@@ -70,7 +70,7 @@ def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[Non
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a file by `locked`."""
+    """Whether any process holds the lock of this file; see `locked`."""
     try:
         with path.open("a") as file:
             return not _held(file)
@@ -79,7 +79,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _held(file: IO[str]) -> bool:
-    """Whether this process has the lock of an open file now."""
+    """Try to lock an open file, and return whether this process now holds the lock."""
     import fcntl
 
     try:
@@ -88,15 +88,15 @@ def _held(file: IO[str]) -> bool:
         return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise  # else it is a file system without locks, where no other process can be seen
+            raise  # the errors above mean a file system without locks, where other processes cannot be detected
     return True
 
 
 def make_folder(folder: Path, name: str = "") -> None:
-    """Make a folder, unless it is there; `name` is the option that named it.
+    """Make a folder, unless it exists; `name` is the option that chose it, for the message.
 
     Raises:
-        UsageError: if that cannot be.
+        UsageError: if the folder cannot be made.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp(), "runs")
@@ -115,7 +115,7 @@ def make_folder(folder: Path, name: str = "") -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UsageError if no file can be made in a folder: for a check before work that ends in one."""
+    """Raises UsageError if no file can be written in a folder. Call it before long work that ends in a file."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -138,7 +138,7 @@ def to_json(value: Any, indent: int | None = 2) -> str:
 
     Args:
         value: the value.
-        indent: of the lines; None writes one line.
+        indent: the number of spaces; None writes a single line.
 
     Raises:
         ValueError: for a string or a key that would be read back as a number, such as "NaN".
@@ -172,7 +172,7 @@ def _strict(value: Any) -> Any:
         return [_strict(inner) for inner in value]
     if isinstance(value, str):
         return _checked(value)
-    if isinstance(value, float):  # NumPy's float64 is one, its other numbers are none of Python's
+    if isinstance(value, float):  # also NumPy's float64; NumPy's other numbers are not Python floats
         if math.isfinite(value):
             return value
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

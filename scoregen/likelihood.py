@@ -1,8 +1,9 @@
 """The log-likelihood of data under a denoiser: by its probability-flow ODE, and by the variational bound.
 
-Both give log p of the clean data in nats, `[B]`, with the standard error of their own randomness, `[B]`. They belong to
-two models that share a network, the deterministic and the random way down, so neither bounds the other unless the
-denoiser is exact. With bytes of a `width` both are likelihoods of the bytes: D log(width) is added to a density.
+Both give log p of the clean data in nats, `[B]`, with the standard error of their random draws, `[B]`. They belong to
+two models that share a network: sampling by the ODE, and sampling by random steps. Neither value bounds the other
+unless the denoiser is exact. For bytes of width `width` both give the likelihood of the bytes, by adding D log(width)
+to the density.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         nats: the estimate, in nats an example.
-        error: its standard error, over the estimate's own draws; 0 where there are none.
+        error: the standard error of the estimate, over its random draws; 0 if it draws nothing.
         steps: how many steps the solver took; for the bound, the number of network evaluations.
     """
 
@@ -43,7 +44,7 @@ class LogLikelihood(NamedTuple):
 
 
 def bits_per_dim(nats: Array, dims: int) -> Array:
-    """-log2 p over the number of dimensions, from log p in nats; negative where a density is above one.
+    """-log2 p divided by the number of dimensions, from log p in nats; negative if a density is above 1.
 
     >>> float(bits_per_dim(jnp.log(2.0**-12), 4))
     3.0
@@ -52,10 +53,10 @@ def bits_per_dim(nats: Array, dims: int) -> Array:
 
 
 def prior_log_prob(process: Process, x: Array) -> Array:
-    """log N(x; 0, prior_std^2 I), the density that sampling starts from, `[B]` nats.
+    """log N(x; 0, prior_std^2 I), the log-density of the prior that sampling starts from, `[B]` nats.
 
     Raises:
-        ValueError: where it starts from a uniform law, which has no density at nearly all x of the noisiest level.
+        ValueError: if sampling starts from a uniform law, whose density is 0 at nearly all x of the noisiest level.
 
     >>> from scoregen.process import VP
     >>> float(prior_log_prob(VP(), jnp.zeros((1, 2)))[0])  # -log(2 pi)
@@ -78,32 +79,35 @@ class ProbabilityFlow:
 
         log p_{t_min}(x) = log prior(x_T) + integral from t_min to T of div v(x_t, t) dt,     dx_t/dt = v(x_t, t)
 
-    with v the `velocity`, x_t the solution that begins at x, and div v the trace of its derivative: D forward-mode
-    derivatives in few dimensions, else the mean of w' (dv/dx) w over Rademacher directions w (Hutchinson 1989;
-    Grathwohl et al. 2019, eq. 8), drawn once an example, so that the equation is smooth. Each example
-    has its own steps, and each direction its own integral, whose scatter is the standard error.
+    Here v is the `velocity`, x_t the solution that begins at x, and div v the trace of dv/dx. In few dimensions the
+    trace is exact, from D forward-mode derivatives. In more it is the mean of w' (dv/dx) w over Rademacher directions w
+    (Hutchinson 1989; Grathwohl et al. 2019, eq. 8). These are drawn once per example, so that the equation is smooth.
+    Each example has its own solver steps. Each direction has its own integral, and the scatter of the integrals gives
+    the standard error.
 
-    It is solved in the coordinates in which it is the same for every process, and without jumps
-    (`samplers.ode.rotation`): the angle phi = arctan(sigma / alpha) for time and y = x / sqrt(alpha^2 + sigma^2).
+    The solver uses the angle phi = arctan(sigma / alpha) as time, and y = x / sqrt(alpha^2 + sigma^2). In these
+    coordinates the equation is the same for every process and has no jumps (`samplers.ode.rotation`).
 
-    There is no score at t = 0, so a datum x0 is taken where its mean is at the least noisy level:
+    There is no score at t = 0. An example x0 is therefore evaluated at the least noisy level, at its mean alpha x0:
 
         log p_0(x0) ~ log p_{t_min}(alpha x0) + D log alpha                 (change of variables; alpha = alpha(t_min))
 
-    which is the density of the data with noise of sigma / alpha: choose t_min well below the scale that matters in
-    them, such as a byte.
+    This is the density of the data with noise of standard deviation sigma / alpha. Choose t_min so that this is well
+    below the smallest scale that matters in the data, such as the width of a byte.
 
     Attributes:
-        bins: (low, high, width) of discrete data: they are spread over their bins first, x0 + width (u - 1/2) with
-            u ~ U[0, 1) (Theis et al. 2016, section 3.1). None for a density; a run takes it from the data's scaling.
-        width: of a byte, or 1 for points: see `VLB`. A run takes it from the scaling too.
-        exact_dims: in up to so many dimensions the trace is exact.
-        probes: beyond, the number of directions.
-        rtol, atol: of the solver, on y and on the integrals. With 1e-4 digits were right to 3e-4 bits a dimension.
+        bins: (low, high, width) of discrete data, which are first spread over their bins: x0 + width (u - 1/2) with
+            u ~ U[0, 1) (Theis et al. 2016, section 3.1). None for continuous data. A run takes it from the data's
+            scaling.
+        width: the width of a byte, or 1 for points; see `VLB`. A run takes it from the scaling too.
+        exact_dims: the trace is exact for data of up to this many dimensions.
+        probes: the number of directions for data of more dimensions.
+        rtol, atol: the solver's tolerances, for y and for the integrals. With 1e-4 the likelihoods of the data set
+            `digits` were right to 3e-4 bits per dimension.
 
     Raises:
-        ValueError: unless probes >= 2, exact_dims >= 0, and the others are positive; when it is called, under a process
-            that `refuse` refuses, if no `top` is given.
+        ValueError: unless probes >= 2, exact_dims >= 0, and the other numbers are positive; when it is called without
+            `top`, if `refuse` refuses the process.
 
     >>> from scoregen.testing.oracle import gaussian
     >>> from scoregen.process import EDM
@@ -127,20 +131,20 @@ class ProbabilityFlow:
         check_positive(width=self.width, rtol=self.rtol, atol=self.atol)
 
     def refuse(self, process: Process) -> Refusal | None:
-        """Why nothing has a likelihood under `process`, or None."""
+        """Why data have no likelihood under `process`, or None if they have one."""
         return refuse_uniform_start(process)
 
     def __call__(self, denoiser: Denoiser, key: Array, x0: Array, top: LogProb | None = None) -> LogLikelihood:
         """log p_0 of the data x0 `[B, ...]`, by the change of variables.
 
         Args:
-            denoiser: the denoiser; one that knows each example of a batch, such as its label, is refused.
-            key: one, or one for each example `[B]`.
-            x0: clean data; numbers of `bins` if there are any.
-            top: log p `[B]` of x at the noisiest level; None: `prior_log_prob`.
+            denoiser: the denoiser. It must not hold one value per example of a batch, such as labels.
+            key: one key, or one for each example `[B]`.
+            x0: clean data; if `bins` are given, values of these bins.
+            top: a function for log p `[B]` of x at the noisiest level; None for `prior_log_prob`.
 
         Raises:
-            TypeError: if it is no denoiser, or x0 no array of floating-point numbers.
+            TypeError: if `denoiser` is not a `Denoiser`, or x0 not an array of floating-point numbers.
         """
         check_denoiser(denoiser)
         x0 = as_data(x0, "x0")
@@ -152,7 +156,7 @@ class ProbabilityFlow:
         return found._replace(nats=found.nats + x0[0].size * (jnp.log(alpha) + math.log(self.width)))
 
     def at_the_end(self, denoiser: Denoiser, key: Array, x: Array, top: LogProb | None = None) -> LogLikelihood:
-        """log p_{t_min} of x `[B, ...]` at the least noisy level; the arguments are those of the call."""
+        """log p_{t_min} of x `[B, ...]` at the least noisy level; the arguments are as for the call."""
         process = denoiser.process
         if top is None:
             _check(self.refuse(process))
@@ -172,8 +176,8 @@ class ProbabilityFlow:
                     found = rotate(angle[None], y[None])
                     if found.shape != (1, *y.shape):
                         raise ValueError(
-                            "the denoiser knows each example of a batch, such as its label, and is evaluated for one "
-                            "example at a time here"
+                            "the denoiser holds one value per example of a batch, such as labels, but here it is "
+                            "evaluated for one example at a time"
                         )
                     return found[0]
 
@@ -196,18 +200,20 @@ class ProbabilityFlow:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """The variational bound as an evaluation, log p(x0) >= -E[ VLB ], by draws of times and noise (see `VLB`).
+    """The variational bound as an evaluation: log p(x0) >= -E[ VLB ], with random times and noise (see `VLB`).
 
-    The times of an example are stratified: v in [0, 1) falls into even strata, with two draws in each, and is the
-    quantile of a law of times that is even in the log-SNR (`times.UniformLogSNR`), whose importance ratios make it an
-    average over the process's own law. Half the difference of the two draws of a stratum gives its error, without bias.
+    The times of an example are stratified: [0, 1) is divided into equal strata, with two draws in each. A draw is a
+    quantile of the time law that is uniform in the log-SNR (`times.UniformLogSNR`). Its importance ratios turn the mean
+    into an average over the process's own law. The squared half-difference of the two draws in a stratum estimates
+    the variance of their mean without bias.
 
     Attributes:
-        bins, variance, width: see `VLB`; a run knows the first and the last, and whether a variance was learned.
-        strata: how many; the network is evaluated twice in each. 0: one for each level of a chain.
+        bins, variance, width: see `VLB`. A run takes bins and width from the data's scaling, and knows whether a
+            variance was learned.
+        strata: the number of strata; the network is evaluated twice in each. 0 means one for each level of a chain.
 
     Raises:
-        ValueError: if strata < 0, or as `VLB` does; when it is called, under a process that `refuse` refuses.
+        ValueError: if strata < 0, or as `VLB` does; when it is called, if `refuse` refuses the process.
 
     >>> from scoregen.testing.oracle import gaussian
     >>> from scoregen.process import ddpm
@@ -231,7 +237,7 @@ class Bound:
         return VLB(self.bins, "nats", self.variance, self.width)
 
     def refuse(self, process: Process) -> Refusal | None:
-        """Why there is no such bound under `process`, or None."""
+        """Why there is no bound under `process`, or None if there is one."""
         if not self.strata and not process.discrete:
             reason = "strata=0 means one for each level of a chain, and continuous time has no levels"
             return Refusal(reason, ("likelihood.strata=256",))
@@ -259,7 +265,7 @@ class Bound:
             return broadcast(drawn.ratio, value) * value
 
         def add(sums: tuple[Array, Array], stratum: Array) -> tuple[tuple[Array, Array], None]:
-            # Both at once, but as two batches: a denoiser may know the class of each example of a batch.
+            # Both draws at once, but as two batches, since a denoiser may hold the class of each example.
             pair = jnp.stack(split_keys(fold_keys(keys, stratum), 2))
             first, second = jax.vmap(once, (None, 0))(stratum, pair)
             return (sums[0] + 0.5 * (first + second), sums[1] + 0.25 * (first - second) ** 2), None

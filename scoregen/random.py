@@ -1,7 +1,7 @@
-"""Keys, noise and broadcasting by example.
+"""Keys, noise and broadcasting for each example of a batch.
 
-Noise is keyed by example: row i of a batch depends on the key and on i, never on how many other rows there are. So the
-same seed gives the same example whatever the batch size.
+Noise is keyed by example: row i of a batch depends only on the key and on i. The same seed therefore gives the same
+example at any batch size.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jax import Array
 def example_keys(key: Array, count: int) -> Array:
     """One key for each example, `[B]`; a batch of `count` keys is passed through as it is.
 
-    Key i is `fold_in(key, i)`, so it is the same whatever the batch size.
+    Key i is `fold_in(key, i)`, so it is the same at any batch size.
 
     Raises:
         TypeError: for anything but typed keys, such as an integer.
-        ValueError: for a batch of another number of keys.
+        ValueError: for a batch with a different number of keys.
 
     >>> few, many = (example_keys(jax.random.key(0), n) for n in (2, 5))
     >>> bool((few == many[:2]).all())
@@ -58,8 +58,8 @@ def check_key(key: Any) -> Array:
 def check_seed(seed: Any) -> int:
     """The seed as a Python integer.
 
-    The range is that of the 32 bits `jax.random.key` reads without 64-bit types: a larger seed would give the keys of a
-    smaller one, 4294967296 those of 0.
+    Without 64-bit types `jax.random.key` reads only 32 bits of the seed. A larger seed would repeat the keys of a
+    smaller seed: 4294967296 would give the keys of 0.
 
     Raises:
         TypeError: for anything but an integer.
@@ -95,8 +95,8 @@ def fold_keys(keys: Array, data: Array | int) -> Array:
 def by_example(law: Callable, key: Array, shape: tuple[int, ...]) -> Array:
     """`law(key, shape)` with noise keyed by example: row i depends on the key and on i alone.
 
-    `key` is one key or a batch of keys `[B]`; `law` is any `jax.random` sampler of (key, shape). Errors as in
-    `example_keys`.
+    `key` is one key or a batch of keys `[B]`; `law` is any `jax.random` sampler of (key, shape). It raises the
+    errors of `example_keys`.
     """
     return jax.vmap(lambda k: law(k, shape[1:]))(example_keys(key, shape[0]))
 
@@ -107,7 +107,7 @@ def normal(key: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
 
 
 def widest(*dtypes: Any) -> Any:
-    """The widest of these floating-point dtypes; `jnp.promote_types`, but also where JAX promotes none by itself.
+    """The widest of these floating-point dtypes. It also works where JAX's implicit promotion of dtypes is off.
 
     >>> widest(jnp.bfloat16, jnp.float32) == jnp.float32
     True
@@ -116,9 +116,9 @@ def widest(*dtypes: Any) -> Any:
 
 
 def broadcast(a: Array, x: Array) -> Array:
-    """A number for each example, `[B]` or a scalar, with axes of size one to multiply `x` `[B, ...]`.
+    """`a`, `[B]` or a scalar, with added axes of size one, so that it can multiply `x` `[B, ...]`.
 
-    Floating-point numbers come back in the dtype of x, if that is one, so that what is computed from x keeps its dtype.
+    If a and x are both floating-point, the result has the dtype of x, so that products with x keep this dtype.
 
     >>> broadcast(jnp.ones(2), jnp.ones((2, 3, 4))).shape
     (2, 1, 1)

@@ -1,10 +1,10 @@
 """Time laws: which noise levels training draws, and with which density.
 
-The reference is `Own`, the law that the process's paper trains with. Every law says how its density compares with it:
-`Drawn.ratio` = p_own(t) / q(t). A law with `importance` is importance sampling: its losses are multiplied by the ratio,
-so that their expectation stays the one under `Own`. Another law is a choice of what to train on, and only what is an
-average over times by definition (the variational bound) is multiplied. A law may learn from the losses that it led to;
-what it learns is a pytree in the training state.
+The reference is `Own`, the law that the process's paper trains with. Every law gives the ratio of its density to this
+reference: `Drawn.ratio` = p_own(t) / q(t). A law with `importance` is importance sampling: losses are multiplied by the
+ratio, so that their expectation is the same as under `Own`. Any other law changes how much each time counts in
+training. With it the ratio multiplies only a loss that is an average over times by definition (the variational bound).
+A law may learn from the losses at its draws; what it has learned is a pytree in the training state.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ class TimeLaw(abc.ABC):
     """A law q(t) of training times, with the protocol (init, draw, update) and a density.
 
     Attributes:
-        importance: whether losses are multiplied by p_own / q, so that expectations are those under `Own`.
+        importance: whether losses are multiplied by p_own / q, so that their expectation is the same as under `Own`.
     """
 
     importance: ClassVar[bool] = False
 
     def init(self, process: Process) -> Any:
-        """What the law has learned before training, a pytree; () if it learns nothing."""
+        """The state before training, a pytree; () if the law learns nothing."""
         return ()
 
     @abc.abstractmethod
     def draw(self, process: Process, state: Any, key: Array, count: int) -> Drawn:
-        """Draw for `count` examples; example i depends on its own key alone."""
+        """Draw times for `count` examples; example i depends only on its own key."""
 
     def update(self, state: Any, drawn: Drawn, losses: Array) -> Any:
-        """The state after the losses `[B]` (not multiplied by anything) at the times drawn."""
+        """The next state, from the losses `[B]` at the drawn times, without the importance ratio."""
         return state
 
     @abc.abstractmethod
     def density(self, process: Process, t: Array, state: Any = ()) -> Array:
-        """q(t), `[B] -> [B]`, per unit of time; of a chain the probability of the level."""
+        """q(t), `[B] -> [B]`, per unit of time; for a chain, the probability of the level."""
 
 
 class Fixed(TimeLaw):
@@ -63,11 +63,11 @@ class Fixed(TimeLaw):
 
     @abc.abstractmethod
     def quantile(self, process: Process, u: Array) -> Array:
-        """Of u uniform in [0, 1), a time, `[B] -> [B]`; of a chain an int32 level."""
+        """The time at the quantile u, which is uniform in [0, 1), `[B] -> [B]`; for a chain, an int32 level."""
 
     @abc.abstractmethod
     def cdf(self, process: Process, t: Array) -> Array:
-        """The probability of the times below t, `[B] -> [B]`; of a chain of the levels below the edge t - 1/2."""
+        """The probability of times below t, `[B] -> [B]`; for a chain, of levels below the edge t - 1/2."""
 
     def density(self, process: Process, t: Array, state: Any = ()) -> Array:
         if process.discrete:
@@ -81,7 +81,7 @@ class Fixed(TimeLaw):
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Fixed):
-    """Every time between `process.ends`, or every level of a chain, is as likely as any other.
+    """All times between `process.ends`, or all levels of a chain, are equally likely.
 
     >>> from scoregen.process import VP, ddpm
     >>> Uniform().quantile(ddpm(), jnp.array([0.0, 0.9999])).tolist(), float(Uniform().density(VP(), jnp.array(0.5)))
@@ -107,9 +107,9 @@ class Uniform(Fixed):
 
 @dataclasses.dataclass(frozen=True)
 class LogNormal(Fixed):
-    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1), for any process, cut at its ends.
+    """ln(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1), for any process, truncated at its ends.
 
-    Of a chain it takes the nearest level, beyond the ends the last one.
+    For a chain each draw takes the nearest level; a draw beyond the ends takes the end level.
 
     Raises:
         ValueError: unless std > 0.
@@ -129,11 +129,11 @@ class LogNormal(Fixed):
         return (-0.5 * process.logsnr(t) - self.mean) / self.std
 
     def _edge(self, process: Process, t: Array) -> Array:
-        """At half a level below t."""
+        """`_standard` at half a level below t."""
         return self._standard(process, t.astype(jnp.result_type(float)) - 0.5)
 
     def _ends(self, process: Process) -> tuple[Array, Array]:
-        """The probabilities of the untruncated law below the range that is kept, and below its end."""
+        """The probabilities of noise below the least noisy and below the noisiest end, in the untruncated law."""
         if process.discrete:
             return jnp.zeros(()), jnp.ones(())
         return ndtr(self._standard(process, bottom(process))), ndtr(self._standard(process, top(process)))
@@ -154,18 +154,18 @@ class LogNormal(Fixed):
         if process.discrete:
             below, above = self._edge(process, t), self._edge(process, t + 1)
             below, above = jnp.where(t <= 0, -jnp.inf, below), jnp.where(t >= process.ends[1], jnp.inf, above)
-            # Of the upper tail the mirror image, in which less cancels: no level that is drawn has a density of 0.
+            # The upper tail is mirrored, where less cancels: no level that can be drawn gets density 0.
             return jnp.where(below > 0, ndtr(-below) - ndtr(-above), ndtr(above) - ndtr(below))
         low, high = (end.astype(t.dtype) for end in self._ends(process))
         bell = _bell(self._standard(process, t))
-        # At alpha = 0 the rate is infinite, and the density 0.
+        # At alpha = 0 the rate is infinite, but the density is 0.
         rate = jnp.where(bell > 0, snr_loss_rate(process, t), 0)
         return 0.5 * rate * bell / (self.std * (high - low))
 
 
 @dataclasses.dataclass(frozen=True)
 class Own(Fixed):
-    """The law of the process's own paper: uniform in time, but for `EDM`, whose is `LogNormal()`."""
+    """The law of the process's own paper: `LogNormal()` for `EDM`, and uniform in time for all others."""
 
     importance = True
 
@@ -184,13 +184,13 @@ def _own(process: Process) -> Fixed:
 
 
 def own_density(process: Process, t: Array) -> Array:
-    """The density of `Own` at t, `[B] -> [B]`: what an average over training times is divided by."""
+    """The density of `Own` at t, `[B] -> [B]`, by which an average over training times is divided."""
     return _own(process).density(process, t)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormal(Fixed):
-    """The quantile u of `Own`, where logit(u) ~ N(mean, std^2) (Esser et al. 2024, section 3.1).
+    """The time at the quantile u of `Own`, where logit(u) ~ N(mean, std^2) (Esser et al. 2024, section 3.1).
 
     For flow matching u is the time itself, and the middle of the path is drawn more often than its ends.
 
@@ -209,7 +209,7 @@ class LogitNormal(Fixed):
 
     def _standard(self, process: Process, t: Array) -> tuple[Array, Array]:
         """The quantile u of `Own`, and its logit as a standard normal number."""
-        # Held off 0 and 1, where the logit is infinite: this moves a probability of 1e-7 at most.
+        # Clipped away from 0 and 1, where the logit is infinite: this moves a probability of 1e-7 at most.
         u = jnp.clip(_own(process).cdf(process, t), 1e-7, 1 - 1e-7)
         return u, (jnp.log(u) - jnp.log1p(-u) - self.mean) / self.std
 
@@ -229,8 +229,8 @@ class LogitNormal(Fixed):
 class _Importance(TimeLaw):
     """Importance sampling by a histogram over the quantiles u of `Own`.
 
-    Bin j of M holds u from j/M to (j+1)/M; a chain has a bin for each level. With the probability P_j of a bin, the
-    ratio p_own / q is 1 / (M P_j), exactly, however good or bad the histogram is.
+    Bin j of M holds u from j/M to (j+1)/M; a chain has a bin for each level. If bin j has the probability P_j,
+    the ratio p_own / q is exactly 1 / (M P_j), however good or bad the histogram is.
     """
 
     importance = True
@@ -247,11 +247,11 @@ class _Importance(TimeLaw):
         return self.at(process, state, which, where)
 
     def at(self, process: Process, state: Any, which: Array, where: Array) -> Drawn:
-        """The draw for two numbers in [0, 1): `which` `[B]` is the quantile over the bins, `where` `[B]` within one."""
+        """The draw for two numbers in [0, 1): `which` `[B]` selects the bin, `where` `[B]` the place within it."""
         histogram = self.histogram(process, state)
         total = jnp.cumsum(histogram)
         index = jnp.minimum(jnp.searchsorted(total, which * total[-1], side="right"), histogram.size - 1)
-        # Of a chain's bin the middle, which no rounding takes to the next.
+        # For a chain take the middle of the bin, which rounding cannot move to the next bin.
         u = (index.astype(histogram.dtype) + (0.5 if process.discrete else where)) / histogram.size
         u = jnp.minimum(u, 1 - jnp.finfo(u.dtype).epsneg)  # the sum above may round up to 1
         t = _own(process).quantile(process, u)
@@ -270,9 +270,9 @@ class _Importance(TimeLaw):
 class UniformLogSNR(_Importance):
     """Uniform in the log-SNR, which spreads the variational bound evenly (Song, Durkan et al. 2021, section 3.2).
 
-    The bound's integrand is -lam' / 2 ||eps - eps_theta||^2, so with q ~ -lam' = g^2 / sigma^2 only the error of eps
-    is left. The law is uniform from bin to bin, and within a bin it is `Own`; a thousandth is drawn from `Own`
-    throughout.
+    The bound's integrand is -lam' / 2 ||eps - eps_theta||^2, so with q proportional to -lam' = g^2 / sigma^2
+    only the error of eps is left. The probability of a bin is proportional to its range of log-SNR, and within a bin
+    the law is `Own`. A thousandth of all draws follows `Own` alone.
     """
 
     def histogram(self, process: Process, state: Any) -> Array:
@@ -290,7 +290,7 @@ class UniformLogSNR(_Importance):
 class SecondMoment(_Importance):
     """q ~ sqrt(E[L_t^2]) over the last `history` losses of each bin (Nichol & Dhariwal 2021, eq. 18).
 
-    A thousandth is drawn from `Own`, and all of it until every bin has seen `history` losses.
+    A thousandth of the draws follows `Own`. Until every bin has seen `history` losses, all draws do.
 
     Raises:
         ValueError: if history < 1.
@@ -314,7 +314,7 @@ class SecondMoment(_Importance):
         return jnp.where(ready, 0.999 * q / jnp.where(ready, q.sum(), 1.0) + 0.001 / q.size, even)
 
     def update(self, state: Any, drawn: Drawn, losses: Array) -> Any:
-        def put(i: Array, state: Any) -> Any:  # one after the other: a bin may be drawn twice
+        def put(i: Array, state: Any) -> Any:  # one example at a time: a bin may be drawn twice
             table, seen = state
             j = drawn.bin[i]
             return table.at[j, seen[j] % self.history].set(losses[i].astype(table.dtype)), seen.at[j].add(1)
@@ -323,7 +323,7 @@ class SecondMoment(_Importance):
 
 
 def _inside(u: Array) -> Array:
-    """u held off 0 and 1, where the quantile of a normal law is infinite: by half the spacing of uniform draws."""
+    """u clipped away from 0 and 1, where normal quantiles are infinite, by half the spacing of uniform draws."""
     return jnp.clip(u, jnp.finfo(u.dtype).epsneg, 1 - jnp.finfo(u.dtype).epsneg)
 
 
@@ -332,7 +332,7 @@ def _bell(z: Array) -> Array:
     return jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
 
 
-# The law that a process's paper trains with, where it is not uniform.
+# The law that a process's paper trains with, if it is not uniform.
 OWN: dict[type[Process], Fixed] = {EDM: LogNormal()}
 
 TIMES = {

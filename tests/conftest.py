@@ -1,5 +1,7 @@
 """Set before jax starts: cheap compiles, and every silent conversion an error."""
 
+import collections
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -14,12 +16,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
+import tiers
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Networks in PyTorch, for the tests that have it: they are imported there, and hold no tests or examples themselves.
 collect_ignore = ["reference"]
+
+# Examples in docstrings that take some seconds.
+SLOW_EXAMPLES = {f"scoregen.testing.conformance.{name}" for name in ("check_loss", "check_process")}
 
 TABLES = (
     ("scoregen.process", "PROCESSES"),
@@ -40,6 +46,37 @@ TABLES = (
     ("scoregen.train", "OPTIMIZERS"),
     ("scoregen.train", "SCHEDULES"),
 )
+
+
+def pytest_collection_modifyitems(items):
+    """Of a test that is marked quick(n), n cases are quick and the others slow."""
+    tests = collections.defaultdict(list)
+    for item in items:
+        if item.name in SLOW_EXAMPLES:
+            item.add_marker(pytest.mark.slow)
+        elif item.get_closest_marker("quick") and not item.get_closest_marker("slow"):
+            tests[item.path, item.cls, item.originalname].append(item)
+    for cases in tests.values():
+        quick = tiers.spread([case.callspec.params for case in cases], *cases[0].get_closest_marker("quick").args)
+        for number in set(range(len(cases))) - set(quick):
+            cases[number].add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_go_with_the_module():
+    """Else a worker holds the programs of all tests, several gigabytes. A few stay: other modules use them too."""
+    yield
+    if resident_memory() > 0.9e9:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_memory() -> float:
+    """The bytes that this process holds in memory; infinite where Linux's /proc is missing."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float("inf")
 
 
 @pytest.fixture(autouse=True)

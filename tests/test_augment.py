@@ -142,6 +142,7 @@ class Spy(nn.Module):
         return 0 * x
 
 
+@pytest.mark.slow
 def test_the_network_is_given_the_numbers_in_training_only():
     """What it sees was changed as the numbers say, and held-out examples are as they are."""
     seen, process = [], ddpm()

@@ -136,6 +136,7 @@ def decode(levels, mean, std, bins=BYTES):
     return decoder_nll(x0, jnp.full_like(x0, mean), jnp.full_like(x0, 2 * math.log(std)), bins)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("std", [1e-3, 0.02, 1.0])
 def test_the_tails_of_the_decoder_are_finite(dtype, std):
@@ -278,6 +279,7 @@ def even_vp(n):
     return betas(tuple(1 - abar / np.append(1.0, abar[:-1])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("make", [even_vp, lambda n: ncsn(0.01, 50.0, n)])
 def test_the_steps_lose_nothing_in_the_limit_of_many(make, variance):
@@ -296,6 +298,7 @@ def test_the_steps_lose_nothing_in_the_limit_of_many(make, variance):
     np.testing.assert_allclose([gaps[0] / gaps[1], gaps[1] / gaps[2]], [10, 4], rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [VP(), CosineVP(), VE(), EDM(), Flow()])
 def test_the_bound_in_continuous_time_is_the_entropy(process):
     """Kingma et al. 2021: but for the ends the integral over t is D/2 log of (1 + std^2 SNR), from end to end."""
@@ -323,6 +326,7 @@ def test_the_bound_in_continuous_time_is_the_entropy(process):
     )
 
 
+@pytest.mark.slow
 def test_discrete_data_have_their_bins_in_the_bound():
     """And the unit is bits a dimension: N times -log2 of the bin's probability at the least noisy level."""
     process = ddpm(steps=10, rescale=False)
@@ -367,6 +371,7 @@ def test_a_wild_estimate_leaves_the_gradient_finite():
 # --- the hybrid
 
 
+@pytest.mark.slow
 def test_the_hybrid_trains_the_mean_by_one_term_and_the_variance_by_the_other():
     """Nichol & Dhariwal 2021, eq. 16: gradients as those of L_simple alone, and of share L_vlb alone."""
     process, rng, key = ddpm(steps=20, rescale=False), np.random.default_rng(0), jax.random.key(0)

@@ -71,6 +71,7 @@ def plain(config):
     return config
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_built_as_they_stand(name):
     config = load(name)
@@ -147,15 +148,10 @@ def takes_a_step(parts):
 
 
 def cases():
-    """All presets x losses. Quick are the preset's own loss, and of each loss the one in the plane whose turn it is.
-
-    But for the RefineNets, which are long programs.
-    """
-    toys = [name for name in PRESETS if load(name).net.name == "mlp"]
+    """All presets x losses. Quick are the presets of points in the plane, each with its own loss."""
     for name in PRESETS:
-        for i, loss in enumerate(LOSSES):
-            own = load(name).loss.name == loss and not load(name).net.name.startswith("refinenet")
-            quick = own or toys[i % len(toys)] == name
+        for loss in LOSSES:
+            quick = load(name).net.name == "mlp" and load(name).loss.name == loss
             yield pytest.param(name, loss, marks=() if quick else pytest.mark.slow)
 
 
@@ -177,6 +173,7 @@ LAWS = [name for name in TIMES if name != "own"]
 ALL_WEIGHTINGS = [name for name in WEIGHTINGS if name != "own"]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("number", "process"), list(enumerate(PROCESSES)))
 def test_every_process_takes_a_step(number, process):
     """Between them with every law of times, every weighting, with and without a variance of the loss."""
@@ -187,6 +184,7 @@ def test_every_process_takes_a_step(number, process):
     assert len(PROCESSES) >= max(len(LAWS), len(ALL_WEIGHTINGS))
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_trained():
     """By vlb too, and not only by its hybrid; the network then gives twice as much."""
     config = plain(preset("ddpm_toy", loss__name="vlb", learned_variance=True))
@@ -197,6 +195,7 @@ def test_a_learned_variance_is_trained():
     assert params["net"]["params"]["out"]["kernel"].shape == (16, 4)
 
 
+@pytest.mark.quick(15)
 @pytest.mark.parametrize(
     ("name", "overrides", "parts"),
     [
@@ -291,6 +290,7 @@ def unlabelled(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unlabelled")
 def test_unlabelled_images_are_refused_once_and_what_is_switched_off_is_not_checked():
     config = load("ddpm_digits")
@@ -310,9 +310,9 @@ def test_data_without_held_out_examples_train_and_are_not_evaluated(monkeypatch)
     points = Dataset("points", np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32))
     monkeypatch.setitem(build_lib.SOURCES, "moons", lambda *, size=50, noise=0.1, seed=0: points)
     config = preset("ddpm_toy", data__name="moons")
-    with pytest.raises(UsageError, match=r"'moons' hold no examples out.*--config\.eval\.at_end=false"):
+    with pytest.raises(UsageError, match=r"'moons' have no held-out examples.*--config\.eval\.at_end=false"):
         build(config)
-    with pytest.raises(UsageError, match="whose likelihood"):
+    with pytest.raises(UsageError, match="to compute the likelihood of"):
         build(config, "likelihood")
     config.eval.at_end = False
     assert build(config).dataset.test is None
@@ -362,6 +362,7 @@ def spied(parts):
     return dataclasses.replace(parts, model=model, sampling=sampling), seen
 
 
+@pytest.mark.slow
 def test_the_network_sees_centred_data_and_the_noise_as_its_condition_says():
     """Pixels of [0, 1] reach it as 2x - 1 unless `centered` is off."""
     for centered in (True, False):
@@ -373,6 +374,7 @@ def test_the_network_sees_centred_data_and_the_noise_as_its_condition_says():
         assert np.allclose(seen[0][1], np.log([0.01, 1.0]), rtol=1e-5)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["edm_toy", "ddpm_cifar", "ncsn_cifar"])
 def test_a_network_sees_data_of_unit_variance_if_the_configuration_says_so(name):
     """EDM's c_in = 1 / sqrt(sigma^2 + (alpha data_std)^2); pixels of [0, 1] are centred, to twice the deviation."""
@@ -386,6 +388,7 @@ def test_a_network_sees_data_of_unit_variance_if_the_configuration_says_so(name)
     assert np.allclose(seen[0][0], shown / np.sqrt(s**2 + (a * process.data_std) ** 2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_network_is_called_in_the_terms_of_its_training():
     """Under DDPM a network of NCSN's sees x / alpha at the level where sigma' is DDPM's sigma / alpha."""
     parts, seen = spied(build(preset("ncsn_toy", sampler__process__name="ddpm")))
@@ -417,6 +420,7 @@ def counting(parts):
     return model, sampling, count
 
 
+@pytest.mark.slow
 def test_a_sampler_is_compiled_once_and_says_how_far_it_is():
     parts = build(preset("ddpm_toy", sampler__n=3, sampler__batch=4))
     model, sampling, count = counting(parts)
@@ -433,6 +437,7 @@ def test_a_sampler_is_compiled_once_and_says_how_far_it_is():
     assert sampling(params, 4, stopped=lambda: True) is None
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_the_seed_and_its_number_alone():
     parts = build(preset("ddpm_toy", sampler__n=3, sampler__batch=4))
     sampling, params = parts.sampling, parts.model.init(jax.random.key(0), (1, 2))
@@ -451,6 +456,7 @@ def test_a_batch_that_is_not_filled_is_not_drawn_unless_its_examples_are_average
     assert build(config).sampling.batch_for(5) == 256
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("idle", "choices"),
     [

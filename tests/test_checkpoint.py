@@ -149,7 +149,7 @@ def test_restores_a_part_alone(tmp_path, state):
         assert same(kernel, state.params["Dense_0"]["kernel"])
         assert step == 3
         refused(lambda: checkpoints.restore_part("ema", ema), "'ema'", "params_ema")
-        refused(lambda: checkpoints.restore_part("params", ema), "not of this model", "params.bytes")
+        refused(lambda: checkpoints.restore_part("params", ema), "does not fit this model", "params.bytes")
 
 
 def test_another_structure_is_refused(tmp_path, state):
@@ -161,10 +161,10 @@ def test_another_structure_is_refused(tmp_path, state):
     for other, *parts in [
         (wider, "params_ema.Dense_0.kernel", "40x60", "40x61"),
         (half, "step", "int32", "int16"),
-        (state.replace(opt=()), "opt.", "which the model has not"),
+        (state.replace(opt=()), "opt.", "which the model does not have"),
         (state.replace(params_ema=dict(state.params_ema, extra=jnp.zeros(2))), "no params_ema.extra"),
     ]:
-        refused(lambda other=other: Checkpoints(tmp_path).restore(other), "not of this model", *parts)
+        refused(lambda other=other: Checkpoints(tmp_path).restore(other), "does not fit this model", *parts)
 
 
 def spoil(path: Path, how: str) -> None:
@@ -178,6 +178,7 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("how", ["gone", "cut", "flipped"])
 def test_any_damaged_file_falls_back(tmp_path, state, how, capfd):
     said = []
@@ -206,7 +207,7 @@ def test_any_damaged_file_falls_back(tmp_path, state, how, capfd):
     assert capfd.readouterr() == ("", "")
     for file in tmp_path.glob("*/contents"):
         spoil(file, how)
-    refused(lambda: Checkpoints(tmp_path, say=said.append).restore(state), str(tmp_path), "2, 1", "anew")
+    refused(lambda: Checkpoints(tmp_path, say=said.append).restore(state), str(tmp_path), "2, 1", "start the run again")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -216,6 +217,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert checkpoints.steps() == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(tmp_path):
     # A limit on the size of a file fails in the writing threads, as a full disk does.
     child = run(
@@ -248,6 +250,7 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(tmp_path):
     assert (out.splitlines(), err) == ([line, line, "[1, 3]"], "")
 
 
+@pytest.mark.slow
 def test_a_kill_in_mid_save_leaves_the_last_good_step(tmp_path):
     child = run(
         """
@@ -285,6 +288,7 @@ def test_a_kill_in_mid_save_leaves_the_last_good_step(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
+@pytest.mark.slow
 def test_from_eight_devices_to_one_and_back(tmp_path):
     script = """
         import sys

@@ -136,6 +136,7 @@ def another(value):
 PARTS = [key for key in KEYS if not key.endswith("name") and C.idle(DEFAULT, [key])]
 
 
+@pytest.mark.quick(72)
 @pytest.mark.parametrize("key", PARTS)
 def test_an_option_without_effect_is_named_with_what_would_give_it_one(key):
     """The line names the option and its part; with the flags that it proposes, the option counts."""

@@ -322,7 +322,7 @@ def test_all_that_is_wrong_is_said_at_once(folder):
         (["--workdir="], ["--workdir= has no value"]),
         (["--workdir"], ["--workdir needs a value"]),
         (["--workdir", "--dry-run"], ["--workdir needs a value"]),
-        (["--dry-run=maybe"], ["--dry-run=maybe: it is a switch"]),
+        (["--dry-run=maybe"], ["--dry-run=maybe: this flag is a switch"]),
         (["--workers=1.5"], ["--workers=1.5: expected int"]),
         (["--share=half"], ["--share=half: expected float, such as 0.5"]),
         (["--noconfig.train.steps"], ["noconfig.train.steps", "int"]),

@@ -48,6 +48,7 @@ def test_what_is_shipped_is_spelled_out_anew():
     assert {(process, target) for process, target, _ in combinations()} == {(p, t) for p in PROCESSES for t in TARGETS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_part_of_the_matrix(process):
     """Every process with every loss, each under one target."""
@@ -84,6 +85,7 @@ def wrong(change):
     return Wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -100,6 +102,7 @@ def test_an_error_in_a_loss_fails(monkeypatch, change):
     assert "FAILED" in table([cell])
 
 
+@pytest.mark.slow
 def test_an_error_in_a_target_fails(monkeypatch):
     """The output of a shipped target is spelled out anew, so the sign of its row is seen."""
     monkeypatch.setitem(TARGETS, "v", lambda process, t: (process.sigma(t), process.alpha(t)))
@@ -148,6 +151,7 @@ class Peeking(Bare):
         return super().__call__(denoiser, noised, key) + jnp.mean(noised.x)
 
 
+@pytest.mark.slow
 def test_one_line_in_a_table_is_all_that_a_new_part_needs(monkeypatch):
     """A loss of two forms, a loss without a weight, a target and a process: found, compared, and in the table."""
     monkeypatch.setitem(LOSSES, "scaled", Scaled)
@@ -166,6 +170,7 @@ def test_one_line_in_a_table_is_all_that_a_new_part_needs(monkeypatch):
     assert not check("short", "v", "scaled").passed and not check("short", "v", "bare").passed
 
 
+@pytest.mark.slow
 def test_checks_of_one_part_say_what_does_not_hold():
     """As someone who adds a part calls them."""
     for loss in (Scaled(), Scaled(1.0, True), Bare(), lambda d, n, key: Bare()(d, n, key)):
@@ -236,6 +241,7 @@ class Rising(Slow):
         return Slow.alpha(self, t)
 
 
+@pytest.mark.slow
 def test_a_process_of_ones_own_is_checked():
     for make in (*PROCESSES.values(), Slow):
         check_process(make)
@@ -333,6 +339,7 @@ def test_help_names_the_flags_and_exit_codes_and_nothing_of_the_inside(capsys):
     assert not any(word in out for word in ("OUTPUTS", "WEIGHTS", "theta)"))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("program", ["app.conformance", "contrib.design.command"])
 def test_what_is_heavy_is_loaded_where_an_interrupt_is_heard(program):
     """Ctrl-C in the first second: nothing of JAX, SciPy or matplotlib is loaded outside the guarded work."""

@@ -129,6 +129,7 @@ def test_rows_that_are_not_finite_are_counted_and_the_first_is_named():
                 Dataset("bad", good, x)
 
 
+@pytest.mark.quick(23)
 @pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 64, 2), (5, 8, 8), (5, 8, 8, 3), (5, 4, 4, 4, 1)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_floating_point_arrays_of_any_rank_are_held_as_float32(shape, dtype):
@@ -344,6 +345,7 @@ def test_every_option_has_a_default_that_a_flag_can_hold(name):
         )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -801,6 +803,7 @@ def test_scalings_are_the_published_maps():
     assert np.asarray(Unit(dequantize=False)(x, keys(1))) == pytest.approx(level / 255, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_dequantization_is_uniform_within_its_byte_and_keyed_by_example():
     x = np.repeat(bytes_of_all_levels(200), 3, axis=-1)
     y = np.asarray(Unit()(x, keys(200)), np.float64)
@@ -848,6 +851,7 @@ def test_flips_mirror_columns_of_about_half_of_the_images():
 # preparation
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("scaling", [Centered(), Unit()], ids=repr)
 @pytest.mark.parametrize(("flip", "probability"), [(False, 0.0), (True, 0.0), (False, 0.6), (True, 0.6)])
 def test_preparation_scales_then_flips_then_augments(scaling, flip, probability):
@@ -886,6 +890,7 @@ def test_preparation_of_points_and_what_it_refuses():
     hash(Prepare(Unit(False), True, 0.2))
 
 
+@pytest.mark.slow
 def test_images_of_floats_are_prepared_too():
     """Float images can be flipped and augmented, in their dtype, also with JAX_ENABLE_X64."""
     x = np.random.default_rng(0).standard_normal((4, 6, 6, 2)).astype(np.float32)

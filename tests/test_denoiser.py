@@ -46,6 +46,7 @@ def target_of(name, target):
     return TARGETS[target]
 
 
+@pytest.mark.slow
 def test_only_these_targets_have_no_inverse():
     """A chain has no velocity, and at the end of flow matching the noise says nothing of the data."""
     refused = {(name, target) for name in PROCESSES for target in TARGETS if why_not(name, target)}
@@ -120,6 +121,7 @@ def test_conditions_that_are_an_index_are_refused_where_the_time_is_sigma():
         refuse_condition(EDM(), "logsnt")
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_targets_invert(name, target):
@@ -169,6 +171,7 @@ def asked_for(process, target, t, x0, eps):
     raise ValueError(target)
 
 
+@pytest.mark.quick(32)
 @pytest.mark.parametrize("target", ["eps", "x0", "score", "v", "velocity", "edm"])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_targets_are_the_papers(name, target):
@@ -208,6 +211,7 @@ def test_edm_of_a_variance_preserving_process_is_minus_v(name):
     assert MADE[name].data_std == 1
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_learned_variance_is_the_second_half(target):
     """between = (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15): v = -1 the posterior's, 1 the forward step's; the first
@@ -226,6 +230,7 @@ def test_a_learned_variance_is_the_second_half(target):
     assert (both.between[:, 0] == 0).all() and (both.between[:, 1] == 1).all()
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_conditions_say_how_noisy(name):
     """The index is DDPM's, and 999 t in continuous time; rescaled, of 1000 levels; log sigma; lam, finite; c_noise."""
@@ -242,6 +247,7 @@ def test_conditions_say_how_noisy(name):
     np.testing.assert_allclose(CONDITIONS["edm"](process, t), -lam / 8, rtol=1e-5, atol=1e-5)  # ln(sigma / alpha) / 4
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_tweedie(name):
     """THEORY 8: the exact denoiser, its noise and its score are one thing: x0 = (x + sigma^2 score) / alpha."""
@@ -261,6 +267,7 @@ BRIDGED = {"ddpm": ddpm(), "cosine": PROCESSES["cosine"](), "ncsn": ncsn(0.02, 3
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("source", "target"),
     [
@@ -293,6 +300,7 @@ def test_bridge_of_the_exact_denoiser_is_exact(source, target):
     np.testing.assert_allclose(sigma * ours.score, sigma * exact.score, atol=2e-3)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("source", PROCESSES)
 def test_what_is_within_the_source_can_be_bridged(source):
     """For every pair of processes `within` and `under` agree on what is covered, and refuse the rest."""
@@ -312,6 +320,7 @@ def test_what_is_within_the_source_can_be_bridged(source):
                 denoiser.under(target)
 
 
+@pytest.mark.quick(14)
 @pytest.mark.parametrize("target", PROCESSES)
 @pytest.mark.parametrize("source", PROCESSES)
 def test_bridge_of_every_pair_carries_a_point_over(source, target):
@@ -335,6 +344,7 @@ def from_eps(process, x, t, eps):
     return solve(process, "eps", eps + 0 * x, x, t)
 
 
+@pytest.mark.slow
 def test_a_learned_variance_does_not_cross_the_bridge():
     """It is one of the source's steps."""
 
@@ -355,6 +365,7 @@ def test_bridge_refuses_what_the_source_never_saw():
         TWO_MODES.denoiser(ddpm()).under(VP)
 
 
+@pytest.mark.slow
 def test_the_bridge_is_refused_while_a_sampler_is_traced():
     """The ranges of constants are known then; those of a chain that is an argument are not, and nothing is checked."""
     denoiser = TWO_MODES.denoiser(ncsn())
@@ -365,6 +376,7 @@ def test_the_bridge_is_refused_while_a_sampler_is_traced():
     assert jax.jit(lambda chain, x: denoiser.under(chain)(x, 40).x0)(part, x).shape == (2, 2)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -376,7 +388,7 @@ def test_the_bridge_is_refused_while_a_sampler_is_traced():
         (lambda: from_network(ddpm(), 3, lambda x, t: x), TypeError, r"target=3: a name is needed \(eps, x0, "),
         (lambda: from_network(ddpm, "eps", lambda x, t: x), TypeError, r"a process is needed, not ddpm: say ddpm\(\)"),
         (lambda: from_network(ddpm(), "eps", {"w": 1}), TypeError, "apply is a dict: a function is needed"),
-        (lambda: from_network(ddpm(), "eps", lambda x, t: x[:1])(jnp.ones((2, 3)), 5), ValueError, "that of x"),
+        (lambda: from_network(ddpm(), "eps", lambda x, t: x[:1])(jnp.ones((2, 3)), 5), ValueError, "as for x"),
         (
             lambda: from_network(ddpm(), "eps", lambda x, t: x, learned_variance=True)(jnp.ones((2, 3)), 5),
             ValueError,
@@ -406,6 +418,7 @@ def test_denoisers_refuse_what_they_cannot_mean(call, error, message):
         call()
 
 
+@pytest.mark.slow
 def test_one_time_for_all_is_that_time_for_each():
     for process, t in ((ddpm(), 400), (VP(), 0.3), (ddpm(), 400.5)):
         denoiser, x = TWO_MODES.denoiser(process), jnp.ones((3, 2))
@@ -428,6 +441,7 @@ def dtypes_of(call, *arrays):
     return {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(call, *arrays))}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("before", [True, False], ids=["made before x64", "made under x64"])
 @pytest.mark.parametrize("name", PROCESSES)
@@ -461,6 +475,7 @@ def test_dtypes_of_x_are_kept_under_x64(name, before, dtype):
         assert seen[1] == (dtype, jnp.float32), "a Python number widens nothing"
 
 
+@pytest.mark.slow
 def test_a_denoiser_is_an_argument_of_jit():
     """Its parameters are leaves if `predict` is a Partial: new ones need no new program, and have an effect. So are the
     tables of a chain; what a plain function closes over is a constant."""
@@ -504,6 +519,7 @@ def test_a_denoiser_is_an_argument_of_jit():
     np.testing.assert_array_equal(again(x, t).x0, denoiser(x, t).x0)
 
 
+@pytest.mark.slow
 def test_a_process_of_ones_own_is_part_of_a_denoiser():
     """Also as an argument of jit, with its arrays as leaves."""
     from test_process import CUSTOM

@@ -221,6 +221,7 @@ def test_no_other_step_is_nearer(gamma, steps):
     assert min(final_variance(factor * best, 0.1, gamma, steps) for factor in (0.8, 1.2)) > value
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("index", [0, 4])
 def test_our_sampler_ends_with_that_variance(index):
     """`samplers.Langevin` with the exact score of data at a point, coming from the level before.
@@ -290,6 +291,7 @@ def test_the_present_levels_are_those_that_are_walked():
     assert present(load("ddpm_digits")) is None
 
 
+@pytest.mark.slow
 def test_examples_are_as_the_network_sees_them():
     """Every training image once, scaled by the configuration's own scaling; its noise follows the seed."""
     config = with_settings(load("ncsn_digits"), {"net.name": "mlp"})  # which is made in no time
@@ -344,6 +346,7 @@ def command_in(out: str) -> list[str]:
     return shlex.split(line)[2:]
 
 
+@pytest.mark.slow
 def test_the_preset_and_the_command_are_the_same(digits):
     folder, out = digits
     path = folder / f"{UNIT}.py"
@@ -353,6 +356,7 @@ def test_the_preset_and_the_command_are_the_same(digits):
     assert f"--config={shlex.quote(str(path))}" in out
 
 
+@pytest.mark.slow
 def test_the_preset_is_ncsn_at_the_designed_levels(digits):
     folder, out = digits
     parts = build(load(str(folder / f"{UNIT}.py")))
@@ -372,6 +376,7 @@ def test_the_preset_is_ncsn_at_the_designed_levels(digits):
     assert "now: ddpm" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ncsn_cifar", "ncsnv2_cifar"])
 def test_the_design_of_a_paper_s_preset_is_ncsn_v2(name, tmp_path, monkeypatch):
     """With the paper's network, and nothing but the numbers of the levels apart from the preset of that name."""
@@ -388,6 +393,7 @@ def test_the_design_of_a_paper_s_preset_is_ncsn_v2(name, tmp_path, monkeypatch):
     assert build(found).model.net.channels == 8
 
 
+@pytest.mark.slow
 def test_the_figure_shows_the_design(digits, tmp_path):
     folder, _ = digits
     page = imread(folder / f"{UNIT}.png")[..., :3]
@@ -410,6 +416,7 @@ def test_the_figure_shows_the_design(digits, tmp_path):
     )  # at the largest distance
 
 
+@pytest.mark.slow
 def test_what_the_configuration_has_stands_beside(tmp_path):
     code, out, _ = main(*DIGITS, f"--out={tmp_path}")
     assert code == 0
@@ -421,13 +428,14 @@ def test_what_the_configuration_has_stands_beside(tmp_path):
 def test_in_the_plane_the_ratio_is_limited(tmp_path):
     code, out, err = main("--config=ncsn_toy", "--config.data.mixture.size=4000", f"--out={tmp_path}")
     assert (code, err) == (0, "")
-    assert "in 2 dimensions any ratio leaves an overlap; 1.6681 was NCSN v1's, and is the limit" in out
+    assert "in 2 dimensions levels overlap at any ratio; the limit is the ratio of NCSN v1, 1.6681" in out
     assert build(load(str(tmp_path / "ncsn_toy,data.mixture.size=4000_designed.py"))).dataset.train.shape == (
         4000,
         2,
     )
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_is_found_from_anywhere(tmp_path, monkeypatch):
     """With data of its own, and a space in its name."""
     (tmp_path / "my points.py").write_text(OWN.format(points="rng.normal(size=(50, 6))"))
@@ -461,6 +469,7 @@ def get_config():
 """
 
 
+@pytest.mark.quick(14)
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -530,7 +539,7 @@ def test_without_a_configuration_there_is_no_design():
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(*DIGITS, f"--out={tmp_path / 'file'}", parts=[f"--out={tmp_path / 'file'} is a file, a folder is needed"])
+    refused(*DIGITS, f"--out={tmp_path / 'file'}", parts=[f"--out={tmp_path / 'file'} is a file: a folder is needed"])
     refused(*DIGITS, f"--out={tmp_path / 'file' / 'below'}", parts=[f"{tmp_path / 'file'} is a file", "another --out"])
     (tmp_path / "out" / "ncsn_digits,net=mlp_designed.py").mkdir(parents=True)
     code, out, err = main(*DIGITS, f"--out={tmp_path / 'out'}")
@@ -538,6 +547,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
     assert "sigma_max" in out and any(flag.startswith("--config.process.ncsn.levels=") for flag in command_in(out))
 
 
+@pytest.mark.slow
 def test_designs_of_other_data_or_options_lie_beside_each_other(tmp_path):
     """Also where the run would be refused because so many samples cannot be judged, which is no business of this."""
     mixture, moons = ("--config.data.mixture.size=300",), ("--config.data.name=moons", "--config.data.moons.size=300")
@@ -551,7 +561,7 @@ def test_designs_of_other_data_or_options_lie_beside_each_other(tmp_path):
 
 
 def test_the_table_says_why_the_ratio_is_not_the_one_asked_for(digits):
-    assert "rounded up, which makes the ratio a little less" in digits[1]
+    assert "the fewest with this ratio or a smaller one" in digits[1]
 
 
 def test_equal_examples_have_no_levels(tmp_path):

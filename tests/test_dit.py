@@ -118,6 +118,7 @@ def test_by_hand():
             np.testing.assert_allclose(got[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], want, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_new_block_is_the_identity():
     """And a new network is almost zero, whatever it is shown."""
     net = DiT(patch=2, width=8, depth=1, attention_heads=2)
@@ -134,6 +135,7 @@ def test_a_new_block_is_the_identity():
     assert np.abs(got).max() > 0.1
 
 
+@pytest.mark.slow
 def test_layers_start_with_their_variance():
     """Query, key and value as one layer of three times the width, 2 / (C + 3 C); others 1 / C."""
     net = DiT(patch=2, width=256, depth=1, attention_heads=2)

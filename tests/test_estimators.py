@@ -117,6 +117,7 @@ def z_scores(differences):
     return differences.mean(0)[seen] / error[seen], np.linalg.norm(error)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["mlp", "unet"])
 def test_double_is_double_throughout(name):
     """No number within is rounded to single, and the output is a double."""
@@ -125,6 +126,7 @@ def test_double_is_double_throughout(name):
     assert "f32" not in str(program) and program.out_avals[0].dtype == jnp.float64
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "variance_reduced"),
     [("mlp", True), ("mlp", False), ("unet", True), pytest.param("unet", False, marks=pytest.mark.slow)],
@@ -142,10 +144,12 @@ def test_finite_difference_gradients_are_off_by_the_square_of_the_step(name):
     np.testing.assert_allclose(wide / narrow, 4, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_finite_difference_gradients_are_nearly_the_exact_ones_on_images():
     assert over_all_directions("unet", FDSSM, step=1e-4) < 1e-7
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "loss", [PLAIN(2, "sphere"), SSM(1, "gaussian"), SSM(1, "rademacher"), FDSSM(1, "rademacher", 1e-3)]
 )
@@ -159,6 +163,7 @@ def test_random_directions_are_unbiased_for_the_gradient(loss):
     assert error < 0.1 * np.linalg.norm(want), "too few draws to say anything"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("logsnr", [3.0, 0.5])
 def test_denoising_gradient_is_the_exact_one_in_the_plane(logsnr):
     """THEORY 8 against 7, by quadrature over (x0, eps).
@@ -182,6 +187,7 @@ def test_denoising_gradient_is_the_exact_one_in_the_plane(logsnr):
     assert relative(dsm, ism) < 1e-6
 
 
+@pytest.mark.slow
 def test_denoising_gradient_is_the_exact_one_on_images():
     """THEORY 8 against 7 through the U-Net, over x0 and eps that are drawn."""
     batches, ism = exact("unet")

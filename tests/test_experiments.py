@@ -61,6 +61,7 @@ def test_there_are_some():
     assert {path.parent.name for path in SWEEPS} >= set(TINY)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
 def test_it_can_be_read_and_its_table_is_of_it(path):
     """The table has the title and the claim that the file has now, no cell that is missing and none that failed."""

@@ -36,6 +36,7 @@ def spaced():
     return [name for name, make in GRIDS.items() if make().refuse(VP(), 5) is None]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("grid", spaced())
 def test_grids_fall_from_end_to_end(name, grid):
@@ -56,6 +57,7 @@ def test_grids_fall_from_end_to_end(name, grid):
             make()(process, whole + 1)
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("grid", spaced())
 def test_grids_can_be_made_inside_jit(name, grid):
@@ -176,6 +178,7 @@ def test_a_list_is_visited_as_it_stands():
     close(Listed((0.9, 0.4))(VP(), 2), [0.9, 0.4])
 
 
+@pytest.mark.quick(29)
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("n", [None, 0, 3])
 @pytest.mark.parametrize("name", PROCESSES)

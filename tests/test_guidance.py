@@ -142,6 +142,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", NOTHING)
 def test_where_nothing_is_known_nothing_changes(name):
     denoiser = TWO_MODES.denoiser(VP())
@@ -156,6 +157,7 @@ def test_where_nothing_is_known_nothing_changes(name):
 # --- classes
 
 
+@pytest.mark.slow
 def test_guidance_is_linear_in_all_that_is_said():
     """Ho & Salimans 2022, eq. 6, with w = scale - 1; and the density's gradient is still the score."""
     process, one, two = VP(), TWO_MODES.denoiser(VP()), gaussian((0.5, 0.5), 0.4).denoiser(VP())
@@ -218,6 +220,7 @@ def times_gain(process, gain, x, t):
     return prediction_from_x0(process, x, t, gain * x)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [VP(), ddpm(steps=100)], ids=["vp", "chain"])
 def test_wrappers_compose_and_the_whole_is_an_argument_of_jit(process):
     """One program serves all parameters, measurements and wrappers with equal options."""
@@ -252,6 +255,7 @@ def test_wrappers_compose_and_the_whole_is_an_argument_of_jit(process):
     np.testing.assert_allclose(bound(Clip(-1.0, 1.0), whole(3.0, 0.5)), Clip(-1.0, 1.0)(whole(3.0, 0.5))(x, t).x0)
 
 
+@pytest.mark.slow
 def test_a_measurement_may_be_an_argument_of_jit():
     """All three kinds, with the posterior's covariance."""
     x, t = 0.3 * jnp.arange(12.0).reshape(1, 2, 2, 3), jnp.array([0.4])
@@ -262,6 +266,7 @@ def test_a_measurement_may_be_an_argument_of_jit():
             np.testing.assert_allclose(jax.jit(lambda d: d(x, t).x0)(denoiser), denoiser(x, t).x0, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_wrapper_says_whether_a_density_is_left():
     """It is none or one, as the wrapper says: of every table and of those that take a denoiser or data."""
     x, t = jnp.full((1, 2, 2, 3), 0.1), jnp.array([0.4])
@@ -316,8 +321,8 @@ def test_a_measurement_of_another_shape_is_refused():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Replace(Pixels(np.ones(5, bool)), jnp.ones((1, 5))), ValueError, "3 numbers, .* is of 5"),
-        (lambda: Replace(Matrix(np.ones((1, 5))), jnp.ones((1, 1))), ValueError, "3 numbers, .* is of 5"),
+        (lambda: Replace(Pixels(np.ones(5, bool)), jnp.ones((1, 5))), ValueError, "3 numbers, .* needs 5"),
+        (lambda: Replace(Matrix(np.ones((1, 5))), jnp.ones((1, 1))), ValueError, "3 numbers, .* needs 5"),
         (lambda: Replace(Grey(2), jnp.ones((1, 1))), ValueError, r"3 channels .* of 2: say Grey\(3\)"),
         (lambda: Pixels(np.array([0, 2])), TypeError, "seen holds int64: booleans"),
         (lambda: Replace(Grey(), [[1.0]]), TypeError, "y is a list: an array"),
@@ -331,6 +336,7 @@ def test_a_measurement_of_another_example_is_refused(make, error, message):
         make()(fixed(jnp.zeros((4, 3))))(jnp.zeros((4, 3)), jnp.full(4, 0.5))
 
 
+@pytest.mark.slow
 def test_the_covariance_of_bfloat16_is_taken_in_float32():
     measure, x = Matrix(np.ones((1, 2))), jnp.ones((3, 2), jnp.bfloat16)
     steered = Posterior(measure, jnp.ones((1, 1)), 0.5)(gaussian((0.0, 0.0), 1.0).denoiser(VP()))
@@ -339,6 +345,7 @@ def test_the_covariance_of_bfloat16_is_taken_in_float32():
     np.testing.assert_allclose(found.astype(float), steered(x.astype(jnp.float32), 0.5).x0, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_float32_stays_float32():
     """With JAX_ENABLE_X64, where times and tables are float64."""
@@ -369,6 +376,7 @@ def of_class(process, labels):
     return estimating(process, x0)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("step", [Ancestral(), EDMHeun(), DPMSolver(), UniPC(), Adaptive(1e-3, 1e-3)])
 def test_at_scale_1_the_draws_are_those_of_the_class(step):
     """Every example its own class, under every kind of sampler: a solver with steps of its own for each example too."""
@@ -396,6 +404,7 @@ def guided_flow(x, scale, means, std, process=VP()):
     return solve_ivp(field, (1.0, process.t_min), x, rtol=1e-8, atol=1e-8).y[:, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, 7.5])
 def test_the_law_of_guidance_is_that_of_its_ode(scale):
     """Two classes N(1, 0.5^2) and N(-1, 0.5^2): quantile by quantile, against an integration that shares nothing."""
@@ -431,6 +440,7 @@ def float64():
         yield
 
 
+@pytest.mark.quick(1)
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_measurement_is_its_matrix(name):
@@ -465,6 +475,7 @@ def test_a_matrix_that_says_a_thing_twice_is_refused():
         Matrix(np.array([[1.0, 2.0], [2.0, 4.0]]))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("name", ["ncsn", "subvp", "edm"])
@@ -502,6 +513,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_draws_given_a_measurement_are_the_posteriors(name):
     """Mean and covariance of the closed form, on Gaussian data with the moments of x0 given x_t."""
@@ -514,6 +526,7 @@ def test_draws_given_a_measurement_are_the_posteriors(name):
     assert np.abs(mean - MEAN).max() > 0.5  # it does say something
 
 
+@pytest.mark.slow
 def test_each_example_may_have_its_own_measurement():
     """Also where every example has steps of its own."""
     y = np.linspace(-2.0, 2.0, 5, dtype=np.float32)[:, None]
@@ -525,6 +538,7 @@ def test_each_example_may_have_its_own_measurement():
         np.testing.assert_allclose(ours, np.concatenate([y / (1 + 0.3**2), 0 * y], 1), atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_bias_of_posterior_sampling_without_a_covariance():
     """Without V (Chung et al. 2023) draws of N(0, 1) given y have the mean y (1 - e^(-1/std^2)), not y / (1 + std^2),
     and the variance std^2 (1 - e^(-2/std^2)) / 2, not std^2 / (1 + std^2).
@@ -543,6 +557,7 @@ def test_the_bias_of_posterior_sampling_without_a_covariance():
     assert mean == pytest.approx(0.982 * y, rel=1e-3) and math.sqrt(variance) == pytest.approx(0.354, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_bias_of_replacement():
     """Of N(0, 1) twice with correlation r, the first put to y: the other's mean is y (1 - sqrt(1 - r^2)) / r, not r y.
 
@@ -568,6 +583,7 @@ def test_the_bias_of_replacement():
 INPAINTERS = [Ancestral(), EDMHeun(), UniPC(), Adaptive(1e-2, 1e-2)]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("step", INPAINTERS)
 def test_known_pixels_stay_to_the_last_bit(step):
     clean = jax.random.normal(jax.random.key(5), (3, 4, 4, 1))
@@ -578,6 +594,7 @@ def test_known_pixels_stay_to_the_last_bit(step):
     assert np.abs(ours[:, :, :2]).max() <= 0.5
 
 
+@pytest.mark.slow
 def test_what_is_hidden():
     """Each region by its count and its corners; and grey for colours."""
     clean = jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1)
@@ -598,6 +615,7 @@ def test_what_is_hidden():
         Colorize().measure((8, 8, 1))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_the_wrapper_that_it_names(method):
     clean = jax.random.normal(jax.random.key(0), (2, 2, 2, 3))
@@ -609,6 +627,7 @@ def test_every_method_is_the_wrapper_that_it_names(method):
     np.testing.assert_array_equal(ours, by_hand(denoiser)(x, t).x0)
 
 
+@pytest.mark.slow
 def test_a_covariance_that_is_none_is_made_one():
     """A network's Jacobian may be lopsided or negative: only its symmetric, positive part counts."""
     process, x, t = VE(), jnp.array([[0.3, -0.2]]), jnp.array([0.7])
@@ -646,6 +665,7 @@ def test_what_makes_no_sense_is_refused(make, message):
 
 
 # Flow from 0.2 on: there alpha = 0.8 at the least noisy level, which elsewhere is too near 1 to be missed.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "process", [VE(0.01, 30.0), Flow(), Flow(0.2), ddpm(steps=100)], ids=["VE", "Flow", "Flow-0.2", "Chain"]
 )
@@ -708,6 +728,7 @@ def test_fractions_may_be_a_list():
     np.testing.assert_array_equal(slerp(a, b, [0.25, 0.5]), slerp(a, b, jnp.array([0.25, 0.5])))
 
 
+@pytest.mark.slow
 def test_between_two_gaussian_examples():
     """Data N(0, c^2 I) and their codes differ by a factor, so the path between two of them is their own great arc."""
     denoiser = gaussian((0.0, 0.0), 0.6).denoiser(VP())
@@ -716,6 +737,7 @@ def test_between_two_gaussian_examples():
     np.testing.assert_allclose(ours, slerp(a, b, f), atol=2e-3)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_derivatives_are_counted(method):
     """As many as are taken where the network is differentiated, for each of its evaluations."""
@@ -737,6 +759,7 @@ def test_derivatives_are_counted(method):
     assert len(taken) == control.derivatives((2, 4, 1))
 
 
+@pytest.mark.slow
 def test_a_chain_may_be_an_argument_of_jit():
     """Its tables are traced then, and the likelihood's factor is what it is without."""
     wrap = Posterior(Pixels(np.array([True, False])), jnp.ones((1, 1)), 0.3)

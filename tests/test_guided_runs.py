@@ -56,6 +56,7 @@ def parameters(parts, seed=3):
 # --- training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
 def test_a_label_is_added_to_the_embedding_of_the_noise(name):
     """Adding a class's row to the bias of the layer that makes that embedding does the same; no label is a row too."""
@@ -79,6 +80,7 @@ def test_a_label_is_added_to_the_embedding_of_the_noise(name):
     assert np.abs(np.asarray(ours - plain.apply(bare, x, sg.Cond(c)))).max() > 0.01
 
 
+@pytest.mark.slow
 def test_labels_come_with_their_examples(tmp_path):
     """In every step of `fit`, and they are those of the nearest mode; a network without classes gets none."""
     net, labels = told_net()
@@ -109,6 +111,7 @@ def labelled(label_dropout, **parts):
     return small.toy(**({"net": MLP(8, 1, 8, num_classes=8), "objective": objective} | parts))
 
 
+@pytest.mark.slow
 def test_labels_are_dropped_as_often_as_said():
     """By the key of each example: 8 stands for none."""
     labels, keys = jnp.arange(4000) % 8, example_keys(jax.random.key(0), 4000)
@@ -119,6 +122,7 @@ def test_labels_are_dropped_as_often_as_said():
     np.testing.assert_array_equal(dropped(labelled(0.3), labels[5:9], keys[5:9]), given[5:9])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatch", [0, 4])
 def test_a_step_gives_the_network_the_labels_but_for_those_dropped(microbatch):
     net, seen = told_net()
@@ -146,6 +150,7 @@ def test_a_run_with_labels_is_resumed_bit_for_bit(tmp_path):
     assert not small.same(labelled(0.9).fit(tmp_path / "other"), whole)
 
 
+@pytest.mark.slow
 def test_labels_change_nothing_else_of_a_step():
     """Times and noise are keyed as without them: a network that is never given a class takes the same step."""
     plain, with_labels = small.toy(), labelled(0.0)
@@ -197,6 +202,7 @@ def with_told(parts):
     return parts, labels, params
 
 
+@pytest.mark.slow
 def test_the_same_draw_whatever_the_batch():
     """Sample i has its own class and noise."""
     drawn = {}
@@ -210,6 +216,7 @@ def test_the_same_draw_whatever_the_batch():
     np.testing.assert_array_equal(parts.sampling.labels_of(np.arange(200)), in_turn)
 
 
+@pytest.mark.slow
 def test_scale_1_is_the_conditional_model_bit_for_bit():
     """The other network is not even traced; scale 0 is the network without labels; any other scale evaluates both."""
     drawn, told = {}, {}
@@ -260,6 +267,7 @@ def refusals(call):
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bound", "ode"])
 @pytest.mark.parametrize(("label", "want"), [(-1, None), (3, [3, 3, 3])])
 def test_a_likelihood_is_of_the_class_that_an_example_has_or_of_the_chosen_one(label, want, kind):
@@ -321,6 +329,7 @@ def test_nonsense_with_control_is_refused(overrides, parts):
     assert not [part for part in parts if part not in message], message
 
 
+@pytest.mark.slow
 def test_each_sample_completes_the_held_out_image_of_its_number():
     """Whatever the batch size; and what is seen of it is there, to the last bit."""
     drawn = {}
@@ -335,6 +344,7 @@ def test_each_sample_completes_the_held_out_image_of_its_number():
     np.testing.assert_array_equal(own.sampling.labels_of(np.arange(5)), own.dataset.test_labels[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["replace", "dps"])
 def test_a_clip_and_a_control(method):
     """What is measured passes a dynamic threshold untouched where it is put; a gradient is taken before a clip."""
@@ -356,6 +366,7 @@ def test_a_clip_and_a_control(method):
         assert np.abs(np.asarray(found)).max() <= 1
 
 
+@pytest.mark.slow
 def test_colours_are_completed_and_drawn(tmp_path, monkeypatch):
     """Three rows: the images, their grey, and samples of the same grey."""
     images = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3), dtype=np.uint8)

@@ -91,7 +91,7 @@ def test_two_processes_judge_and_draw_as_one(tmp_path):
         home.mkdir()
     for process in commands(*TINY, "--workdir=run", cwds=homes):
         code, out, err = said(process)
-        assert code == 2 and "--workdir=run is not one folder on all hosts" in err and err.count("\n") == 1
+        assert code == 2 and "--workdir=run is not the same folder on all hosts" in err and err.count("\n") == 1
         assert all(line.startswith("joining the other processes") for line in out.split("\n") if line)
 
 
@@ -99,7 +99,7 @@ def test_what_is_said_of_the_hosts_must_fit_together(monkeypatch):
     refused(lambda: actions._join("", 0, None), "--process and --processes go together")
     refused(lambda: actions._join("", 0, 2), "--process without --coordinator")
     monkeypatch.setattr(mesh, "processes", lambda: 4)
-    refused(lambda: actions._join("", None, None), "one host of several", "--coordinator=auto")
+    refused(lambda: actions._join("", None, None), "this host is one of several", "--coordinator=auto")
 
     def nowhere(*_):
         raise ValueError("coordinator_address should be defined.")

@@ -29,6 +29,7 @@ def ends(process):
 # --- the bound
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("strata", [0, 40])
 @pytest.mark.parametrize("make", [lambda: ddpm(0.001, 0.3, 40, rescale=False), lambda: ncsn(0.01, 20.0, 40)])
 def test_the_bound_of_gaussian_data_is_its_closed_form(exact, make, strata):
@@ -48,6 +49,7 @@ def test_the_bound_of_gaussian_data_is_its_closed_form(exact, make, strata):
     np.testing.assert_allclose(np.mean(np.asarray(one.error) ** 2), np.var(np.asarray(one.nats)), rtol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [EDM(0.002, 80.0), Flow()], ids=["edm", "flow"])
 def test_in_continuous_time_too(exact, process):
     """Kingma et al. 2021: the integral between the ends, and the two ends; see tests/test_bound.py."""
@@ -67,6 +69,7 @@ def test_in_continuous_time_too(exact, process):
     np.testing.assert_allclose(np.mean(np.asarray(one.error) ** 2), np.var(np.asarray(one.nats)), rtol=0.2)
 
 
+@pytest.mark.slow
 def test_more_strata_are_surer(exact):
     """Four times as many have a quarter of the variance, far less than as many draws of the process's own law have."""
     process, std = VP(), 0.6
@@ -82,6 +85,7 @@ def test_more_strata_are_surer(exact):
     assert many < 0.5 * float(np.var(plain)) / 64
 
 
+@pytest.mark.slow
 def test_the_bound_of_bytes_and_the_width_of_a_density(exact):
     """As VLB has them: the options reach it."""
     process, x0 = ddpm(0.001, 0.3, 10, rescale=False), jnp.round(20 * TWO_MODES.sample(jax.random.key(0), 3)) / 20
@@ -95,6 +99,7 @@ def test_the_bound_of_bytes_and_the_width_of_a_density(exact):
 # --- the ODE
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_on_a_mixture_the_ode_has_its_density(exact, name):
     """With the mixture at the top, as most defaults end too early for N(0, prior_std^2) to be right to 1e-3."""
@@ -120,6 +125,7 @@ WIDE = {
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", WIDE)
 def test_over_a_wide_range_it_is_the_density_of_the_data(exact, name):
     """From the prior itself: nothing is known but the denoiser."""
@@ -132,6 +138,7 @@ def test_over_a_wide_range_it_is_the_density_of_the_data(exact, name):
         np.testing.assert_allclose(found.nats, TWO_MODES.log_prob(x0), atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [VP(), Flow(t_max=0.99)])
 def test_it_is_the_integral_over_time_of_the_divergence(exact, process):
     """Song et al. 2021, eq. 39, as it stands there, with a denoiser that is not exact, in three dimensions."""
@@ -161,6 +168,7 @@ def test_it_is_the_integral_over_time_of_the_divergence(exact, process):
     np.testing.assert_allclose(whole.nats, want + 3 * jnp.log(alpha), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bridge_does_not_change_it(exact):
     """The likelihood is the denoiser's: one for VE, evaluated under VP."""
     ve, target, x0 = VE(0.01, 300.0), VP(0.1, 25.0).within(VE(0.01, 300.0)), TWO_MODES.sample(jax.random.key(0), 8)
@@ -174,6 +182,7 @@ def test_a_bridge_does_not_change_it(exact):
 CLOUD = Mixture((0.3, 0.7), (tuple(np.linspace(-1, 1, 6)), tuple(np.linspace(0.5, -0.2, 6))), (0.5, 0.3))
 
 
+@pytest.mark.slow
 def test_hutchinson_is_right_within_its_error(exact):
     """In six dimensions of two modes: without bias, and with the error that it states."""
     process, runs = VP(), 150
@@ -198,6 +207,7 @@ def test_hutchinson_is_right_within_its_error(exact):
     np.testing.assert_allclose((fewer**2 / spread**2).mean(), 2, rtol=0.35)
 
 
+@pytest.mark.slow
 def test_every_example_has_its_own_key(exact):
     """The same value whatever the batch, of bytes and with random directions, by the ODE and by the bound."""
     process, keys = VP(), jax.random.split(jax.random.key(1), 6)
@@ -210,6 +220,7 @@ def test_every_example_has_its_own_key(exact):
         assert (abs(of(keys, x0[jnp.zeros(6, int)]).nats - whole[0])[1:] > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_images_and_points_are_alike(exact):
     """An example of any shape is the vector of its dimensions."""
     process, x0 = VP(), CLOUD.sample(jax.random.key(0), 3)
@@ -226,6 +237,7 @@ def test_images_and_points_are_alike(exact):
 # --- bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scaling", "offset"), [(Unit(), 8.0), (Unit(False), math.log2(255)), (Centered(), math.log2(255 / 2))]
 )
@@ -310,6 +322,7 @@ def test_where_the_solver_gives_up_it_is_nan():
     assert np.isnan(found)  # dy/dt = y^2 from 2 is infinite at t = 1/2
 
 
+@pytest.mark.slow
 def test_data_that_are_all_one_point(exact):
     """No variance at all: the density at the datum is that of the noise."""
     process, x0 = EDM(), jnp.ones((3, 2))
@@ -324,10 +337,11 @@ def test_a_denoiser_that_knows_its_examples_is_refused():
     """One that knows three examples cannot be evaluated for one at a time: the result would be of the first."""
     means = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
     denoiser = Denoiser(VP(), lambda x, t: prediction_from_x0(VP(), x, t, means))
-    with pytest.raises(ValueError, match="each example of a batch"):
+    with pytest.raises(ValueError, match="one value per example of a batch"):
         ProbabilityFlow(None)(denoiser, jax.random.key(0), means)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize(("x64", "dtype"), [(False, "float32"), (True, "float32"), (True, "float64")])
 def test_likelihoods_keep_the_dtype_of_the_data(x64, dtype, name):

@@ -41,6 +41,7 @@ def figures(workdir):
     return {row["name"]: row for row in json.loads((workdir / "likelihood.json").read_text())["likelihoods"]}
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_it_down(trained):
     code, out, err = main(*LIKELIHOOD, trained, "--config.eval.likelihood.batch=4")
     assert (code, err) == (0, "") and "10 held-out examples" in out
@@ -66,6 +67,7 @@ def test_the_command_line_writes_it_down(trained):
     assert list(figures(trained)) == ["ode", "exact", "ode - exact"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -85,6 +87,7 @@ def test_the_command_line_says_no(trained, flags, parts):
     assert all(part in err for part in parts), err
 
 
+@pytest.mark.slow
 def test_a_density_that_is_not_finite_is_said(trained, monkeypatch):
     nothing = lambda self, denoiser, key, x0: LogLikelihood(*(jnp.full(len(x0), jnp.nan),) * 3)  # noqa: E731
     monkeypatch.setattr(ProbabilityFlow, "__call__", nothing)

@@ -89,6 +89,7 @@ def test_a_run_of_the_command_line(trained):
     assert sg.load(str(trained), best=True).step in (3, 6)
 
 
+@pytest.mark.slow
 def test_images_come_in_bytes_and_by_class(digits):
     run = sg.load(digits)
     drawn = run.sample(6)
@@ -103,6 +104,7 @@ def test_images_come_in_bytes_and_by_class(digits):
         run.sample(0)
 
 
+@pytest.mark.slow
 def test_a_run_draws_without_its_data(trained, monkeypatch):
     """They are read when something needs them."""
     without(monkeypatch, "mixture")
@@ -115,12 +117,14 @@ def test_a_run_draws_without_its_data(trained, monkeypatch):
     assert [verdict.name for verdict in run.evaluate(other, samples=20)] == ["sliced Wasserstein", "MMD"]
 
 
+@pytest.mark.slow
 def test_classes_are_known_without_the_data(digits, monkeypatch):
     without(monkeypatch, "digits")
     run = sg.load(digits)
     assert run.model.num_classes == 10 and run.sample(2, label=9).shape == (2, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_another_sampler_and_another_process(trained):
     run = sg.load(trained)
     ddim = sg.Sampler(sg.Ancestral(eta=0.0), n=8)
@@ -134,6 +138,7 @@ def test_another_sampler_and_another_process(trained):
         run.sample(4, process=sg.ncsn(1e6, 1e7, 10))
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_any_examples(trained):
     run = sg.load(trained)
     x = run.dataset.test[:5]
@@ -181,6 +186,7 @@ def test_likelihoods_that_cannot_be_computed(trained, x, options, parts):
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
+@pytest.mark.slow
 def test_images_that_have_no_likelihood_are_refused(digits):
     run = sg.load(digits)
     with pytest.raises(ValueError, match="x of type float32: images of uint8 are needed"):
@@ -245,6 +251,7 @@ def test_a_folder_as_a_configuration_is_one_clear_error(trained):
         config_lib.load(str(trained))
 
 
+@pytest.mark.slow
 def test_a_fresh_python_loads_a_run(digits):
     code = f"import scoregen as sg; x = sg.load({str(digits)!r}).sample(3); print(x.shape, x.dtype)"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -290,6 +297,7 @@ def own(tmp_path):
         LOSSES.pop("huber", None)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_preset_with_parts_of_ones_own(own, capsys, monkeypatch):
     with monkeypatch.context() as fresh:
         fresh.delitem(LOSSES, "huber")
@@ -334,12 +342,13 @@ def test_a_run_of_fit(tmp_path):
     assert drawn.shape == (5, 2) and drawn.dtype == np.float32
     assert np.isfinite(run.log_likelihood(data[:3]).nats).all()
     assert [line["step"] for line in run.metrics if "loss" in line] == [1, 3]
-    with pytest.raises(UsageError, match="keeps no data"):
+    with pytest.raises(UsageError, match="stores no data"):
         run.evaluate()
     verdicts = run.evaluate(Dataset("data", data[:60], data[60:]), samples=20)
     assert [verdict.name for verdict in verdicts] == ["sliced Wasserstein", "MMD"]
 
 
+@pytest.mark.slow
 def test_a_run_of_fit_on_images_with_classes(tmp_path):
     """Bytes come back through the scaling that they went through; without a label the classes take turns."""
     rng = np.random.default_rng(0)
@@ -356,6 +365,7 @@ def test_a_run_of_fit_on_images_with_classes(tmp_path):
     assert run.sample(2, label=2).shape == (2, 4, 4, 1)
 
 
+@pytest.mark.slow
 def test_a_run_of_fit_with_a_network_of_ones_own(tmp_path):
     series = np.random.default_rng(0).normal(size=(64, 16, 2))
     model = sg.Model(sg.ddpm(steps=30), Conv())
@@ -372,6 +382,7 @@ def test_a_run_of_fit_with_a_network_of_ones_own(tmp_path):
         sg.load(tmp_path, model=sg.Model(sg.ddpm(steps=30), Conv(width=9)))
 
 
+@pytest.mark.slow
 def test_a_damaged_description_is_one_clear_error(tmp_path):
     data = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
     model = sg.Model(sg.VP(), sg.nets.MLP(width=8, depth=1))

@@ -69,6 +69,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", columns())
 def test_every_loss_keeps_its_promises(name):
     """Those of `check_loss`, which a loss of one's own is tried by; found through the table."""
@@ -206,6 +207,7 @@ def is_zero(chunks, errors=4.5):
     return abs(chunks.mean(0)) < errors * chunks.std(0, ddof=1) / np.sqrt(len(chunks)) + 1e-6
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_the_exact_score_is_the_minimum_and_losses_differ_by_a_constant(name, variant):
     """THEORY 6-9: up to a constant in theta every loss is the Fisher divergence, in value and in gradient."""
@@ -225,6 +227,7 @@ def test_the_exact_score_is_the_minimum_and_losses_differ_by_a_constant(name, va
     assert not is_zero(slope_exact, 8).any()
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_the_weight_is_that_of_the_error_of_x0(name, variant):
     """What is 1/2 sigma^2 ||ds||^2 is 1/2 SNR ||dx0||^2; a loss that is a mean counts as the sum that it is of."""
@@ -239,6 +242,7 @@ def test_the_weight_is_that_of_the_error_of_x0(name, variant):
         np.testing.assert_allclose(loss.weight(process, t), want, rtol=1e-9)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize(("name", "variant"), [case for case in CASES if VARIANTS[case[1]].positive])
 def test_an_error_is_its_weight_times_the_error_of_x0(name, variant):
     """Example by example, whatever the network says."""
@@ -266,6 +270,7 @@ def test_flow_matching_is_the_regression_of_the_velocity():
     np.testing.assert_allclose(FlowMatching()(denoiser, noised, jax.random.key(2)), want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_flow_matching_of_a_diffusion_has_its_velocity():
     """VP: alpha' = -beta alpha / 2 and sigma' = beta alpha^2 / (2 sigma)."""
     with jax.enable_x64(True):
@@ -280,6 +285,7 @@ def test_flow_matching_of_a_diffusion_has_its_velocity():
         np.testing.assert_allclose(FlowMatching()(denoiser, noised, jax.random.key(2)), want, rtol=1e-9)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", CHAINS)
 def test_eps_is_twice_dsm(name):
     """THEORY 13: sigma s = -eps, so the simple loss is sigma^2-weighted DSM, example by example."""
@@ -316,6 +322,7 @@ def one_point():
     return noised._replace(x=jnp.asarray(x, jnp.float32)), want
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("shape", [(3,), (1, 3, 1)])
 def test_ism_is_the_trace_and_half_the_norm(shape):
     """Hyvarinen 2005, eq. 4: exact, and for data of any shape."""
@@ -336,6 +343,7 @@ def test_ism_refuses_what_it_cannot_afford():
         ISM(2)(linear(jnp.array(MATRIX)), noised, jax.random.key(0))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("loss", [SSM(), SSM(variance_reduced=False), FDSSM()])
 def test_sliced_losses_are_unbiased_for_the_trace(projection, loss):
@@ -348,6 +356,7 @@ def test_sliced_losses_are_unbiased_for_the_trace(projection, loss):
     assert found.min() < 0, "the first term may be negative: no norm stands around it"
 
 
+@pytest.mark.slow
 def test_finite_differences_are_of_second_order():
     """Pang et al. 2020: along the same directions it is SSM but for O(step^2): half the step, a quarter of the bias."""
     with jax.enable_x64(True):
@@ -372,6 +381,7 @@ def test_spheres_are_of_radius_sqrt_d_each(data):
     np.testing.assert_allclose((v**2).sum(1), v.shape[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ssm_variance():
     """Of a linear score by hand: what the reduced form and Rademacher directions save, and m slices 1/m of it.
 
@@ -394,6 +404,7 @@ def test_ssm_variance():
         np.testing.assert_allclose(np.asarray(found, np.float64).var(), 16 * variance, rtol=0.06)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("loss", [ISM(), SSM(), FDSSM()])
 def test_implicit_losses_fit_a_gaussian(loss):
     """Minimised over a linear score -a x it finds a = 1 / variance, without ever seeing x_0 or eps."""
@@ -429,6 +440,7 @@ def test_nonsense_is_refused(make):
         make()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_losses_are_unreduced_and_keyed_by_example(variant):
     """Example i gets the same number in a batch of 3 as in one of 8."""
@@ -468,6 +480,7 @@ def off_by_size(dtype, size, sigma, rotated):
     return np.sqrt(np.mean((of(FDSSM().exact(4), x) - exact) ** 2)) / abs(trace.mean())
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("size", [1.0, 30.0, 300.0, 1000.0])
@@ -491,6 +504,7 @@ def test_the_displacement_is_the_one_that_was_made():
     np.testing.assert_allclose(found - 0.5 * 1e-4 * jnp.sum(denoiser(x, 0).score ** 2, 1), slope, rtol=1e-3)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize(("x64", "dtype"), [(False, "float32"), (True, "float32"), (True, "float64")])
 def test_losses_keep_the_dtype_of_the_data(x64, dtype, name):

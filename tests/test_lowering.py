@@ -20,11 +20,8 @@ from scoregen.losses import Objective
 from scoregen.train import abstract_state, make_step, mesh
 
 PRESETS = [name for name in presets() if name != "default"]
-# Images take long to trace: all but one of them are slow tests.
-SEVERAL, ONE = (
-    [pytest.param(name, marks=[pytest.mark.slow] * ("toy" not in name and name != quick)) for name in PRESETS]
-    for quick in ("ddpm_digits", "")
-)
+# Networks of images take long to trace.
+CASES = [pytest.param(name, marks=[pytest.mark.slow] * ("toy" not in name)) for name in PRESETS]
 IMAGES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}  # data that would have to be on disk
 
 
@@ -71,7 +68,7 @@ def lower(function, arguments):
     return jax.export.export(function, platforms=["tpu"])(*arguments)
 
 
-@pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("name", CASES)
 def test_a_preset_lowers_for_tpu(name):
     for what, function, arguments in programs(parts_of(name)):
         lowered = lower(function, arguments)
@@ -79,7 +76,7 @@ def test_a_preset_lowers_for_tpu(name):
 
 
 @pytest.mark.usefixtures("eight_devices")
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("name", CASES)
 def test_a_preset_lowers_for_eight_tpus(name):
     for what, function, arguments in programs(parts_of(name)):
         lowered = lower(function, arguments)

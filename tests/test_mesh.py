@@ -75,6 +75,7 @@ def sound(folder, name, processes=1):
         assert all(found[key].tobytes() == value.tobytes() for key, value in before.items())
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_same_steps_and_samples(one):
     """In float64 to 1e-12; each does its share, and no example goes from one to another."""
     folder, measures = one

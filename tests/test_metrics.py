@@ -305,6 +305,7 @@ def kept(tmp_path_factory):
     return _stripes(), folder, features, said
 
 
+@pytest.mark.slow
 def test_features(kept):
     data, folder, features, said = kept
     assert features.accuracy > 0.9
@@ -322,6 +323,7 @@ def test_features(kept):
     assert [path.name for path in folder.iterdir()] == [f"classifier-{features.key}.npz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "images", [np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((8, 8, 1), np.uint8)]
 )
@@ -359,6 +361,7 @@ def _zeros(like):
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "shape", "nan", "missing"])
 def test_corrupt_cache_is_made_again(kept, damage, tmp_path, monkeypatch, caplog):
     data, folder, features, _ = kept

@@ -45,6 +45,7 @@ class Own(nn.Module):
         )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_denoiser_solves_for_the_target_of_the_network(target):
     model = Model(sg.VP(), mlp(), target, "logsnr")
@@ -69,6 +70,7 @@ def test_the_network_is_given_the_noise_level_as_the_condition_says(condition):
     np.testing.assert_array_equal(spy.seen[1][1].noise, 2 * T)
 
 
+@pytest.mark.slow
 def test_parameters_do_not_depend_on_the_batch_and_hold_the_learned_variance_of_the_loss():
     model = Model(sg.ddpm(), mlp(), log_variance=True)
     few, many = (model.init(jax.random.key(0), (n, 4)) for n in (1, 7))
@@ -109,6 +111,7 @@ def test_labels_and_augmentation_are_given_or_none():
     assert spy.seen[0][1].label is None and spy.seen[0][1].augment is None and spy.seen[0][1].context is numbers
 
 
+@pytest.mark.slow
 def test_dropout_is_for_training_and_hangs_on_its_key():
     model = Model(sg.ddpm(), mlp(dropout=0.5))
     # The last layer starts at nearly zero.
@@ -133,6 +136,7 @@ def test_a_denoiser_is_an_argument_of_jit_and_does_not_recompile():
         assert len(traced) == 1 and not jnp.allclose(*results)
 
 
+@pytest.mark.slow
 def test_learned_variance_doubles_the_outputs_and_energy_gives_a_density():
     model = Model(sg.ddpm(), mlp(), learned_variance=True)
     found = model.denoiser(model.init(jax.random.key(0), (1, 4)))(X, T)
@@ -147,6 +151,7 @@ def test_learned_variance_doubles_the_outputs_and_energy_gives_a_density():
     np.testing.assert_allclose(found.score, slope, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("net", [mlp(), Own(), Own("bfloat16")], ids=["mlp", "own", "bfloat16"])
 def test_a_prediction_has_the_type_of_x(net, x64):
@@ -187,7 +192,7 @@ def test_the_uncertainty_weight():
         (Model(sg.VP(), mlp(), condition="index"), []),
         (
             Model(sg.ddpm(), mlp(), energy=True, learned_variance=True),
-            [("no variance of a step", "model.energy=false")],
+            [("learn the variance of a step", "model.energy=false")],
         ),
         (Model(sg.Flow(), mlp(), "v", energy=True), [("gradient of an energy", "process.t_max=0.999")]),
         (Model(sg.VE(data_std=0.0), mlp(), unit_input=True), [("unit variance", "process.data_std=0.5")]),
@@ -208,7 +213,7 @@ def test_the_uncertainty_weight():
         (Model(sg.ncsn(), Spy(condition=True, target=["eps"])), []),  # other fields of the same name
         (
             Model(sg.Flow(), mlp(), "eps", energy=True, learned_variance=True),
-            [("says nothing of the clean data",), ("no variance of a step",), ("gradient of an energy",)],
+            [("says nothing about the clean data",), ("learn the variance of a step",), ("gradient of an energy",)],
         ),
     ],
     ids=lambda value: "" if isinstance(value, list) else type(value.process).__name__,
@@ -224,18 +229,18 @@ def test_what_does_not_go_together_is_listed(model, reasons):
 def test_all_reasons_of_model_and_objective_in_one_error():
     model = Model(sg.Flow(), mlp(), "eps", energy=True, learned_variance=True)
     objective = sg.Objective(sg.EpsilonMSE(), label_dropout=0.1)
-    with pytest.raises(ValueError, match="reasons why these parts do not go together") as caught:
+    with pytest.raises(ValueError, match="reasons why these parts cannot be combined") as caught:
         init_state(model, objective, optax.adam(1e-3), (1, 4))
     message = str(caught.value)
     parts = (
-        "says nothing of the clean data",
-        "no variance of a step",
+        "says nothing about the clean data",
+        "learn the variance of a step",
         "gradient of an energy",
         "num_classes is 0",
         "no loss would train",
     )
     assert all(message.count(part) == 1 for part in parts), message
-    with pytest.raises(ValueError, match=r"says nothing of the clean data: take .*target=velocity"):
+    with pytest.raises(ValueError, match=r"says nothing about the clean data: take .*target=velocity"):
         init_state(Model(sg.Flow(), mlp(), "eps"), sg.Objective(sg.EpsilonMSE()), optax.adam(1e-3), (1, 4))
 
 

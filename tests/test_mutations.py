@@ -123,6 +123,7 @@ def test_what_is_written_by_hand_can_be_made(written):
     assert mutant.before != mutant.after
 
 
+@pytest.mark.slow
 def test_every_mutant_can_be_made(everything):
     """One of each module is."""
     found, _ = everything

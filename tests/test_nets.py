@@ -130,6 +130,7 @@ def test_where_a_convolution_of_stride_two_looks(padding, first):
     np.testing.assert_allclose(got, [[padded[r, c].sum() for c in rows] for r in rows], atol=1e-5)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("shape", [(2, 4, 6, 12), (3, 12)])
 def test_group_norm_against_numpy(shape):
     rng = np.random.default_rng(0)
@@ -156,6 +157,7 @@ def test_group_norm_groups():
         GroupNorm(groups=3).init(jax.random.key(0), x)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("layer", "shape", "fan_avg"), [(dense, (1, 30), 40.0), (conv, (1, 4, 4, 30), 9 * 40.0)])
 def test_fan_average_uniform(layer, shape, fan_avg):
     kernel = layer(50).init(jax.random.key(0), jnp.zeros(shape))["params"]["kernel"]
@@ -225,6 +227,7 @@ def test_mlp_refuses(x, c, message):
         jax.eval_shape(MLP().init, jax.random.key(0), jnp.zeros(x), Cond(noise=jnp.zeros(c)))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_where_the_embedding_enters_a_block(scale_shift):
     """It is added before the second norm, or gives scale and shift after it: (1 + a) norm(h) + b."""
@@ -268,6 +271,7 @@ def test_starts_at_zero(net, shape, last):
     np.testing.assert_array_equal(layer["bias"], 0)
 
 
+@pytest.mark.quick(1)
 def test_shape_dtype_and_examples_apart(case):
     out = case.apply(case.params, case.x, case.c)
     assert out.shape == case.x.shape and out.dtype == jnp.float32 and np.isfinite(out).all()
@@ -276,6 +280,7 @@ def test_shape_dtype_and_examples_apart(case):
     np.testing.assert_allclose(case.apply(case.params, case.x.at[0].set(5.0), case.c)[1:], out[1:], atol=1e-5)
 
 
+@pytest.mark.quick(1)
 def test_conditioning_matters_and_is_smooth(case):
     out = case.apply(case.params, case.x, case.c)
     moved = case.apply(case.params, case.x, case.c.at[1].add(1.0))
@@ -285,6 +290,7 @@ def test_conditioning_matters_and_is_smooth(case):
     assert near < 5e-2 * change[1]
 
 
+@pytest.mark.quick(1)
 def test_dropout_only_in_training(case):
     one, two = jax.random.key(1), jax.random.key(2)
     still = case.apply(case.params, case.x, case.c)
@@ -298,6 +304,7 @@ def test_dropout_only_in_training(case):
     np.testing.assert_array_equal(noisy, case.noisy(case.x, one))
 
 
+@pytest.mark.quick(1)
 def test_forward_mode_inside_reverse_mode(case):
     (one, g_one), (two, g_two) = case.sliced
     assert abs(one) > 1e-2
@@ -307,6 +314,7 @@ def test_forward_mode_inside_reverse_mode(case):
         np.testing.assert_allclose(a, b, atol=2e-5 * scale)
 
 
+@pytest.mark.quick(1)
 def test_every_parameter_is_used(case):
     for path, g in jax.tree_util.tree_leaves_with_path(case.sliced[0][1]):
         name = jax.tree_util.keystr(path)
@@ -314,6 +322,7 @@ def test_every_parameter_is_used(case):
         assert np.abs(g).max() > (-1 if "'key']['bias" in name else 1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "points-of-two-axes", "unet", "dit"])
 def test_twice_the_outputs_are_two_networks_with_one_trunk(name):
     """Half of the last axis is what a network with half of the last layer gives; and derivatives reach it all."""
@@ -430,6 +439,7 @@ def test_augmentations_that_do_not_fit():
         _init(net.clone(augment_dim=-1), x, Cond(jnp.zeros(2)))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", EACH)
 def test_fields_change_the_layers_they_name_and_no_other(name):
     """`out_channels` the last layer; `num_classes` and `augment_dim` add one layer each, which is there when unused."""
@@ -458,6 +468,7 @@ def test_fields_change_the_layers_they_name_and_no_other(name):
         assert shapes(net.clone(augment_dim=9)) == plain | {"augment.kernel": (9, 16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_label_is_the_label_of_none(name):
     """And the network with classes, given labels, treats each example by its own."""
@@ -474,6 +485,7 @@ def test_no_label_is_the_label_of_none(name):
     assert np.abs(mixed[1] - other[1]).max() > 1e-3 and np.abs(mixed[2] - other[2]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_cond_is_a_pytree():
     """Through jit, vmap (with its parts mapped or shared), grad and a scan; a part that is None stays None."""
     net = MLP(width=8, depth=1, embedding=8, num_classes=4)
@@ -492,6 +504,7 @@ def test_cond_is_a_pytree():
     assert bare.noise.shape == (2,) and bare[1:] == (None, None, None)
 
 
+@pytest.mark.slow
 def test_mlp_by_hand():
     """The formula of its docstring, in NumPy."""
     net, x, c = MLP(width=8, depth=2, embedding=6), _normal(1, (4, 3)), _normal(2, (4,))
@@ -514,6 +527,7 @@ def _normal(seed, shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.slow
 def test_mlp_flattens():
     net, x = MLP(width=8, depth=1, embedding=4), jnp.arange(24.0).reshape(2, 3, 4) / 24
     cond = Cond(noise=jnp.ones(2))
@@ -521,6 +535,7 @@ def test_mlp_flattens():
     np.testing.assert_array_equal(net.apply(params, x, cond).reshape(2, 12), net.apply(params, x.reshape(2, 12), cond))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [functools.partial(UNet, **TINY), functools.partial(DiT, **TINY_DIT)])
 def test_bfloat16(make):
     x, cond = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), Cond(noise=jnp.array([0.0, 30.0]))
@@ -546,6 +561,7 @@ def _inside(jaxpr):
             yield from _inside(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "dit", "ncsnpp"])
 def test_remat_computes_the_same_twice(name):
     """Same parameters by name, same dropout, same gradients; and every block is a program to be run again."""
@@ -578,6 +594,7 @@ def test_remat_computes_the_same_twice(name):
         np.testing.assert_allclose(a, b, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_classifier():
     net = Classifier(classes=7, width=8, features=16)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))

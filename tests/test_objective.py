@@ -104,6 +104,7 @@ def descend(objective, model, steps=200):
     return float(before), float(objective(model, params, jax.random.key(9), big).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", [Huber(), absolute, lambda *args: absolute(*args)], ids=["class", "function", "lambda"]
 )
@@ -115,6 +116,7 @@ def test_a_loss_of_ones_own_trains(loss):
     assert after < 0.9 * before
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("loss", "name"), [(Huber(), "Huber"), (absolute, "absolute")])
 def test_a_weighting_on_a_loss_without_a_weight_is_refused_with_the_reason(loss, name):
     objective, model = Objective(loss, MinSNR()), Linear(ddpm())
@@ -128,6 +130,7 @@ def test_a_weighting_on_a_loss_without_a_weight_is_refused_with_the_reason(loss,
         Weighted(objective.loss, MinSNR())(model.denoiser(model.init()), noised, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_it_is_the_loss_at_the_times_that_it_drew():
     """Nothing more: keys of four kinds, the noised batch, the loss."""
     model, x0, key = Linear(VP()), data(), jax.random.key(3)
@@ -141,6 +144,7 @@ def test_it_is_the_loss_at_the_times_that_it_drew():
     np.testing.assert_allclose(Objective(DSM())(model, model.init(), key, x0), want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_examples_depend_on_their_own_key_alone():
     model, x0, keys = Linear(ddpm()), data(8), jax.random.split(jax.random.key(0), 8)
     objective = Objective(SSM(), MinSNR(), SecondMoment())
@@ -159,6 +163,7 @@ def test_the_weighting_and_the_uncertainty_come_in():
     np.testing.assert_allclose(weighted.terms, 2 * weighted.losses + 1, rtol=1e-5)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("times", TIMES)
 def test_which_laws_of_times_are_importance_sampling(times):
     """An ordinary loss is multiplied by p / q where the law says so, the bound always."""
@@ -170,6 +175,7 @@ def test_which_laws_of_times_are_importance_sampling(times):
     assert times in ("own", "uniform", "second_moment") or np.ptp(found.drawn.ratio) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "law", [Uniform(), LogNormal(), LogNormal(-0.5, 2.0), TIMES["logsnr"](), TIMES["logitnormal"]()]
 )
@@ -193,6 +199,7 @@ def test_the_bound_is_the_same_under_every_law_of_times(process, law):
     assert abs(ours - own) < 4 * np.hypot(error, own_error)
 
 
+@pytest.mark.slow
 def test_what_the_law_learns_is_a_state():
     model, x0, objective = Linear(ddpm(steps=25)), data(), Objective(EpsilonMSE(), times=SecondMoment(1))
     state = objective.init(model.process)
@@ -204,6 +211,7 @@ def test_what_the_law_learns_is_a_state():
     np.testing.assert_allclose(fresh.drawn.ratio, 1.0, rtol=1e-5)  # nothing learned yet
 
 
+@pytest.mark.slow
 def test_labels_are_dropped_with_their_probability_and_by_example():
     seen = []
 
@@ -236,6 +244,7 @@ def test_the_key_for_dropout_reaches_the_model():
     Objective(DSM())(Needs(VP(), net=key), Linear(VP()).init(), jax.random.key(0), data(), train_key=key)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("x64", [False, True])
 def test_the_terms_keep_the_dtype_of_the_data(x64, name):
@@ -306,6 +315,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused_says_why_and_what_to_do_instead(case):
     objective, model, reason, fix, instead, with_model = REFUSED[case]
@@ -355,6 +365,7 @@ def test_an_uncertainty_is_for_what_is_positive():
         assert len(Objective(loss).refuse(model)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_what_is_allowed_works(name, target):

@@ -13,10 +13,9 @@ orders = sys.modules.setdefault("orders", importlib.util.module_from_spec(SPEC))
 SPEC.loader.exec_module(orders)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", orders.CASES)
-@pytest.mark.parametrize(
-    "key", [key if key == "vp" else pytest.param(key, marks=pytest.mark.slow) for key in orders.PROCESSES]
-)
+@pytest.mark.parametrize("key", orders.PROCESSES)
 def test_the_order_is_that_of_theory(name, key):
     case = orders.CASES[name]
     found, errors = orders.order(orders.PROCESSES[key], case)

@@ -68,6 +68,7 @@ def coefficients():
     return alpha, sigma, np.log(alpha / sigma)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_dpm_solver_is_2m_midpoint(eta):
     """DPMSolverMultistep, dpmsolver++ and sde-dpmsolver++, order 2 by the midpoint, after a first step of order 1."""
@@ -102,6 +103,7 @@ def bh2(h, places, x_t, x0, others, ratio, alpha, order):
     return ratio * x_t - alpha * phi * (x0 + sum(r * d for r, d in zip(rho, slopes, strict=True)))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_is_bh2_with_its_corrector(order):
     """UniPCMultistep, bh2: each step is a prediction and, once x0 is known there, a correction of the step before."""
@@ -144,6 +146,7 @@ def test_karras_sigmas():
     np.testing.assert_allclose(found[[0, -1]], ends, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ancestral_is_euler_ancestral():
     """EulerAncestralDiscrete: an Euler step in sigma to sigma_down, then noise of sigma_up."""
     process, times = ncsn(0.01, 20.0, 30), (29, 22, 15, 9, 3)
@@ -171,6 +174,7 @@ def test_edm_heun_is_heun_in_sigma():
         np.testing.assert_allclose(ours[k + 1], want * alpha[k + 1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_reverse_diffusion_and_langevin_are_score_sde_ve():
     """ScoreSdeVe: a Langevin step with the batch's mean norms, then x + (s^2 - s'^2) score + sqrt(s^2 - s'^2) z."""
     process, times, snr = ncsn(0.01, 20.0, 30), (29, 28, 27, 26), 0.15

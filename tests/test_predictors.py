@@ -71,6 +71,7 @@ def close(a, b, **options):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), **({"rtol": 1e-9, "atol": 1e-11} | options))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("noise", [True, False])
 def test_reverse_diffusion_of_ddpm_is_song_et_al(noise):
     """x - f + G^2 s + G z with f = (sqrt(1 - beta) - 1) x and G = sqrt(beta); of the ODE half the score, and no z."""
@@ -157,6 +158,7 @@ def test_edm_is_karras_et_al(churn):
     close(step(predictor, process, jnp.asarray(x), jnp.asarray(sigma), jnp.asarray(following)), want, rtol=1e-8)
 
 
+@pytest.mark.quick(7)
 @pytest.mark.parametrize(
     "predictor", [Ancestral(), Ancestral(0.0), Consistent(0.5), EDMHeun(), EDMHeun(churn=3.0), DPMSolver(), UniPC()]
 )
@@ -170,6 +172,7 @@ def test_what_walks_in_sigma_over_alpha_walks_alike_under_every_process(predicto
     close(step(predictor, process, x, t, s), column(process.alpha(s)) * there, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_consistent_sampling_is_jolicoeur_martineau_et_al():
     """x += eta sigma_t^2 s + sigma_s b z, with b^2 = 1 - ((1 - eta) / gamma)^2 and gamma = sigma_s / sigma_t."""
     process = ncsn(0.01, 1.0, 30)
@@ -225,6 +228,7 @@ def test_dpm_solver_is_lu_et_al():
         close(solver.step(denoiser, KEY, x, t, s, state)[0], want, rtol=1e-8)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("predictor", [UniPC(1), UniPC(2), UniPC(3), DPMSolver()])
 def test_the_ode_is_solved_exactly_where_x0_does_not_change(predictor):
     """The linear part is: x = alpha x0 + (sigma_s / sigma_t) (x - alpha x0), whatever the steps are."""
@@ -237,6 +241,7 @@ def test_the_ode_is_solved_exactly_where_x0_does_not_change(predictor):
     close(x, process.alpha(last) * mean + shrink * (start - process.alpha(first) * mean), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "t", "s"),
     [(VP, [1.0, 0.6], [0.01, 0.2]), (Flow, [1.0, 0.2], [0.01, 0.6]), (ddpm, [999, 10], [0, 30])],
@@ -263,6 +268,7 @@ def by_norms(snr, score, z, batch_mean):
     return 2 * (snr * noise / signal) ** 2
 
 
+@pytest.mark.slow
 def test_langevin_by_signal_to_noise_is_song_et_al():
     """Algorithm 5: x + h s + sqrt(2 h) z, with the norms of the batch behind their switch; by default the h that
     these have in many dimensions, 2 (snr sigma)^2."""
@@ -300,6 +306,7 @@ def anisotropic(process, stds):
     return Denoiser(process, predict), lambda t: np.asarray(variance(t))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dims", [1, 2, 4, 16])
 @pytest.mark.parametrize(
     ("process", "t"),
@@ -321,6 +328,7 @@ def test_langevin_by_signal_to_noise_settles_at_the_exact_variance(process, t, d
     np.testing.assert_allclose(x.var(0), want, rtol=4.5 * math.sqrt(2 / count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "factor"), [(2, 4.0), (4, 2.5), (16, 1.3)])
 def test_norms_of_each_example_would_not(dims, factor):
     """Why the default is no ratio of norms: in the tightest direction it settles at 6.1, 3.7 and 1.6 times the exact
@@ -343,6 +351,7 @@ def test_norms_of_each_example_would_not(dims, factor):
         assert np.asarray(x).var(0)[0] == pytest.approx(v[0], rel=0.12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2, 16])
 def test_langevin_by_signal_to_noise_does_not_depend_on_the_batch(dims):
     process = VP()
@@ -354,6 +363,7 @@ def test_langevin_by_signal_to_noise_does_not_depend_on_the_batch(dims):
     assert (np.asarray(few) != np.asarray(all_five)[:2]).all()
 
 
+@pytest.mark.slow
 def test_mala_has_no_bias_where_langevin_has():
     """A step that Langevin answers with a variance of V / (1 - h / 2V) leaves it V with the acceptance."""
     process, data = ncsn(0.4, 0.8, 2), gaussian((0.0, 0.0), 0.6)
@@ -374,6 +384,7 @@ def test_mala_has_no_bias_where_langevin_has():
         Sampler(Hold(), MALA())(without, KEY, start.shape)
 
 
+@pytest.mark.slow
 def test_an_energy_has_the_score_for_its_gradient():
     """Of the mixture's density it is the exact denoiser; of any network's noise, -||eps||^2 / 2 by differences."""
     process = VP()
@@ -449,6 +460,7 @@ def with_options(make):
     return parts
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", STEPS)
 def test_an_example_does_not_depend_on_its_batch(name):
     with jax.enable_x64(False):
@@ -459,6 +471,7 @@ def test_an_example_does_not_depend_on_its_batch(name):
         assert np.isfinite(many).all() and len(np.unique(np.asarray(many))) == 10
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("key", PROCESSES)
 def test_a_step_is_refused_or_keeps_the_dtype(name, key):
@@ -490,6 +503,7 @@ def test_a_step_is_refused_or_keeps_the_dtype(name, key):
             assert found.dtype == jnp.float32
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", [name for name, make in CORRECTORS.items() if make() is not None])
 @pytest.mark.parametrize("key", PROCESSES)
 def test_a_corrector_keeps_the_dtype_and_the_law(name, key):
@@ -510,6 +524,7 @@ def test_a_corrector_keeps_the_dtype_and_the_law(name, key):
         assert np.asarray(x, float).var() == pytest.approx(variance, rel=0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_codes_keep_the_dtype(name):
     """Float32 also with JAX_ENABLE_X64; on a chain and on an SDE they come back to the data, too."""
@@ -559,6 +574,7 @@ np.save(sys.argv[1], np.asarray(x))
     np.testing.assert_allclose(*(np.load(tmp_path / f"{count}.npy") for count in (1, 4)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("process", "sampler", "evaluations"),
     [
@@ -584,6 +600,7 @@ def test_guidance_evaluates_twice():
             assert Sampler(EDMHeun(), n=18).evaluations(EDM(), guided) == times * 35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [Ancestral(), UniPC()])
 def test_a_trajectory_is_the_walk_of_the_draws(step):
     process, shape = ddpm(), (3, 2)
@@ -604,6 +621,7 @@ def test_a_trajectory_is_the_walk_of_the_draws(step):
             assert 0.01 < float(jnp.abs(z).max()) < 6
 
 
+@pytest.mark.slow
 def test_a_bridge_and_a_grid_go_together():
     """DPM-Solver on an NCSN's denoiser through DDPM's levels, even in lam, draws the mixture's modes."""
     with jax.enable_x64(False):

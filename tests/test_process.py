@@ -116,6 +116,7 @@ def published_sde(name, t):
     return f, (after - before) / (2 * step) - 2 * f * var
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_kernel_is_the_papers(name):
     """alpha, sigma and lam = log(alpha^2 / sigma^2), falling, in float32 against float64."""
@@ -129,6 +130,7 @@ def test_kernel_is_the_papers(name):
     assert (np.asarray(process.logsnr(t[1:])) < np.asarray(process.logsnr(t[:-1]))).all(), "a larger time is noisier"
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_time_inverts_logsnr_and_is_held_at_the_ends(name):
     process = MADE[name]
@@ -145,6 +147,7 @@ def test_time_inverts_logsnr_and_is_held_at_the_ends(name):
         np.testing.assert_allclose(process.time(out), [least, least, most, most], rtol=1e-14)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", CHAINS)
 def test_real_times_lie_between_levels(name):
     chain = MADE[name]
@@ -164,6 +167,7 @@ def test_real_times_lie_between_levels(name):
     np.testing.assert_allclose(lam, chain.logsnr(half), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_rate_is_the_loss_of_signal_to_noise(name):
     """-dlam/dt by finite differences; of a chain, (SNR_{t-1} - SNR_t) / SNR_t."""
@@ -199,6 +203,7 @@ def test_single_steps_have_the_law_of_the_one_jump(name):
         np.testing.assert_allclose((alpha[1:] / alpha[:-1]) ** 2, 1 - np.array(published[name])[1:], rtol=5e-7)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_perturb_draws_from_the_kernel(name):
     process = MADE[name]
@@ -323,6 +328,7 @@ def test_perturb_refuses_what_it_cannot_mean(process, x0, t, error, message):
         perturb(process, jax.random.key(0), x0, t)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_ends_may_be_rounded(name, dtype):
@@ -347,6 +353,7 @@ def test_perturb_takes_lists_and_integers_of_continuous_time():
         np.testing.assert_array_equal(noised.x, perturb(process, key, jnp.asarray(x0), exact).x)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_perturb_is_the_same_inside_jit(name):
     """With the times as an argument, and as an array from outside; real times of a chain are refused when traced."""
@@ -398,6 +405,7 @@ def bayes(name, t, s, x, x0):
     return (np.sqrt(alpha2_s) * x0 / sigma2_s + factor * x / noise) / precision, precision**-0.5
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_posterior_is_bayes_rule(name):
     """Between all pairs of levels of a grid; at the end of flow matching x_t says nothing of x_s, and all is finite."""
@@ -412,6 +420,7 @@ def test_posterior_is_bayes_rule(name):
         np.testing.assert_allclose(std, want[1], rtol=1e-7)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_posterior_keeps_its_digits_between_neighbours(name):
     """In float32, where the difference of two variances would have lost them."""
@@ -454,6 +463,7 @@ def test_posterior_is_the_ve_ancestral_step():
     np.testing.assert_allclose(std[:, None], prev * np.sqrt(sigma**2 - prev**2) / sigma, rtol=1e-4)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_drift_and_diffusion_are_the_published(name):
     process = MADE[name]
@@ -472,6 +482,7 @@ def test_drift_of_flow_matching_is_infinite_where_the_data_are_gone():
     assert f.tolist() == [-math.inf] and g.tolist() == [math.inf]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_differential_equation_has_the_kernel(name):
     """dm/dt = f m and dV/dt = 2 f V + g^2, integrated by Runge-Kutta from the least noisy time, give alpha, sigma^2.
@@ -735,6 +746,7 @@ def test_chains_pass_through_jit():
     assert len(traces) == 1
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_continuous_processes_are_constants_under_jit(name):
     """Pytrees without leaves: traced once for equal options and again for others; they can be closed over as well."""
@@ -858,6 +870,7 @@ CUSTOM = {
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", CUSTOM)
 def test_a_process_of_ones_own_is_as_good_as_ours(kind):
     """An argument of jit, under vmap and grad; with all that follows from a kernel."""
@@ -963,6 +976,7 @@ def test_within_of_a_chain_of_ones_own_keeps_the_covered_levels():
         Plain().within(ncsn(0.05, 1.0, 5))
 
 
+@pytest.mark.quick(11)
 @pytest.mark.parametrize("other", PROCESSES)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_within_is_what_both_have(name, other):

@@ -91,6 +91,7 @@ def scaled(name):
 # --- parts
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("levels", [None, 3])
 def test_instance_norm_plus_against_numpy(levels):
     net = InstanceNormPlus(levels)
@@ -110,6 +111,7 @@ def test_instance_norm_plus_against_numpy(levels):
     assert half.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_instance_norm_plus_starts_as_the_papers():
     x = normal(2, 3, 3, 500)
     table = InstanceNormPlus(6).init(jax.random.key(0), x, np.ones((2, 6), np.float32))["params"]["table"]
@@ -122,6 +124,7 @@ def test_instance_norm_plus_starts_as_the_papers():
         InstanceNormPlus().init(jax.random.key(0), x[..., :1])
 
 
+@pytest.mark.slow
 def test_poolings_by_hand():
     x = normal(2, 6, 7, 3) - 1
     np.testing.assert_array_equal(max_pool(x), pool_by_hand(x, np.max, -np.inf))
@@ -183,6 +186,7 @@ def test_residual_block_by_hand(dilation, down, features, size):
     np.testing.assert_allclose(block.apply(params, x, None), h, atol=1e-5)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("pool", [mean_pool, max_pool])
 def test_refine_block_by_hand(pool):
     """Two inputs of other sizes and widths, and one unit at the end."""
@@ -224,6 +228,7 @@ def test_they_are_the_papers_networks():
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 29_683_715 + norms
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_layout_is_of_all_parameters_both_ways(name):
     net, params, *_ = case(name)
@@ -255,6 +260,7 @@ def test_every_level_has_its_own_constants():
     assert moved[1] > 1e-2 and moved[0] == moved[2] == 0
 
 
+@pytest.mark.slow
 def test_the_second_is_told_sigma_and_divides_by_it():
     net, params, x, apply, out = case("refinenet_v2")
     sigma = np.exp(TOLD["refinenet_v2"])

@@ -205,6 +205,7 @@ def test_every_law_of_times_is_for_every_loss(times, loss):
     assert not reasons(ddpm(), "eps", loss, times=TIMES[times]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_whatever_is_accepted_works(name, target):

@@ -289,6 +289,7 @@ def test_likelihoods_are_kept_as_json(tmp_path):
     assert (kept["examples"], kept["scaling"], kept["likelihoods"][0]["own"]) == (64, "centered", "NaN")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
 def test_figures_do_not_depend_on_the_backend_of_the_environment(tmp_path, backend):
     """A notebook names a backend of its own for all that it starts, which may not be installed there."""
@@ -318,6 +319,7 @@ assert os.environ["MPLBACKEND"] == {backend!r} and "matplotlib.pyplot" not in sy
     assert {path.name for path in tmp_path.glob("*.png")} == {"page.png", "grid.png", "marginals.png", "loss.png"}
 
 
+@pytest.mark.slow
 def test_the_plane_is_drawn_with_and_without_a_known_density(tmp_path):
     config = load("ddpm_toy")
     config.net.mlp.update(width=8, depth=1, embedding=8)
@@ -361,6 +363,7 @@ def test_points_of_any_rank_are_judged():
     assert found == evaluate(Dataset("points", *flat), scaling, fresh.reshape(len(fresh), -1))
 
 
+@pytest.mark.slow
 def test_images_of_the_truth_score_the_floor_and_noise_does_not():
     parts = build(load("ddpm_digits"))
     dataset, scaling = parts.dataset, parts.scaling

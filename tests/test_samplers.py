@@ -96,6 +96,7 @@ def move(step, denoiser, key, x, t, s):
     return step.step(denoiser, key, x, t, s, step.init(denoiser, x, jnp.stack([t[0], s[0]])))[0]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "flow"])
 def test_the_exact_denoiser_is_tweedies(name):
     """By modes, and by Tweedie's formula from the gradient of the density."""
@@ -125,6 +126,7 @@ def is_the_mixture(x, weight, mean, std):
         assert (abs(x[mine].std(0) / TWO_MODES.stds[mode] - 1) < std).all()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [LEVELS, VE(0.01, 30.0), VP()], ids=["chain", "VE", "VP"])
 @pytest.mark.parametrize("name", STEPS)
 def test_every_step_of_the_table_draws_the_mixture(name, process):
@@ -138,6 +140,7 @@ def test_every_step_of_the_table_draws_the_mixture(name, process):
     is_the_mixture(x, weight=0.05, mean=0.06, std=0.12)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", CORRECTORS)
 def test_every_corrector_of_the_table_draws_the_mixture(name):
     """As the moves between steps that are themselves exact; few of them, if the corrector has a number of steps."""
@@ -148,6 +151,7 @@ def test_every_corrector_of_the_table_draws_the_mixture(name):
     is_the_mixture(x, weight=0.05, mean=0.06, std=0.12)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", DRAWS)
 def test_draws_are_those_of_the_mixture(name):
     """Weights, means and variances of the modes, and the distance to exact draws.
@@ -188,6 +192,7 @@ def floor(count):
     return np.mean(pairs), np.std(pairs, ddof=1)
 
 
+@pytest.mark.slow
 def test_a_wrong_score_shows():
     """The tests above can fail: a score 5 % too large moves the spread by more than they allow."""
     process = ddpm()
@@ -322,6 +327,7 @@ def test_ddim_is_euler_in_sigma_over_alpha(name):
     np.testing.assert_allclose(move(Ancestral(0.0), denoiser, key, x, t, s), want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ddim_converges_at_first_order():
     """To the probability-flow map, known in closed form for Gaussian data: halving the step halves the error."""
     data = Mixture((1.0,), ((0.5, -0.2),), (0.3,))
@@ -344,6 +350,7 @@ def keys(count):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(count))
 
 
+@pytest.mark.slow
 def test_langevin_settles_at_the_level():
     """One Gaussian level: the chain's variance is V / (1 - h / 2V), the docstring's, not V / 2 nor 2 V."""
     data, process = Mixture((1.0,), ((0.0, 0.0),), (0.6,)), ncsn(0.4, 0.8, 2)
@@ -368,6 +375,7 @@ def test_langevin_step_is_song_and_ermon():
     np.testing.assert_allclose(z, zs, atol=2e-2)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [ncsn(0.01, 30.0, 60), ddpm(), EDM()])
 @pytest.mark.parametrize("step", [Ancestral(), Ancestral(0.0), Hold()])
 def test_draws_do_not_depend_on_the_batch(process, step):
@@ -383,6 +391,7 @@ def test_draws_do_not_depend_on_the_batch(process, step):
     np.testing.assert_array_equal(few, keys_one_by_one)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("denoise", "corrector", "evaluations"), [(True, 3, 13), (False, 3, 12), (True, 0, 4)])
 def test_network_evaluations(denoise, corrector, evaluations):
     """n for an ancestral walk, n T + 1 for annealed Langevin; counted where they happen."""
@@ -400,6 +409,7 @@ def test_network_evaluations(denoise, corrector, evaluations):
     assert len(calls) == evaluations == sampler.evaluations(process)
 
 
+@pytest.mark.slow
 def test_last_step():
     """It is the denoised mean of the last level, and with denoise=False the last x, without one more step."""
     process = ncsn(0.5, 1.0, 2)
@@ -410,6 +420,7 @@ def test_last_step():
     np.testing.assert_allclose(run(True), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_progress_is_reported():
     """At most a hundred times a run, and at the end."""
     done = []
@@ -447,6 +458,7 @@ def _apply(params, x, t, traces):
     return prediction_from_x0(VP(), x, t, jnp.tanh(x @ params["w"]))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("trajectory", [False, True])
 def test_other_parameters_do_not_compile_again(trajectory):
     """Also with a sampler that is made anew; another shape does."""
@@ -468,6 +480,7 @@ def test_other_parameters_do_not_compile_again(trajectory):
     assert len(traces) == 2 * count
 
 
+@pytest.mark.slow
 def test_a_network_without_leaves_is_sampled_too():
     """Parameters that are closed over, a network that cannot be hashed, and a process with a list in it."""
 
@@ -487,6 +500,7 @@ def test_a_network_without_leaves_is_sampled_too():
         np.testing.assert_allclose(Sampler(Ancestral(), n=4)(Denoiser(VP(), predict), jax.random.key(0), (3, 2)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [ddpm(), VP()], ids=["chain", "VP"])
 def test_a_sampler_works_inside_jit(process):
     """With the denoiser, and so a chain's tables, as an argument; with all refusals that need no values."""
@@ -540,6 +554,7 @@ class Halves(Grid):
         return process.ends[1] * 0.5 ** jnp.arange(n or 8, dtype=float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [Jump(1.0), Plain()])
 @pytest.mark.parametrize("corrector", [Shake(), lambda denoiser, key, x, t: x, None])
 @pytest.mark.parametrize("grid", [Halves(), lambda process, n: jnp.linspace(1.0, 0.01, n)])
@@ -576,6 +591,7 @@ class Wide(Step):
         return Jump(1.0).step(denoiser, key, x, t, s, jnp.zeros((), jnp.int32))[0].astype(jnp.float64), state
 
 
+@pytest.mark.slow
 def test_a_sample_has_the_dtype_of_its_start():
     """Also if the denoiser, the step or the corrector is careless with JAX_ENABLE_X64."""
     with jax.enable_x64(True):
@@ -677,6 +693,7 @@ def test_the_gap_is_the_share_of_the_deviation_that_is_data(name):
         assert start_gap(process, t) == pytest.approx(share, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "sampler"),
     [
@@ -705,6 +722,7 @@ def test_a_start_far_from_the_prior_is_said_with_the_number(process, sampler):
     dataclasses.replace(sampler, corrector=Langevin(0.1 * least**2, 1))(denoiser, jax.random.key(0), (2, 2))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name not in ("ncsn", "sigmas")])
 def test_the_published_processes_start_at_the_prior(name):
     """NCSN's own levels end at the deviation 1, and `sigmas` at 3: NCSN runs Langevin moves, which forget the start."""
@@ -713,6 +731,7 @@ def test_the_published_processes_start_at_the_prior(name):
     Sampler(Ancestral(), n=2)(exact(process), jax.random.key(0), (2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "target"), [(LEVELS, ddpm()), (ddpm(), ncsn(0.011, 100.0, 400))])
 def test_bridge_samples_the_same_law(source, target):
     """A denoiser of one process, sampled by ancestral steps of the other, still draws the mixture."""

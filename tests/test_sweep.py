@@ -29,6 +29,7 @@ from scoregen.app.main import main as app_main
 from scoregen.contrib.sweep import cell, command, grid, launch, page, plan
 from scoregen.contrib.sweep import figure as sweep_figure
 from scoregen.contrib.sweep.table import as_csv, as_markdown, rows_of, time_left
+from scoregen.data import points
 from scoregen.errors import UsageError
 from scoregen.files import locked
 
@@ -274,7 +275,7 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(areas, tmp_path):
     path.write_text(path.read_text().replace("(2, 1)", "(2, 7)"))  # mended
     code, said, _ = main(path, f"--out={out}")
     assert code == 0 and "4 of 4 cells finished, 0 failed" in said
-    assert "Stale: 3, measured before measure(run) was changed" in said and "--again" in said
+    assert "Stale results: 3, from before measure(run) was changed" in said and "--again" in said
     assert "| 1 | 2, 2 stale | 3.50 ± 0.50 |" in (out / "table.md").read_text()
     assert [row["stale"] for row in rows_in(out / "cells.csv")] == ["1", "1", "1", "0"]
     assert ran(path) == sorted([*before, failing])
@@ -417,9 +418,9 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
         ("def cells(:", ["line 1: ", "invalid syntax"]),
         ("x = 1", ["no cells()"]),
         ("def cells():\n    yield {}['a']", ["line 2: KeyError: a"]),
-        ("def cells(): return []", ["gave none"]),
+        ("def cells(): return []", ["yields no cells"]),
         ("def cells(): return [{'config': None, 'a': 1}]", ["cell 1", "measure(run)"]),
-        ("def cells(): return [{'a': 1}]", ["cell 1", "names no config"]),
+        ("def cells(): return [{'a': 1}]", ["cell 1", "has no config"]),
         ("def cells(): return [3]", ["cell 1", "3 is not a dict"]),
         ("def cells(): return [{'config': 'ddpm_tiy'}]", ["cell 1", "no preset 'ddpm_tiy'", "did you mean 'ddpm_toy'"]),
         ("def cells(): return [{'config': 'ddpm_toy', 'train.step': 3}]", ["no config.train.step", "train.steps"]),
@@ -430,15 +431,15 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
         ("def cells(): return [{'config': 'ddpm_toy', 'seed.': 1}]", ["no config.seed."]),
         (
             "def measure(run): pass\ndef cells(): return [{'config': None, 'a': 1, 'sweep.a': 2}]",
-            ["a and sweep.a are one option"],
+            ["a and sweep.a are the same option"],
         ),
         (
             "def cells(): return [{'config': 'ddpm_toy', 'sweep.seconds': n} for n in (1, 2)]",
-            ["sweep.seconds would be called 'seconds' in the table", "a column that every table has"],
+            ["the column for sweep.seconds would be named 'seconds'", "like a column of every table"],
         ),
         (
             "def cells(): return [{'config': 'ddpm_toy', 'loss.name': n, 'sweep.loss': n} for n in ('eps', 'dsm')]",
-            ["sweep.loss would be called 'loss' in the table, as is loss.name"],
+            ["the column for sweep.loss would be named 'loss', like loss.name"],
         ),
     ],
 )  # fmt: skip
@@ -452,8 +453,8 @@ def test_a_file_that_is_no_sweep_is_refused_in_one_line(tmp_path, text, parts):
     [
         (["--workers=0"], ["--workers=0: at least 1"]),
         (["--launcher=cloud"], ["no --launcher 'cloud'", "local, ray, slurm"]),
-        (["--launch.num_gpus=1"], ["--launch.num_gpus", "'local' has no options"]),
-        (["--only=nothing"], ["--only=nothing", "for instance radius=1,seed=0"]),
+        (["--launch.num_gpus=1"], ["--launch.num_gpus", "the launcher 'local' is --workers"]),
+        (["--only=nothing"], ["--only=nothing", "one cell is radius=1,seed=0"]),
         (["--wrkers=1"], ["no flag '--wrkers'", "did you mean '--workers'"]),
         (["--config.train.steps=1"], ["--config.train.steps=1: no cell", "configuration"]),
     ],
@@ -758,6 +759,7 @@ def pids(path: Path) -> list[int]:
     return [int(line.split()[1]) for line in (path.parent / "begun").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_twice_ends_complete_and_runs_nothing_twice(tmp_path):
     """Once with all its group, once by itself; and the process of a cell is killed too: that one is named."""
     path, out = write(tmp_path / "slow", SLOW), tmp_path / "out"
@@ -783,7 +785,7 @@ def test_a_sweep_that_is_killed_twice_ends_complete_and_runs_nothing_twice(tmp_p
     failed = re.findall(r"^- `n=(\d+)-\w+`: (.*)", said, re.MULTILINE)
     assert ("5", f"{path}, line 14: RuntimeError: made to fail") in failed
     (killed,) = (reason for n, reason in failed if n != "5")
-    assert killed == "ended by SIGKILL, perhaps since there was no memory left"
+    assert killed == "ended by SIGKILL, perhaps because the memory was full"
     code, said, _ = main(path, f"--out={out}", "--workers=2")
     assert code == 1 and "11 of 12 cells finished, 1 failed" in said and "- `n=5-" in said
     counts = [ran(path).count(str(n)) for n in range(12)]
@@ -792,6 +794,7 @@ def test_a_sweep_that_is_killed_twice_ends_complete_and_runs_nothing_twice(tmp_p
     assert sum(counts) <= 11 + 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_tells_the_cells_and_the_next_start_goes_on(tmp_path):
     path, out = write(tmp_path / "slow", SLOW), tmp_path / "out"
     process = start(path, out)
@@ -799,7 +802,7 @@ def test_ctrl_c_tells_the_cells_and_the_next_start_goes_on(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "SIGINT: stopping" in said and "The same command goes on" in said and "FAILED" not in said
+    assert "SIGINT: stopping" in said and "The same command continues" in said and "FAILED" not in said
     assert not any(alive(pid) for pid in pids(path))
     assert not list(out.glob("cells/*/failed.json"))
     assert "SIGTERM: stopping" in next(out.glob("cells/n=1-*/log.txt")).read_text()
@@ -809,11 +812,11 @@ def test_ctrl_c_tells_the_cells_and_the_next_start_goes_on(tmp_path):
     ("returned", "reason"),
     [
         ("3", "measure(run) returned int, not a dict of numbers"),
-        ("{'a': float('nan')}", "measure(run) gave nan as 'a', which is not a finite number"),
-        ("{'a': 'x'}", "measure(run) gave 'x' as 'a'"),
-        ("{'a': (1.0, float('inf'))}", "measure(run) gave (1.0, inf) as 'a'"),
-        ("{'seconds': 1}", "measure(run) calls a figure 'seconds', as another column"),
-        ("{'b': 1}", "measure(run) calls a figure 'b', as another column"),
+        ("{'a': float('nan')}", "measure(run) returned nan for 'a', which is not a finite number"),
+        ("{'a': 'x'}", "measure(run) returned 'x' for 'a'"),
+        ("{'a': (1.0, float('inf'))}", "measure(run) returned (1.0, inf) for 'a'"),
+        ("{'seconds': 1}", "measure(run) returned 'seconds', but another column"),
+        ("{'b': 1}", "measure(run) returned 'b', but another column"),
     ],
 )
 def test_what_measure_may_not_return(tmp_path, returned, reason):
@@ -842,7 +845,7 @@ def test_a_cell_refuses_another_measure_than_the_sweep_began_with(tmp_path, caps
     folder = cell.prepare(tmp_path, sweep, sweep.cells[0])
     path.write_text(path.read_text().replace("radius**2", "radius**3"))
     assert cell.main([str(folder)]) == 2 and ran(path) == []
-    assert "its measure(run) has changed since the sweep began" in capsys.readouterr().err
+    assert "its measure(run) has changed since the sweep started" in capsys.readouterr().err
 
 
 def test_what_was_found_stays_until_it_is_found_anew(tmp_path, capsys):
@@ -957,6 +960,7 @@ def test_a_job_is_stopped_by_the_signal_that_slurm_cancels_with(tmp_path):
     assert "SIGTERM: stopping" in (folder / "log.txt").read_text() and not any(map(alive, pids(path)))
 
 
+@pytest.mark.slow
 def test_a_cell_that_waits_for_a_network_hears_that_it_is_to_stop(tmp_path):
     """And says what it waits for: the lock of a node that was lost may be kept by the file system."""
     toy = plan.read(write(tmp_path / "toy", TOY % "{}"))
@@ -966,7 +970,7 @@ def test_a_cell_that_waits_for_a_network_hears_that_it_is_to_stop(tmp_path):
     with locked(network / ".cells.lock"):
         process = launch.spawn(folder)
         log = folder / "log.txt"
-        wait_until(lambda: f"waiting for another process that is at work in {network}" in log.read_text(), process)
+        wait_until(lambda: f"waiting for another process that works in {network}" in log.read_text(), process)
         process.terminate()
         assert process.wait(20) == 128 + signal.SIGTERM
     process.stdin.close()
@@ -1039,7 +1043,14 @@ TRAINED = f'''
 '''
 
 
+@pytest.fixture
+def held_out_points(monkeypatch):
+    """TRAINED sets their number, in this process too."""
+    monkeypatch.setattr(points, "TEST_SIZE", points.TEST_SIZE)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("held_out_points")
 def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
     """Of twelve cells one diverges; the others share four networks, each trained once."""
     path, out = write(tmp_path / "tiny", TRAINED), tmp_path / "out"
@@ -1078,10 +1089,11 @@ def test_twelve_networks_cut_twice_end_as_uncut_ones(tmp_path):
     (again,) = out.glob(one)
     assert json.loads(again.read_text())["figures"] == cut["figures"]
     log = (again.parent / "log.txt").read_text()
-    assert "checkpoints/40 is damaged" in log and "going on to step 40" in log
+    assert "checkpoints/40 is damaged" in log and "continuing to step 40" in log
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("held_out_points")
 def test_the_command_of_a_row_trains_its_cell_to_the_same_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, out = write(tmp_path / "tiny", TRAINED), tmp_path / "out"

@@ -65,6 +65,7 @@ def state_after_losses(law, process):
     return law.update(state, Drawn(jnp.zeros(0), jnp.zeros(0), each), jnp.asarray(size, jnp.float32)[each])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["ncsn", "edm"])
 @pytest.mark.parametrize("law", TIMES)
 def test_laws_are_keyed_by_example_and_stay_in_range(law, name):
@@ -92,6 +93,7 @@ def law_and_state(name, process):
     return law, state_after_losses(law, process) if name.endswith("fed") else law.init(process)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("law", LAWS)
 def test_densities_are_the_law_of_the_draws(law, name):
@@ -124,6 +126,7 @@ def test_densities_are_the_law_of_the_draws(law, name):
     assert distance < 2 / np.sqrt(COUNT), "beyond 2 with probability 7e-4, by Kolmogorov's law"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("law", [name for name, law in LAWS.items() if isinstance(law, Fixed)])
 def test_quantiles_invert_distribution_functions(law, name):
@@ -168,6 +171,7 @@ def test_own_is_the_published_law(name):
     np.testing.assert_allclose(Own().density(process, jnp.arange(n)), np.full(n, 1 / n), rtol=1e-6)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", [name for name, process in MADE.items() if not process.discrete])
 def test_own_density_is_the_slope_of_the_published_law(name):
     with jax.enable_x64(True):
@@ -189,6 +193,7 @@ def test_a_process_that_extends_another_has_its_own_law():
     np.testing.assert_array_equal(own_density(Longer(), t), own_density(EDM(), t))
 
 
+@pytest.mark.slow
 def test_ratios_are_finite_in_the_farthest_tails():
     """For every quantile that can be drawn, down to 2^-24: a loss that is multiplied by it stays a number."""
     u = jnp.array([0.0, 2.0**-24, 1e-6, 0.5, 1 - 1e-6, 1 - 2.0**-24])
@@ -199,6 +204,7 @@ def test_ratios_are_finite_in_the_farthest_tails():
                 assert np.isfinite(own_density(process, t) / law.density(process, t)).all(), (process, law)
 
 
+@pytest.mark.quick(9)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("law", [name for name, law in TIMES.items() if law.importance])
 def test_weighted_expectations_are_those_under_the_process_law(law, name):
@@ -224,6 +230,7 @@ def test_weighted_expectations_are_those_under_the_process_law(law, name):
         assert_shares(np.histogram(np.clip(inside, 0, 1), 5, (0, 1))[0], np.full(5, 0.2))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_lognormal_is_normal_in_log_sigma_over_alpha(name):
     """Of a chain to the nearest level in lam, beyond the ends the last one; in continuous time cut at the ends."""
@@ -350,6 +357,7 @@ def test_second_moment_waits_for_the_last_bin():
     np.testing.assert_allclose(got.ratio, 0.1 / (0.999 * (got.bin + 1) / 55 + 1e-4), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_second_moment_records_every_duplicate_in_a_batch():
     """Twelve losses of one bin in one batch: the last ten are kept, in a ring, and its probability is theirs."""
     law, chain = SecondMoment(), ncsn()

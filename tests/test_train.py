@@ -43,6 +43,7 @@ def counted(parts):
     return dataclasses.replace(parts, objective=dataclasses.replace(parts.objective, loss=Counted(sizes))), sizes
 
 
+@pytest.mark.slow
 def test_every_program_is_traced_once():
     parts, sizes = counted(toy(microbatch=4))
     state, step = parts.init(), parts.step()
@@ -54,6 +55,7 @@ def test_every_program_is_traced_once():
     assert sizes == [4, 4, 4]
 
 
+@pytest.mark.slow
 def test_a_whole_run_traces_step_and_held_out_loss_once(tmp_path):
     """With checkpoints, held-out losses and a callback along the way; before, shapes alone are looked at once."""
     parts, sizes = counted(toy())
@@ -63,6 +65,7 @@ def test_a_whole_run_traces_step_and_held_out_loss_once(tmp_path):
     assert seen == [(k, k) for k in range(1, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [toy, digits, pytest.param(learned, marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_ends_in_the_same_bits(tmp_path, make):
     straight = make().fit(tmp_path / "straight")
@@ -141,6 +144,7 @@ def test_the_loss_is_the_hand_written_one():
     assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("make", [toy, learned])
 def test_microbatches_make_the_same_step(make):
     states, losses = [], []
@@ -160,6 +164,7 @@ def test_microbatches_make_the_same_step(make):
         assert make is toy or int(state.times[1].sum()) == 16
 
 
+@pytest.mark.slow
 def test_steps_differ_by_their_number_and_by_the_seed():
     """The same batch and the same parameters: only the key changes."""
     losses = {}
@@ -180,6 +185,7 @@ def test_the_first_average_has_buffers_of_its_own_and_the_state_is_donated():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
+@pytest.mark.slow
 def test_training_keeps_float32_where_64_bit_types_are_on():
     """With a law of times and a variance that learn, whose own numbers may have 64 bits."""
     with jax.enable_x64(True):
@@ -189,6 +195,7 @@ def test_training_keeps_float32_where_64_bit_types_are_on():
         assert metrics["loss"].dtype == jnp.float32 and isinstance(parts.eval()(state.ema), float)
 
 
+@pytest.mark.slow
 def test_noise_depends_on_the_example_not_on_the_batch():
     """The first two of eight examples get the loss that they get alone."""
     parts = toy()
@@ -218,6 +225,7 @@ class Fixed(sg.TimeLaw):
         raise NotImplementedError
 
 
+@pytest.mark.slow
 def test_the_terms_are_the_losses_with_ratio_and_learned_variance():
     """ratio_i (L_i / e^u_i + u_i); the law of times is given the L_i themselves."""
     parts = toy(model={"log_variance": True})
@@ -239,6 +247,7 @@ def test_the_terms_are_the_losses_with_ratio_and_learned_variance():
     np.testing.assert_allclose(found.drawn.ratio, ratios)
 
 
+@pytest.mark.slow
 def test_a_step_draws_by_its_law_and_the_held_out_loss_by_the_processes_own():
     """So the second compares between laws; and a law learns from the losses."""
     held_out, steps = [], []
@@ -266,6 +275,7 @@ class Numbers(nn.Module):
         return 0 * nn.Dense(x.shape[-1])(x) + cond.augment.mean(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_training_data_are_augmented_and_held_out_data_are_not():
     """The network is given the numbers in training, and zeros elsewhere; each example has a key of its own."""
     seen = []
@@ -281,6 +291,7 @@ def test_training_data_are_augmented_and_held_out_data_are_not():
     assert seen == [(True, (8, 2), (8,)), (False, (8, 2), (8,))]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("batch", "microbatch", "most"), [(8, 0, 8), (6, 3, 3), (500, 0, 64)])
 def test_the_held_out_loss_is_that_of_all_at_once_in_batches_that_fit(batch, microbatch, most):
     """512 examples, of which 3 is no divisor: none is lost, none counted twice, and none is too many at a time."""
@@ -354,6 +365,7 @@ def test_the_average_is_the_one_asked_for(name):
         assert close(state.ema, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_average_is_the_parameters():
     parts = toy()
     for ema in (None, 0.0):
@@ -361,6 +373,7 @@ def test_no_average_is_the_parameters():
         assert same(state.ema, state.params)
 
 
+@pytest.mark.slow
 def test_the_rate_warms_up_from_zero_and_falls_as_the_root_of_the_step():
     """With a constant gradient Adam's step is rate * sign(gradient), so its size is the rate."""
     start = {"w": jnp.array([1.0, -2.0])}
@@ -423,6 +436,7 @@ def old_optimizer(learning_rate, warmup, clip):
     return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("warmup", "clip"), [(0, 0.0), (3, 0.05)])
 def test_adam_with_clip_and_warm_up_is_the_old_one_to_the_bit(warmup, clip):
     constant = lambda rate, steps: SCHEDULES["constant"](rate, steps, warmup=warmup)  # noqa: E731
@@ -443,6 +457,7 @@ TREE = {
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_takes_any_tree_and_goes_down(name):
     """Also with a schedule, a clip and accumulation, jitted, and with parameters that are no matrices."""
@@ -470,6 +485,7 @@ def first_update(optimizer, gradient):
         return optimizer.update(gradient, optimizer.init(TREE), TREE)[0]
 
 
+@pytest.mark.slow
 def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
     rng = np.random.default_rng(0)
     scale = lambda a: 100.0 ** jnp.linspace(0, 1, a.shape[-1])  # noqa: E731 - the outputs have gradients of any size
@@ -498,6 +514,7 @@ def test_weight_decay_is_decoupled():
     assert close(first_update(OPTIMIZERS["sgd"](0.5), TREE), jax.tree.map(lambda a: -0.5 * a, TREE), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_the_gradient_of_all_of_them():
     """Two batches of 8 with accumulate=2 make the step of SGD that is their mean; in between nothing moves."""
     parts = toy(optimizer=make_optimizer("sgd", "constant", 0.1, clip=0.0, accumulate=2, steps=2))
@@ -528,6 +545,7 @@ def test_options_out_of_range_and_names_that_do_not_exist():
             make_optimizer(**options)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_clipped_by_its_global_norm():
     """Adam's first average is 0.1 g: of the norm of g or of the clip, whichever is less, in the direction of g."""
     averages, norms = [], []
@@ -543,6 +561,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     assert close(clipped, jax.tree.map(lambda a: a * np.float32(1e-3 / norms[0]), whole), rtol=1e-4)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("bad_from", "kept"), [(2, "nothing was saved yet"), (5, "the checkpoint of step 3 is good")])
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(tmp_path, bad_from, kept):
     @dataclasses.dataclass(frozen=True, eq=False)

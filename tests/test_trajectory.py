@@ -23,6 +23,7 @@ def parts_of(name, **options):
     return parts, parts.model.init(jax.random.key(0), (1, *parts.dataset.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -43,6 +44,7 @@ def test_the_walk_ends_in_the_samples_of_a_run(name, options):
     assert 0.5 < seen.x[0].std() < 1.6
 
 
+@pytest.mark.slow
 def test_long_walks_are_thinned_and_drawn(tmp_path):
     parts, params = parts_of("ddpm_toy", sampler__n=200)
     process, shown = parts.sampling.process, (parts.dataset, parts.scaling)
@@ -112,6 +114,7 @@ def test_samples_that_leave_the_range_of_the_data_are_shown(offset):
     assert len(edge) == 50 and (edge[:, 0] <= first.get_xlim()[1]).all()
 
 
+@pytest.mark.slow
 def test_a_walk_of_images_is_drawn_pixel_by_pixel():
     parts, params = parts_of("ddpm_digits", sampler__n=4)
     seen = walk(parts.sampling, params, 4)

@@ -42,6 +42,7 @@ def test_errors_in_other_terms():
         np.testing.assert_allclose(counts(process, t, target), want**2 + 0 * sigma, rtol=1e-9)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()])
 def test_the_published_forms(process):
     """Each as the weight of the error that its paper has it of, with sigma / alpha where the paper's alpha is 1."""
@@ -64,6 +65,7 @@ def test_the_published_forms(process):
     np.testing.assert_allclose(MinSNR(3.0)(process, t), np.minimum(1, 3 / snr) * eps, rtol=1e-7)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()])
 def test_the_sigmoid_weighs_the_bound(process):
     """Kingma & Gao 2023: -lam' sigmoid(b - lam) of the error of eps, here with the slope as a difference."""
@@ -76,6 +78,7 @@ def test_the_sigmoid_weighs_the_bound(process):
     np.testing.assert_allclose(Sigmoid(200.0)(process, t), 2 * np.asarray(Likelihood()(process, t)), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_bounds_weights_do_not_depend_on_the_law_of_the_times():
     """VE and EDM between the same noise levels are one process at two paces: the mean of w f over own times is one."""
     ends = {"sigma_min": 0.01, "sigma_max": 50.0}
@@ -90,6 +93,7 @@ def test_the_bounds_weights_do_not_depend_on_the_law_of_the_times():
         np.testing.assert_allclose(means[0], means[1], rtol=1e-5)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [ddpm, lambda: ncsn(0.01, 20.0, 30)])
 def test_of_a_chain_the_likelihood_is_the_divergence_of_two_steps(process):
     """L_{t-1} with the posterior's variance is (difference of the means)^2 / (2 variance); of N levels, N times."""
@@ -101,6 +105,7 @@ def test_of_a_chain_the_likelihood_is_the_divergence_of_two_steps(process):
     np.testing.assert_allclose(Likelihood()(process, t), want, rtol=1e-9)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_with_the_weighting_edm_the_output_of_the_target_edm_counts_one(name):
     process = PROCESSES[name]()
@@ -108,6 +113,7 @@ def test_with_the_weighting_edm_the_output_of_the_target_edm_counts_one(name):
     np.testing.assert_allclose(EDMWeight()(process, t), counts(process, t, "edm"), rtol=1e-7)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("weighting", NAMED)
 @pytest.mark.parametrize("name", ["ddpm", "ncsn", "vp", "edm", "flow"])
 def test_a_weighting_is_the_same_of_every_loss(name, weighting):
@@ -130,6 +136,7 @@ def test_a_weighting_is_the_same_of_every_loss(name, weighting):
     np.testing.assert_allclose(mean, want / 2, rtol=1e-8)
 
 
+@pytest.mark.quick(11)
 @pytest.mark.parametrize("weighting", NAMED)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_weights_are_finite_and_not_negative_up_to_both_ends(name, weighting):

@@ -76,6 +76,7 @@ def imported(tmp_path_factory):
 # --- diffusers
 
 
+@pytest.mark.slow
 def test_what_diffusers_gives(imported):
     """In float32 to 1e-4, at three times; the weights are of unit order, so a layer amiss would show."""
     config = workdir.configuration(imported)
@@ -102,6 +103,7 @@ def test_in_and_out_again_changes_no_bit(imported, tmp_path):
         assert set(before) - set(after) <= {"_diffusers_version", "dynamic_thresholding_ratio", "sample_max_value"}
 
 
+@pytest.mark.slow
 def test_the_types_are_kept(tmp_path):
     """Array by array, where they differ."""
     theirs, kinds = shutil.copytree(UNET2D, tmp_path / "theirs"), ("bfloat16", "float64", "float32", "float16")
@@ -114,6 +116,7 @@ def test_the_types_are_kept(tmp_path):
     assert all(after[name].dtype == a.dtype and after[name].tobytes() == a.tobytes() for name, a in before.items())
 
 
+@pytest.mark.slow
 def test_names_of_older_files(tmp_path):
     """The first checkpoints on the hub call attention's layers otherwise."""
     theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
@@ -143,7 +146,7 @@ def test_the_run_samples_and_trains_on(imported, tmp_path):
         assert err.getvalue() == ""
         assert np.load(there / "samples.npz")["samples"].shape == (2, 8, 8, 1)
     after, step = workdir.read(there, shapes_there(there), False)
-    assert step == 2 and "going on to step 2" in out.getvalue()
+    assert step == 2 and "continuing to step 2" in out.getvalue()
     moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)]
     assert 0 < max(moved) < 1e-2  # Adam's first steps from what was imported
 
@@ -163,6 +166,7 @@ def test_the_run_is_what_was_imported(imported):
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ema), jax.tree.leaves(params), strict=True))
 
 
+@pytest.mark.slow
 def test_the_card_says_where_figures_are_from(imported, tmp_path):
     there = shutil.copytree(imported, tmp_path / "run")
     (there / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n{"step": 5, "held_out_loss": 0.25}\n')
@@ -195,7 +199,7 @@ def test_the_card_says_where_figures_are_from(imported, tmp_path):
     (there / "distances.json").unlink()
     done("export", there, "--raw", f"--out={tmp_path / 'raw'}")
     found = json.loads((tmp_path / "raw" / "model_card.json").read_text())["metrics"]
-    of = "the average, not these weights"
+    of = "for the average, not for these weights"
     assert found == [{"name": "held-out loss", "value": 0.5, "step": 0, "from": "metrics.jsonl", "of": of}]
     assert f"| 0.5 | 0 | {of} |" in (tmp_path / "raw" / "README.md").read_text()
 
@@ -342,6 +346,7 @@ def test_all_that_an_export_or_an_import_cannot_be_is_said_at_once():
     assert [line.partition(":")[0] for line in caught.value.args] == ["num_class_embeds=10", "brand_new=on"]
 
 
+@pytest.mark.slow
 def test_what_breaks_is_said_in_one_line_and_leaves_nothing(tmp_path):
     theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
     target = tmp_path / "new" / "run"
@@ -352,7 +357,7 @@ def test_what_breaks_is_said_in_one_line_and_leaves_nothing(tmp_path):
         assert not list(tmp_path.glob("new/*")) and not list(tmp_path.glob("new/.*"))
 
     cannot("there is no", path=tmp_path / "nothing")
-    cannot("no diffusers folder", path=tmp_path)
+    cannot("not a diffusers folder", path=tmp_path)
     cannot(
         "config.net.name=mlp",
         flags=("--config=ddpm_digits", "--config.net.name=mlp"),
@@ -379,6 +384,7 @@ def test_what_breaks_is_said_in_one_line_and_leaves_nothing(tmp_path):
     cannot("config.json", "damaged")
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_empty_is_left_alone(imported, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     answered("import", UNET2D, f"--workdir={tmp_path}", parts=["not empty", "--workdir"])
@@ -391,6 +397,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(imported, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_scheduler_is_found_where_diffusers_finds_it(imported, tmp_path, monkeypatch):
     """Beside the model's own config.json, as the first models of the hub have it; and beside its folder."""
     flat = shutil.copytree(UNET2D / "unet", tmp_path / "flat")
@@ -425,6 +432,7 @@ def test_a_configuration_of_other_data_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
+@pytest.mark.slow
 def test_a_sampler_without_noise_stays_one(tmp_path):
     """And what is said there of fewer steps comes out as it came in."""
     theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
@@ -466,6 +474,7 @@ def test_other_forms_in_and_out_again(changed, fields):
     refused(lambda: pipeline.unet_config(net.clone(head_channels=0, attention_heads=2), shape), "attention_heads=2")
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_removed(tmp_path, monkeypatch):
     """Of two imports side by side, or of a folder that a user has under such a name."""
     (tmp_path / f".run.{os.getpid()}").mkdir()
@@ -529,9 +538,9 @@ def test_a_full_disk_leaves_nothing(imported, tmp_path, monkeypatch):
     ("argv", "parts"),
     [
         (["imprt", "x"], ["'imprt'", "did you mean 'import'"]),
-        (["inspect"], ["inspect what?", "--help"]),
-        (["import", "x"], ["--workdir=DIR"]),
-        (["export", "x"], ["--out=DIR"]),
+        (["inspect"], ["inspect: a path is needed", "--help"]),
+        (["import", "x"], ["--workdir=FOLDER"]),
+        (["export", "x"], ["--out=FOLDER"]),
         (["export", "x", "--out=y"], ["x", "config.json"]),
         (["export", "x", "--out=y", "--stpe=3"], ["--stpe", "--step"]),
         (["export", "x", "--out=y", "--config=ddpm_digits"], ["leave the flag out"]),
@@ -545,10 +554,10 @@ def test_the_command_line_says_no(argv, parts):
 
 def test_all_faults_of_a_command_line_are_said_at_once():
     for argv, parts in (
-        (["import", "--frmat=x"], ["import what?", "--workdir=DIR", "did you mean '--format'"]),
+        (["import", "--frmat=x"], ["import: a path is needed", "--workdir=FOLDER", "did you mean '--format'"]),
         (
             ["export", "--step=-1", "--best", "--config=nothing"],
-            ["export what?", "--out", "--config: ", "--step=N", "no preset"],
+            ["export: a path is needed", "--out", "--config: ", "--step=N", "no preset"],
         ),
         (["inspect", "a", "b", "--config.seed=x"], ["'b'", "--config.seed without --config"]),
     ):
@@ -558,13 +567,14 @@ def test_all_faults_of_a_command_line_are_said_at_once():
         assert all(line.startswith("scoregen: ") and part in err for line, part in zip(lines, parts, strict=True))
 
 
+@pytest.mark.slow
 def test_inspect_says_what_it_would_be(imported, tmp_path):
     assert "import PATH" in done("-h") and done() == done("--help")
     out = done("inspect", UNET2D)
     assert re.search(r"mid_block.attentions.0.to_q.weight +float16 +8x8\n", out)
-    assert "here it would be the net unet (" in out and "multipliers=(1, 2)" in out and "not finite" not in out
+    assert "`import` would make of it the net unet (" in out and "multipliers=(1, 2)" in out and "not finite" not in out
     out = done("inspect", UNET2D / FILE)
-    assert "here it would be nothing" in out and "config.json" in out
+    assert "`import` would make of it nothing" in out and "config.json" in out
     out = done("inspect", imported)
     assert "ema.net.params.conv_in.kernel" in out and "a run of scoregen, step 0" in out
     count = sum(a.size for a in load_file(UNET2D / FILE).values())
@@ -688,7 +698,7 @@ def test_the_crafted_pickles_are_sound_but_for_what_is_wrong(tmp_path):
         (state(tensor(strides=b")")), "not as many strides"),
         (state(tensor(of=storage(key="../../etc/passwd"))), "no number"),
         (state(tensor(of=storage(kind=b"ctorch\nload\n"))), "asks for torch.load"),
-        (state(tensor(of=storage(kind=b"ccollections\nOrderedDict\n"))), "something else than a storage"),
+        (state(tensor(of=storage(kind=b"ccollections\nOrderedDict\n"))), "something that is not a storage"),
         (state(b"ctorch._utils\n_rebuild_tensor_v2\n)R"), "calls _rebuild_tensor_v2"),
         (state(b"ccollections\nOrderedDict\nK\x01\x85R"), "calls OrderedDict"),
         (state(b"ctorch\nFloatStorage\n)R"), "calls FloatStorage"),
@@ -1061,6 +1071,7 @@ def test_a_checkpoint_of_score_sde_s_ddpm(tmp_path):
 # --- the other networks of score_sde
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_known_by_its_arrays_and_has_all_of_ours(name):
     it = FORMATS[name]
@@ -1075,6 +1086,7 @@ def test_every_format_is_known_by_its_arrays_and_has_all_of_ours(name):
     assert source.fitting(found, config, "") == name  # of two that are one network of ours, the right one
 
 
+@pytest.mark.slow
 def test_ncsnpp_comes_in_as_the_noise():
     """Its last layer has the other sign there, but under VP."""
     last = {

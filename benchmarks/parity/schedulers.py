@@ -1,9 +1,9 @@
-"""Our samplers and diffusers' schedulers, step for step: the same exact network, the same noise, the same x?
+"""Compare x of our samplers and of diffusers' schedulers after every step, with the same exact network and noise.
 
     python benchmarks/parity/schedulers.py
 
-Writes schedulers.md beside this script and prints it; fails if a row is not what its verdict says. It needs the extra
-`interop` (torch, diffusers), and about five minutes on two CPU cores.
+The script writes schedulers.md beside itself and the same text into docs/parity.md, and prints it. It fails if a row
+contradicts its verdict. It needs the extra `interop` (torch, diffusers), and about five minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from scoregen.samplers import (
 from scoregen.testing.oracle import TWO_MODES, gaussian
 
 HERE = Path(__file__).parent
-SAME, EXACT = 1e-5, 1e-9  # in float32 and in float64: relative to the root mean square of x
+SAME, EXACT = 1e-5, 1e-9  # largest difference in float32 and in float64, relative to the root mean square of x
 KEY = jax.random.key(0)
 
 # --- the same noise, and both precisions
 
 
 def normal32(key, shape, dtype=jnp.float32):
-    """Our noise, always drawn in float32, so that it is the same numbers in any precision."""
+    """Our noise, always drawn in float32, so that it has the same values in any precision."""
     return by_example(functools.partial(jax.random.normal, dtype=jnp.float32), key, shape).astype(dtype)
 
 
@@ -73,7 +73,7 @@ def precision(wide: bool):
 
 
 def drawn(count: int, shape: tuple[int, ...], corrects: bool) -> list[list[np.ndarray]]:
-    """What the driver draws at each level of a walk, in the order in which it is used."""
+    """The noise that `Sampler` draws at each level, in the order in which it is used."""
     _, walk = split_keys(example_keys(KEY, shape[0]), 2)
 
     @jax.jit
@@ -86,7 +86,7 @@ def drawn(count: int, shape: tuple[int, ...], corrects: bool) -> list[list[np.nd
 
 
 class Wide:
-    """A module whose float32 is float64: with it in place of torch and numpy, their code runs word for word so."""
+    """torch or numpy with float64 in place of float32, so that diffusers' unchanged code runs in float64."""
 
     def __init__(self, module: Any):
         self._module = module
@@ -97,7 +97,7 @@ class Wide:
 
 @contextlib.contextmanager
 def wide_torch(scheduler: type, wide: bool):
-    """The scheduler's module, in which float32 is float64 if it is to be wide."""
+    """The module of the scheduler; if `wide`, float32 in it is float64."""
     module = sys.modules[scheduler.__module__]
     with contextlib.ExitStack() as stack:
         if wide:
@@ -109,14 +109,14 @@ def wide_torch(scheduler: type, wide: bool):
         yield module
 
 
-# --- their walk
+# --- the steps of diffusers
 
 
 Network = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # their x, t, and the number of the level
 
 
 def plain(scheduler, network: Network, x, noises, options) -> Iterator[torch.Tensor]:
-    """x after every step, of a scheduler that asks once a step."""
+    """x after every step, for a scheduler that evaluates the network once a step."""
     for k, t in enumerate(scheduler.timesteps):
         noises.of(k)
         x = scheduler.step(network(x, t, k), t, x, **options).prev_sample
@@ -124,7 +124,7 @@ def plain(scheduler, network: Network, x, noises, options) -> Iterator[torch.Ten
 
 
 def heun(scheduler, network: Network, x, noises, options) -> Iterator[torch.Tensor]:
-    """Of HeunDiscrete, that asks twice a step but for the last; what lies between is not yielded."""
+    """x after every step, for HeunDiscrete, which evaluates the network twice a step, but once in the last step."""
     last = len(scheduler.timesteps) - 1
     for i, t in enumerate(scheduler.timesteps):
         x = scheduler.step(network(x, t, (i + 1) // 2), t, x, **options).prev_sample
@@ -133,7 +133,7 @@ def heun(scheduler, network: Network, x, noises, options) -> Iterator[torch.Tens
 
 
 def predictor_corrector(scheduler, network: Network, x, noises, options) -> Iterator[torch.Tensor]:
-    """Of ScoreSdeVe, as its pipeline calls it: correct, predict, and no noise on what is given back."""
+    """x after every step, for ScoreSdeVe as its pipeline calls it: correct, predict, and no noise in the result."""
     last = len(scheduler.timesteps) - 1
     for k, t in enumerate(scheduler.timesteps):
         noises.of(k)
@@ -144,7 +144,7 @@ def predictor_corrector(scheduler, network: Network, x, noises, options) -> Iter
 
 
 class Noises:
-    """Stands in for diffusers' randn_tensor: of the level that is walked at, one draw after the other."""
+    """Replaces diffusers' randn_tensor: returns the draws of the current level, one after the other."""
 
     def __init__(self, drawn: list[list[np.ndarray]], dtype: torch.dtype):
         self.drawn, self.dtype = drawn, dtype
@@ -165,21 +165,21 @@ class Row:
 
     Attributes:
         scheduler: the name of their class.
-        settings: what its constructor is given; what is not named is its default.
+        settings: the arguments of its constructor; all others have their defaults.
         n: their number of steps.
-        made: (process, grid, denoise) of ours, from their scheduler.
-        step, corrector: ours.
-        differs: at how many of the last steps x is not the same.
-        why: the number of the note that says whose difference it is.
-        target: what the network gives.
+        made: a function from their scheduler to our (process, grid, denoise).
+        step, corrector: our step and corrector.
+        differs: at how many of the last steps x differs.
+        why: the number of the note about the difference, and who causes it.
+        target: the output of the network.
         clip: whether x0 is clipped to [-1, 1].
-        learned: whether the network gives a variance too.
-        in_sigma: their x is our x / alpha.
-        walk: how their scheduler is called.
-        options: what its step is given.
-        shown: how our process and grid are called in the table.
-        data: whose score is exact.
-        batch: how many are drawn.
+        learned: whether the network also returns a variance.
+        in_sigma: whether their x is our x / alpha.
+        walk: the function that calls their scheduler.
+        options: the arguments of its step.
+        shown: the name of our process and grid in the table.
+        data: the data whose exact score is used.
+        batch: the number of samples.
     """
 
     scheduler: str
@@ -205,7 +205,7 @@ class Row:
         return getattr(diffusers, self.scheduler)
 
     def scheduled(self, wide: bool):
-        """Their scheduler with its levels set, its tables in this precision."""
+        """Their scheduler with its levels set, and its tables in float64 if `wide`."""
         with wide_torch(self.theirs, wide):
             scheduler = self.theirs(**self.settings)
             scheduler.set_timesteps(self.n)
@@ -240,7 +240,7 @@ class Row:
             return np.asarray(jnp.concatenate([seen[1:], final[None]])[: self.n], np.float64)
 
     def diffusers(self, wide: bool, tables: bool | None = None) -> np.ndarray:
-        """Their x after every step, in our coordinates, `[n, B, D]`; `tables`: their precision, if it is another."""
+        """Their x after every step, in our coordinates, `[n, B, D]`; `tables`: the precision of the tables only."""
         scheduler, dtype = self.scheduled(wide if tables is None else tables), torch.float64 if wide else torch.float32
         for name, value in vars(scheduler).items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -267,7 +267,7 @@ class Row:
 
 
 def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """After each step the largest difference, relative to the root mean square of x there, `[n]`."""
+    """The largest difference after each step, relative to the root mean square of x at this step, `[n]`."""
     return np.abs(a - b).max((1, 2)) / np.sqrt((b**2).mean((1, 2)))
 
 
@@ -275,7 +275,7 @@ def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def on(chain: Callable, extra: tuple[int, ...] = (), denoise: bool = True):
-    """Their timesteps of the same chain, and these below."""
+    """The same chain at their timesteps and, below them, at the levels `extra`."""
     return lambda scheduler: (chain(), Listed((*dict.fromkeys(int(t) for t in scheduler.timesteps), *extra)), denoise)
 
 
@@ -285,12 +285,12 @@ def own(chain: Callable):
 
 
 def in_sigma(scheduler):
-    """The variance-exploding chain of their sigmas, which is where they walk: x / alpha of the chain."""
+    """The variance-exploding chain with their sigmas, since their x is x / alpha."""
     return sigmas(tuple(sorted({float(s) for s in scheduler.sigmas} - {0.0}))), OwnGrid(), True
 
 
 def in_betas(scheduler):
-    """The variance-preserving chain of their sigmas, which need not be levels of the chain that they came from."""
+    """The variance-preserving chain with their sigmas, which need not be levels of their original chain."""
     abar = 1 / (1 + np.sort(scheduler.sigmas.numpy()[:-1]) ** 2)
     return betas(tuple(1 - abar / np.concatenate([[1.0], abar[:-1]]))), OwnGrid(), True
 
@@ -302,7 +302,7 @@ def edm(n: int):
 
 @dataclasses.dataclass(frozen=True)
 class Levels(Grid):
-    """The process's own grid, of this many levels."""
+    """The own grid of the process, with `count` levels."""
 
     count: int
 
@@ -330,7 +330,7 @@ SCORE_SDE = {
     "target": "score",
     "walk": predictor_corrector,
 }
-CAPPED = 23  # of its levels, the last: see note 5
+CAPPED = 23  # at this many of the last levels our Langevin step is limited: see note 5
 
 ROWS = [
     Row(DDPM, FREE, 1000, own(ddpm), Ancestral(), "`ddpm()`", data=gaussian((0.3, -0.5), 0.4)),
@@ -466,50 +466,51 @@ ROWS = [
 ]
 
 
-# --- the notes: whose difference it is, by numbers
+# --- the notes, which measure the cause of each difference
 
 
 def note(text: str) -> str:
-    """On one line, as markdown wants an item of a list."""
+    """The text on one line, as an item of a Markdown list."""
     return " ".join(text.split())
 
 
 def root_mean_square(x: np.ndarray) -> float:
-    """Over all that there is."""
+    """The root mean square over all entries."""
     return float(np.sqrt((x**2).mean()))
 
 
 def pick(scheduler: str, n: int, why: str = "") -> Row:
-    """The first row of these."""
+    """The first row with this scheduler, number of steps and beginning of `why`."""
     return next(row for row in ROWS if (row.scheduler, row.n) == (scheduler, n) and row.why.startswith(why))
 
 
 def note_1() -> str:
-    """The last step of fixed_large adds its whole noise."""
+    """With fixed_large, the last step adds all of its noise."""
     row = pick(DDPM, 50, "1")
     levels = row.scheduled(True).timesteps
     last, (z,) = int(levels[-1]), drawn(len(levels), (row.batch, 2), False)[-1]
     std = float(np.sqrt(1 - np.prod(1 - np.linspace(1e-4, 0.02, 1000)[: last + 1])))
     left = np.abs(row.diffusers(True)[-1] - row.ours(True)[-1] - std * z.astype(np.float64)).max()
     return note(f"""
-        1. **DDPM, `fixed_large`, `trailing`.** The last step is from t = {last} to the data, and as t > 0 it adds noise
-        of the variance 1 - abar_t: every sample is given back with fresh noise of the deviation {std:.3f}. Theirs less
-        ours less that noise is {left:.0e}. Ours ends with the denoised mean. With `fixed_small` the same noise is held
-        at a variance of 1e-20, which is the 3e-10 in those rows.
+        1. **DDPM, `fixed_large`, `trailing`.** The last step goes from t = {last} to the data. Since t > 0, diffusers
+        adds noise of the variance 1 - abar_t in this step, so every sample is returned with fresh noise of the standard
+        deviation {std:.3f}. Their x minus our x minus this noise is {left:.0e}. Our sampler ends with the denoised
+        mean. With `fixed_small`, diffusers sets the variance of this noise to 1e-20, which explains the 3e-10 in those
+        rows.
     """)
 
 
 class Overshot:
-    """A network whose x0 is 1.1, of data that are all 1."""
+    """A network whose x0 is 1.1, for data that are all 1."""
 
     @staticmethod
     def denoiser(process: Process) -> Denoiser:
-        """As the oracles have it."""
+        """The denoiser, with the interface of the oracles."""
         return Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.full_like(x, 1.1)))
 
 
 def note_2() -> str:
-    """A clip of x0 with the eps of another x0."""
+    """DDIM combines a clipped x0 with the eps of the x0 before clipping."""
     row = dataclasses.replace(pick(DDIM, 50, "2"), data=Overshot)
     whole = dataclasses.replace(row, options={"use_clipped_model_output": True})
     with precision(True):
@@ -520,10 +521,10 @@ def note_2() -> str:
         np.abs(x[:-1] - exact).max() for x in (row.diffusers(True), whole.diffusers(True), row.ours(True))
     )
     return note(f"""
-        2. **DDIM, `clip_sample`.** By default x0 is clipped and eps is left as the network gave it, so that x is no
-        longer alpha x0 + sigma eps. Where all data are 1 and a network says 1.1, the clip makes x0 exact, and so should
-        the walk be: off by {theirs:.2g} is theirs, {consistent:.0e} theirs with `use_clipped_model_output=True`,
-        {ours:.0e} ours, whose `Clip` takes eps anew.
+        2. **DDIM, `clip_sample`.** By default, diffusers clips x0 and keeps the eps of the network, so x is no longer
+        alpha x0 + sigma eps. If all data are 1 and the x0 of a network is 1.1, clipping makes x0 exact, so every x
+        should be exact. Their x is off by {theirs:.2g}; with `use_clipped_model_output=True` it is off by
+        {consistent:.0e}. Our x is off by {ours:.0e}, because our `Clip` computes eps again from the clipped x0.
     """)
 
 
@@ -531,9 +532,10 @@ MEAN, STD = (0.3, -0.5), 0.4
 
 
 def ode_errors(row: Row, noisy: bool = False) -> tuple[float, float]:
-    """How far theirs and ours end from the exact probability-flow ODE, for Gaussian data; `noisy`: at the last level.
+    """The final errors of theirs and ours against the exact probability-flow ODE, for Gaussian data.
 
-    Along the ODE (x - alpha m) / sqrt(alpha^2 c^2 + sigma^2) does not change.
+    Along the ODE, (x - alpha m) / sqrt(alpha^2 c^2 + sigma^2) is constant. With `noisy`, the end is the last level and
+    not the data.
     """
     row = dataclasses.replace(row, data=gaussian(MEAN, STD))
     with precision(True):
@@ -554,44 +556,46 @@ def note_3() -> str:
     theirs, ours = (", ".join(f"{error:.1e}" for error in errors) for errors in zip(*found, strict=True))
     listed = ", ".join(map(str, counts))
     return note(f"""
-        3. **DDIM, where the timesteps are not 1000 // n apart.** Its step goes to t - 1000 // n, while the network is
-        next told the timestep of the list: with `linspace` always, with `trailing` if n does not divide 1000. Off the
-        exact probability-flow ODE of N(m, {STD}^2), with `linspace` and n = {listed}, theirs end by {theirs} and ours
-        by {ours}: ours falls as 1 / n, theirs does not converge. With `leading` theirs is right.
+        3. **DDIM, if the timesteps are not 1000 // n apart.** A step of diffusers goes to t - 1000 // n, but the next
+        step gives the network the next timestep of the list. The two differ with `linspace` always, and with `trailing`
+        if n does not divide 1000. For N(m, {STD}^2), with `linspace` and n = {listed}, the error against the exact
+        probability-flow ODE is {theirs} for diffusers and {ours} for ours. Our error falls as 1 / n; theirs does not
+        converge. With `leading`, diffusers is right.
     """)
 
 
 def note_4() -> str:
-    """The last steps at a lower order."""
+    """DPM-Solver++ and UniPC take the last steps at a lower order."""
     second, third = ode_errors(pick(DPM, 10, "4"), noisy=True), ode_errors(pick(UNIPC, 20, "4"))
     return note(f"""
-        4. **`lower_order_final`.** DPM-Solver++ with fewer than 15 steps takes the last one at order 1, and UniPC-3 its
-        last but one at order 2, for stability; ours keeps the order. It is an option, not an error. Off the same exact
-        ODE: DPM-Solver++ theirs {second[0]:.1e}, ours {second[1]:.1e}; UniPC-3 theirs {third[0]:.2e}, ours
-        {third[1]:.2e}.
+        4. **`lower_order_final`.** For stability, DPM-Solver++ with fewer than 15 steps takes its last step at order 1,
+        and UniPC-3 takes its last step but one at order 2. Our solvers keep the order. This is an option, not an error.
+        The errors against the same exact ODE: DPM-Solver++ theirs {second[0]:.1e}, ours {second[1]:.1e}; UniPC-3 theirs
+        {third[0]:.2e}, ours {third[1]:.2e}.
     """)
 
 
 def note_5() -> str:
-    """Our Langevin step is no longer than sigma^2."""
+    """Our Langevin step is at most sigma^2."""
     row, std = pick(VE, 100, "5"), 0.2
     many = dataclasses.replace(row, data=gaussian(MEAN, std), batch=20_000)
     theirs, ours = (float(x[-1].std(0).mean()) / std for x in (many.diffusers(True), many.ours(True)))
     scheduler = row.scheduled(False)
     told = float((scheduler.sigmas / scheduler.discrete_sigmas.flip(0) - 1).abs().max())
     return note(f"""
-        5. **ScoreSdeVe.** Where the noise is far below what the density of the data varies over, the score no longer
-        grows as 1 / sigma, and h = 2 (snr ||z|| / ||s||)^2 outgrows the level's sigma^2. Ours holds it there, as
-        `SNRLangevin` says, theirs does not: of {row.n} levels they part at the last {CAPPED}. Neither is wrong: on N(m,
-        {std}^2) the final deviation is {theirs:.3f} of the exact one with theirs and {ours:.3f} with ours (20,000
-        draws, +- 0.004). On data as good as a point the score is that of the noise, and all steps are the same. Apart
-        from the scheduler: its pipeline tells the network `scheduler.sigmas[i]`, which is off the level
-        `discrete_sigmas` that the step is from by up to {told:.0e} of it; here the network is told the latter.
+        5. **ScoreSdeVe.** If the noise is much smaller than the scale on which the density of the data varies, the
+        score no longer grows as 1 / sigma, and the step h = 2 (snr ||z|| / ||s||)^2 exceeds the sigma^2 of the level.
+        `SNRLangevin` limits h to sigma^2, diffusers does not, so x differs at the last {CAPPED} of {row.n} levels.
+        Neither is wrong: on N(m, {std}^2) the final standard deviation is {theirs:.3f} times the exact one with
+        diffusers and {ours:.3f} times with ours (20,000 draws, +- 0.004). If the data are nearly one point, the score
+        is the score of the noise, and all steps are equal. A further difference is outside the scheduler: the pipeline
+        of diffusers gives the network `scheduler.sigmas[i]`, which differs by up to {told:.0e} of its value from
+        `discrete_sigmas`, the level at which the step starts. Here the network gets `discrete_sigmas`.
     """)
 
 
 def note_6() -> str:
-    """Which digits float32 keeps."""
+    """How many digits float32 keeps."""
     table = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     theirs = pick(DDPM, 1000).scheduled(False).alphas_cumprod
     least = float((1 - theirs[0]) / theirs[0]) / ((1 - table[0]) / table[0])
@@ -601,11 +605,11 @@ def note_6() -> str:
         w = np.asarray(-jnp.expm1(lam[1:] - lam[:-1])) / -np.expm1(-np.diff(np.log(1 / table - 1)))
     off, beta_off, w_off = abs(np.sqrt(least) - 1), np.abs(beta - 1).max(), np.abs(w - 1).max()
     return note(f"""
-        6. **float32.** Their tables are made in float32, where 1 - abar has few digits at small t: the least sigma /
-        alpha is off by {off:.0e}. Where the second figure is small, that is all there is. In a walk of 1,000 steps both
-        lose digits, since what one step does is the difference of two numbers that are nearly the same: beta as theirs
-        has it, 1 - abar_t / abar_s, is off by up to {beta_off:.0e} of it, our w = -expm1(lam_t - lam_s) by {w_off:.0e}.
-        In float64 nothing of it is left.
+        6. **float32.** diffusers computes its tables in float32, where 1 - abar has few digits at small t: the smallest
+        sigma / alpha is off by {off:.0e} of its value. If the second difference of a row is small, these tables are the
+        only cause. In 1,000 steps both sides lose digits, because one step is the difference of two nearly equal
+        numbers: their beta, 1 - abar_t / abar_s, is off by up to {beta_off:.0e} of its value, and our w = -expm1(lam_t
+        - lam_s) by up to {w_off:.0e}. In float64 these errors disappear.
     """)
 
 
@@ -613,7 +617,7 @@ def note_6() -> str:
 
 
 def verdict(row: Row, shipped: float, tables: float, ours: float) -> str:
-    """Same or not, and whose difference it is; the numbers are those of the notes."""
+    """Whether x is the same, otherwise who causes the difference; the number names a note."""
     if row.why:
         where = (
             ""
@@ -632,20 +636,20 @@ def verdict(row: Row, shipped: float, tables: float, ours: float) -> str:
 
 
 def written(part: Any) -> str:
-    """A step or corrector as one would write it, without defaults."""
+    """The constructor call of a step or corrector, without default arguments."""
     options = {field.name: (getattr(part, field.name), field.default) for field in dataclasses.fields(part)}
     named = (f"{name}={value!r}" for name, (value, default) in options.items() if value != default)
     return f"{type(part).__name__}({', '.join(named)})"
 
 
 def compared(row: Row) -> str:
-    """A line of the table. Raises RuntimeError if the row is not what it says."""
+    """A line of the table. Raises RuntimeError if the measured differences contradict the row."""
     exact = row.ours(True)
     runs = row.diffusers(False), row.diffusers(False, True), row.diffusers(True), row.ours(False)
     shipped, tables, wide, narrow = (differences(x, exact) for x in runs)
     same, other = np.split(wide, [row.n - row.differs])
     if (same > EXACT).any() or (row.differs and other.max() < SAME):
-        raise RuntimeError(f"{row.scheduler} {row.settings}: {wide} is not what is said of it, differs={row.differs}")
+        raise RuntimeError(f"{row.scheduler} {row.settings}: the differences {wide} contradict differs={row.differs}")
     settings = ", ".join(f"{name}={value}" for name, value in {**row.settings, **row.options}.items())
     used = [part for part in (row.step, row.corrector) if part is not None]
     parts = [*(f"`{written(part)}`" for part in used), row.shown]
@@ -677,7 +681,7 @@ MARK = "<!-- What follows is written by benchmarks/parity/schedulers.py. -->\n"
 
 
 def main() -> None:
-    """Write the table and the notes, beside this script and into the documentation."""
+    """Write the table and the notes beside this script and into docs/parity.md."""
     lines = []
     for row in ROWS:
         lines.append(compared(row))

@@ -1,9 +1,9 @@
-"""Makes tests/data: a tiny network of diffusers with what it gives, and a file of PyTorch, for tests without either.
+"""Make tests/data: a tiny diffusers network with its outputs, and a PyTorch file, for tests that need neither library.
 
     python benchmarks/parity/weights.py
 
-It needs the extra `interop` (torch, diffusers). The weights are drawn anew, all of them of unit order, since at
-initialisation the layers that start at zero hide everything before.
+The script needs the extra `interop` (torch, diffusers). All weights are redrawn at unit order, because layers that are
+initialised to zero would hide all layers before them.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ TINY = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "norm_num_groups": 2,
-    # What makes it the network of Ho et al. 2020, as in google/ddpm-cifar10-32.
+    # With these options it is the network of Ho et al. 2020, as in google/ddpm-cifar10-32.
     "attention_head_dim": None,
     "downsample_padding": 0,
     "flip_sin_to_cos": False,
@@ -37,7 +37,7 @@ TINY = {
 
 
 def alive(model: UNet2DModel, seed: int = 0) -> UNet2DModel:
-    """The module with parameters all of unit order."""
+    """The module with random parameters, all of unit order."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -50,7 +50,7 @@ def alive(model: UNet2DModel, seed: int = 0) -> UNet2DModel:
 
 
 def unet2d() -> None:
-    """A pipeline in half precision, and what its network gives in float32."""
+    """A pipeline in half precision, and the output of its network in float32."""
     model = alive(UNet2DModel(**TINY)).half()
     DDPMPipeline(model, DDPMScheduler(variance_type="fixed_large")).save_pretrained(DATA / "unet2d")
     generator = torch.Generator().manual_seed(1)
@@ -61,7 +61,7 @@ def unet2d() -> None:
 
 
 def pth() -> None:
-    """A checkpoint with all that PyTorch knows to write of tensors, and the same as plain arrays."""
+    """A checkpoint with every kind of tensor that PyTorch can write, and the same values as plain arrays."""
     torch.manual_seed(0)
     whole = torch.randn(4, 6)
     tensors = {

@@ -1,11 +1,11 @@
-"""Every preset of CIFAR-10: what its network costs, three real training steps, and a grid of samples.
+"""Every CIFAR-10 preset: the cost of its network, three real training steps, and a grid of samples.
 
-    python benchmarks/presets/presets.py --data=DIR                    all: about three quarters of an hour on two cores
-    python benchmarks/presets/presets.py --data=DIR --only=edm_cifar   some
+    python benchmarks/presets/presets.py --data=DIR                    all presets: about 45 minutes on two cores
+    python benchmarks/presets/presets.py --data=DIR --only=edm_cifar   some presets
 
-The batch is 4 and the samplers walk a few levels, so that two cores and 24 GB of memory do. Each preset is compiled and
-timed here, and then run by `scoregen train` with the same options, to the end. Writes
-presets.json beside this script, and from that presets.md and the table in docs/benchmarks.md.
+The batch is 4 and the samplers use few levels, so that two cores and 24 GB of memory are enough. The script compiles
+and times each preset, and then runs `scoregen train` with the same options to the end. It writes presets.json beside
+itself, and from presets.json it writes presets.md and the table in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def presets() -> list[str]:
 
 
 def arguments(name: str, data: str) -> list[str]:
-    """The command line of a preset, made small."""
+    """The flags for a short run of a preset."""
     from scoregen.app.config import load
 
     corrector = load(name).sampler.corrector.name
@@ -49,7 +49,7 @@ def arguments(name: str, data: str) -> list[str]:
 
 
 def measured(name: str, data: str) -> dict[str, Any]:
-    """Parameters, operations, and how long compiling and a step take, in this process."""
+    """The numbers of parameters and operations, the seconds to compile and of a step, and the loss; in this process."""
     import jax
 
     from scoregen.app.arguments import parse
@@ -85,7 +85,7 @@ def measured(name: str, data: str) -> dict[str, Any]:
 
 
 def run(name: str, data: str, env: dict[str, str]) -> None:
-    """The same by the command line, to the end, which is a grid of samples.
+    """Run the preset on the command line, until it has drawn a grid of samples.
 
     Raises:
         CalledProcessError: if the command fails.
@@ -99,7 +99,7 @@ def run(name: str, data: str, env: dict[str, str]) -> None:
 
 
 def written(found: dict[str, Any]) -> str:
-    """The table."""
+    """The table in Markdown."""
     import jax
 
     head = ("preset", "parameters", "GFLOPs an image", "compile", f"step of {BATCH} images", "loss at step 3")
@@ -112,11 +112,11 @@ def written(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, run, and write down."""
+    """Measure and run the presets, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the folder of CIFAR-10's binary version")
-    parser.add_argument("--only", default="", help="presets, by comma")
-    parser.add_argument("--measure", action="store_true", help="measure alone, without the command that ends in a grid")
+    parser.add_argument("--only", default="", help="presets, separated by commas")
+    parser.add_argument("--measure", action="store_true", help="only measure; do not run the command that draws a grid")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -125,7 +125,7 @@ def main() -> None:
     file = HERE / "presets.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     with tempfile.TemporaryDirectory() as kept:
-        # What is compiled here need not be compiled again by the command.
+        # The command reuses the programs that the measurement has compiled.
         env = os.environ | {"JAX_COMPILATION_CACHE_DIR": kept}
         for name in options.only.split(",") if options.only else presets():
             command = [sys.executable, __file__, f"--data={options.data}", f"--child={name}"]

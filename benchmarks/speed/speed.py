@@ -1,13 +1,13 @@
-"""Speed of training and sampling, beside PyTorch's of the same network with the same weights, in one run.
+"""Speed of training and sampling, compared with PyTorch: the same network with the same weights, in one run.
 
     python benchmarks/speed/speed.py                       all parts: about two hours on two CPU cores
     python benchmarks/speed/speed.py --only=train,sample   some: floors, train, forward, sample, losses, compile, memory
     python benchmarks/speed/speed.py --dtype=bfloat16      on a GPU, with PyTorch in channels_last
 
-Two programs are timed in turn, a round of one and a round of the other, so that both see the same machine; what counts
-is the median of the rounds' ratios, beside it the quartiles. Writes speed.json beside this script, and from that
-speed.md, docs/img/speed.png and the end of docs/benchmarks.md; parts that are not run again stay as they were. It needs
-the extra `bench` (torch, diffusers).
+Two programs are timed alternately, one round of each, so that both run under the same conditions. The result is the
+median of the ratios over the rounds, with the quartiles. The script writes speed-DEVICE-DTYPE.json beside itself, and
+from it speed-DEVICE-DTYPE.md and, for float32 on a CPU, docs/img/speed.png and the end of docs/benchmarks.md. Parts
+that are not run keep their old results. It needs the extra `bench` (torch, diffusers).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# PyTorch's threads would otherwise spin between two of its operations, and take the cores from the other program.
+# Otherwise PyTorch's threads would spin between two operations, and take the cores from the other program.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from scoregen.app.command import need
@@ -55,7 +55,7 @@ PAGE, FIGURE = HERE.parents[1] / "docs" / "benchmarks.md", HERE.parents[1] / "do
 MARK = "<!-- What follows is written by benchmarks/speed/speed.py. -->\n"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# What is measured: the U-Net of Ho et al. 2020, and smaller ones for sampling.
+# The networks: the U-Net of Ho et al. 2020, and smaller U-Nets for sampling.
 CIFAR = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,), "groups": 32}
 SMALL = {
     "8x8, 32 channels": (
@@ -74,7 +74,7 @@ SMALL = {
 
 
 def parts_of(shape: tuple[int, ...], net: dict[str, Any], **options: Any) -> Parts:
-    """DDPM with this U-Net, on images of noise: the speed of a step does not depend on what they show."""
+    """DDPM with this U-Net, on images of noise: the speed of a step does not depend on the content of images."""
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(1024, *shape), dtype=np.uint8)
     config: Config = load("ddpm_cifar")
@@ -128,7 +128,7 @@ def their_unet(shape: tuple[int, ...], net: dict[str, Any], params: Any) -> torc
 
 
 class Theirs:
-    """A training step as one writes it in PyTorch: eps-MSE, clip, Adam and average, with the fused forms there are."""
+    """A usual training step in PyTorch: eps-MSE, clipping, Adam and average, with fused operations where they exist."""
 
     def __init__(self, unet: torch.nn.Module, dtype: str, compile: bool):
         self.unet, self.half = unet.train(), dtype == "bfloat16"
@@ -161,13 +161,13 @@ class Theirs:
 
 
 def wait() -> None:
-    """Until the GPU has done all its work."""
+    """Wait until the GPU has finished all work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
 
 class Ours:
-    """The training step of a run, as it is."""
+    """The unchanged training step of a run."""
 
     def __init__(self, parts: Parts):
         self.state, self.run = begin_training(parts)
@@ -181,7 +181,7 @@ class Ours:
 
 
 class Pair(NamedTuple):
-    """Seconds of one and of the other, medians, and the other's over the one's, with its quartiles."""
+    """The median seconds of ours and of theirs, and the median of their ratio theirs / ours, with its quartiles."""
 
     ours: float
     theirs: float
@@ -192,21 +192,21 @@ class Pair(NamedTuple):
 
 
 def drawn(shapes: Any) -> Any:
-    """Parameters of unit order: at their start the last layer is nearly zero, and two networks are the same anyhow."""
+    """Parameters of unit order: the usual initial output is nearly zero, so a comparison would show nothing."""
     rng = np.random.default_rng(0)
     scale = lambda a: 1 / np.sqrt(np.prod(a.shape[:-1])) if len(a.shape) > 1 else 0.5  # noqa: E731
     return jax.tree.map(lambda a: jnp.asarray(scale(a) * rng.standard_normal(a.shape), a.dtype), shapes)
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds."""
+    """The seconds that `work` takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def pair(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> Pair:
-    """Both in turn, after one of each that does not count."""
+    """Time both alternately, after one call of each that is not timed."""
     ours(), theirs()
     each = np.array([(timed(ours), timed(theirs)) for _ in range(rounds)])
     ratios = each[:, 1] / each[:, 0]
@@ -215,15 +215,15 @@ def pair(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> Pai
 
 
 def say(line: str) -> None:
-    """What is found, as it is found."""
+    """Print a result at once."""
     print(line, flush=True)
 
 
-# --- the parts. Each returns rows, lists of what its table shows.
+# --- the parts: each function returns the rows of its table
 
 
 def floors(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The machine's rates: of a product of matrices and of memory, the best of many."""
+    """The speed of a matrix product and of the memory of this machine, the best of 20 rounds."""
     dtype, side = jnp.dtype(options.dtype), 8192 if DEVICE == "cuda" else 2048
     a = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: a @ a)
@@ -241,7 +241,7 @@ def floors(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def training(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A whole training step of the CIFAR-10 U-Net, by batch, beside PyTorch eager and compiled."""
+    """A training step of the CIFAR-10 U-Net for each batch size, beside PyTorch eager and compiled."""
     rows = []
     for batch in options.batches:
         parts = parts_of((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=options.dtype)
@@ -306,7 +306,7 @@ def forward(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def sampling(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Whole loops, from noise to images on the host: ours beside diffusers' pipelines."""
+    """Whole sampling loops, from noise to images on the host, beside diffusers' pipelines."""
     rows = []
     cases = [(name, *case, 16 if case[0][0] < 32 else 4) for name, case in SMALL.items()]
     cases.append(("CIFAR-10's", (32, 32, 3), CIFAR, 2))
@@ -331,7 +331,7 @@ def sampling(options: argparse.Namespace) -> list[dict[str, Any]]:
             )
             ours = lambda draw=draw, params=params, batch=batch: draw(params, batch)  # noqa: E731
             if shape[0] == 32 and steps == 1000 and DEVICE == "cpu":
-                # Minutes a round: once, and what was compiled for it before.
+                # A round takes minutes: time it once, and compile before.
                 draw(params, 1)
                 once = timed(ours), timed(theirs)
                 found = Pair(*once, *[once[1] / once[0]] * 3, 1)
@@ -343,7 +343,7 @@ def sampling(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def losses(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A training step of each loss beside that of eps, of the same network."""
+    """A training step with each loss beside a step with eps, for the same network."""
     rows = []
     digits, cifar = SMALL["8x8, 32 channels"], ((32, 32, 3), CIFAR)
     cases = [("CIFAR-10's", cifar, 4, name) for name in ("dsm", "ssm", "fdssm")]
@@ -359,7 +359,7 @@ def losses(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def compiling(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds from a new process to the end of its first training step, without and with what was compiled before."""
+    """Seconds from a new process to the end of its first training step, without and with the compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
         env |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
@@ -370,7 +370,7 @@ def compiling(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The most memory that a process holds in three training steps, beyond what it held before the first."""
+    """The peak memory of a process in three training steps, minus its memory before the first step."""
     rows = []
     for batch in options.batches:
         ours, theirs = (child(f"memory-{whose}", batch, options.dtype) for whose in ("ours", "theirs"))
@@ -380,14 +380,14 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def child(part: str, batch: int, dtype: str, env: dict[str, str] | None = None) -> dict[str, float]:
-    """A part in a process of its own, whose last line is what it found."""
+    """Run a part in its own process, whose last line is the result."""
     command = [sys.executable, __file__, f"--child={part}", f"--batches={batch}", f"--dtype={dtype}"]
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def as_child(part: str, batch: int, dtype: str) -> dict[str, float]:
-    """What `child` runs."""
+    """The part that `child` runs in its process."""
     begin = time.perf_counter()
     parts = parts_of((32, 32, 3), CIFAR, train__batch=batch, net__unet__dtype=dtype)
     images = parts.dataset.batch(0, 0, batch)
@@ -406,14 +406,14 @@ def as_child(part: str, batch: int, dtype: str) -> dict[str, float]:
 
 
 def held() -> int:
-    """Bytes that the process holds now; on a GPU none are counted but its own."""
+    """The bytes that the process holds now; 0 on a GPU, where `most` counts only the bytes of this process."""
     if DEVICE == "cuda":
         return 0
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def most(part: str) -> int:
-    """Bytes, the most so far."""
+    """The peak bytes of the process so far."""
     if DEVICE == "cuda":
         if part == "memory-theirs":
             return torch.cuda.max_memory_allocated()
@@ -436,38 +436,39 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
 def seconds(value: float) -> str:
-    """For a reader."""
+    """Seconds with a unit, for the tables."""
     return f"{1e3 * value:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
 
 
 def times(row: dict[str, Any]) -> str:
-    """theirs / ours: more than 1 is faster here."""
+    """The ratio theirs / ours with its quartiles; more than 1: ours is faster."""
     return f"**{row['ratio']:.2f}** ({row['low']:.2f} to {row['high']:.2f})"
 
 
 def floor(row: dict[str, Any], rates: dict[str, Any]) -> str:
-    """How long the arithmetic alone would take, and the share of that in what it took."""
+    """The time of the arithmetic alone, and its share in the measured time."""
     least = row["operations"] / rates["matrix"]
     return f"{seconds(least)}, {100 * least / row['ours']:.0f} %"
 
 
 def page(found: dict[str, Any]) -> str:
-    """All tables."""
+    """All tables in Markdown."""
     rates = found["floors"]["rows"][0]
     text = [
-        f"Matrices at {rates['matrix'] / 1e9:.0f} GFLOP/s and memory at {rates['memory'] / 1e9:.1f} GB/s "
-        f"({rates['what']}), measured in the same run. "
-        f"Ratios are theirs over ours: more than 1 is faster here; in brackets the quartiles over the rounds.\n"
+        f"The machine multiplies matrices at {rates['matrix'] / 1e9:.0f} GFLOP/s and moves memory at "
+        f"{rates['memory'] / 1e9:.1f} GB/s ({rates['what']}), measured in the same run. "
+        "Ratios are their time over our time: more than 1 means that ours is faster. "
+        "In brackets are the quartiles over the rounds.\n"
     ]
     if "train" in found:
         text += ["### A training step of the CIFAR-10 U-Net\n"]
-        head = ("batch", "beside", "here", "theirs", "ratio", "floor: arithmetic alone, and its share", "bytes moved")
+        head = ("batch", "beside", "here", "theirs", "ratio", "arithmetic alone, and its share", "bytes moved")
         rows = [
             (r["batch"], r["beside"], seconds(r["ours"]), seconds(r["theirs"]), times(r), floor(r, rates), size(r))
             for r in found["train"]["rows"]
@@ -475,14 +476,14 @@ def page(found: dict[str, Any]) -> str:
         text += [table(head, rows)]
     if "forward" in found:
         text += ["### Its forward pass\n"]
-        head = ("batch", "here", "PyTorch eager", "ratio", "floor", "largest difference of the outputs")
+        head = ("batch", "here", "PyTorch eager", "ratio", "arithmetic alone", "largest difference of the outputs")
         rows = [
             (r["batch"], seconds(r["ours"]), seconds(r["theirs"]), times(r), floor(r, rates), f"{r['apart']:.0e}")
             for r in found["forward"]["rows"]
         ]
         text += [table(head, rows)]
     if "sample" in found:
-        text += ["### Whole loops of sampling, beside diffusers' pipelines\n"]
+        text += ["### Whole sampling loops, beside diffusers' pipelines\n"]
         head = ("network", "batch", "levels", "here", "diffusers", "ratio", "rounds")
         rows = [
             (r["net"], r["batch"], r["steps"], seconds(r["ours"]), seconds(r["theirs"]), times(r), r["rounds"])
@@ -490,8 +491,8 @@ def page(found: dict[str, Any]) -> str:
         ]
         text += [table(head, rows)]
     if "losses" in found:
-        text += ["### A training step by its loss, beside that of `eps`\n"]
-        head = ("network", "batch", "loss", "`eps`", "this loss", "ratio: times as long")
+        text += ["### A training step with each loss, beside a step with `eps`\n"]
+        head = ("network", "batch", "loss", "`eps`", "this loss", "this loss / `eps`")
         rows = [
             (r["net"], r["batch"], f"`{r['loss']}`", seconds(r["ours"]), seconds(r["theirs"]), times(r))
             for r in found["losses"]["rows"]
@@ -501,12 +502,12 @@ def page(found: dict[str, Any]) -> str:
         (r,) = found["compile"]["rows"]
         text += [
             "### Compiling\n",
-            f"From a new process to the end of its first training step at batch 4: {seconds(r['cold'])}; with what was "
-            f"compiled before, which a run keeps unasked, {seconds(r['warm'])}. What is kept is "
-            f"{r['size'] / 1e6:.1f} MB.\n",
+            f"From the start of a process to the end of its first training step at batch 4: {seconds(r['cold'])}. "
+            f"With the compilation cache, which a run uses by default: {seconds(r['warm'])}. "
+            f"The cache takes {r['size'] / 1e6:.1f} MB.\n",
         ]
     if "memory" in found:
-        text += ["### The most memory held in three training steps, beyond what the process held before\n"]
+        text += ["### Peak memory in three training steps, minus the memory before the first step\n"]
         rows = [(r["batch"], *(f"{r[w] / 1e9:.2f} GB" for w in ("ours", "theirs"))) for r in found["memory"]["rows"]]
         text += [table(("batch", "here", "PyTorch eager"), rows)]
     text += [found["versions"] + "\n"]
@@ -514,12 +515,12 @@ def page(found: dict[str, Any]) -> str:
 
 
 def size(row: dict[str, Any]) -> str:
-    """What XLA counts as read and written."""
+    """The bytes that XLA counts as read and written."""
     return f"{row['bytes'] / 1e9:.1f} GB"
 
 
 def draw_figure(found: dict[str, Any]) -> None:
-    """The ratios as bars about 1, with their quartiles."""
+    """Draw the ratios as bars that start at 1, with their quartiles."""
     from scoregen.app.figures import figure, save
 
     bars = [(f"train step, batch {r['batch']}, {r['beside']}", r) for r in found.get("train", {}).get("rows", [])]
@@ -548,16 +549,16 @@ def draw_figure(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, and write down."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = lambda text: tuple(int(part) for part in text.split(",") if part)  # noqa: E731
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, by comma")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--batches", type=numbers, default=(4, 16) if DEVICE == "cpu" else (128, 512))
     parser.add_argument("--compiled", type=numbers, default=(4,) if DEVICE == "cpu" else (128, 512))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--page", action="store_true", help="measure nothing, and write the page again")
+    parser.add_argument("--page", action="store_true", help="do not measure; only write the page again")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.child:

@@ -1,4 +1,4 @@
-"""DDPM in the plane, whose denoiser is used at the levels of other chains; few of its own samples are drawn."""
+"""DDPM in the plane. `sweep.py` uses its denoiser at the levels of other chains, so it draws few samples itself."""
 
 from scoregen.app.config import load
 

@@ -1,10 +1,11 @@
 """From a chain to its stochastic differential equation
 
-Samples of DDPM's chain with L levels are at a distance of order 1/L from the data's law, and so are those of the
-simplest solvers of its two differential equations. The bound approaches the likelihood as 1/L too, if the decoder has
-the variance of the least noise and either each step has the variance of the forward step or the levels are even in
-log-SNR. With the posterior's variance on DDPM's own levels it does not. Distances: Wasserstein, for a mixture on the
-line, computed and not estimated. Likelihoods: nats above those of the exact density, for eight Gaussians in the plane.
+With L levels, the samples of DDPM's chain have a distance of order 1/L from the data, and so do the samples of the
+simplest solvers of its two differential equations. The gap between bound and likelihood also falls as 1/L if the
+decoder has the variance of the least noise and, in addition, each step has the variance of the forward step or the
+levels are even in log-SNR. With the variance of the posterior on DDPM's own levels, the gap does not close. Distances:
+Wasserstein distances for a mixture on the line, computed and not estimated. Likelihoods: nats above the exact -log p,
+for eight Gaussians in the plane.
 """
 
 import jax
@@ -35,8 +36,8 @@ WALKS = {
     "DDIM: its ODE": (Ancestral(0.0), True),
 }
 DETERMINISTIC = ("DDIM: its ODE",)
-FLAT = ("ODE, DDPM's levels", "forward variance")  # at the end they are 0 within their error
-# The levels, the variance of a step, and the decoder: DDPM's, or wide with the variance sigma_0^2.
+FLAT = ("ODE, DDPM's levels", "forward variance")  # no slope: the last values are 0 within their error
+# A name has the levels, the variance of a step, and the decoder (a wide decoder has the variance sigma_0^2).
 GAPS = {
     "bound of DDPM": ACCENT,
     "bound, DDPM's levels, wide decoder": "#d9a36a",
@@ -78,21 +79,21 @@ def ddpm_levels(count):
 
 
 def even_levels(count):
-    """Levels as noisy at both ends as DDPM's with a thousand levels, and even in log-SNR between."""
+    """Levels even in log-SNR, with the same ends as DDPM with a thousand levels."""
     return chain(-np.logaddexp(0, -np.linspace(9.2, -10.0, count)))
 
 
 def distance(name, levels):
-    """The distance of samples from the data: the density of x is carried down the levels, on a grid of points.
+    """The distance of samples from the data. The steps carry the density of x down the levels, on a grid of points.
 
-    The law of a step from x is normal, with a mean m(x) and a deviation c that does not depend on x. Both are found
-    from two draws whose noise is known. Without noise the mass below each point is carried instead.
+    A step from x has a normal distribution with a mean m(x) and a standard deviation that does not depend on x. Two
+    draws with known noise determine both. For a step without noise, the mass below each point is carried instead.
     """
     solver, on_chain = WALKS[name]
     process = ddpm_levels(levels) if on_chain else VP(t_min=1 / levels)
     denoiser, times = LINE.denoiser(process), OwnGrid()(process, levels)
-    # About 0.0086 apart. The noise of the shortest step has a deviation of 0.0077: a sum over its normal density is
-    # exact to 1e-7. Without noise there are so many that some end between the modes.
+    # 1401 points are 0.0086 apart, and the noise of the shortest step has a standard deviation of 0.0077, so a sum over
+    # its normal density is exact to 1e-7. Without noise, 40,001 points make sure that some end between the modes.
     x = jnp.linspace(-6.0, 6.0, 40_001 if name in DETERMINISTIC else 1401)
     width = x[1] - x[0]
     keys = [jax.vmap(lambda _, i=i: jax.random.key(i))(x) for i in (0, 1)]  # the same noise at all points
@@ -126,7 +127,7 @@ def distance(name, levels):
 
 
 def gap(run, levels):
-    """-log p minus -log p of the exact density, in nats; a mean over the same examples."""
+    """The mean of -log p minus the exact -log p over the same examples, in nats."""
     name = run.options["nats above"]
     key = jax.random.key(run.config.seed if run.run else run.options["seed"])
     denoiser = denoiser_under(run, even_levels(levels) if "even" in name else ddpm_levels(levels))
@@ -150,8 +151,8 @@ def denoiser_under(run, process):
 def forward_variance(denoiser, decoder_only):
     """The denoiser with the forward step's variance: at all levels, or only in the decoder, at level 0.
 
-    The decoder then has the variance sigma_0^2, the noise in x at level 0. DDPM's decoder has the variance of a step
-    from its first level, which goes to 0 as the steps get shorter.
+    The decoder then has the variance sigma_0^2 of the noise at level 0. DDPM's decoder has the variance of a step from
+    the first level, which goes to 0 as the steps get shorter.
     """
     last = 0 if decoder_only else denoiser.process.ends[1]
     return Denoiser(denoiser.process, Partial(with_variance, denoiser, last))

@@ -1,9 +1,10 @@
 """DDPM and NCSN are one model
 
-A network that was trained as either can be sampled as the other. For points no loss is seen; for digits the samples
-depend on the sampler and its number of evaluations, not on how the network was trained. Every term L_{t-1} of the
-variational bound, a divergence of two Gaussians, is denoising score matching at its noise level with its own weight.
-Distances: the sliced Wasserstein distance for points, for digits the Frechet distance in a small classifier's features.
+A network that was trained as one of the two can be sampled as the other. For points there is no visible loss of
+quality; for digits the samples depend on the sampler and its number of evaluations, not on how the network was trained.
+Every term L_{t-1} of the variational bound, a divergence of two Gaussians, is denoising score matching at its noise
+level with its own weight. Distances: sliced Wasserstein distances for points, Frechet distances in the features of a
+small classifier for digits.
 """
 
 import jax
@@ -44,7 +45,7 @@ def measure(run):
 
 
 def both(parts):
-    """How the network is sampled by its own preset and by the other one, each under the name of its process."""
+    """The sampling of the network by its own preset and by the other preset, by the name of the process."""
     config = parts.config.copy_and_resolve_references()
     other = load(PAIRS[config.name])
     config.sampler = other.sampler
@@ -58,10 +59,11 @@ def both(parts):
 
 
 def terms(run):
-    """L_{t-1} of all levels, from the two Gaussians and from the DSM loss, in double precision.
+    """L_{t-1} at all levels, from the two Gaussians and from the DSM loss, in double precision.
 
-    The network's parameters are as they were learned. The levels are computed again: in single precision the difference
-    of two neighbours' log-SNR has few digits. All levels have the same noise, so that they compare.
+    The parameters of the network are the trained ones. The levels are computed again in double precision, because in
+    single precision the difference of two neighbouring log-SNRs has few digits. All levels use the same noise, so that
+    their terms are comparable.
     """
     dataset = run.parts.dataset
     examples = 16 if dataset.is_image else 256

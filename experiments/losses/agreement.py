@@ -2,8 +2,8 @@
 
     python experiments/losses/agreement.py        writes agreement.md beside itself
 
-On a Gaussian mixture in the plane with a perceptron, and on images of 4x4 pixels from a mixture with a small U-Net that
-has every kind of layer.
+There are two cases: a perceptron on a Gaussian mixture in the plane, and a small U-Net with every kind of layer on
+images of 4x4 pixels from a mixture.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from scoregen.testing.oracle import TWO_MODES
 
 LOGSNRS, NODES = (3.0, 0.5, -2.5), (20, 60, 180)
 STEPS = (0.1, 0.03, 0.01, 0.003, 0.001)
-BLOCK = 20  # examples, whose mean gradient is one observation
+BLOCK = 20  # the number of examples whose mean gradient is one observation
 
 
 @dataclasses.dataclass
 class Case:
-    """Data, a network with random weights, and the gradients of any loss in them."""
+    """Data, a network with random weights, and the gradients of any loss in these weights."""
 
     name: str
     net: MLP | UNet
     data: object
     shape: tuple
-    counts: tuple  # of examples, for ISM against DSM
+    counts: tuple  # the numbers of examples for the comparison of ISM with DSM
 
     def __post_init__(self):
         self.weights, self.denoiser = network(self.net, self.shape, "float64")
@@ -53,7 +53,7 @@ class Case:
         return np.asarray(each(noised, keys, share))
 
     def gradient(self, loss, noised):
-        """That of one batch, `[P]`, where no key is needed."""
+        """The gradient `[P]` of one batch, for a loss that needs no key."""
         return self.gradients(loss, jax.tree.map(lambda a: a[None], noised), jax.random.split(jax.random.key(0), 1))[0]
 
 
@@ -70,13 +70,13 @@ def relative(a, b):
 
 
 def all_directions(case, count):
-    """sqrt(D) e_i for every i, whose mean over i of v v' is I, so that no chance is left."""
+    """The directions v = sqrt(D) e_i for every i: the mean of v v' over i is exactly I, without randomness."""
     dims = math.prod(case.shape)
     return np.broadcast_to(math.sqrt(dims) * np.eye(dims).reshape(1, dims, *case.shape), (count, dims, *case.shape))
 
 
 def scores(differences, floor):
-    """Of observations `[M, P]` that should have mean 0: the mean's z-scores, where the spread is above `floor`."""
+    """The z-scores of the mean of observations `[M, P]` whose mean should be 0, where the spread is above `floor`."""
     error = differences.std(0, ddof=1) / math.sqrt(len(differences))
     seen = error > floor * error.max()
     return (differences.mean(0) / np.where(seen, error, 1))[seen], math.sqrt((error**2).sum())
@@ -101,23 +101,23 @@ def random_lines(case, count=16, draws=400):
     for name, make in SLICED.items():
         loss = dataclasses.replace(make(1), step=1e-3) if name == "FD-SSM" else make(1)
         found = case.gradients(loss, again, jax.random.split(jax.random.key(5), draws))
-        # A weight that no direction touches has no spread, and FD-SSM's bias there is of the order step^2.
+        # A weight that no direction affects has no spread, but FD-SSM has a bias of the order step^2 there.
         z, error = scores(found - ism, 1e-4)
         yield f"| {case.name} | {name} | {relative(found.mean(0), ism):.1e} | {error / size:.1e} | {summary(z)} |"
 
 
 def both_gradients(case, noised, parts, share=None):
-    """ISM's and DSM's, `[parts, P]`, of as many equal parts of a batch."""
+    """The gradients of ISM and of DSM, each `[parts, P]`, for `parts` equal parts of a batch."""
     noised, share = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (noised, share))
     return (case.gradients(loss, noised, jax.random.split(jax.random.key(0), parts), share) for loss in (ISM(), DSM()))
 
 
 def quadrature(data, logsnr, nodes):
-    """A noised batch and its weights `[Q]`, that integrate over (x0, eps) in the plane.
+    """A noised batch and its weights `[Q]`, for the integral over (x0, eps) in the plane.
 
-    Of each component, with mean m and deviation c, the coordinates are u = (alpha c z1 + sigma z2) / rho and
-    w = (sigma z1 - alpha c z2) / rho, where z1 = (x0 - m) / c, z2 = eps and rho^2 = alpha^2 c^2 + sigma^2. Both are
-    normal and independent, x_t = alpha m + rho u, and in w DSM is a square, for which two nodes do.
+    For a component with mean m and standard deviation c, the coordinates are u = (alpha c z1 + sigma z2) / rho and
+    w = (sigma z1 - alpha c z2) / rho, where z1 = (x0 - m) / c, z2 = eps and rho^2 = alpha^2 c^2 + sigma^2. u and w are
+    normal and independent, and x_t = alpha m + rho u. DSM is quadratic in w, so two nodes in w are enough.
     """
     t = PROCESS.time(jnp.asarray(logsnr))
     alpha, sigma = float(PROCESS.alpha(t)), float(PROCESS.sigma(t))
@@ -164,27 +164,28 @@ def summary(z):
 
 
 TABLES = (
-    """At the same x_t, along the whole set of directions sqrt(D) e_i, whose mean is the expectation:
-||gradient - ISM's|| / ||ISM's||. Equality, but for rounding; FD-SSM's bias falls as step^2.
+    """Gradients at the same x_t, averaged over all directions sqrt(D) e_i, which gives the expectation. The table has
+||gradient - ISM's|| / ||ISM's||. The gradients are equal up to rounding; FD-SSM's bias falls as step^2.
 
 | case | estimator | relative difference |
 |---|---|---|""",
     """
-At the same x_t, along the library's own random directions (Rademacher, one an example, 400 draws; FD-SSM with step
-1e-3): how far the mean gradient is from ISM's, what the spread of the draws leads one to expect, and the z-scores of
-the parameters (those that the directions touch), whose mean square should be near 1.
+Gradients at the same x_t, along the random directions of the library (Rademacher, one direction for each example, 400
+draws; FD-SSM with step 1e-3). The table has the relative difference of the mean gradient from ISM's, the difference
+that the spread of the draws predicts, and the z-scores of the parameters that the directions affect. The mean square of
+the z-scores should be near 1.
 
 | case | estimator | relative difference | expected | mean z^2 | largest abs(z) | parameters |
 |---|---|---|---|---|---|---|""",
     """
-ISM against DSM, in the plane at one noise level, by quadrature over x0 and eps (nodes along x_t): the gap is the
-quadrature's own, and closes with its nodes.
+ISM compared with DSM, in the plane at one noise level, by quadrature over x0 and eps ("nodes": along x_t). The
+difference is the error of the quadrature, and falls with the number of nodes.
 
 | log-SNR | nodes | relative difference | cosine |
 |---|---|---|---|""",
     """
-ISM against DSM over N random examples, t from the training law: the gap is chance, and closes as 1/sqrt(N). Columns as
-above.
+ISM compared with DSM over N random examples, with t from the training law. The difference is chance, and falls as
+1/sqrt(N). The columns are as above.
 
 | case | N | relative difference | expected | cosine | mean z^2 | largest abs(z) | parameters |
 |---|---|---|---|---|---|---|---|""",

@@ -1,11 +1,11 @@
-"""What sliced, finite-difference and exact score matching cost, and how noisy and biased their gradients are.
+"""Cost, noise and bias of sliced, finite-difference and exact score matching.
 
     python experiments/losses/estimators.py            writes estimators.md and .png beside itself
-    python experiments/losses/estimators.py --quick    the same in little, into the folder runs/
+    python experiments/losses/estimators.py --quick    a small version, into the folder runs/
 
-Every error is of one example's gradient in the network's parameters, in units of ||E gradient||: in a batch of B it
-is sqrt(B) times smaller. The sliced losses are held against `ISM`, whose trace is exact, at the same x_t; `DSM` against
-the Fisher divergence, whose score is exact, at the same x_t.
+Every error is an error of the gradient of one example in the parameters of the network, in units of ||E gradient||. In
+a batch of B it is sqrt(B) times smaller. The sliced losses are compared with `ISM`, whose trace is exact, at the same
+x_t. `DSM` is compared with the Fisher divergence, whose score is exact, at the same x_t.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def mixture(dims, components=8, std=0.3):
 
 
 def random_weights(params, seed=0, dtype="float32"):
-    """Weights of a size that keeps the variance, none of them zero as an untrained network's last layer is."""
+    """Random weights that preserve the variance. Unlike in an untrained network, no layer is zero."""
     rng = np.random.default_rng(seed)
 
     def weights(leaf):
@@ -53,7 +53,7 @@ def random_weights(params, seed=0, dtype="float32"):
 
 
 def network(net, shape, dtype="float32"):
-    """Random weights, flat `[P]`, and a function: weights -> the denoiser with them; the net gives eps."""
+    """Random weights `[P]`, and a function from such weights to a denoiser; the output of `net` is eps."""
     template = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), Cond(jnp.zeros(1)))
     flat, unravel = ravel_pytree(random_weights(template, dtype=dtype))
 
@@ -76,7 +76,7 @@ def noised_batch(data, count, seed=1):
 
 
 class Fisher:
-    """sigma^2 / 2 ||s_theta - grad log p_t||^2 at x_t, of which DSM is an unbiased estimate, but for a constant."""
+    """sigma^2 / 2 ||s_theta - grad log p_t||^2 at x_t. DSM is an unbiased estimate of it, up to a constant."""
 
     def __init__(self, data):
         self.data = data
@@ -94,7 +94,7 @@ class Fisher:
 
 
 def per_example(loss, denoiser, weights, noised, seed=0, chunk=64):
-    """The loss `[N]` and its gradient `[N, P]` of each example by itself."""
+    """The loss `[N]` and the gradient `[N, P]` of each single example."""
 
     def one(weights, row, key):
         batch = jax.tree.map(lambda a: a[None], row)
@@ -111,7 +111,7 @@ def per_example(loss, denoiser, weights, noised, seed=0, chunk=64):
 
 
 class Accuracy:
-    """Errors at one D. Everything exact is computed once, and each estimator is held against it."""
+    """Errors at one D. All exact values are computed once, and each estimator is compared with them."""
 
     def __init__(self, dims, count):
         self.weights, self.denoiser = network(MLP(), (dims,))
@@ -123,7 +123,7 @@ class Accuracy:
         def mean_loss(w):
             return jnp.mean(fisher(self.denoiser(w), many, key))
 
-        # Of all three the expected gradient is the same, and along the Fisher divergence it has the least noise.
+        # All losses have the same expected gradient; the Fisher divergence estimates it with the least noise.
         self.scale, mean = jax.jit(jax.value_and_grad(mean_loss))(self.weights)
         self.size = float(jnp.linalg.norm(mean))
         self.direction = np.asarray(mean) / self.size
@@ -133,7 +133,7 @@ class Accuracy:
         self.ism = per_example(ISM(), self.denoiser, self.weights, self.noised)
 
     def __call__(self, loss):
-        """(RMS error of the loss, RMS error of the gradient, that with the data's own noise, bias, its error)."""
+        """RMS errors of loss, gradient, and gradient with the noise of the data; the bias and its standard error."""
         is_ism = isinstance(loss, ISM)
         value, gradient = self.ism if is_ism else per_example(loss, self.denoiser, self.weights, self.noised)
         exact = self.fisher if isinstance(loss, DSM) else self.ism
@@ -158,7 +158,7 @@ def along(cls, directions):
 
 
 def step_errors(dims, count, steps):
-    """FD-SSM against SSM-VR along the same directions: the relative error of a batch's gradient, in both precisions."""
+    """The relative error of FD-SSM's batch gradient against SSM-VR, with the same directions, in both precisions."""
     directions = np.random.default_rng(3).choice([-1.0, 1.0], (count, 1, dims))
     found = {}
     with jax.enable_x64(True):
@@ -179,7 +179,7 @@ def step_errors(dims, count, steps):
 
 
 def timed(step, repeats=1):
-    """Seconds that one call takes, the mean of so many."""
+    """The seconds of one call, as a mean over `repeats` calls."""
     start = time.perf_counter()
     for _ in range(repeats):
         step()
@@ -187,10 +187,10 @@ def timed(step, repeats=1):
 
 
 def costs(dims, losses, batch, rounds):
-    """Seconds `[rounds]` and temporary bytes of one gradient step of each loss, noising included.
+    """Seconds `[rounds]` and temporary bytes of one gradient step of each loss, including the noising.
 
-    All are timed in turn within a round, so that whatever else the machine does slows them alike; a slow one sits some
-    rounds out (NaN).
+    Every round times all losses one after the other, so that other work of the machine affects them equally. A slow
+    loss skips some rounds (NaN).
     """
     weights, denoiser = network(MLP(), (dims,))
     x0 = mixture(dims).sample(jax.random.key(0), batch)
@@ -217,13 +217,13 @@ def costs(dims, losses, batch, rounds):
 
 
 def all_losses(slices):
-    """name -> loss, of those without slices and those with."""
+    """All losses by name, those with slices once for each number of slices."""
     sliced = {f"{name}, {s}": make(s) for name, make in SLICED.items() for s in slices}
     return {"DSM": DSM(), "ISM": ISM(), **sliced}
 
 
 def measure(dims, middle, slices, steps, count, batch, rounds):
-    """Everything that the tables and the figure show."""
+    """All values for the tables and the figure."""
     errors, times, memory = {}, {}, {}
     for d in dims:
         shown = slices if d == middle else slices[:1]
@@ -244,7 +244,7 @@ def measure(dims, middle, slices, steps, count, batch, rounds):
 
 
 def table(dims, middle, slices, steps, errors, times, memory, by_step):
-    """The four tables, in Markdown."""
+    """The four tables in Markdown."""
 
     def cost(d, name):
         low, mid, high = times[d, name]
@@ -255,11 +255,12 @@ def table(dims, middle, slices, steps, errors, times, memory, by_step):
         return f"{loss:.2g} | {own:.2g} | {total:.3g} | {100 * bias:+.2f} +- {100 * error:.2f} %"
 
     lines = [
-        "One direction an example, Rademacher. Errors are of one example; the loss's in units of the mean Fisher",
-        "divergence, the gradient's in units of ||E gradient||. *Own*: at a given x_t. *Total*: with the noise that",
-        "the data and x_t bring. The bias is along the true gradient, with its standard error. Time",
-        "(median and quartiles) and memory are of a jitted gradient step, noising included, as multiples of DSM's.",
-        "*Work*: how many times DSM's for a gradient of the same total error, time x (total / total of DSM)^2.",
+        "One Rademacher direction for each example. Errors are for one example: errors of the loss in units of the",
+        "mean Fisher divergence, errors of the gradient in units of ||E gradient||. *Own*: the error at a given",
+        "x_t. *Total*: the error that includes the noise of the data and of x_t. The bias is measured along the",
+        "true gradient, with its standard error. Time (median and quartiles) and memory are those of a jitted",
+        "gradient step, including the noising, as multiples of DSM's. *Work*: the time for a gradient with the same",
+        "total error as DSM's, as a multiple of DSM's time: time x (total / total of DSM)^2.",
         "",
         "| D | estimator | loss, own | gradient, own | gradient, total | gradient's bias | time | memory | work |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -282,16 +283,16 @@ def table(dims, middle, slices, steps, errors, times, memory, by_step):
     ]
     lines += [
         "",
-        f"The law of the direction, at D = {middle}, one direction:",
+        f"The distribution of the direction, at D = {middle}, for one direction:",
         "",
-        "| estimator | law | loss, own | gradient, own | gradient, total | gradient's bias |",
+        "| estimator | distribution | loss, own | gradient, own | gradient, total | gradient's bias |",
         "|---|---|---|---|---|---|",
     ]
     lines += [f"| {name} | {law} | {accuracy(errors[law, name])} |" for name in SLICED for law in PROJECTIONS]
     lines += [
         "",
-        f"FD-SSM's step, at D = {middle}: ||gradient - SSM-VR's|| / ||SSM-VR's|| of one batch, along the same",
-        "directions, SSM-VR's in float64. The default step is 0.01.",
+        f"FD-SSM's step, at D = {middle}: ||gradient - SSM-VR's|| / ||SSM-VR's|| for one batch and the same",
+        "directions; SSM-VR is computed in float64. The default step is 0.01.",
         "",
         "| step | float64 | float32 |",
         "|---|---|---|",
@@ -304,7 +305,7 @@ def table(dims, middle, slices, steps, errors, times, memory, by_step):
 
 
 def draw_figure(path, dims, middle, slices, steps, errors, times, memory, by_step):
-    """Six panels: what an estimator's noise is, and what it costs."""
+    """Draw six panels: the noise of the estimators, and their cost."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     page, panels = figure(2, 3, (15, 8.4))
@@ -315,7 +316,7 @@ def draw_figure(path, dims, middle, slices, steps, errors, times, memory, by_ste
         axis.set_minor_locator(NullLocator())
 
     def draw(panel, x, lines, title, xlabel, ylabel, end=-1):
-        """lines: (label, y, colour, style). Labels stand at the right end (or the left, 0), apart from each other."""
+        """lines: (label, y, colour, style). The labels are at the right end (`end=0`: left) and do not overlap."""
         for _, y, colour, style in lines:
             panel.loglog(x, y, style, color=colour, markersize=4)
         panel.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -414,7 +415,7 @@ def draw_figure(path, dims, middle, slices, steps, errors, times, memory, by_ste
 
 def main():
     parser = argparse.ArgumentParser(description="Bias, noise, time and memory of score matching's estimators.")
-    parser.add_argument("--quick", action="store_true", help="the same in little, into the folder runs/")
+    parser.add_argument("--quick", action="store_true", help="a small version, into the folder runs/")
     if parser.parse_args().quick:
         out, shown = Path("runs", "losses"), ((2, 8), 8, (1, 4), (1e-3, 1e-1))
         counts = 64, 32, 3

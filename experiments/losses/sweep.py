@@ -1,12 +1,12 @@
 """Losses at equal compute
 
-All six have the same minimum (up to the square of its step for FD-SSM) and the same weight at every noise level; each
-is trained for as many floating-point operations. Regression on the known noise, by eps or DSM, which are one loss, is
-better than matching a score that is not known. Of the losses that match it, ISM is the best in two dimensions and the
-worst in 64, where one of its steps costs as much as 66 of eps. SSM-VR is second in two dimensions and first in 64,
-together with FD-SSM, which differs only in the cost of a step. Cost and compute: in steps of eps. Fisher divergence:
-with the factor 1/2 sigma^2; error of eps: a mean over pixels; both are means over t. Distances: from the samples to
-held-out data.
+All six losses have the same minimum (FD-SSM up to the square of its step) and the same weight at every noise level.
+Each trains for the same number of floating-point operations. Regression on the known noise, by eps or DSM, which are
+the same loss, is better than matching an unknown score. Of the losses that match an unknown score, ISM is the best in 2
+dimensions and the worst in 64, where one of its steps costs as much as 66 steps of eps. SSM-VR is second in 2
+dimensions and first in 64, together with FD-SSM, which differs only in the cost of a step. Cost and compute are in
+steps of eps. The Fisher divergence has the factor 1/2 sigma^2, and the error of eps is a mean over pixels; both are
+means over t. Distances are between samples and held-out data.
 """
 
 import estimators
@@ -33,18 +33,18 @@ LOSSES = {
     "ISM": {"loss.name": "ism"},
 }
 SEEDS = {"points.py": 3, "digits.py": 2}
-BUDGET = {"points.py": 4000, "digits.py": 660}  # in steps of eps
+BUDGET = {"points.py": 4000, "digits.py": 660}  # the compute, in steps of eps
 # Floating-point operations of a step, in units of a step of eps, as `cost` counts them.
 COST = {
     "points.py": {"eps": 1.0, "DSM": 1.0, "SSM": 1.579, "SSM-VR": 1.579, "FD-SSM": 2.0, "ISM": 2.157},
     "digits.py": {"eps": 1.0, "DSM": 1.0, "SSM": 2.012, "SSM-VR": 2.012, "FD-SSM": 2.0, "ISM": 65.74},
 }
 COLOURS = estimators.COLOURS | {"eps": "#9bc2a4"}
-PARTS = {"points.py": 8, "digits.py": 4}  # of a training; the error is computed after each
-APART = 6  # the least number of steps between these: with each checkpoint a held-out loss is computed
-# The style of lines that lie on others.
+PARTS = {"points.py": 8, "digits.py": 4}  # a training is divided into so many parts; the error is computed after each
+APART = 6  # the least number of steps of a part, because each checkpoint also computes a held-out loss
+# The style of lines that would hide each other.
 LOOKS = {"eps": {"lw": 5, "alpha": 0.5, "marker": ""}, "DSM": {"lw": 1.5}, "FD-SSM": {"ls": "--"}}
-NOISE = (0.1, 1.0)  # sigma / alpha, between low, middle and high noise
+NOISE = (0.1, 1.0)  # the values of sigma / alpha that separate low, middle and high noise
 
 
 def cells():
@@ -101,12 +101,12 @@ def on_the_way(run, error):
 
 
 def levels(process):
-    """Noise levels `[L]`, the least noisy first, and closer together there."""
+    """Noise levels `[L]`, least noisy first; they are closer together at little noise."""
     return np.unique(np.geomspace(1, process.levels, 32).astype(int)) - 1
 
 
 def shares(at):
-    """The weight of each of these levels in the mean over all: half of the gap on either side (trapezoids)."""
+    """The weight of each level in the mean over all levels: half of the gaps to its two neighbours (trapezoid rule)."""
     gaps = np.diff(at, prepend=at[0], append=at[-1])
     return (gaps[:-1] + gaps[1:]) / 2
 
@@ -114,8 +114,8 @@ def shares(at):
 def error_of(parts):
     """A function: params -> the error at each level `[L]`, with the same examples and noise for all losses and seeds.
 
-    For points it is the Fisher divergence 1/2 sigma^2 ||s_theta - grad log p_t||^2; for held-out digits the mean over
-    pixels of (eps_theta - eps)^2.
+    For points, the error is the Fisher divergence 1/2 sigma^2 ||s_theta - grad log p_t||^2. For held-out digits it is
+    the mean of (eps_theta - eps)^2 over pixels.
     """
     model, data = parts.model, parts.dataset
     process, mixture = model.process, parts.config.data.mixture
@@ -139,14 +139,14 @@ def error_of(parts):
 
 
 def exact(options):
-    """The mixture that the points were drawn from."""
+    """The mixture from which the points were drawn."""
     angle = 2 * np.pi * np.arange(options.modes) / options.modes
     means = options.radius * np.stack([np.cos(angle), np.sin(angle)], 1)
     return Mixture((1 / options.modes,) * options.modes, tuple(map(tuple, means)), (options.std,) * options.modes)
 
 
 def called(row):
-    """The name in `LOSSES` of a row's loss."""
+    """The name of the loss of a row in `LOSSES`."""
     return next(name for name, options in LOSSES.items() if options.items() <= row.options.items())
 
 

@@ -1,6 +1,6 @@
 """A small NCSN v2: digits in [0, 1], all five techniques, with the noise levels and step of scoregen.contrib.design.
 
-The U-Net is not given the noise level, and its output is divided by sigma.
+The U-Net does not get the noise level, and its output is divided by sigma.
 """
 
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def get_config(sigma_max=None):
     config.sampler.x0.name = "free"
     config.sampler.batch = 500
     config.eval.samples = 500
-    # The trained process, named here so that cells can change its levels.
+    # The same process as in training; it is named here so that cells can change its levels.
     config.sampler.process.name = "ncsn"
     config.sampler.process.ncsn.update(config.process.ncsn)
     return config

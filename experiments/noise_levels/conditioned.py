@@ -1,4 +1,4 @@
-"""All five techniques, but the network is given log sigma; its output is still divided by sigma."""
+"""All five techniques, but the network gets log sigma; its output is still divided by sigma."""
 
 from all_five import get_config as all_five
 

@@ -1,6 +1,7 @@
-"""NCSN v1 (Song & Ermon 2019) on the same network: its levels, step, steps and start; the score itself; no average.
+"""NCSN v1 (Song & Ermon 2019) with the same U-Net: its levels, step size, number of steps and start.
 
-The network is given the index of the level. The start, U[0, 1), is none of the five techniques.
+The target is the score itself, and there is no average of the parameters. The network gets the index of the level. The
+start U[0, 1) is none of the five techniques.
 """
 
 from all_five import get_config as all_five

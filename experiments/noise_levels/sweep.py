@@ -1,11 +1,11 @@
 """The techniques of NCSN's second version, one by one
 
 With the exact score, samples end at the wrong modes if the first level is below half of the largest distance, if there
-are few levels, or if there are many of one step each. The variance after one level agrees with the paper's criterion
-for the step; but each level starts with the variance that the one before has left, and over all levels this adds up.
-Networks on small digits need the levels, a step that is long enough and the division by sigma. With these, the average,
-the denoising at the end and the input sigma make little or no difference, and a first level of a fifth of the distance
-is no loss.
+are few levels, or if there are many levels of one step each. The variance after one level agrees with the paper's
+criterion for the step. But each level starts with the variance that the level before has left, and over all levels
+these excesses add up. Networks on small digits need the levels, a step that is long enough, and the division by sigma.
+With these, the average of the parameters, the denoising at the end and the input sigma make little or no difference,
+and a first level of a fifth of the largest distance is no loss.
 """
 
 import jax
@@ -25,10 +25,10 @@ from scoregen.testing.oracle import Mixture, gaussian
 
 SIGMA_MIN, DIMS = 0.01, 64
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-COUNTS = (3, 5, 7, 15, 21, 35, 105)  # of levels, each of which divides
+COUNTS = (3, 5, 7, 15, 21, 35, 105)  # numbers of levels; each divides BUDGET
 BUDGET = 105
-SEEDS = 3  # networks of a kind
-STEPS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2)  # in units of sigma^2
+SEEDS = 3  # networks of each kind
+STEPS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2)  # step sizes, in units of sigma^2
 
 
 def cells():
@@ -41,9 +41,9 @@ def cells():
 
 
 def networks():
-    """All five techniques; then without each of them; then all as in NCSN v1. With 110 evaluations, but where named.
+    """Cells with all five techniques, without each technique, and with all as in NCSN v1, with about 110 evaluations.
 
-    Other levels and steps are also tried with networks that are given sigma.
+    Other levels and steps are also tried with networks that get sigma.
     """
     found = of_digits()
     length, count, steps = (
@@ -98,9 +98,9 @@ def of_network(run):
 def pull(run, excess=2.0):
     """<eps, z> / <z, z> at x_0 + excess sigma z, where z is noise.
 
-    It is `excess` for the exact score of points, and 1 for a network that takes all the noise in x for the level's own.
-    x_0 are the held-out digits. It is a mean over those levels of the training for which there is a level of `excess`
-    times the noise.
+    The value is `excess` for the exact score of points, and 1 for a network that assumes that the noise in x has the
+    size of the level. x_0 are the held-out digits. The result is a mean over the training levels for which `excess`
+    times the noise is still within the levels.
     """
     parts, denoiser = run.parts, run.run.denoiser
     process, every = denoiser.process, np.arange(len(parts.dataset.test))
@@ -117,7 +117,7 @@ def pull(run, excess=2.0):
 
 
 def ten_digits():
-    """The first training digit of each class, in [0, 1], as points; k has the weight (k + 1) / 55."""
+    """The first training digit of each class, in [0, 1], as points; class k has the weight (k + 1) / 55."""
     data = digits()
     first = [int(np.argmax(data.train_labels == k)) for k in range(10)]
     points = data.train[first].reshape(10, -1) / 255
@@ -129,14 +129,14 @@ def farthest():
 
 
 def walk(data, found, key, draws=4000, start=None):
-    """The end of annealed Langevin dynamics with the exact score, from N(0, sigma_1^2) or from a start."""
+    """Samples of annealed Langevin dynamics with the exact score, from N(0, sigma_1^2) or from `start`."""
     process = ncsn(found.sigma_min, found.sigma_max, found.levels, data_std=0.0)
     sampler = Sampler(Hold(), Langevin(found.step_size, found.steps), denoise=False)
     return sampler(data.denoiser(process), key, (draws, data.dim), start)
 
 
 def nearest(data, x):
-    """The index of the point that is nearest to each draw, and its distance."""
+    """For each sample, the index of the nearest point and its distance."""
     away = np.linalg.norm(np.asarray(x, np.float64)[:, None] - np.array(data.means)[None], axis=2)
     return away.argmin(1), away.min(1)
 
@@ -148,7 +148,7 @@ def wrong(data, x):
 
 
 def initial(fraction, key):
-    """Technique 1: the largest sigma is this fraction of the largest distance d; the rest follows from it."""
+    """Technique 1: the largest sigma is this fraction of the largest distance d; the other settings follow from it."""
     data, keys = ten_digits(), jax.random.split(key, 3)
     found = design(data.dim, fraction * farthest(), SIGMA_MIN, steps=5)
     prior = walk(data, found, keys[0])
@@ -162,7 +162,7 @@ def initial(fraction, key):
 
 
 def spacing(count, key):
-    """Technique 2: `count` levels from d down, always with `BUDGET` evaluations; the step is that of technique 4."""
+    """Technique 2: `count` levels from d down, always with `BUDGET` evaluations and the step of technique 4."""
     data, keys, steps = ten_digits(), jax.random.split(key, 2), BUDGET // count
     gamma = Levels(SIGMA_MIN, farthest(), count, None, None).gamma
     found = Levels(SIGMA_MIN, farthest(), count, step_size(SIGMA_MIN, gamma, steps), steps)
@@ -179,7 +179,7 @@ def spacing(count, key):
 
 
 def variance(after, steps, key, draws=1000):
-    """Technique 4: the variance of x over sigma^2 for each length of step, and the largest error of the formula."""
+    """Technique 4: the variance of x over sigma^2 for each step size, and the largest error of the formula."""
     data, rule = gaussian((0.0,) * DIMS, 0.0), design(DIMS, farthest(), SIGMA_MIN, steps)
     process = ncsn(rule.sigma_min, rule.sigma_max, rule.levels, data_std=0.0)
     keys, lowest = jax.random.split(key, 2), jnp.zeros(draws, jnp.int32)
@@ -197,17 +197,17 @@ def variance(after, steps, key, draws=1000):
 
 
 def expected(after, found):
-    """Variance over sigma^2 in theory: after one level entered with gamma^2, the paper's criterion, or after all."""
+    """The variance over sigma^2 in theory: after one level that starts at gamma^2 (the criterion), or after all."""
     if after == "one level":
         return found.final_variance
     return passed_on(found.gamma, found.levels, found.step_size / found.sigma_min**2, found.steps)
 
 
 def passed_on(gamma, levels, h, steps, exact=True):
-    """The variance u^2 over sigma^2 after all levels, for data at one point: a level is entered with gamma u.
+    """The variance u^2 over sigma^2 after all levels, for data at one point; each next level starts at gamma u.
 
-    With the exact score a step takes x = x_0 + u sigma z to x_0 + (1 - h) u sigma z + sqrt(2 h) sigma w. A network
-    that estimates the noise from x has eps = z, whatever u is, so its score is -z / sigma, and a step goes to x_0 +
+    With the exact score, a step moves x = x_0 + u sigma z to x_0 + (1 - h) u sigma z + sqrt(2 h) sigma w. A network
+    that estimates the noise from x has eps = z for every u, so its score is -z / sigma, and a step moves x to x_0 +
     (u - h) sigma z + sqrt(2 h) sigma w: its pull does not grow with an excess of noise.
     """
     u = 1.0
@@ -315,13 +315,13 @@ def draw(rows, path):
 
 
 def line(panel, rows, where, what, **look):
-    """A figure of these rows, with its errors."""
+    """Draw the measured value `what` of these rows, with its errors."""
     spread = [row.error(what) or 0.0 for row in rows]
     panel.errorbar(where, [row.mean(what) for row in rows], spread, marker="o", capsize=3, lw=2, **look)
 
 
 def mark(panel, x, text):
-    """A vertical line at the choice of a technique."""
+    """Draw a vertical line at the choice of a technique."""
     panel.axvline(x, color="#8b9aa8", ls="--", lw=1.2, zorder=0)
     at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     panel.annotate(text, (x, 0.97), (5, 0), va="top", fontsize=11, **at)

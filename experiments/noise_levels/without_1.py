@@ -1,4 +1,4 @@
-"""The sigma_1 of NCSN v1, trained and sampled from there; with the ratio of levels and the step for it."""
+"""The sigma_1 of NCSN v1, in training and sampling, with the ratio of levels and the step that follow from it."""
 
 from all_five import get_config as all_five
 

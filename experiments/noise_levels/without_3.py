@@ -1,4 +1,4 @@
-"""Like `conditioned`, but without the division by sigma: as in NCSN v1 the network gives the score itself."""
+"""Like `conditioned`, but without the division by sigma: the output of the network is the score, as in NCSN v1."""
 
 from conditioned import get_config as conditioned
 

@@ -1,4 +1,4 @@
-"""No average of the parameters."""
+"""Like `all_five`, but without an average of the parameters."""
 
 from all_five import get_config as all_five
 

@@ -1,4 +1,4 @@
-"""The network of `one_level` over noise levels from there to twice the size of the data; denoising score matching."""
+"""Denoising score matching over noise levels from the level of `one_level` to twice the size of the data."""
 
 from scoregen.app.config import load
 

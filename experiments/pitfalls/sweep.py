@@ -1,9 +1,10 @@
 """Langevin dynamics without noise levels, and with them
 
-Between modes that are far apart plain Langevin dynamics does not mix, so it keeps the weights of its start. A network
-that was trained on data alone has not learned the score where there are no data. On a curve, where the objective of
-score matching has no minimum without noise, training with nearly none does not reach its least value. Many noise levels
-fix the effect of the first two on samples, and enough noise fixes the third (Song & Ermon 2019, section 3).
+Between modes that are far apart, plain Langevin dynamics does not mix, so it keeps the weights of its start. A network
+that was trained without noise has not learned the score where there are no data. On a curve, the objective of score
+matching has no minimum without noise, and training with nearly no noise does not reach its smallest value. Many noise
+levels fix the effect of the first two failures on samples, and enough noise fixes the third (Song & Ermon 2019, section
+3).
 """
 
 import json
@@ -22,7 +23,7 @@ from scoregen.process import ncsn, top
 from scoregen.samplers import Hold, Langevin, Sampler
 from scoregen.testing.oracle import Mixture
 
-SEPARATIONS = [4, 6, 8, 12]  # of the modes, in units of their width
+SEPARATIONS = [4, 6, 8, 12]  # distances of the modes, in units of their width
 NOISE = [0.0, 0.1]
 PLACES = ("where data are", "where they are scarce", "where a chain starts")
 HEAVY = "samples in the heavy mode (%)"
@@ -42,12 +43,12 @@ def measure(run):
 
 
 def mixing(separation, seed):
-    """Plain and annealed dynamics from the same points, with as many evaluations of the exact score of two modes."""
+    """Plain and annealed dynamics on two modes, from the same points and with equally many evaluations."""
     data = Mixture((0.8, 0.2), ((0.0, 0.0), (float(separation), 0.0)), (1.0, 1.0))
     process = ncsn(0.1, 25.0, LEVELS, data_std=0.0)
     denoiser = data.denoiser(process)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), separation), 5)
-    start = process.prior(keys[0], (DRAWS, 2)) + jnp.array([separation / 2, 0.0])  # no mode is nearer
+    start = process.prior(keys[0], (DRAWS, 2)) + jnp.array([separation / 2, 0.0])  # halfway between the modes
     lowest = jnp.zeros(DRAWS, jnp.int32)
 
     annealed = Sampler(Hold(), Langevin(0.1 * 0.1**2, STEPS))
@@ -63,7 +64,7 @@ def mixing(separation, seed):
 
 
 def heavy(data, x):
-    """The share of the first of two modes of the same width, in %: the mean of its probability given x."""
+    """The share of the first mode in %: the mean of its probability given x. Both modes have the same width."""
     one, two = (
         np.log(weight) - 0.5 * np.sum((x - mean) ** 2, 1) / data.stds[0] ** 2
         for weight, mean in zip(data.weights, data.means, strict=True)
@@ -72,7 +73,7 @@ def heavy(data, x):
 
 
 def exact(config):
-    """The mixture that a data set's points were drawn from."""
+    """The mixture from which the points of a data set were drawn."""
     options = config.two_modes
     along = options.separation * np.array([-(1 - options.weight), options.weight])
     means = along[:, None] * np.full((1, 2), np.sqrt(0.5))
@@ -80,7 +81,7 @@ def exact(config):
 
 
 def errors(run):
-    """Errors of the score: the root mean square of the error over the root mean square of the exact score."""
+    """The errors of the score: root mean squares, divided by the root mean square of the exact score."""
     denoiser, process = run.run.denoiser, run.run.model.process
     data = exact(run.config.data)
     keys = jax.random.split(jax.random.key(run.config.seed), 4)
@@ -113,7 +114,7 @@ def errors(run):
 
 
 def field(denoiser, data, n=121):
-    """The error of the score at the least noisy level, on a square."""
+    """The error of the score at the least noisy level, on a grid over a square."""
     axis = np.linspace(-3.4, 3.4, n)
     x = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
     t = jnp.zeros(len(x), jnp.int32)
@@ -123,7 +124,7 @@ def field(denoiser, data, n=121):
 
 
 def convergence(run):
-    """The objective E[ tr(grad s) + 1/2 ||s||^2 ] during training; its least value is -1/2 E ||grad log p||^2."""
+    """The objective E[ tr(grad s) + 1/2 ||s||^2 ] during training; its smallest value is -1/2 E ||grad log p||^2."""
     config, process = run.config, run.run.model.process
     noise = float(process.sigma(jnp.zeros((), jnp.int32)))
     step, objective = np.array([(row["step"], row["loss"] / noise**2) for row in run.run.metrics if "loss" in row]).T
@@ -143,8 +144,8 @@ def convergence(run):
 
 
 def least(sigma):
-    """Two half circles with noise across them, and four ends: there p is the integral Phi of a normal density phi."""
-    ends = 4 * 0.903 / (2 * np.sqrt(2) * np.pi * sigma)  # 0.903 = int phi^2 / Phi; the circles are 2^{1/2} pi long each
+    """The smallest objective for two noisy half circles; at their four ends, p is the integral Phi of a normal phi."""
+    ends = 4 * 0.903 / (2 * np.sqrt(2) * np.pi * sigma)  # 0.903 = int phi^2 / Phi; each half circle is 2^{1/2} pi long
     return -0.5 * (1 / sigma**2 + ends)
 
 
@@ -208,7 +209,7 @@ def draw(rows, path):
 
 
 def picture(panel, found):
-    """The error as a shade, on a log scale, and the data's density as lines."""
+    """Draw the error as a shade on a log scale, and the density of the data as lines."""
     from matplotlib.colors import LinearSegmentedColormap
 
     embers = LinearSegmentedColormap.from_list("embers", ["#ffffff", "#f0d9c8", ACCENT, "#6b2417"])

@@ -1,4 +1,4 @@
-"""DDPM on 8x8 digits, with a network of half the preset's channels."""
+"""DDPM on 8x8 digits, with half of the channels of the preset."""
 
 from scoregen.app.config import load
 

@@ -1,8 +1,9 @@
-"""Orders of convergence of samplers, from their errors with more and more steps.
+"""Orders of convergence of samplers, from their errors with different numbers of steps.
 
-Samplers of the ODE are compared with the exact map from the prior to the data, for a mixture in the plane, which a
-solver of SciPy computes to a tolerance of 1e-11. Samplers of the SDE are compared with the exact variance of Gaussian
-data: there the last x is linear in the noises, so its variance is computed and not estimated. Both in double precision.
+Samplers of the ODE are compared with the exact map from the prior to the data, for a mixture in the plane; a solver of
+SciPy computes this map to a tolerance of 1e-11. Samplers of the SDE are compared with the exact variance on Gaussian
+data. There the last x is linear in the noises, so its variance is computed and not estimated. Both parts use double
+precision.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ from scoregen.samplers import (
 from scoregen.testing.oracle import TWO_MODES, gaussian
 
 STARTS = 16
-COUNTS = {"ODE": (129, 257), "SDE": (513, 1025)}  # levels, between which an order is computed
+COUNTS = {"ODE": (129, 257), "SDE": (513, 1025)}  # the numbers of levels between which an order is computed
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A step with a grid that suits it, the equation that it solves, and its order in theory."""
+    """A step, a suitable grid, the equation that the step solves, and its order in theory."""
 
     step: Step
     grid: Grid
     follows: str
     order: int
     theory: str
-    evaluations: int = 1  # a step
+    evaluations: int = 1  # of the network, for each step
 
 
 OWN, LAM = OwnGrid(), EvenLogSNR()
@@ -69,8 +70,8 @@ CASES = {
     "SDE-DPM-Solver++ 2M": Case(DPMSolver(1.0), LAM, "SDE", 2, "x0 carried along a line"),
 }
 
-# Not up to alpha = 0, where lam is infinite: a grid in lam ends at -12, and beyond it there is one step, however many
-# levels there are.
+# The processes end before alpha = 0, where lam is infinite: a grid in lam ends at -12, and the rest would be one step,
+# however many levels there are.
 PROCESSES = {
     "vp": VP(t_min=1e-2),
     "subvp": SubVP(t_min=1e-2),
@@ -106,7 +107,7 @@ def ode_errors(process: Process, case: Case, counts: tuple[int, ...]) -> list[fl
 
 
 def sde_errors(process: Process, case: Case, counts: tuple[int, ...], std: float = 0.5) -> list[float]:
-    """Relative error of the variance of the last x, on data N(0, std^2), for each of these numbers of levels."""
+    """The relative error of the variance of the last x on data N(0, std^2), for each number of levels in `counts`."""
     return [abs(last_variance(process, case, n, std) / _variance(process, bottom(process), std) - 1) for n in counts]
 
 
@@ -115,13 +116,13 @@ def _variance(process: Process, t: jax.Array, std: float) -> float:
 
 
 def last_variance(process: Process, case: Case, n: int, std: float) -> float:
-    """The variance of the last of n levels, on data N(0, std^2), from the exact one at the noisiest level."""
+    """The variance at the last of n levels on data N(0, std^2), if it is exact at the noisiest level."""
     denoiser = gaussian((0.0,), std).denoiser(process)
     levels = case.grid(process, n)
 
     @once
     def walk(levels):
-        # Row 0 is the factor of the start, row k the factor of the noise of step k - 1, each of unit size.
+        # Row 0 is the factor of the start, row k the factor of the noise of step k - 1; both noises have unit size.
         x = jnp.zeros((n, 1)).at[0].set(1.0)
         keys = jax.random.key(0), jax.random.key(1)
         z, other = (normal(key, x.shape) for key in keys)
@@ -141,7 +142,7 @@ def last_variance(process: Process, case: Case, n: int, std: float) -> float:
 
 
 def order(process: Process, case: Case) -> tuple[float, list[float]]:
-    """The slope of the error in the steps between the two `COUNTS`, and the errors."""
+    """The slope of log error against log steps between the two `COUNTS`, with the sign changed, and the errors."""
     counts = COUNTS[case.follows]
     with jax.enable_x64(True):
         errors = (ode_errors if case.follows == "ODE" else sde_errors)(process, case, counts)

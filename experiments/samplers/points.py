@@ -1,4 +1,4 @@
-"""DDPM in continuous time, on two modes in the plane whose exact denoiser is known; trained for a short while."""
+"""DDPM in continuous time, on two modes in the plane with a known exact denoiser; the training is short."""
 
 from scoregen.app.config import load
 

@@ -1,10 +1,10 @@
 """Quality against network evaluations
 
-With an exact denoiser nearly every sampler comes as near to the data as its starts and draws allow: the best after 20
-evaluations, the slowest after a thousand, and consistent sampling never. With networks the samplers of the ODE all end
-at the network's own error, after 20 to 50 evaluations. Each sampler has the order of convergence of its theory
-(Euler-Maruyama under ve with more levels). Distances: the sliced Wasserstein distance for points, for digits the
-Frechet distance in a small classifier's features.
+With an exact denoiser, nearly every sampler comes as near to the data as its starts and draws allow: the best samplers
+after 20 evaluations, the slowest after a thousand, and consistent sampling never. With networks, all samplers of the
+ODE end at the error of the network, after 20 to 50 evaluations. Each sampler has the order of convergence that theory
+gives (Euler-Maruyama under ve only with more levels). Distances: sliced Wasserstein distances for points, Frechet
+distances in the features of a small classifier for digits.
 """
 
 import dataclasses
@@ -37,16 +37,16 @@ from scoregen.samplers import (
 from scoregen.testing.oracle import Mixture
 
 DRAWS = 16000
-PAIRS = 16  # of exact sets, a seed
-EVALUATIONS = (5, 10, 20, 50, 100, 1000)  # the last with the exact denoiser alone
+PAIRS = 16  # pairs of exact sets for each seed
+EVALUATIONS = (5, 10, 20, 50, 100, 1000)  # the last number only with the exact denoiser
 SIDE = 3.5 / np.sqrt(2)
-MODES = Mixture((0.8, 0.2), ((-0.2 * SIDE,) * 2, (0.8 * SIDE,) * 2), (0.2, 0.2))  # the law of the data two_modes
+MODES = Mixture((0.8, 0.2), ((-0.2 * SIDE,) * 2, (0.8 * SIDE,) * 2), (0.2, 0.2))  # the data set two_modes
 PROCESSES = {"vp": VP(), "ve": VE(), "edm": EDM(), "flow": Flow(), "ddpm": ddpm(), "ncsn": ncsn(0.01, 50.0, 1000)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """A sampler on a grid, and the number of evaluations of a step and of the moves of its corrector at a level."""
+    """A sampler on a grid, with its evaluations for each step, and for the corrector at each level."""
 
     step: Any
     grid: Any
@@ -56,7 +56,7 @@ class Walk:
 
 
 def least(process):
-    """The variance at the least noisy level, the unit of Langevin steps."""
+    """The noise variance at the least noisy level, which is the unit of Langevin steps."""
     return float(process.sigma(bottom(process))) ** 2
 
 
@@ -119,9 +119,9 @@ def drawn_exactly(key):
 
 
 def draws(denoiser, walk, most, seed, shape):
-    """By as many levels as `most` evaluations of the network allow; the evaluations are counted as they happen."""
+    """Samples with as many levels as `most` evaluations of the network allow. The run counts its evaluations."""
     levels = (most - 1 - walk.correcting) // (walk.stepping + walk.correcting) + 1
-    due = (levels - 1) * walk.stepping + levels * walk.correcting + 1  # to denoise the end
+    due = (levels - 1) * walk.stepping + levels * walk.correcting + 1  # one more to denoise at the end
     evaluations = 0
 
     def count():
@@ -197,7 +197,7 @@ def draw(rows, path):
 
 
 def curves(panel, rows, counts):
-    """Distance against evaluations, with some samplers in colour and the others in grey."""
+    """Draw distances against evaluations, with some samplers in colour and the others in grey."""
     for name, row in rows.items():
         means = [row.mean(f"N = {most}") for most in counts]
         spread = [row.error(f"N = {most}") or 0.0 for most in counts]
@@ -218,7 +218,7 @@ def curves(panel, rows, counts):
 
 
 def mark(panel, floor):
-    """The distance of exact draws: its mean, and the standard error of three seeds."""
+    """Draw the mean distance of exact draws, and the standard error of three seeds."""
     if floor is not None:
         mean, error = floor
         panel.axhspan(mean - error, mean + error, color=INK, alpha=0.12, lw=0)
@@ -229,7 +229,7 @@ def mark(panel, floor):
 
 
 def every_process(panel, found):
-    """The distances after 20 and after 100 evaluations, for each process."""
+    """Draw the distances after 20 and after 100 evaluations, for each process."""
     for i, key in enumerate(PROCESSES):
         for name in ("ancestral", "UniPC-2"):
             if row := found.get(key, {}).get(name):
@@ -244,7 +244,7 @@ def every_process(panel, found):
 
 
 def dots(panel, rows):
-    """The order of every sampler under every process, and its order in theory."""
+    """Draw the order of every sampler under every process, and its order in theory."""
     for y, row in enumerate(rows.values()):
         measured = [row.mean(figure) for figure in row.figures if figure != "order in theory"]
         panel.plot(row.mean("order in theory"), y, "|", color=ACCENT, ms=22, mew=3)

@@ -51,59 +51,59 @@ def perform(
     Args:
         mode: one of `config.MODES`.
         config: the configuration.
-        workdir: the folder of the run; with a checkpoint, unless the mode is "train".
+        workdir: the folder of the run. It has a checkpoint, unless the mode is "train".
         console: for the output.
         again: the command line to repeat after an interruption.
-        out: the folder for the results, if not the workdir.
+        out: the folder for the results; None for the workdir.
         coordinator, process, processes: how several processes find each other, see `mesh.start`.
 
     Raises:
-        UsageError: for whatever the user can fix.
+        UsageError: for an error that the user can fix.
     """
     if coordinator and not process:
-        say(console, f"joining the other processes, as --coordinator={coordinator} says")
+        say(console, f"joining the other processes (--coordinator={coordinator})")
     _join(coordinator, process, processes)
     several, console.quiet = mesh.processes() > 1, not mesh.first()
     parts = build(config, mode)
     agree(config, workdir, mode)
     if several:
         _refuse_unshared(workdir)
-    warnings.simplefilter("ignore", StartWarning)  # said in one line of the command's own
+    warnings.simplefilter("ignore", StartWarning)  # the command reports it in one line
     with Signals(console, mesh.loudest() if several else None) as signals, _results(workdir, out) as files:
         action = Action(parts, workdir, files, mode, console, signals, again)
         try:
             run = action.train() if mode == "train" else action.restore()
             if signals():
                 if mode != "train":
-                    action.say(f"stopped. To begin again: {again}")
+                    action.say(f"stopped. To start again: {again}")
                 leave(signals)
             code = action.results(run)
             mesh.finish()
             return code
         except OSError as error:
-            error.filename = error.filename or str(workdir)  # a failed write to an open file does not name it
+            error.filename = error.filename or str(workdir)  # an OSError from an open file has no file name
             raise
 
 
 def _join(coordinator: str, process: int | None, processes: int | None) -> None:
-    """Join the other processes, if there are to be others."""
+    """Join the other processes, if the flags ask for several."""
     if (process is None) != (processes is None):
-        raise UsageError("--process and --processes go together: say which process this is, and how many there are")
+        raise UsageError("--process and --processes go together: the index of this process, and their number")
     if coordinator:
         try:
             mesh.start(coordinator, process, processes)
-        except UsageError as error:  # in the words of its parameters, which are flags here
+        except UsageError as error:  # its message names parameters, which are flags here
             raise UsageError(re.sub(r"\b(coordinator|process|processes)=", r"--\1=", str(error))) from error
     elif process is not None:
         raise UsageError("--process without --coordinator: say --coordinator=HOST:PORT, the address of process 0")
     elif mesh.processes() > 1:
-        raise UsageError("this is one host of several: say --coordinator=auto, on each of them")
+        raise UsageError("this host is one of several: use --coordinator=auto on each of them")
 
 
 def _refuse_unshared(workdir: Path) -> None:
-    """Refuses a workdir that not all processes see: checkpoints are written and read by all of them."""
+    """Refuse a workdir that some process does not see, since all processes write and read the checkpoints."""
     if not mesh.all_of(workdir.is_dir()):
-        return  # nothing was trained, which is said elsewhere
+        return  # there is no run here, which is reported elsewhere
     mark = workdir / f".seen_by_all_{mesh.of_first(time.time_ns() % 2**31)}"
     if mesh.first():
         mark.touch()
@@ -112,15 +112,15 @@ def _refuse_unshared(workdir: Path) -> None:
         mark.unlink()
     if not seen:
         raise UsageError(
-            f"--workdir={workdir} is not one folder on all hosts: name one that they share, such as by NFS"
+            f"--workdir={workdir} is not the same folder on all hosts: use a folder that they share, such as on NFS"
         )
 
 
 @contextlib.contextmanager
 def _results(workdir: Path, out: Path | None) -> Iterator[Path]:
-    """The folder for this process's results: `out` or the workdir, and for all processes but the first a lost one.
+    """The folder for this process's results: `out` or the workdir in the first process, a temporary one in the others.
 
-    So all of them run the same programs in the same order, whoever keeps the results.
+    So all processes run the same programs in the same order, but only the first keeps its results.
     """
     if mesh.first():
         if out is not None:
@@ -133,9 +133,9 @@ def _results(workdir: Path, out: Path | None) -> Iterator[Path]:
 
 
 def agree(config: Config, workdir: Path, mode: str) -> None:
-    """Write the configuration beside a new run; refuse one that contradicts the run that is there."""
+    """Write the configuration of a new run. Refuse a configuration that contradicts the run in this folder."""
     path = workdir / "config.json"
-    # A run that has saved nothing yet can be begun anew with any options.
+    # A run without a checkpoint can be started again with any options.
     if saved(workdir) and path.exists():
         old = config_lib.from_json(path.read_text(errors="replace"), str(path))
         # Options that have no effect in either run do not count.
@@ -145,13 +145,13 @@ def agree(config: Config, workdir: Path, mode: str) -> None:
             for key, _, _ in config_lib.changes(config_lib.used(old), config_lib.used(config))
             if key != "name" and config_lib.changes_network(key, config)
         ]
-        # Of another part, the options are others too: the choice alone is named.
+        # Another part has other options too, so only the choice of the part is named.
         common = [key for key in found if key in was and key in now] or found
         if common:
             differ = "; ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in common)
             raise UsageError(
-                f"{workdir} holds a run with other options ({differ}): give those again, or another --workdir to "
-                "start anew"
+                f"{workdir} holds a run with other options ({differ}): use the same options, or another --workdir "
+                "for a new run"
             )
     if mode == "train":
         make_folder(workdir, "--workdir")
@@ -162,7 +162,7 @@ def agree(config: Config, workdir: Path, mode: str) -> None:
 
 @dataclasses.dataclass
 class Action:
-    """One command, once everything is known: where to write, and what to say at the end."""
+    """One command with all its parts: what it computes, writes and prints."""
 
     parts: Parts
     workdir: Path
@@ -179,16 +179,16 @@ class Action:
         say(self.console, line)
 
     def restore(self) -> api.Run:
-        """The run of the newest checkpoint, or of the best."""
+        """The run with its newest checkpoint, or with the best one if the configuration says so."""
         return api.restore(self.workdir, self.sampling, self.parts, self.config.sampler.best, self.say)
 
     def train(self) -> api.Run:
-        """The run, trained to the end or to a signal."""
+        """Train to the last step or until a signal, and return the run."""
         config, train, resumed = self.config, self.config.train, saved(self.workdir)
 
         def started(begin: int, state: State) -> None:
             if resumed:
-                done = f"going on to step {train.steps}" if begin < train.steps else "trained to the end already"
+                done = f"continuing to step {train.steps}" if begin < train.steps else "training is already complete"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
             if begin < train.steps:
                 data = self.parts.dataset
@@ -225,18 +225,18 @@ class Action:
         step = int(state.step)
         if self.signals.now():
             done = f"saved step {step} of {train.steps} in {self.workdir}" if step else "stopped before the first step"
-            self.say(f"{done}. To go on: {self.again}")
+            self.say(f"{done}. To continue: {self.again}")
         return api.Run(self.workdir, step, state.ema, self.sampling, self.parts)
 
     def watch(self, work: Callable[[], T | None], stopped: str) -> T:
-        """The result of work. A signal before it is done ends the process, with a line that begins with `stopped`."""
+        """The result of `work`. A signal before its end exits the process, with a line that starts with `stopped`."""
         if (done := self.signals.watch(work)) is None:
             self.say(f"{stopped}: {self.again}")
             leave(self.signals)
         return done
 
     def sketch(self, step: int, params: Any) -> None:
-        """A picture while training."""
+        """Draw a picture of samples during training."""
         count = self.config.sampler.images
         samples = self.signals.watch(lambda: self.sampling(params, count, stopped=self.signals))
         if samples is None:
@@ -244,11 +244,11 @@ class Action:
         if np.isfinite(samples).all():
             title = report.heading(self.config.name, step)
             self.picture(self.files / f"samples_{step:07d}.png", params, samples, title)
-        else:  # training does not depend on it, and goes on
+        else:  # the training does not need the picture and continues
             self.say(f"no picture at step {step}: the sampler diverged")
 
     def picture(self, path: Path, params: Any, samples: np.ndarray, title: str) -> Path:
-        """The picture that suits the data: a grid of images, four panels of the plane, or one panel a coordinate."""
+        """The picture for this kind of data: a grid of images, four panels of the plane, or a panel per coordinate."""
         dataset, params = self.parts.dataset, mesh.local(params)
         if self.sampling.control is not None:
             return report.save_completed(path, self.sampling, samples, title)
@@ -260,7 +260,7 @@ class Action:
         return report.save_marginals(path, dataset, samples, title)
 
     def results(self, run: api.Run) -> int:
-        """The results of the command. Returns the exit code."""
+        """Compute and write the results of the command. Returns the exit code."""
         if self.mode != "likelihood":
             self.warn_of_start()
         actions = {"likelihood": self.log_likelihood, "trajectory": self.trajectory}
@@ -268,20 +268,20 @@ class Action:
         return 0
 
     def warn_of_start(self) -> None:
-        """Say how far the start of sampling is from the prior, if it is farther than it should be."""
+        """Print a warning if sampling starts too far from the prior."""
         sampler, process = self.sampling.sampler, self.sampling.process
         if sampler.corrector is not None:
             return
         gap = start_gap(process, sampler.levels(process)[0])
         if gap > START_TOLERANCE:
             self.say(
-                f"sampling starts far from the prior: at its first level {gap:.2f} of the standard deviation of x is "
-                f"data (at most {START_TOLERANCE:g} is advised), and samples miss about that share of the data's mean: "
-                "take a process with more noise, or add --config.sampler.corrector.name=langevin"
+                f"sampling starts far from the prior: at its first level the data make up {gap:.2f} of the standard "
+                f"deviation of x (at most {START_TOLERANCE:g} is advised), and samples miss about this share of the "
+                "data's mean: use a process with more noise, or add --config.sampler.corrector.name=langevin"
             )
 
     def samples(self, run: api.Run) -> None:
-        """Sample, evaluate if the command does, draw, and close with the table."""
+        """Sample, evaluate if the command does, draw the picture, and print the closing table."""
         config, folder, dataset = self.config, self.files, self.parts.dataset
         evaluated = self.parts.evaluated if self.mode == "eval" or (self.mode == "train" and config.eval.at_end) else 0
         count = evaluated if self.mode == "eval" else max(evaluated, config.sampler.images)
@@ -291,7 +291,7 @@ class Action:
         with Bar(self.console, f"sampling {count}{parts}, level", self.sampling.levels * batches) as bar:
             samples = self.watch(
                 lambda: self.sampling(run.params, count, bar.update, self.signals, batch=size),
-                "stopped while sampling; the training is saved. To sample again",
+                "stopped while sampling; the trained network is saved. To sample again",
             )
         api.check_finite(samples, self.smaller_steps())
         files = [folder / "samples.npz"]
@@ -311,17 +311,17 @@ class Action:
                 "stopped while computing the distances; the samples are saved. To compute them again",
             )
             files.insert(0, report.save_metrics(folder / "distances.json", config, evaluated, run.step, metrics))
-            # Anew, with the distance in its title; the first is there if the distances fail.
+            # Drawn again with the distance in its title. The first picture remains if the distances fail.
             self.picture(picture, run.params, samples, report.heading(config.name, run.step, metrics))
             if evaluated < count:
-                facts.append(("evaluated", f"the first {evaluated:,} of them"))
+                facts.append(("evaluated", f"the first {evaluated:,} of these samples"))
         elif self.mode == "train":
             command = f"scoregen eval {self.workdir}"
-            facts.append(("distances", f"not computed, as config.eval.at_end is false: {command}"))
+            facts.append(("distances", f"not computed, since config.eval.at_end is false; to compute them: {command}"))
         self.close(facts, metrics, files)
 
     def smaller_steps(self) -> str:
-        """What to take where the sampler diverges."""
+        """The change to suggest if the sampler diverges."""
         name = self.config.sampler.corrector.name
         size = next((option for option in ("step_size", "snr") if option in self.config.sampler.corrector[name]), None)
         return f"a smaller --config.sampler.corrector.{name}.{size}" if size else "more levels (--config.sampler.n)"
@@ -332,16 +332,16 @@ class Action:
         self.console.print(report.table(f"{self.config.name}: {self.mode}", facts, metrics, files))
 
     def trajectory(self, run: api.Run) -> None:
-        """Sample, and show the way."""
+        """Sample, and draw x and the estimates of x0 at successive levels."""
         from scoregen.app.trajectory import save_animation, save_sheet, walk
 
         dataset, scaling = self.parts.dataset, self.parts.scaling
         count = min(self.config.sampler.images, 16 if dataset.is_image else 400)
-        self.say(f"sampling {count}, and keeping every level")
-        seen = self.watch(lambda: walk(self.sampling, mesh.local(run.params), count), "stopped. To begin again")
+        self.say(f"sampling {count}, and storing every level")
+        seen = self.watch(lambda: walk(self.sampling, mesh.local(run.params), count), "stopped. To start again")
         if not all(np.isfinite(part).all() for part in (seen.x, seen.x0)):
             raise UsageError(
-                f"x is not finite at every level: the sampler diverged; take {self.smaller_steps()} or train longer"
+                f"x is not finite at some level: the sampler diverged; use {self.smaller_steps()} or train longer"
             )
         title = f"{report.heading(self.config.name, run.step)}: from noise to samples"
         files = [
@@ -351,21 +351,21 @@ class Action:
         self.close(self.summary(run, count), [], files)
 
     def log_likelihood(self, run: api.Run) -> None:
-        """Compute the likelihood of held-out data, and close with the table."""
+        """Compute the likelihood of held-out data, and print the closing table."""
         config, options = self.config, self.config.eval.likelihood
         assert self.parts.dataset.test is not None
         count = min(options.examples, len(self.parts.dataset.test))
         kinds = 2 if options.name == "both" else 1
         with Bar(self.console, f"likelihood of {count}, {options.name}", kinds * count) as bar:
             found, count = self.watch(
-                lambda: likelihoods(self.parts, run.params, bar.update), "stopped. To begin again"
+                lambda: likelihoods(self.parts, run.params, bar.update), "stopped. To start again"
             )
         known = [f"{count:,} held-out examples{self.bridged()}", *self.conditions("each with its class")]
         facts = [*self.trained(run), ("evaluated", ", ".join(known))]
         facts += [(measured.name, report.describe_likelihood(measured)) for measured in found]
         path = self.files / "likelihood.json"
         self.close(facts, [], [path])
-        # After they were printed: figures that took hours are not lost to a disk that is full.
+        # Printed before they are saved: results that took hours are then not lost if the disk is full.
         report.save_likelihoods(path, config, run.step, found, count)
 
     # What the table says
@@ -376,11 +376,11 @@ class Action:
         return f"loss {self.config.loss.name}" + {"bits": ", bits/dim", "nats": ", nats"}.get(unit, "")
 
     def evaluations(self) -> str:
-        """How many network evaluations a sample takes: counted, on one example with a known denoiser."""
+        """The number of network evaluations per sample, counted on one example with a known denoiser."""
         sampling = self.sampling
         guided = sampling.guided if sampling.labels is not None else lambda denoiser: denoiser
         count = sampling.sampler.evaluations(sampling.process, guided)
-        # A solver that chooses its own steps takes others on other data.
+        # The number of steps of an adaptive solver depends on the data.
         about = "about " if getattr(sampling.sampler.step, "adaptive", False) else ""
         text = f", {about}{_so_many(count, 'network evaluation')} each"
         if sampling.control is not None:
@@ -389,12 +389,12 @@ class Action:
         return text + (", of an energy and its gradient" if self.parts.model.energy else "")
 
     def bridged(self) -> str:
-        """The process that is sampled under, if it is not the trained one."""
+        """The process of the sampling, if it is not the trained process."""
         name = self.config.sampler.process.name
         return "" if name == "trained" else f", as {name}"
 
     def summary(self, run: api.Run, count: int) -> list[tuple[str, str]]:
-        """What was trained and how it was sampled, as lines of the table."""
+        """The rows of the closing table about the training and the sampling."""
         sampler, made, control = self.config.sampler, self.sampling.sampler, self.sampling.control
         parts = [_part(sampler.step, made.step)]
         if made.corrector is not None:
@@ -408,7 +408,7 @@ class Action:
         return [*lines, ("conditions", ", ".join(known))] if known else lines
 
     def conditions(self, classes: str) -> list[str]:
-        """What an estimate depends on beside x and the noise level; `classes`: where no class is chosen."""
+        """The inputs of an estimate beside x and the noise level; `classes` is the text if no class is chosen."""
         sampler, known = self.config.sampler, []
         if self.parts.model.num_classes:
             known.append(classes if sampler.label < 0 else f"class {sampler.label}")
@@ -419,7 +419,7 @@ class Action:
         return known
 
     def trained(self, run: api.Run) -> list[tuple[str, str]]:
-        """What was trained, as lines of the table."""
+        """The rows of the closing table about the training."""
         config, objective, process = self.config, self.parts.objective, self.parts.model.process
         trained = [config.loss.name]
         if objective.weighting is not None:
@@ -441,8 +441,8 @@ class Action:
 
 
 def _part(section: Config, part: Any) -> str:
-    """The name of a part, and in brackets its options that are not at their defaults."""
-    if not dataclasses.is_dataclass(part):  # a part of the user's own
+    """The name of a part, and in brackets its options that differ from their defaults."""
+    if not dataclasses.is_dataclass(part):  # a part of the user
         return section.name
     fields = [(field.name, field.default, getattr(part, field.name)) for field in dataclasses.fields(part)]
     options = ", ".join(f"{name}={value}" for name, default, value in fields if value != default)

@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 def load(
     folder: str | Path, config: Config | str | None = None, model: Model | None = None, *, best: bool | None = None
 ) -> Run:
-    """The trained run in a folder: of the command `scoregen train`, or of `scoregen.fit` with a workdir.
+    """Load the trained run in a folder, from `scoregen train` or from `scoregen.fit` with a workdir.
 
-    The data are not read before something needs them, such as `Run.evaluate`.
+    The data are only read when something needs them, such as `Run.evaluate`.
 
     Args:
         folder: the workdir of the run.
-        config: for a run of the command line with parts of your own: the preset that brings them ("mine.py"), or the
-            whole configuration.
-        model: for a run of `fit` with a network, a process or a target of your own: the model that was trained.
-        best: whether to take the checkpoint with the best held-out loss instead of the newest; None for the choice of
+        config: needed for a run of the command line with your own parts: the preset that defines them ("mine.py"), or
+            the whole configuration.
+        model: needed for a run of `fit` with your own network, process or target: the model that was trained.
+        best: whether to load the checkpoint with the best held-out loss instead of the newest; None for the choice of
             the configuration.
 
     Raises:
-        UsageError: if there is no such folder, no run or no readable checkpoint in it, or if it was trained from parts
-            that are not given here.
+        UsageError: if the folder does not exist or has no run or no readable checkpoint, or if the run has your own
+            parts and they are not given here.
 
     >>> load("no/such/folder")
     Traceback (most recent call last):
@@ -77,12 +77,12 @@ def restore(
     say: Callable[[str], None] | None = None,
     data_known: bool = True,
 ) -> Run:
-    """The run in a folder, with the averaged parameters of its newest checkpoint or of the best.
+    """The run in a folder, with the averaged parameters of its newest or its best checkpoint.
 
-    `data_known` is whether `parts.dataset` holds the data themselves.
+    `data_known` says whether `parts.dataset` holds the real data.
 
     Raises:
-        UsageError: if there is no readable checkpoint, or if it is one of another network.
+        UsageError: if there is no readable checkpoint, or if it belongs to another network.
     """
     from scoregen.train import Checkpoints
 
@@ -120,7 +120,7 @@ class Run:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The trained denoiser, under the process of its training and in the network's units; of any class."""
+        """The trained denoiser without a class, under the process of the training and in the network's units."""
         return self.model.denoiser(self.params)
 
     @property
@@ -138,10 +138,10 @@ class Run:
         """The data of a run of the command line, read when they are needed.
 
         Raises:
-            UsageError: if they are not where the run found them, and for a run of `fit`, which keeps no data.
+            UsageError: if the data are no longer in their place, and for a run of `fit`, which stores no data.
         """
         if self.parts is None:
-            raise UsageError(f"{self.workdir} keeps no data: give them, such as run.evaluate(data)")
+            raise UsageError(f"{self.workdir} stores no data: pass the data, such as run.evaluate(data)")
         if self.data_known:
             return self.parts.dataset
         from scoregen.app.build import data
@@ -160,20 +160,21 @@ class Run:
     ) -> np.ndarray:
         """Draw n samples `[n, ...]` in the units of the data: uint8 images or floating-point arrays.
 
-        They are those of the command `scoregen sample`: sample i depends on the seed and on i alone.
+        They equal the samples of the command `scoregen sample`. Sample i depends only on the seed and on i.
 
         Args:
-            n: how many.
-            seed: of the draws, 0 <= seed < 2^32; None for the run's own.
-            label: the class of all samples; None for classes in turn.
-            batch: examples at a time.
-            process: the process to sample under, such as `sg.ncsn()`: the part of it that the network knows is used.
-            sampler: a `Sampler` in place of the run's own.
+            n: the number of samples.
+            seed: the random seed, 0 <= seed < 2^32; None for the seed of the run.
+            label: the class of all samples; None for all classes in turn.
+            batch: the batch size.
+            process: the process of the sampling, such as `sg.ncsn()`, cut to the noise range of the training.
+            sampler: a `Sampler`; None for the sampler of the run.
             guidance: the scale of classifier-free guidance.
 
         Raises:
-            ValueError: for a number out of range, a process without noise levels in common with the run's, and parts
-                that do not go together; TypeError for arguments of another type; all of them at once.
+            ValueError: for a number out of range, a process that shares no noise levels with the run's process, and
+                parts that cannot be combined.
+            TypeError: for arguments of another type. One error lists all problems.
             UsageError: if samples are not finite, because the sampler diverged.
         """
         problems = Problems()
@@ -210,15 +211,15 @@ class Run:
 
         Args:
             x: the examples.
-            estimate: how it is computed; None for `ProbabilityFlow` with the bins of the data's scaling.
-            label: the class of each example or of all of them, for log p(x | class).
-            seed: of the draws; None for the run's own.
-            batch: examples at a time.
+            estimate: the method; None for `ProbabilityFlow` with the bins of the data's scaling.
+            label: the class of each example or one class for all, for log p(x | class).
+            seed: the random seed; None for the seed of the run.
+            batch: the batch size.
 
         Raises:
-            ValueError: if x has another shape or type than the data or is not finite, for a class that is not there,
-                and for a number out of range; all of them at once.
-            UsageError: if nothing has a likelihood under this process.
+            ValueError: if x is not finite or has another shape or type than the data, for an unknown class, and for a
+                number out of range. One error lists all problems.
+            UsageError: if the likelihood does not exist under this process.
         """
         from scoregen.app.evaluate import in_batches
         from scoregen.likelihood import ProbabilityFlow
@@ -239,15 +240,15 @@ class Run:
         return in_batches(self.sampling, self.params, estimate, examples, labels, of, batch)
 
     def evaluate(self, data: Dataset | None = None, samples: int | None = None) -> list[Metric]:
-        """Distances of samples to held-out data, each beside the score of a perfect sampler, as `scoregen eval` gives.
+        """Distances of samples to held-out data, as in `scoregen eval`, each with the value of a perfect sampler.
 
         Args:
-            data: the data, with a held-out part; None for those of the run's configuration.
-            samples: how many are drawn; None for `config.eval.samples`.
+            data: the data, with a held-out part; None for the data of the run's configuration.
+            samples: the number of samples; None for `config.eval.samples`.
 
         Raises:
             ValueError: for data of another shape than the run's, or for a number of samples that is out of range.
-            UsageError: if the data are not there, have no held-out part, or are images without labels.
+            UsageError: if the data are missing, have no held-out part, or are images without labels.
         """
         from scoregen.app.evaluate import check_held_out, evaluate
         from scoregen.data import as_dataset
@@ -290,7 +291,7 @@ class Run:
         return x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
 
     def _variant(self, process: Process | None, sampler: Sampler | None, guidance: float | None) -> Sampling:
-        """How samples are drawn with these changes; the same object for the same ones, since it is compiled once."""
+        """The sampling with these changes. The same changes give the same object, so that it is compiled only once."""
         given = {"process": process, "sampler": sampler, "guidance": guidance}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if not changes:
@@ -321,17 +322,17 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def check_finite(samples: np.ndarray, smaller: str = "smaller steps") -> None:
-    """Raises UsageError unless all samples `[N, ...]` are finite; `smaller` is what to try."""
+    """Raises UsageError unless all samples `[N, ...]` are finite; `smaller` is the change to suggest."""
     if bad := int((~np.isfinite(samples.reshape(len(samples), -1)).all(1)).sum()):
         raise UsageError(
-            f"{bad} of {len(samples)} samples are not finite: the sampler diverged; take {smaller} or train longer"
+            f"{bad} of {len(samples)} samples are not finite: the sampler diverged; use {smaller} or train longer"
         )
 
 
 def _check_folder(workdir: Path) -> bool:
-    """Whether a folder holds a run of the command line, else one of `fit`; UsageError if it holds none."""
+    """True for a run of the command line, False for a run of `fit`; UsageError if the folder holds no run."""
     if not workdir.is_dir():
-        kind = "it is a file, and the folder of a run is needed" if workdir.exists() else "there is no such folder"
+        kind = "it is a file, but the folder of a run is needed" if workdir.exists() else "there is no such folder"
         near = Path("runs", workdir)
         hint = f": did you mean {near}?" if not workdir.exists() and near.is_dir() else ""
         raise UsageError(f"no run in {workdir}: {kind}{hint}")
@@ -346,7 +347,7 @@ def _check_folder(workdir: Path) -> bool:
 
 
 def _from_config(workdir: Path, config: Config | str | None) -> tuple[Parts, bool]:
-    """The parts of a run, and whether their data set holds the data themselves."""
+    """The parts of a run, and whether their data set holds the real data."""
     from scoregen.app import config as config_lib
     from scoregen.app.build import build
 
@@ -361,14 +362,14 @@ def _from_config(workdir: Path, config: Config | str | None) -> tuple[Parts, boo
     stand_in = _stand_in(full, description)
     if not full.labels:
         return build(full, "sample", stand_in), False
-    try:  # for the classes, each as often as in the data
+    try:  # with the real data, to draw each class in its proportion
         return build(full, "sample"), True
     except UsageError:
         return build(full, "sample", stand_in), False
 
 
 def _stand_in(config: Config, description: dict[str, Any]) -> Dataset:
-    """A data set with the shape and the classes of the data that a run was trained on, and no example of them."""
+    """A placeholder data set, with the shape and the classes of the training data but without their examples."""
     from scoregen.data import Dataset
 
     data = description["data"]
@@ -383,7 +384,7 @@ def _stand_in(config: Config, description: dict[str, Any]) -> Dataset:
 
 
 def _from_description(workdir: Path, model: Model | None) -> Sampling:
-    """How a run of `fit` is sampled, from its model.json."""
+    """The sampling for a run of `fit`, from its model.json."""
     description = describe.read(workdir)
     assert description is not None
     if model is None:
@@ -415,9 +416,9 @@ def _from_description(workdir: Path, model: Model | None) -> Sampling:
 
 
 def _scaling(description: dict[str, Any]) -> tuple[Any, bool]:
-    """The scaling of a run of `fit`, and whether it leads back to bytes.
+    """The scaling of a run of `fit`, and whether its inverse gives bytes.
 
-    Samples stay in the network's units where the run was trained through a preparation of one's own.
+    If the run was trained with a user's own `prepare`, samples stay in the network's units.
     """
     from scoregen.data import Identity, Prepare
 

@@ -1,7 +1,7 @@
-"""The one grammar of every command: --name=value flags, --config.a.b=value options, and what comes before them.
+"""The grammar of every command: --name=value flags, --config.a.b=value options, and positional arguments.
 
-`read` splits a command line by its flags and looks at no configuration; `apply` lays the options that it found over
-one. Both collect all that is wrong, so that it is said at once.
+`read` parses a command line without a configuration. `apply` then sets the options that it found in a configuration.
+Both collect all errors, so that they are reported together.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Flag:
     """One flag of a command.
 
     Attributes:
-        name: as it is typed, without the dashes.
-        help: one line.
-        default: its value if it is not given; its type, if it has one, is the flag's. False makes it a switch.
-        kind: the type, where there is no default.
-        value: what stands for its value in a help text.
-        key: the option of a configuration that it is short for, such as "train.steps". "data" is the name of a data
-            set, or the folder of one.
+        name: the name without the dashes.
+        help: the explanation in the help text, one line.
+        default: the value if the flag is not given; the flag has its type. False makes the flag a switch.
+        kind: the type of a flag without a default.
+        value: the placeholder for the value in a help text.
+        key: the option of the configuration that the flag is an alias for, such as "train.steps". The key "data" takes
+            the name of a data set or the folder with its files.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Flag:
 
     @property
     def usage(self) -> str:
-        """How it is typed, in a help text."""
+        """The flag as the help text shows it."""
         return f"--{self.name}" if self.type is bool else f"--{self.name}={self.value}"
 
 
@@ -58,7 +58,7 @@ CONFIG = Flag("config", "a preset, or the path of a .py file", value="NAME")
 
 @dataclasses.dataclass(frozen=True)
 class _Override:
-    """An option of the configuration, as it was typed: `text` is None without a value."""
+    """An option of the configuration on the command line; `text` is None for a flag without a value."""
 
     flag: str
     text: str | None
@@ -71,17 +71,17 @@ class _Override:
 
 @dataclasses.dataclass
 class Arguments:
-    """What a command line says.
+    """A parsed command line.
 
     Attributes:
-        positional: what is no flag, in order.
-        values: of every flag that is no alias, its value or its default.
-        given: the names of the flags that were typed.
-        more: of flags such as --launch.NAME=VALUE, by their prefix, the text of each name.
+        positional: the arguments that are not flags, in order.
+        values: flag -> its value or its default, for every flag that is not an alias of an option.
+        given: the names of the flags on the command line.
+        more: prefix -> {name: text}, for flags such as --launch.NAME=VALUE.
         overrides: the options of the configuration, by their dotted keys.
-        errors: what is wrong with it, a line each.
-        config: the configuration, once it is known.
-        changes: what the overrides changed in it: (key, old, new).
+        errors: one line for each error.
+        config: the configuration, once it is loaded.
+        changes: the differences that the overrides made in the configuration: (key, old, new).
     """
 
     positional: list[str]
@@ -94,12 +94,12 @@ class Arguments:
     changes: list[tuple[str, Any, Any]] = dataclasses.field(default_factory=list)
 
     def check(self) -> None:
-        """Raises UsageError with all that is wrong, if anything is."""
+        """Raises one UsageError with all errors, if there are any."""
         if self.errors:
             raise UsageError(*dict.fromkeys(self.errors))
 
     def said(self) -> dict[str, str]:
-        """The options that were changed, by their keys, as they were typed."""
+        """Key -> the text on the command line, for each option that was changed."""
         return {key: self.overrides[key].said for key, _, _ in self.changes}
 
 
@@ -112,19 +112,19 @@ def parse(
     mode: str = "",
     faults: Callable[[Arguments], Iterable[str]] = lambda found: (),
 ) -> Arguments:
-    """The command line of a command whose configuration is that of --config, with its overrides.
+    """Parse a command line, load the configuration that --config names, and set its options.
 
     Args:
-        argv: without the program's name.
-        flags: those of the command, beside --config.
-        takes: how many arguments may stand before the flags, or between them.
-        prefixes: of flags with names of their own, such as "launch" for --launch.NAME=VALUE.
-        needed: whether a configuration must be named; else it is None without one.
-        mode: where options are refused that have no effect in this command, one of `config.MODES`; "" to refuse none.
-        faults: gives a line for each fault in what the command line says, before any configuration is known.
+        argv: the arguments without the program's name.
+        flags: the flags of the command, without --config.
+        takes: the number of positional arguments that are allowed.
+        prefixes: the prefixes of flags with free names, such as "launch" for --launch.NAME=VALUE.
+        needed: whether --config is required. If not, `config` is None without it.
+        mode: the command, one of `config.MODES`: options without effect in it are refused. "" refuses none.
+        faults: returns a line for each error that can be found without a configuration.
 
     Raises:
-        UsageError: for what is not understood, with what is nearest; all at once.
+        UsageError: with all errors, and the nearest known name for an unknown one.
 
     >>> parse(["--wrkdir=runs"], [Flag("workdir")])
     Traceback (most recent call last):
@@ -155,7 +155,7 @@ def parse(
 def read(
     argv: Sequence[str], flags: Sequence[Flag], takes: int = 0, prefixes: Sequence[str] = (), mode: str = ""
 ) -> Arguments:
-    """What a command line says, before any configuration is known (see `parse`)."""
+    """Parse a command line, without a configuration (see `parse`)."""
     by_name = {flag.name: flag for flag in flags}
     found = Arguments([], {flag.name: flag.default for flag in flags if not flag.key}, set(), {}, {}, [])
     found.more = {prefix: {} for prefix in prefixes}
@@ -203,16 +203,16 @@ def read(
         else:
             found.errors.append(_unknown_flag(name, text, flags, prefixes, mode))
             if text is None and tokens and not tokens[0].startswith("-"):
-                tokens.pop(0)  # most likely its value
+                tokens.pop(0)  # most likely the value of the unknown flag
     for extra in found.positional[takes:]:
-        found.errors.append(f"unexpected argument {extra!r}: say --name=value, with quotes around spaces")
+        found.errors.append(f"unexpected argument {extra!r}: write flags as --name=value, and put quotes around spaces")
     return found
 
 
 def apply(found: Arguments, config: Config) -> None:
-    """Lay the options of a command line over a configuration, which becomes `found.config`.
+    """Set the options of a command line in a configuration, which becomes `found.config`.
 
-    What is wrong is added to `found.errors`.
+    Errors are added to `found.errors`.
     """
     found.config, before = config, {}
     if (data := found.overrides.pop("data", None)) is not None and data.text is not None:
@@ -264,7 +264,7 @@ def _value(flag: Flag, text: str | None) -> Any:
             return True
         if text.lower() in ("false", "0", "no"):
             return False
-        raise UsageError(f"--{flag.name}={text}: it is a switch, and takes no value")
+        raise UsageError(f"--{flag.name}={text}: this flag is a switch and takes no value")
     assert text is not None
     if text == "" and flag.type is str:
         raise UsageError(f"--{flag.name}= has no value: say --{flag.name}={flag.value}, or leave the flag out")
@@ -276,7 +276,7 @@ def _value(flag: Flag, text: str | None) -> Any:
 
 
 def _data_key(config: Config, text: str) -> str:
-    """The option that --data=TEXT means: the name of a data set, or the folder of the one that is chosen."""
+    """The option that --data=TEXT sets: the name of the data set, or the folder of the chosen data set."""
     names = [name for name, value in config.data.items() if isinstance(value, ConfigDict)]
     if text in names:
         return "data.name"
@@ -287,7 +287,7 @@ def _data_key(config: Config, text: str) -> str:
 
 
 def _unknown_flag(name: str, text: str | None, flags: Sequence[Flag], prefixes: Sequence[str], mode: str) -> str:
-    """The line for a flag that is not there, with what was meant: an option of the configuration, or another flag."""
+    """The line for an unknown flag, with the nearest known flag or option of the configuration."""
     known = sorted(f"--{flag.name}" for flag in flags)
     there = ", ".join([*known, *(f"--{prefix}.NAME" for prefix in prefixes)])
     has_config = any(flag.name == "config" for flag in flags)
@@ -297,7 +297,7 @@ def _unknown_flag(name: str, text: str | None, flags: Sequence[Flag], prefixes: 
 
 
 def _meant(name: str, text: str | None, known: Sequence[str], has_config: bool, mode: str) -> str:
-    """What a flag that is not there is nearest to, or nothing."""
+    """The flag or option that an unknown flag is nearest to, or ""."""
     short = f"--{ABBREVIATIONS.get(name, name)}"
     if near := [short] if short in known else difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.9):
         return repr(near[0])
@@ -309,10 +309,10 @@ def _meant(name: str, text: str | None, known: Sequence[str], has_config: bool, 
 
 
 def _option_meant(name: str, text: str | None, mode: str, exact: bool = False) -> str:
-    """The option of the default configuration that a flag without `config.` means, with its value; or nothing.
+    """The option of the default configuration that a flag without `config.` probably means, with its value; or "".
 
-    Options that have an effect in the command `mode` come before others, which are said to be of `scoregen train`.
-    `exact`: only if its last component is an option or a section.
+    Options with an effect in the command `mode` are preferred. Any other option is marked "of `scoregen train`".
+    `exact`: only accept an option or section whose last component is the flag's.
     """
     first, _, rest = name.partition(".")
     if rest and difflib.SequenceMatcher(None, first, "config").ratio() > 0.7:

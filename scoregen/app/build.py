@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run. Whatever does not fit is refused here, all of it at once."""
+"""Builds the parts of a run from its configuration. All parts that do not fit are reported in one error."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Parts:
     Attributes:
         config: the configuration.
         dataset: the data.
-        prepare: from raw examples to what the network is trained on.
+        prepare: turns raw examples into the input of the training.
         model: the network, its process and its target.
         objective: the loss, its weighting and the law of times.
-        optimizer: with its schedule, clip and accumulation.
-        average: of the parameters, to sample with.
+        optimizer: the optimizer with its schedule, clip and accumulation.
+        average: the average of the parameters (EMA), for sampling.
         sampling: how samples are drawn.
     """
 
@@ -68,12 +68,12 @@ class Parts:
 
     @property
     def scaling(self) -> Any:
-        """Between the units of the data and those of the network."""
+        """The scaling between the units of the data and of the network."""
         return self.prepare.scaling
 
     @property
     def evaluated(self) -> int:
-        """How many samples the distances are computed from."""
+        """The number of samples for the distances."""
         return evaluated(self.config, self.dataset)
 
     def estimators(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Parts:
         return estimators(self.config, self.model, self.sampling.process)
 
     def labels_held_out(self, index: np.ndarray) -> np.ndarray | None:
-        """The classes of these held-out examples, `[B]`, or `config.sampler.label` in their place."""
+        """The classes of these held-out examples, `[B]`; `config.sampler.label` replaces them if it is set."""
         known, label = self.dataset.test_labels, self.config.sampler.label
         if not self.model.num_classes or known is None:
             return None
@@ -89,7 +89,7 @@ class Parts:
 
 
 def evaluated(config: Config, dataset: Dataset) -> int:
-    """`config.eval.samples`, or with 0 as many as there are training examples, 1000 at most."""
+    """`config.eval.samples`; if that is 0, the number of training examples, at most 1000."""
     return config.eval.samples or min(1000, len(dataset.train))
 
 
@@ -97,17 +97,17 @@ def data(config: Config) -> Dataset:
     """The data of a configuration.
 
     Raises:
-        UsageError: if they are not there, or an option is out of range.
+        UsageError: if the data are missing, or an option is out of range.
     """
     try:
         return config_lib.build(SOURCES, config.data, "data", dir=config.data.dir)
-    except UsageError as error:  # a source knows its parameters, and no flags
+    except UsageError as error:  # its message names parameters, which are flags here
         lines = (re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line) for line in error.args)
         raise UsageError(*lines) from error
 
 
 def network(config: Config, classes: int = 0) -> Any:
-    """The network of a configuration, for labels of so many classes."""
+    """The network of a configuration; `classes` is the number of classes."""
     process: Process = config_lib.build(PROCESSES, config.process)
     return config_lib.build(
         NETS,
@@ -119,7 +119,7 @@ def network(config: Config, classes: int = 0) -> Any:
 
 
 def model(config: Config, classes: int = 0) -> Model:
-    """The model of a configuration, for labels of so many classes; nothing is refused yet."""
+    """The model of a configuration; `classes` is the number of classes. It does not check whether the parts fit."""
     scaling = config_lib.build(SCALINGS, config.scaling)
     return Model(
         config_lib.build(PROCESSES, config.process),
@@ -135,16 +135,16 @@ def model(config: Config, classes: int = 0) -> Model:
 
 
 def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -> Parts:
-    """Every part that a configuration names.
+    """Build all parts that a configuration names.
 
     Args:
         config: the configuration.
-        mode: the command that the parts are for. Options of a stage that it does not reach are not checked.
-        dataset: the data, in the place of those that the configuration names.
+        mode: the command that the parts are for. Options that this command does not use are not checked.
+        dataset: the data to use instead of the data that the configuration names.
 
     Raises:
-        UsageError: for parts that do not exist, options out of range, data that are not there and combinations that
-            make no sense: all of them in one error, each with the flag that fixes it.
+        UsageError: for parts that do not exist, options out of range, missing data and parts that cannot be combined.
+            One error lists all of them, each with the flag that fixes it.
     """
     refusals = Refusals(config)
 
@@ -171,12 +171,12 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
     step, grid = choose(STEPS, "sampler.step"), choose(GRIDS, "sampler.grid")
     corrector, sampler = choose(CORRECTORS, "sampler.corrector"), None
     if step is not None and grid is not None and (corrector is not None or config.sampler.corrector.name == "none"):
-        n = None if config_lib.idle(config, ["sampler.n"]) else config.sampler.n or None  # a preset's may be idle
+        n = None if config_lib.idle(config, ["sampler.n"]) else config.sampler.n or None  # a preset may set it in vain
         sampler = attempt(Sampler, step, corrector, grid, n, config.sampler.denoise)
     hold_x0 = choose(X0S, "sampler.x0", **bounds)
     control = choose(CONTROLS, "sampler.control")
     walk = None if process is None else attempt(_walk, config, process)
-    # Last, since it may read files, or download them.
+    # Last, since this may read or download files.
     dataset = dataset or attempt(data, config)
 
     if None in (process, walk, scaling, dataset):
@@ -197,7 +197,7 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
         if not found:
             _check_fit(refusals, config, dataset, prepare, trained, objective)
     if trained is not None:
-        used = None if mode == "likelihood" else sampler  # a likelihood walks no grid
+        used = None if mode == "likelihood" else sampler  # a likelihood uses no grid
         _check_sampler(refusals, config, dataset, trained, walk, used, hold_x0, control)
         if mode == "likelihood":
             with refusals.collect():
@@ -212,7 +212,7 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
         sampler,
         dataset.shape,
         scaling,
-        # The same object, so that nothing is converted where nothing has to be.
+        # The same object as the model's process, so that the denoiser is not converted.
         trained.process if walk is process else walk,
         is_image=dataset.is_image,
         hold_x0=hold_x0,
@@ -240,7 +240,7 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
 
 
 def _walk(config: Config, process: Process) -> Process:
-    """The process that samples are drawn under: the trained one, unless `config.sampler.process` names another."""
+    """The process of the sampling: the trained process, unless `config.sampler.process` names another."""
     options = config.sampler.process
     name = options.name
     if name == "trained" or (name == config.process.name and options[name] == config.process[name]):
@@ -258,9 +258,9 @@ def _classes(config: Config, dataset: Dataset) -> int:
 
 
 def _labels_to_sample(config: Config, dataset: Dataset, control: Control | None) -> np.ndarray | None:
-    """The classes of the samples in turn: the chosen one, or each as often as in the data.
+    """The classes that samples get in turn: the chosen class, or all classes in the proportions of the data.
 
-    For images that are completed it is their own class.
+    A completed image gets its own class.
     """
     if config.sampler.label >= 0:
         return np.full(1, config.sampler.label, np.int32)
@@ -270,7 +270,7 @@ def _labels_to_sample(config: Config, dataset: Dataset, control: Control | None)
     return in_turns(dataset.train_labels)
 
 
-# What is needed of the value under each key.
+# (the requirement in words, its test, the keys of the options that must pass).
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "at least 1",
@@ -303,7 +303,7 @@ def _check_labels(refusals: Refusals, config: Config, dataset: Dataset) -> None:
         for option, default in (("guidance", 1.0), ("label", -1)):
             if sampler[option] != default and math.isfinite(sampler[option]):
                 refusals.add(
-                    f"config.sampler.{option}={sampler[option]}: this network has no classes: train one that has, with "
+                    f"config.sampler.{option}={sampler[option]}: this network has no classes: train a network with "
                     "--config.labels=true"
                 )
         return
@@ -314,16 +314,16 @@ def _check_labels(refusals: Refusals, config: Config, dataset: Dataset) -> None:
     (least, most), (least_held, most_held) = ((int(labels.min()), int(labels.max())) for labels in known)
     if min(least, least_held) < 0 or most_held > most:
         refusals.add(
-            f"config.labels: classes count from 0, and each needs an example to train on; '{name}' has training labels "
-            f"from {least} to {most}, and held-out ones from {least_held} to {most_held}"
+            f"config.labels: classes count from 0, and each needs a training example; '{name}' has training labels "
+            f"from {least} to {most}, and held-out labels from {least_held} to {most_held}"
         )
     if sampler.guidance != 1 and config.label_dropout == 0:
         refusals.add(
-            f"config.sampler.guidance={sampler.guidance}: without config.label_dropout nothing was learned from "
-            "examples without a label: train with --config.label_dropout=0.1"
+            f"config.sampler.guidance={sampler.guidance}: guidance needs a network trained also without labels: "
+            "train with --config.label_dropout=0.1"
         )
     if not -1 <= sampler.label <= most:
-        refusals.add(f"config.sampler.label={sampler.label}: the classes are 0 to {most}, or -1 for all as in the data")
+        refusals.add(f"config.sampler.label={sampler.label}: the classes are 0 to {most}; -1 draws all classes")
     if not _takes(config, "num_classes"):
         refusals.add(f"config.labels: the network '{config.net.name}' has no input for classes", "net=unet")
 
@@ -339,48 +339,48 @@ def _check_data(refusals: Refusals, config: Config, dataset: Dataset) -> None:
             )
         if config.sampler.x0.name != "free":
             refusals.add(
-                f"config.sampler.x0.name={config.sampler.x0.name}: points have no range that x0 could be held in",
+                f"config.sampler.x0.name={config.sampler.x0.name}: points have no range to clip x0 to",
                 "x0=free",
             )
     elif augment and not _takes(config, "augment_dim"):
         refusals.add(
-            f"config.data.augment={augment}: the network '{config.net.name}' has no input for how an example was "
-            "augmented, and would draw such images: say --config.net.name=ncsnpp, or --config.data.augment=0"
+            f"config.data.augment={augment}: the network '{config.net.name}' has no input for the augmentation, and "
+            "would draw augmented images: say --config.net.name=ncsnpp, or --config.data.augment=0"
         )
 
 
 def _takes(config: Config, field: str) -> bool:
-    """Whether the network of a configuration has an input beside x and the noise level."""
+    """Whether the network of a configuration has this field, for an input beside x and the noise level."""
     make = NETS.get(config.net.name)
     return make is None or field in inspect.signature(make).parameters
 
 
 def _check_evaluation(refusals: Refusals, config: Config, dataset: Dataset, mode: str) -> None:
-    options, none = config.eval, f"the data '{config.data.name}' hold no examples out"
+    options, none = config.eval, f"the data '{config.data.name}' have no held-out examples"
     if dataset.test is None and mode == "likelihood":
-        refusals.add(f"{none}, whose likelihood could be computed")
+        refusals.add(f"{none} to compute the likelihood of")
     if dataset.test is None and config.sampler.control.name != "none":
-        refusals.add(f"{none}, which could be completed", "control=none")
+        refusals.add(f"{none} to complete", "control=none")
     if not (mode == "eval" or (mode == "train" and options.at_end)):
         return
     if dataset.test is None:
-        refusals.add(f"{none}, to which samples could be compared", "eval.at_end=false")
+        refusals.add(f"{none} to compare samples with", "eval.at_end=false")
     if dataset.is_image and dataset.train_labels is None:
         refusals.add(
-            "images without labels cannot be evaluated:  the distance is in the features of a classifier",
+            "images without labels cannot be evaluated: the distance needs a classifier, which is trained on labels",
             "eval.at_end=false",
         )
     if not 2 <= evaluated(config, dataset) <= len(dataset.train):
         refusals.add(
-            f"config.eval.samples={options.samples}: 2 to {len(dataset.train)} are needed, the size of the training "
-            "set, from which as many are drawn for comparison; 0 for as many as there are, 1000 at most"
+            f"config.eval.samples={options.samples}: a number from 2 to {len(dataset.train)} is needed, since as many "
+            "training examples are drawn for comparison; 0 takes the size of the training set, at most 1000"
         )
 
 
 def _check_fit(
     refusals: Refusals, config: Config, dataset: Dataset, prepare: Prepare, trained: Model, objective: Objective
 ) -> None:
-    """Shapes and types are known without computing: a network that does not fit its data is refused here."""
+    """Refuse a network that does not fit its data, from shapes and types alone, without computing."""
     raw = jax.ShapeDtypeStruct((2, *dataset.shape), dataset.train.dtype)
     try:
         check_shapes(trained, objective, raw, bool(trained.num_classes), prepare)
@@ -412,8 +412,8 @@ def _check_sampler(
     )
     if trained.energy and not kept and getattr(sampler.corrector, "needs_density", False):
         refusals.add(
-            f"the corrector '{config.sampler.corrector.name}' needs a density, and estimates of x0 that are clipped or "
-            "controlled have none",
+            f"the corrector '{config.sampler.corrector.name}' needs a density, but clipped or controlled estimates of "
+            "x0 have none",
             "x0=free",
             "control=none",
             "corrector=langevin",
@@ -424,7 +424,7 @@ def estimators(config: Config, trained: Model, process: Process) -> dict[str, An
     """The likelihoods that `config.eval.likelihood.name` chooses, by name.
 
     Raises:
-        UsageError: with the flags, for options out of range, and if nothing has a likelihood under this process.
+        UsageError: for options out of range, and if a chosen likelihood does not exist under this process.
     """
     options, refusals, found = config.eval.likelihood, Refusals(config), {}
     scaling = config_lib.build(SCALINGS, config.scaling)
@@ -437,7 +437,7 @@ def estimators(config: Config, trained: Model, process: Process) -> dict[str, An
             found[kind] = config_lib.build(LIKELIHOODS, section, "eval.likelihood", **known)
             refusal = found[kind].refuse(process)
             if refusal is not None and "process.start=normal" in refusal.fixes:
-                reason = f"{refusal.reason}: sample from a normal start, without training again"
+                reason = f"{refusal.reason}: sample from a normal start; no new training is needed"
                 refusal = Refusal(reason, (_normal(config),))
             refusals.add(refusal, sections=SECTIONS | {"likelihood": f"eval.likelihood.{kind}"})
     for name, least in (("examples", 2), ("batch", 1)):
@@ -448,7 +448,7 @@ def estimators(config: Config, trained: Model, process: Process) -> dict[str, An
 
 
 def _normal(config: Config) -> str:
-    """The flags that sample under the trained process with a normal start."""
+    """The flags for sampling under the trained process, but from a normal start."""
     name = config.process.name if config.sampler.process.name == "trained" else config.sampler.process.name
     trained = config.process if config.sampler.process.name == "trained" else config.sampler.process
     options = trained[name].to_dict() | {"start": "normal"}

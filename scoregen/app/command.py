@@ -1,4 +1,4 @@
-"""What all commands share: a console, exit codes, and one line for what went wrong."""
+"""The parts that all commands share: a console, exit codes, help texts, and one line for each error."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from rich.console import Console
 from scoregen.cache import keep_compiled
 from scoregen.errors import UsageError
 
+HELP_FLAGS = {"--help", "-h", "--helpfull", "-help"}
+
 
 def answer(
     argv: Sequence[str] | None,
@@ -26,29 +28,29 @@ def answer(
     usage: Callable[[Console], None],
     bare: bool = False,
 ) -> int:
-    """Do the work, or say how, and return the exit code.
+    """Do the work, or print the help, and return the exit code.
 
-    2 and a line on stderr for each thing that a user can fix: a UsageError, a file system that refuses, too little
-    memory, a device that is not there. Everything else keeps its traceback.
+    An error that a user can fix gives the exit code 2 and a line on stderr: a UsageError, a file system error, too
+    little memory, a device that JAX does not find. Every other error keeps its traceback.
 
     Args:
         argv: the arguments without the program's name; None for those of the process.
         work: called with the arguments and a console for the output.
-        usage: prints the help, if it is asked for or arguments are missing.
-        bare: whether there is work to do without arguments.
+        usage: prints the help. It is called for --help, and if there are no arguments.
+        bare: whether the command works without arguments.
     """
     keep_compiled()
-    os.environ["MPLBACKEND"] = "Agg"  # figures are files; a notebook's backend cannot be imported by a command
+    os.environ["MPLBACKEND"] = "Agg"  # the backend of a notebook cannot be imported by a command
     console = _Console(soft_wrap=True, emoji=False)
     if not console.is_terminal:
-        console = _Console(soft_wrap=True, emoji=False, width=120)  # a file has no width of its own
+        console = _Console(soft_wrap=True, emoji=False, width=120)  # a file has no width
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not (argv or bare) or {"--help", "-h", "--helpfull", "-help"} & set(argv):
+        if not (argv or bare) or HELP_FLAGS & set(argv):
             usage(console)
             return 0
         return work(argv, console)
-    except KeyboardInterrupt:  # before there was anything to save
+    except KeyboardInterrupt:  # there was nothing to save yet
         return 128 + signal.SIGINT
     except Exception as error:
         lines = error.args if isinstance(error, UsageError) else [advice(error)]
@@ -59,14 +61,14 @@ def answer(
 
 
 def warn(*lines: str) -> None:
-    """Say lines on stderr, each with the program's name before it."""
+    """Print lines to stderr, each with the program's name before it."""
     stderr = Console(stderr=True, soft_wrap=True, emoji=False)
     for line in lines:
         stderr.print("scoregen: " + plain(line).replace("\n", " "), markup=False, highlight=False)
 
 
 class _Console(Console):
-    """A console that goes quiet when who read it is gone: what is said is less than what is done."""
+    """A console that goes quiet when the reader of its pipe has exited, so that the work still finishes."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -74,7 +76,7 @@ class _Console(Console):
 
 
 def advice(error: Exception) -> str | None:
-    """The line for what a user can fix, such as a file system that refuses or too little memory; None for the rest.
+    """The line for an error that a user can fix, such as a full disk or too little memory; None for any other error.
 
     >>> advice(MemoryError()), advice(KeyError("x"))
     ('out of memory: try a smaller --config.train.microbatch ...', None)
@@ -85,7 +87,7 @@ def advice(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror or error}" if error.filename else str(error.strerror or error)
     if (line := _no_device(error)) is not None:
         return line
-    # Out of memory is the one failure of the runtime that a flag can fix.
+    # Of all errors of the runtime, a flag can fix only this one.
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return (
             "out of memory: try a smaller --config.train.microbatch (the same step in parts), "
@@ -94,15 +96,15 @@ def advice(error: Exception) -> str | None:
     return None
 
 
-# What JAX_PLATFORMS may be meant to name, and the extra for it, which JAX calls by the same name.
+# The names that a user may write in JAX_PLATFORMS, each with the extra that it needs. JAX uses the extra's name too.
 _EXTRAS = {"cpu": "", "cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
-_WHEELS = {"cuda": "cuda13", "tpu": "tpu"}  # the extra of jax that ours brings
+_WHEELS = {"cuda": "cuda13", "tpu": "tpu"}  # our extra -> the extra of jax that it installs
 
 
 def check_platform() -> None:
-    """Raises UsageError unless JAX finds the devices that JAX_PLATFORMS names: to be called before the first use.
+    """Raises UsageError unless JAX finds the devices that JAX_PLATFORMS names. Call it before JAX is first used.
 
-    Where several processes are to be joined, they must have been joined before.
+    With several processes, join them before this call.
     """
     import jax
 
@@ -122,9 +124,9 @@ def _finds_devices() -> bool:
 
 
 def _no_device(error: Exception) -> str | None:
-    """The line for a device that JAX does not find, None for another error."""
+    """The line for an error about a device that JAX does not find; None for any other error."""
     asked = os.environ.get("JAX_PLATFORMS", "")
-    # A platform that JAX knows and was installed without: a bare AssertionError, whose traceback JAX has cut.
+    # For a platform that JAX knows but has no wheel for, it raises a bare AssertionError and cuts its traceback.
     missing = isinstance(error, AssertionError) and asked and not _finds_devices()
     if not (missing or (isinstance(error, RuntimeError) and "nable to initialize backend" in str(error))):
         return None
@@ -148,7 +150,7 @@ def _no_device(error: Exception) -> str | None:
 
 
 def plain(text: str) -> str:
-    """A text without what a terminal would obey, such as a file's names can hold: each becomes a question mark.
+    """A text whose control characters are replaced by question marks, since a file's name can hold such characters.
 
     >>> plain("a name\\x1b[2J of\\ntwo lines")
     'a name?[2J of\\ntwo lines'
@@ -157,10 +159,10 @@ def plain(text: str) -> str:
 
 
 def suppress_warnings() -> None:
-    """Suppress Python's complaints about a write that failed, once it was reported in one line.
+    """Suppress Python's warnings that follow a failed write, which the command itself reports in one line.
 
-    Orbax closes its event loop while tensorstore still calls back into it, and leaves coroutines that nobody awaits;
-    Python complains about each, whenever it finds them. This is for the whole process, so only a command line does it.
+    Orbax closes its event loop while tensorstore still calls back into it, and leaves coroutines that nobody awaits.
+    Python warns about each of them later. The filter is for the whole process, so only command lines set it.
     """
     complain = sys.unraisablehook
     sys.unraisablehook = lambda found: str(found.exc_value) == "Event loop is closed" or complain(found)
@@ -168,7 +170,7 @@ def suppress_warnings() -> None:
 
 
 def need(extra: str, *modules: str) -> None:
-    """End with one line and the code 2 unless these modules are installed, which the extra of this name brings.
+    """Exit with one line and the code 2 unless these modules are installed. The extra `extra` installs them.
 
     >>> need("test", "json")
     """
@@ -178,18 +180,18 @@ def need(extra: str, *modules: str) -> None:
         raise SystemExit(2)
 
 
-unfinished: set[Path] = set()  # folders that are gone when Ctrl-C ends the process at once
+unfinished: set[Path] = set()  # folders to remove when Ctrl-C ends the process at once
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C ends the process, where there is nothing to save but what is `unfinished` to be removed.
+    """From now on Ctrl-C ends the process at once, and removes the folders in `unfinished`. Nothing is saved.
 
-    A KeyboardInterrupt is raised wherever Python happens to be: in a callback of XLA's it is lost, and while JAX is
-    loaded it becomes an ImportError.
+    Without this, Ctrl-C raises a KeyboardInterrupt at an arbitrary place: inside a callback of XLA it is lost, and
+    during the import of JAX it becomes an ImportError.
     """
 
     def leave(number: int, _: object) -> None:
-        Console().show_cursor()  # which a bar hides
+        Console().show_cursor()  # a progress bar hides it
         for folder in unfinished:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)
@@ -198,7 +200,7 @@ def leave_at_once() -> None:
 
 
 def name_of(preset: str, changed: Iterable[tuple[str, Any]]) -> str:
-    """A name for what is written: the preset's, and what was changed of it, so that two of them do not meet.
+    """A name for output: the preset's name and the changed options, so that different runs get different folders.
 
     >>> name_of("ddpm_toy", [("data.name", "moons"), ("data.moons.noise", 0.1)])
     'ddpm_toy,data=moons,data.moons.noise=0.1'
@@ -213,21 +215,37 @@ def saved(workdir: Path) -> bool:
 
 
 def no_checkpoint(workdir: Path) -> UsageError:
-    """The error for a run that has saved nothing yet."""
+    """The error for a run without a checkpoint."""
     by_fit = (workdir / "model.json").is_file() and not (workdir / "config.json").is_file()
     how = "scoregen.fit" if by_fit else "scoregen train or --mode=train"
     return UsageError(f"no checkpoint in {workdir}: train first, with {how}")
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line as it is, however long, but for what a terminal would obey."""
+    """Print a line without wrapping it, and without control characters."""
     console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def say_presets(console: Console) -> None:
-    """The part of a help text that lists what --config may be."""
+def say_help(console: Console, usage: str, text: str | None, flags: Callable[[], None]) -> None:
+    """A help text: the usage line, `text` without its exit codes, what `flags` prints, and the exit codes."""
+    about, mark, codes = (text or "").partition("Exit codes:")
+    say(console, f"scoregen {usage} [--flag=value ...]\n\n{about.rstrip()}")
+    flags()
+    say(console, f"\n{mark}{codes.rstrip()}")
+
+
+def say_flags(console: Console, flags: Sequence[tuple[str, str]], heading: str = "Flags") -> None:
+    """The part of a help text that lists flags, each with its explanation."""
+    say(console, f"\n{heading}:\n")
+    for usage, text in flags:
+        say(console, f"  {usage:<{max(len(flag) for flag, _ in flags)}}  {text}")
+
+
+def say_presets(console: Console, name: str) -> None:
+    """The part of a help text that lists the presets; `name` is their placeholder in the usage line."""
     from scoregen.app import config
 
+    say(console, f"\n{name} is one of these presets, or the path of a .py file with a get_config():\n")
     presets = {name: line for name, line in config.presets().items() if name != "default"}
     for name, line in presets.items():
         say(console, f"  {name:<{max(map(len, presets))}}  {line}")

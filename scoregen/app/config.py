@@ -1,13 +1,13 @@
 """Configurations: from a constructor's signature to a tree of options, and back to the object.
 
-A table maps names to constructors. `choice` writes every constructor's defaults into the configuration, so a default
-stands in one place; `build` makes the object. A preset is a Python file with a `get_config()` that returns a
-difference from `load("default")`, and whose docstring holds its command.
+A table maps names to constructors. `choice` copies every constructor's defaults into the configuration, so each default
+is written in one place only. `build` makes the object. A preset is a Python file whose docstring shows its command, and
+whose `get_config()` loads the default configuration, `load("default")`, and changes it.
 
-When an option has an effect, in which commands, and what it changes is declared beside it (see `scoregen.app.options`,
-whose functions can be imported from here too).
+Each option is declared together with its conditions, its commands and its effect (see `scoregen.app.options`, whose
+functions can also be imported from here).
 
-Whatever a user can get wrong ends in a UsageError of one line.
+Every error that a user can cause is a UsageError of one line.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from scoregen.app.options import (
 )
 from scoregen.errors import UsageError
 
-# What presets and other modules import from here and `options` defines; all that is defined here is public too.
+# The names of `options` that presets and other modules import from here. The names defined here are public too.
 __all__ = [
     "MODES",
     "changes",
@@ -71,7 +71,7 @@ __all__ = [
 T = typing.TypeVar("T")
 
 _HERE = Path(__file__).resolve().parent
-# The presets: beside the package in a checkout, inside it in an installed wheel.
+# The folder of the presets: beside the package in a checkout, inside the package in an installed wheel.
 FOLDER = next(
     (folder for folder in (_HERE.parent / "configs", _HERE.parent.parent / "configs") if folder.is_dir()),
     _HERE.parent / "configs",
@@ -92,12 +92,12 @@ def choice(
     """The section of a configuration that chooses from `table`: the name, and every entry's defaults.
 
     The options of an entry are the parameters of its constructor (a function, a dataclass, a linen module) whose
-    default is an int, a float, a str, a bool or a tuple of these, or is None where the annotation says which of these
-    it may be. Others are left out: a parameter without a default is for `build` to supply, and a callable or a dtype
-    cannot be written on a command line. The parameters named in `without` are left out too: `build` is given them.
+    default is an int, a float, a str, a bool or a tuple of these. A default of None counts if the annotation names one
+    of these types. All other parameters are left out: `build` supplies a parameter without a default, and a callable
+    or a dtype cannot be written on a command line. The parameters in `without` are also left out and given to `build`.
 
     `when` declares conditions of options by their key in the section, such as {"ssm.slices": ".ssm.exact=false"}.
-    An option of a part has an effect only if its part is chosen; that need not be declared.
+    An option of a part has an effect only if the part is chosen; this condition need not be declared.
 
     Raises:
         UsageError: if `name` is not in the table.
@@ -121,7 +121,7 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
     """table[name], for an entry without options; `what` is the option that holds the name.
 
     Raises:
-        UsageError: if it is not there, with the choices.
+        UsageError: if the table has no such entry, with the choices.
 
     >>> pick({"eps": 1, "v": 2}, "x", "config.target")
     Traceback (most recent call last):
@@ -135,15 +135,15 @@ def pick(table: Mapping[str, T], name: str, what: str) -> T:
 def build(table: Mapping[str, Callable], section: Config, key: str = "", /, **extra: Any) -> Any:
     """The object that a section of `choice` describes: table[section.name](its options, extra).
 
-    `key` is where the section stands in the configuration, for the message of an error.
+    `key` is the key of the section in the configuration, for error messages.
 
-    `extra` is known to the run and not to the configuration (the shape of the data, the process). Those that the
-    constructor does not accept are dropped, so one call serves the whole table; those that it accepts win over an
+    `extra` are arguments that are not in the configuration (the shape of the data, the process). Arguments that the
+    constructor does not accept are dropped, so one call works for the whole table. The other arguments override an
     option of the same name.
 
     Raises:
-        UsageError: if the name is not in the table, if an option is not the constructor's, or if the constructor
-            refuses a value with a ValueError.
+        UsageError: if the name is not in the table, if the constructor does not have an option, or if it refuses a
+            value with a ValueError.
 
     >>> def vp(beta_max=20.0, steps=10, shape=None):
     ...     return (beta_max, steps, shape)
@@ -174,7 +174,7 @@ def build(table: Mapping[str, Callable], section: Config, key: str = "", /, **ex
 
 
 def presets() -> dict[str, str]:
-    """Every preset's name and the first line of its docstring, without running any.
+    """Preset's name -> the first line of its docstring, for all presets. No preset is run.
 
     >>> all(isinstance(line, str) for line in presets().values())
     True
@@ -184,7 +184,7 @@ def presets() -> dict[str, str]:
 
 
 def is_bare(name: str) -> bool:
-    """Whether --config=NAME means a preset of the package, and not the path of a file.
+    """Whether --config=NAME means a preset of the package. If not, it is the path of a file.
 
     >>> is_bare("ncsn_cifar"), is_bare("mine.py")
     (True, False)
@@ -193,12 +193,12 @@ def is_bare(name: str) -> bool:
 
 
 def execute(path: Path, source: str | bytes) -> types.ModuleType:
-    """A user's own Python file, run: the module with all that it defines.
+    """Run a user's Python file and return it as a module.
 
     Raises:
-        UsageError: if it fails, with the line of it that does.
+        UsageError: if the file fails, with the line of the file that failed.
     """
-    # Registered, since a dataclass or a network that the file defines is looked up there.
+    # Registered, since Python looks up the module of a dataclass or a network that the file defines.
     module = sys.modules[f"file {path}"] = types.ModuleType(f"file {path}")
     module.__file__ = str(path)
     with blaming(path):
@@ -209,13 +209,13 @@ def execute(path: Path, source: str | bytes) -> types.ModuleType:
 def load(name: str, over: str = "default") -> Config:
     """The configuration of a preset: of a bare name such as "ncsn_cifar", or of the path of a .py file.
 
-    Runs the file and returns what its `get_config()` returns, locked, so that a misspelt key is an error, and with
-    `config.name` set to the stem of the file. A bare name works from any directory. The path of a .json file is that
-    of a configuration that a run has saved, which is laid over the preset `over`.
+    Runs the file and returns the result of its `get_config()`. It is locked, so that a misspelt key is an error, and
+    `config.name` is the stem of the file. A bare name works from any directory. The path of a .json file names a
+    configuration that a run has saved; its values are set in the preset `over`.
 
     Raises:
-        UsageError: if there is no such preset; if the file is not Python, has no `get_config`, or fails (the file and
-            line are named); if it chooses a name that is not there; if a saved configuration has parts that `over`
+        UsageError: if there is no such preset; if the file is not Python, has no `get_config`, or fails (the message
+            names the file and line); if it chooses an unknown part; if a saved configuration has parts that `over`
             does not have.
 
     >>> load("no_such_preset")
@@ -226,7 +226,7 @@ def load(name: str, over: str = "default") -> Config:
 
 
 def load_with_base(name: str, over: str = "default") -> tuple[Config, Config]:
-    """`load`, and the configuration that the preset itself began from: a difference between the two is its own."""
+    """The result of `load`, and the configuration that the preset starts from and changes."""
     bare = is_bare(name)
     path = FOLDER / f"{name}.py" if bare else Path(name).expanduser()
     if not bare and path.is_dir():
@@ -262,14 +262,14 @@ def load_with_base(name: str, over: str = "default") -> tuple[Config, Config]:
     return config.lock(), config if base is None else base
 
 
-# For each preset that is being run, from the outermost in: what the last preset that it loaded was.
+# A stack with an entry for each preset that is being run: the last configuration that it has loaded.
 _began: list[Config | None] = []
-# What is declared of each key, of the presets in a folder.
+# folder of the presets -> (key -> its declaration).
 _DECLARED: dict[Path, dict[str, Option]] = {}
 
 
 def declared() -> Mapping[str, Option]:
-    """What is declared of each option and section, by its dotted key."""
+    """Dotted key -> the declaration of the option or section."""
     if FOLDER not in _DECLARED:
         load("default")
     return _DECLARED[FOLDER]
@@ -277,7 +277,7 @@ def declared() -> Mapping[str, Option]:
 
 @contextlib.contextmanager
 def blaming(path: Path) -> Iterator[None]:
-    """While a user's own code runs, from this file: an exception becomes one line that names the file and the line.
+    """Run code from a user's file: an exception becomes a UsageError of one line that names the file and the line.
 
     Raises:
         UsageError: with the exception as its cause.
@@ -301,7 +301,7 @@ def blaming(path: Path) -> Iterator[None]:
 
 
 def _no_option(path: Path, line: int | None) -> str:
-    """The line for an assignment to an option that is not there, or nothing if this line of the file is none."""
+    """The error text if this line of the file assigns to an option that does not exist; else ""."""
     written = re.match(r"\s*config\.([\w.]+)\s*=[^=]", linecache.getline(str(path), line or 1))
     if written is None or path == FOLDER / "default.py":
         return ""
@@ -313,14 +313,14 @@ def _no_option(path: Path, line: int | None) -> str:
 
 
 def _saved(text: str, path: Path, config: Config) -> Config:
-    """A saved configuration over one that knows the types of its values."""
+    """Set the values of a saved configuration in `config`, which knows their types."""
     saved = from_json(text, str(path))
     theirs, ours = ({key for key, _ in (*sections(of), *leaves(of))} for of in (saved, config))
-    # Of what is not there, the outermost.
+    # Only the outermost of the missing keys.
     if foreign := sorted(key for key in theirs - ours if key.rpartition(".")[0] in ours):
         raise UsageError(
-            f"{path} has what this version of scoregen does not have ({', '.join(foreign)}): name the preset that "
-            "brings it (--config=FILE.py, or config= of scoregen.load), or train anew"
+            f"{path} has options that this version of scoregen does not have ({', '.join(foreign)}): name the preset "
+            "that defines them (--config=FILE.py, or config= of scoregen.load), or train again"
         )
     holds = [{key for key, _ in sections(of)} for of in (config, saved)]
     if wrong := sorted(key for key in holds[0] & theirs - holds[1] if key):
@@ -334,9 +334,9 @@ def _saved(text: str, path: Path, config: Config) -> Config:
 
 
 def check_choices(config: ConfigDict) -> None:
-    """Refuses a choice that cannot be made: a section's `name` must be that of a section beside it.
+    """Refuse an unknown choice: a section's `name` must be the name of one of its subsections.
 
-    A section is a choice if it has a `name` and holds sections; `config.name` itself is the preset's.
+    A section is a choice if it has a `name` and subsections. `config.name` itself is the name of the preset.
 
     Raises:
         UsageError: with the choices.
@@ -361,7 +361,7 @@ def check_seeds(config: ConfigDict) -> None:
     Traceback (most recent call last):
     scoregen.errors.UsageError: config.seed=4294967296: an integer from 0 to 4294967295 is needed
     """
-    from scoregen.random import check_seed  # which loads JAX, as the parts of a configuration do
+    from scoregen.random import check_seed  # imported here, since it loads JAX
 
     wrong = []
     for key, value in leaves(config):
@@ -381,7 +381,7 @@ def get(config: ConfigDict, key: str) -> Any:
     """The value, or the section, under a dotted key.
 
     Raises:
-        UsageError: if there is none, with the nearest key.
+        UsageError: if the key does not exist, with the nearest key.
     """
     value, passed = config, []
     for name in key.split(".") if key else ():
@@ -398,18 +398,18 @@ def get(config: ConfigDict, key: str) -> Any:
 
 
 def kind_of(config: ConfigDict, key: str) -> type:
-    """The type of the option under a dotted key, also of one that is None."""
+    """The type of the option under a dotted key, also if its value is None."""
     holder, _, name = key.rpartition(".")
     return get(config, holder).get_type(name)
 
 
 def override(config: ConfigDict, key: str, text: str | None, flag: str, negated: bool = False) -> None:
-    """Set the option under a dotted key to the value that a command line's text means, with the option's type.
+    """Set the option under a dotted key to a text of the command line, converted to the option's type.
 
-    `text` is None for a flag without a value, which means True or, `negated`, False. `flag` is the name to blame.
+    `text` is None for a flag without a value: it sets True, or False if `negated`. `flag` is the name in errors.
 
     Raises:
-        UsageError: if there is no such option, or the text is no value of its type.
+        UsageError: if the option does not exist, or the text is not a value of its type.
 
     >>> config = ConfigDict({"train": {"rate": 1e-4, "widths": (64, 128)}})
     >>> override(config, "train.rate", "1", "--rate")
@@ -425,9 +425,9 @@ def override(config: ConfigDict, key: str, text: str | None, flag: str, negated:
     kind = kind_of(config, key)
     example = "" if old is None else f", such as {old!r}"
     if negated and (kind is not bool or text is not None):
-        raise UsageError(f"{flag}: `no` is for a bool, without =; this is {kind.__name__}")
+        raise UsageError(f"{flag}: the prefix `no` needs a bool, without =; this option is of type {kind.__name__}")
     if kind not in (*PLAIN, tuple):
-        raise UsageError(f"{flag} cannot be set on the command line (it is {old!r}): set it in a preset")
+        raise UsageError(f"{flag} cannot be set on the command line (its value is {old!r}): set it in a preset")
     if text is None and kind is not bool:
         raise UsageError(f"{flag} needs a value: expected {kind.__name__}{example}")
     try:
@@ -439,7 +439,7 @@ def override(config: ConfigDict, key: str, text: str | None, flag: str, negated:
 
 
 def _read(text: str, kind: type, old: Any) -> Any:
-    """The value of a type that a text means; ValueError if it means none."""
+    """A text as a value of the type `kind`; ValueError if it is not one."""
     if kind is str:
         return text
     if kind is bool:
@@ -458,7 +458,7 @@ def _read(text: str, kind: type, old: Any) -> Any:
     if kinds and any(type(element) not in kinds for element in value):
         raise ValueError
     if not kinds and any(isinstance(element, str) and element == text for element in value):
-        raise ValueError  # a word, where numbers may be meant
+        raise ValueError  # a bare word; the tuple probably needs numbers
     return value
 
 
@@ -466,7 +466,7 @@ def _read(text: str, kind: type, old: Any) -> Any:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as strict JSON, the same text for the same values. Its sequences come back as tuples.
+    """The configuration as strict JSON, the same text for the same values. `from_json` reads sequences as tuples.
 
     >>> print(to_json(ConfigDict({"b": (1, 2.0), "a": {}})), end="")
     {
@@ -481,10 +481,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str, source: str = "the saved configuration") -> Config:
-    """The configuration, locked, that `to_json` wrote; `source` is the name to call it if it is damaged.
+    """The configuration, locked, that `to_json` wrote; `source` is its name in error messages.
 
     Raises:
-        UsageError: if the text is not such a configuration.
+        UsageError: if the text is damaged.
 
     >>> from_json(to_json(ConfigDict({"shape": (8, 8), "rate": 1e-4}))).to_dict()
     {'rate': 0.0001, 'shape': (8, 8)}
@@ -500,7 +500,7 @@ def from_json(text: str, source: str = "the saved configuration") -> Config:
 
 
 def tuples(value: Any) -> Any:
-    """A value with its lists as tuples, all the way down.
+    """A value in which all lists, also nested ones, are tuples.
 
     >>> tuples({"shape": [8, [1, 2]]})
     {'shape': (8, (1, 2))}
@@ -514,12 +514,12 @@ def tuples(value: Any) -> Any:
 
 
 def preset_names() -> list[str]:
-    """The presets to choose from: `default` is what they are differences from."""
+    """The names of the presets, without `default`, on which they are based."""
     return [name for name in presets() if name != "default"]
 
 
 def unknown(kind: str, name: Any, known: Iterable[str]) -> str:
-    """The line for a name that is not there, with the nearest one and all of them."""
+    """The line for an unknown name, with the nearest known name and a list of all."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}? There" if near else "there"
@@ -554,7 +554,7 @@ def _optional(make: Callable, key: str) -> type | None:
     """The plain type in an annotation such as `int | None`."""
     try:
         hint = inspect.signature(make, eval_str=True).parameters[key].annotation
-    except NameError:  # an annotation that only a type checker can resolve
+    except NameError:  # only a type checker can resolve this annotation
         return None
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return None

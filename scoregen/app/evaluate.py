@@ -1,4 +1,4 @@
-"""The metrics of a run: distances of its samples beside those of a perfect sampler, and held-out likelihood."""
+"""The metrics of a run: distances of its samples, with the values of a perfect sampler, and held-out likelihood."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One figure of a report: its value, and the floor and its spread where there is one.
+    """One metric of a report: its value, and its floor with the floor's spread, if it has a floor.
 
     Attributes:
-        note: how it was computed, for distances.json; not in the closing table.
-        text: a sentence that says it in the closing table in place of the numbers.
+        note: how the value was computed, for distances.json only.
+        text: a sentence for the closing table, which replaces the numbers there.
     """
 
     name: str
@@ -97,9 +97,9 @@ def distance_to_data(
 ) -> Callable[[np.ndarray], Metric]:
     """Samples `[N, ...]`, in the network's units -> their distance to the held-out data.
 
-    For points the sliced 1-Wasserstein distance; for images the Frechet distance in the features of a small classifier
-    of that data set, which is no FID. The floor is the same distance for as many training examples, the score of a
-    perfect sampler. The features of the data are computed once, for any number of samples.
+    For points this is the sliced 1-Wasserstein distance. For images it is the Frechet distance in the features of a
+    small classifier trained on the data set, which is not the FID. The floor is the same distance for equally many
+    training examples: the value of a perfect sampler. The features of the data are computed only once.
 
     Raises:
         UsageError: if images have no labels to train the classifier on.
@@ -123,7 +123,7 @@ def distance_to_data(
 def check_held_out(dataset: Dataset) -> np.ndarray:
     """The held-out examples; UsageError if there are none."""
     if dataset.test is None:
-        raise UsageError(f"{dataset.name}: held-out examples are needed for this, and there are none")
+        raise UsageError(f"{dataset.name}: held-out examples are needed, but there are none")
     return dataset.test
 
 
@@ -137,9 +137,9 @@ class Measured:
     """A mean over held-out examples of -log p: bits per dimension for images, nats per example for points.
 
     Attributes:
-        error: its standard error over the examples, with the error of their own draws included.
-        own: the part of it that the draws alone make, of times and noise or of directions; 0 where there are none.
-        steps: steps of the solver per example, or evaluations of the network.
+        error: the standard error over the examples. It includes the error from the random draws per example.
+        own: the part of the error from the random draws (times and noise, or directions); 0 if there are no draws.
+        steps: solver steps per example, or network evaluations.
     """
 
     name: str
@@ -153,15 +153,16 @@ class Measured:
 def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | None = None) -> tuple[list[Measured], int]:
     """The likelihood of held-out data under the denoiser that samples are drawn with (`parts.sampling`).
 
-    A network with classes gets each example's own, or `config.sampler.label`: it is -log p(x | class) then.
-    `config.eval.likelihood.name` chooses the bound, the ODE or both, with the paired difference of the two; for points
-    with a known density its own value is added. `progress` is called after every batch with the examples that are done.
+    A network with classes gets the class of each example, or `config.sampler.label`; the result is then
+    -log p(x | class). `config.eval.likelihood.name` chooses the bound, the ODE or both; both adds their paired
+    difference. For points with a known density the exact value is added. `progress` is called after every batch with
+    the number of finished examples.
 
     Returns:
-        The figures, and the number of examples.
+        The results, and the number of examples.
 
     Raises:
-        UsageError: if there is no likelihood, or if one is not finite.
+        UsageError: if there is no likelihood, or if a likelihood is not finite.
     """
     config, dataset = parts.config.eval.likelihood, parts.dataset
     estimates = parts.estimators()
@@ -187,8 +188,8 @@ def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | Non
         )
         if bad := int((~np.isfinite(nats)).sum()):
             raise UsageError(
-                f"{bad} of {len(raw)} likelihoods by '{kind}' are not finite: train longer, or give the solver more "
-                "room (--config.eval.likelihood.ode.rtol=1e-3 --config.eval.likelihood.ode.atol=1e-3)"
+                f"{bad} of {len(raw)} likelihoods by '{kind}' are not finite: train longer, or loosen the solver's "
+                "tolerances (--config.eval.likelihood.ode.rtol=1e-3 --config.eval.likelihood.ode.atol=1e-3)"
             )
         values[kind], own[kind] = per_example(nats), np.abs(per_example(error))
         found.append(measured(kind, values[kind], own[kind], float(steps.mean())))
@@ -212,12 +213,13 @@ def in_batches(
     batch: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LogLikelihood:
-    """An estimate for raw data `[N, ...]`, a batch at a time; the last is filled up, so that one program serves all.
+    """Compute an estimate for raw data `[N, ...]` in batches.
 
-    A batch is spread over the devices, and so rounded up to a multiple of their number.
+    The last batch is padded, so that one compiled program works for all. A batch is spread over the devices, so its
+    size is rounded up to a multiple of their number.
 
     Raises:
-        UsageError: if the estimate has no value for this process or these data.
+        UsageError: if the estimate does not exist for this process or these data.
     """
     count = len(raw)
     size = mesh.round_up(min(batch, count))
@@ -230,7 +232,7 @@ def in_batches(
             return estimate(sampling.denoiser(params), keys, x0)
 
         def one(x: Array, key: Array, label: Array) -> LogLikelihood:
-            # One example at a time: the ODE evaluates each by itself, and a denoiser of a batch has all their classes.
+            # One example at a time, since the ODE evaluates single examples, and a denoiser has the classes of a batch.
             return estimate(sampling.denoiser(params, label[None]), key[None], x[None])
 
         return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(one)(x0, keys, labels))

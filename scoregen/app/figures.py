@@ -1,6 +1,6 @@
-"""The one style of all figures, and figures that are drawn to files, whatever backend the environment names.
+"""The common style of all figures, and figures drawn to files, independent of the backend in the environment.
 
-matplotlib is imported where something is drawn, since the import costs most of a second.
+matplotlib is only imported when something is drawn, since the import takes most of a second.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 from scoregen.files import whole
 
-# The palette of Okabe and Ito (2008), which colour-blind readers tell apart.
+# The palette of Okabe and Ito (2008), which colour-blind readers can distinguish.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#f0e442", "#0072b2", "#d55e00", "#cc79a7"
-# Data and text; samples and whatever the figure is about; what stands behind.
+# INK: data and text. ACCENT: samples and the subject of the figure. GREY: background.
 INK, ACCENT, GREY = "#222222", VERMILLION, "#8b9aa8"
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 DPI = 110
@@ -45,8 +45,8 @@ STYLE = {
 def load_matplotlib() -> None:
     """Import matplotlib without the environment's MPLBACKEND, and set the style for this process.
 
-    A notebook names its own backend for every process that it starts, and where that one is not installed the import
-    of matplotlib itself fails. Nothing here needs a window: figures use their own canvas.
+    A notebook sets its own backend for every process that it starts. If that backend is not installed, the import of
+    matplotlib fails. Figures here need no window, since they use their own canvas.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -60,7 +60,7 @@ def load_matplotlib() -> None:
 
 
 def plain(number: float, digits: int = 2) -> str:
-    """A number in ordinary notation, with so many significant digits.
+    """A number without an exponent, rounded to `digits` significant digits.
 
     >>> plain(157.3), plain(1.6), plain(0.0474), plain(0.0100)
     ('160', '1.6', '0.047', '0.01')

@@ -1,4 +1,4 @@
-"""The command `scoregen`: one grammar for everything, from training to the conformance matrix."""
+"""The command `scoregen`: all subcommands share one grammar, from training to the conformance matrix."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from scoregen.app import config as config_lib
 from scoregen.app.arguments import CONFIG, Arguments, Flag, apply, no_config, read
 from scoregen.app.command import (
+    HELP_FLAGS,
     answer,
     check_platform,
     leave_at_once,
@@ -25,24 +26,28 @@ from scoregen.app.command import (
     no_checkpoint,
     saved,
     say,
+    say_flags,
     say_presets,
     suppress_warnings,
     warn,
 )
 from scoregen.errors import UsageError
 
-OUT = Flag("out", "the folder for what it writes (RUN)", value="FOLDER")
-SAMPLED = Flag("batch", "examples at a time", value="N", key="sampler.batch")
-DRAWS = Flag("seed", "of the draws, 0 to 4294967295 (that of the training)", value="N", key="sampler.seed")
-DATA = Flag("data", "a data set, or the folder of one", value="NAME", key="data")
-FOLDER = Flag("data", "the folder of the data, where it was moved", value="FOLDER", key="data.dir")
+OUT = Flag("out", "the output folder (default: RUN)", value="FOLDER")
+SAMPLED = Flag("batch", "batch size: samples drawn at a time", value="N", key="sampler.batch")
+SEED = "random seed, 0 to 4294967295"
+DRAWS = Flag("seed", f"{SEED} (default: the seed of the training)", value="N", key="sampler.seed")
+DATA = Flag("data", "the name of a data set, or the folder with its files", value="NAME", key="data")
+FOLDER = Flag("data", "the folder of the data, if it was moved since the training", value="FOLDER", key="data.dir")
 HOSTS = (
-    Flag("coordinator", "auto on each host of a TPU slice or a Slurm job, else HOST:PORT of the first", ""),
-    Flag("process", "with HOST:PORT, the number of this process, from 0", kind=int, value="I"),
-    Flag("processes", "with HOST:PORT, how many there are", kind=int, value="N"),
+    Flag("coordinator", "with several hosts: auto (TPU slice, Slurm job), or HOST:PORT of process 0", ""),
+    Flag("process", "with --coordinator=HOST:PORT: the index of this process, from 0", kind=int, value="I"),
+    Flag("processes", "with --coordinator=HOST:PORT: the number of processes", kind=int, value="N"),
 )
 MODE = Flag("mode", "train, sample, eval, trajectory or likelihood", "train")
-WORKDIR = Flag("workdir", "the folder of the run (runs/NAME, and what was changed of it)", value="FOLDER")
+WORKDIR = Flag(
+    "workdir", "the folder of the run (default: runs/NAME; NAME is the preset and the changed options)", value="FOLDER"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +55,11 @@ class Command:
     """A command that works on a run.
 
     Attributes:
-        summary: what it does, in half a line.
-        about: what it does and where its files go.
+        summary: what the command does, in half a line.
+        about: what the command does, and which files it writes.
         examples: command lines, without the program's name.
         flags: the short flags for its options.
-        takes: what stands before its flags.
+        takes: the argument before the flags.
     """
 
     summary: str
@@ -66,64 +71,67 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command(
-        "train a model, or go on with one; then sample and evaluate it",
-        "Trains the model of a preset, samples from it, and computes distances to the held-out data. Everything goes "
-        "into one folder, the run: checkpoints, metrics.jsonl, config.json, samples and figures. The same command goes "
-        "on where a run was stopped, and ends in the same numbers. `scoregen train RUN --steps=N` trains it further.",
+        "train a model or continue a run, then sample and evaluate it",
+        "Trains the model of a preset, samples from it, and computes distances to the held-out data. All files go into "
+        "one folder, the run: checkpoints, metrics.jsonl, config.json, samples and figures. The same command continues "
+        "a stopped run, and the result is the same as without the stop. `scoregen train RUN --steps=N` trains a run "
+        "up to step N.",
         (
             "train ddpm_toy",
             "train ncsn_cifar --data=DIR --config.loss.name=ssm",
             "train --config=mine.py --steps=5000 --workdir=runs/mine",
-            "train ddpm_cifar --coordinator=auto          the same on each host of a TPU slice, or of a Slurm job",
+            "train ddpm_cifar --coordinator=auto          on each host of a TPU slice or a Slurm job",
         ),
         (
             DATA,
-            Flag("steps", "training steps", value="N", key="train.steps"),
-            Flag("batch", "examples a step", value="N", key="train.batch"),
-            Flag("seed", "of everything that is drawn, 0 to 4294967295", value="N", key="seed"),
+            Flag("steps", "number of training steps", value="N", key="train.steps"),
+            Flag("batch", "batch size: examples per training step", value="N", key="train.batch"),
+            Flag("seed", SEED, value="N", key="seed"),
             WORKDIR,
         ),
         "PRESET",
     ),
     "sample": Command(
         "draw samples from a run",
-        "Draws samples from the newest checkpoint of a run: samples.npz, and a picture of them.",
+        "Draws samples from the newest checkpoint of a run. Writes samples.npz and a picture of the samples.",
         ("sample runs/ddpm_digits --n=64 --out=images", "sample runs/ddpm_digits --config.sampler.step.name=unipc"),
-        (Flag("n", "samples", value="N", key="sampler.images"), DRAWS, SAMPLED, FOLDER, OUT),
+        (Flag("n", "number of samples", value="N", key="sampler.images"), DRAWS, SAMPLED, FOLDER, OUT),
     ),
     "eval": Command(
         "compute the distances between a run's samples and held-out data",
-        "Draws samples from the newest checkpoint of a run and computes their distances to the held-out data, beside "
-        "what a perfect sampler would score: distances.json, samples.npz and a picture.",
+        "Draws samples from the newest checkpoint of a run and computes their distances to the held-out data. The "
+        "floor, the distance of a perfect sampler, is reported with each. Writes distances.json, samples.npz and a "
+        "picture.",
         ("eval runs/ddpm_digits", "eval runs/ddpm_digits --n=500 --config.sampler.n=20"),
-        (Flag("n", "samples", value="N", key="eval.samples"), DRAWS, SAMPLED, FOLDER, OUT),
+        (Flag("n", "number of samples", value="N", key="eval.samples"), DRAWS, SAMPLED, FOLDER, OUT),
     ),
     "likelihood": Command(
         "compute the likelihood of held-out data under a run",
         "Computes log p of held-out examples under the newest checkpoint of a run, by its ODE and by its variational "
-        "bound: likelihood.json. Of the sampler only the process, x0, the label and the guidance count.",
+        "bound. Writes likelihood.json. The only sampler options with an effect are process, x0, label, guidance and "
+        "best.",
         ("likelihood runs/ddpm_digits --n=256", "likelihood runs/ddpm_toy --config.eval.likelihood.name=ode"),
         (
-            Flag("n", "held-out examples", value="N", key="eval.likelihood.examples"),
-            Flag("batch", "examples at a time", value="N", key="eval.likelihood.batch"),
+            Flag("n", "number of held-out examples", value="N", key="eval.likelihood.examples"),
+            Flag("batch", "batch size: examples evaluated at a time", value="N", key="eval.likelihood.batch"),
             FOLDER,
             OUT,
         ),
     ),
     "trajectory": Command(
-        "show samples of a run on their way from noise to data",
-        "Draws samples as `scoregen sample` does, at most 400 points or 16 images, and shows x and the estimates of x0 "
-        "on the way: trajectory.png and trajectory.gif.",
+        "show how samples of a run develop from noise to data",
+        "Draws samples as `scoregen sample` does, at most 400 points or 16 images. Writes trajectory.png and "
+        "trajectory.gif, which show x and the estimate of x0 at successive noise levels.",
         ("trajectory runs/ddpm_toy",),
-        (Flag("n", "samples", value="N", key="sampler.images"), DRAWS, FOLDER, OUT),
+        (Flag("n", "number of samples", value="N", key="sampler.images"), DRAWS, FOLDER, OUT),
     ),
 }
-# Commands with modules of their own: what each does, and where its main(argv) is.
+# Commands with their own modules: a summary, and the module whose main(argv) runs the command.
 OTHERS = {
     "sweep": ("run many configurations and compare them in one table", "scoregen.contrib.sweep.command"),
     "design": ("choose an NCSN's noise levels from the data", "scoregen.contrib.design.command"),
     "weights": ("import and export weights of other libraries", "scoregen.contrib.weights.command"),
-    "conformance": ("check every combination of parts against closed forms", "scoregen.app.conformance"),
+    "conformance": ("check every process x target x loss against closed forms", "scoregen.app.conformance"),
 }
 
 
@@ -146,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         typed = f"{program} {shlex.join(arguments)}"
         return answer(rest, functools.partial(_perform, name, typed, ()), functools.partial(_help, name))
+    if name and not name.startswith("-"):  # an unknown command is an error, even with --help
+        arguments = [argument for argument in arguments if argument not in HELP_FLAGS]
     return answer(arguments, _unknown, _overview)
 
 
@@ -159,6 +169,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     mode = found[1] if found else "train"
     if mode in COMMANDS:
         return answer(argv, functools.partial(_perform, mode, typed, (MODE,)), functools.partial(_help, mode))
+    argv = [argument for argument in argv if argument not in HELP_FLAGS]  # an unknown mode is an error in any case
     return answer(argv, functools.partial(_refuse_mode, mode), _overview)
 
 
@@ -167,7 +178,7 @@ def _refuse_mode(mode: str, argv: Sequence[str], console: Console) -> int:
 
 
 def _unknown(argv: Sequence[str], console: Console) -> int:
-    """Refuses what is no command."""
+    """Refuses an unknown command, with the nearest known one."""
     name, every = argv[0], [*COMMANDS, *OTHERS]
     if name == "--version":
         from importlib.metadata import version
@@ -184,16 +195,16 @@ def _unknown(argv: Sequence[str], console: Console) -> int:
 
 
 def _flags(mode: str) -> list[Flag]:
-    """The flags of a command; --workdir is another way to name its run."""
+    """The flags of a command. Every command has --workdir, since it is another way to name the run."""
     own = COMMANDS[mode].flags
-    run = dataclasses.replace(WORKDIR, help="the folder of the run: another way to say RUN")
+    run = dataclasses.replace(WORKDIR, help="the folder of the run, instead of RUN")
     return [CONFIG, *own, *([] if WORKDIR in own else [run]), *HOSTS]
 
 
 def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], console: Console) -> int:
-    """Parse the command line, refuse what cannot be, and hand over to `actions.perform`.
+    """Parse the command line, refuse it if it has errors, and call `actions.perform`.
 
-    `typed` is the whole command line, to be repeated; `more` are flags beside those of the command.
+    `typed` is the whole command line, for the message how to repeat it. `more` are additional flags.
     """
     found = read(argv, [*_flags(mode), *more], takes=1, mode=mode)
     preset, workdir, of_run = _named(mode, found)
@@ -213,7 +224,7 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
             changed = [(key, new) for key, _, new in found.changes if config_lib.changes_network(key, config)]
             workdir = Path("runs", name_of(config.name, changed))
         if mode != "train" and not saved(workdir):
-            if (workdir / "config.json").is_file() or not found.positional:  # else it was said
+            if (workdir / "config.json").is_file() or not found.positional:  # else `_named` has reported it
                 found.errors[:0] = no_checkpoint(workdir).args
         else:
             found.errors += _without_effect(mode, found, workdir, of_run is not None) + _unfit(mode, found)
@@ -222,7 +233,7 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
     out = found.values.get("out")
     hosts = {flag.name: found.values[flag.name] for flag in HOSTS}
 
-    from scoregen.app.actions import perform  # here: a wrong flag is answered before JAX is used
+    from scoregen.app.actions import perform  # imported here, so that a wrong flag is reported before JAX is used
 
     if not hosts["coordinator"]:
         check_platform()
@@ -231,7 +242,7 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
 
 
 def _named(mode: str, found: Arguments) -> tuple[str | None, Path | None, Path | None]:
-    """What a command line names: the preset, the folder of the run, and the saved configuration to begin from."""
+    """The preset, the folder of the run, and the saved configuration to start from, as the command line names them."""
     preset, workdir = found.values["config"], found.values["workdir"]
     run = found.positional[0] if found.positional else None
     if run is not None and mode == "train" and not (Path(run).expanduser() / "config.json").is_file():
@@ -277,8 +288,9 @@ def _nothing_named(mode: str, found: Arguments) -> str:
 def _without_effect(mode: str, found: Arguments, workdir: Path, of_run: bool) -> list[str]:
     """A line for each option on the command line that has no effect in this command.
 
-    A command that does not train takes the network as it is. If its configuration is that of a preset, an option that
-    changes the network says which run is meant, and so may an option of the training that has the run's own value.
+    A command that does not train cannot change the network. An option that would change it is an error if the
+    configuration comes from the run (`of_run`). If it comes from a preset, the option only tells which run is meant.
+    An option with the value that the run has already is always accepted.
     """
     config, said = found.config, found.said()
     lines = []
@@ -300,18 +312,18 @@ def _without_effect(mode: str, found: Arguments, workdir: Path, of_run: bool) ->
 
 
 def _unfit(mode: str, found: Arguments) -> list[str]:
-    """A line for each option of the configuration that this command cannot honour."""
+    """A line for each option of the configuration that this command does not support."""
     sampler, changed = found.config.sampler, {key for key, _, _ in found.changes}
     lines = []
     if mode != "sample" and sampler.control.name != "none" and "sampler.control.name" not in changed:
         lines.append(
-            f"config.sampler.control.name={sampler.control.name} completes held-out images, in `scoregen sample` "
-            "alone: add --config.sampler.control.name=none"
+            f"config.sampler.control.name={sampler.control.name} completes held-out images, which only "
+            "`scoregen sample` can do: add --config.sampler.control.name=none"
         )
     if sampler.label >= 0 and (mode == "eval" or (mode == "train" and found.config.eval.at_end)):
         lines.append(
-            f"config.sampler.label={sampler.label}: samples are compared with held-out data of all classes: add "
-            "--config.sampler.label=-1, or use `scoregen sample`"
+            f"config.sampler.label={sampler.label} draws one class, but samples are compared with held-out data of all "
+            "classes: add --config.sampler.label=-1, or use `scoregen sample`"
         )
     return lines
 
@@ -325,8 +337,8 @@ def _overview(console: Console) -> None:
         say(console, f"  scoregen {f'{name} {command.takes}':<20} {command.summary}")
     for name, (summary, _) in OTHERS.items():
         say(console, f"  scoregen {name:<20} {summary}")
-    say(console, "\nBegin with:  scoregen train ddpm_toy        under a minute; then: scoregen sample runs/ddpm_toy")
-    say(console, "Each says more with --help. `python -m scoregen` is the same as `scoregen`.")
+    say(console, "\nStart with: scoregen train ddpm_toy (under a minute), then: scoregen sample runs/ddpm_toy")
+    say(console, "`scoregen COMMAND --help` explains a command. `python -m scoregen` is the same as `scoregen`.")
 
 
 def _help(mode: str, console: Console) -> None:
@@ -338,23 +350,21 @@ def _help(mode: str, console: Console) -> None:
     for example in command.examples:
         line(f"    scoregen {example}")
     if mode == "train":
-        line("\nPRESET, or --config=NAME, is one of these, or the path of a .py file with a get_config():\n")
-        say_presets(console)
+        say_presets(console, "PRESET (or --config=PRESET)")
     else:
-        line("\nRUN is a folder that scoregen train wrote. Its configuration is the run's own; if a preset file of")
-        line("yours brought parts of its own, such as a network, name that file too: --config=FILE.py.")
-    line("\nFlags:\n")
+        line("\nRUN is a folder that `scoregen train` wrote. The command uses the configuration of the run. If the run")
+        line("has parts from your own preset file, such as a network, name that file too: --config=FILE.py.")
     shown = [flag for flag in _flags(mode) if flag.name != "config"]
-    for flag in shown:
-        short = f" [--config.{flag.key}]" if flag.key and flag.key != "data" else ""
-        line(f"  {flag.usage:<20} {flag.help}{short}")
-    line(f"\n  --config.SECTION.OPTION=VALUE changes any other option. They are listed, with their defaults, in\n  "
+    short = [f" [--config.{flag.key}]" if flag.key and flag.key != "data" else "" for flag in shown]
+    say_flags(console, [(flag.usage, flag.help + key) for flag, key in zip(shown, short, strict=True)])
+    line(f"\n  --config.SECTION.OPTION=VALUE changes any other option. All options and their defaults are in\n  "
          f"{config_lib.FOLDER / 'default.py'}")  # fmt: skip
-    line("  An option that would have no effect is refused, as is a flag that is given twice.")
-    others = " or ".join(other for other in COMMANDS if other != mode)
-    line(f"\nThe same: python -m scoregen.run --config=PRESET --mode={mode} (or {others})")
+    line("  An option without effect and a flag that is given twice are errors.")
+    named = "--config=PRESET" if mode == "train" else "--workdir=RUN"
+    line(f"\nThe same: python -m scoregen.run --mode={mode} {named}")
     line(
-        "\nExit codes: 0 done; 2 something to fix, said in one line; 128 + n ended by signal n, with everything saved."
+        "\nExit codes: 0 done; 2 an error that you can fix, one line each; "
+        "128 + n stopped by signal n, with everything saved."
     )
 
 

@@ -1,7 +1,7 @@
-"""What is declared of options: when each has an effect, in which commands, and what it changes.
+"""The declarations of options: under which conditions and in which commands an option has an effect, and which effect.
 
-The declarations stand beside the options, in configs/default.py, by `option`, `section` and `config.choice`. There is
-no other list of keys: `idle`, `used`, `effect` and `changes_network` read them.
+The declarations are made with `option`, `section` and `config.choice` in configs/default.py, together with the options.
+There is no other list of keys: `idle`, `used`, `effect` and `changes_network` read the declarations.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-# A ConfigDict. Its attributes depend on the preset, which no type checker runs.
+# A ConfigDict. A type checker cannot know its attributes, since they depend on the preset.
 Config: TypeAlias = Any
 Texts: TypeAlias = str | tuple[str, ...]
 
 MODES = ("train", "sample", "eval", "trajectory", "likelihood")
-# What an option can change, each including those behind it. "network": the trained parameters. "training": how far
-# training goes, and how it is cut into parts and checkpoints, which may differ when a run goes on. "results": samples
-# and figures. "nothing": what is shown, and how many examples go at once.
+# The possible effects of an option; each includes the effects after it. "network": the option changes the trained
+# parameters. "training": the length of the training, its parts and its checkpoints, which may change when a run is
+# continued. "results": samples and figures. "nothing": only the output, or the number of examples at a time.
 EFFECTS = ("network", "training", "results", "nothing")
-SECTION = "*"  # the key of a section's own declaration, until `load` takes it out
+SECTION = "*"  # the key of a section's own declaration, until `load` removes it
 
 ABBREVIATIONS = {
     "lr": "learning_rate",
@@ -53,10 +53,10 @@ ABBREVIATIONS = {
 
 
 def value_of(config: ConfigDict, key: str) -> Any:
-    """The value, or the section, under a dotted key; the whole under "".
+    """The value, or the section, under a dotted key; the key "" gives the whole configuration.
 
     Raises:
-        KeyError: if there is none.
+        KeyError: if the key does not exist.
 
     >>> value_of(ConfigDict({"a": {"b": 1}}), "a.b")
     1
@@ -70,7 +70,7 @@ def value_of(config: ConfigDict, key: str) -> Any:
 
 
 def sections(config: ConfigDict, key: str = "") -> Iterator[tuple[str, ConfigDict]]:
-    """Every section with its dotted key, the whole first, under ""."""
+    """Every section with its dotted key. The first is the whole configuration, with the key ""."""
     yield key, config
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -83,14 +83,14 @@ def parts(section: ConfigDict) -> list[str]:
 
 
 def is_choice(key: str, section: ConfigDict) -> bool:
-    """Whether a section chooses a part: it has a `name` and holds sections. The whole configuration does not."""
+    """Whether a section chooses a part: it has a `name` and subsections. The whole configuration is no choice."""
     return key != "" and "name" in section and bool(parts(section))
 
 
 def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
-    """The differences, as (dotted key, old value, new value) in the order of the keys; None for a missing one.
+    """The differences, as (dotted key, old value, new value), sorted by key; None stands for a missing value.
 
-    1 and 1.0 differ, nan and nan do not.
+    1 and 1.0 count as different, nan and nan as equal.
 
     >>> changes(ConfigDict({"a": {"b": 1, "c": 2}}), ConfigDict({"a": {"b": 1, "c": 3}, "d": "x"}))
     [('a.c', 2, 3), ('d', None, 'x')]
@@ -107,21 +107,21 @@ def leaves(config: ConfigDict) -> Iterator[tuple[str, Any]]:
                 yield f"{key}.{name}".lstrip("."), value
 
 
-# What is declared of an option
+# The declaration of an option
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What is declared of an option, or of a section for all options in it.
+    """The declaration of an option, or of a section for all options in it.
 
     Attributes:
-        value: its default.
-        when: conditions under which it has an effect, all of them: "key=a|b" (one of these values), "key!=a",
-            "key>0"; a key that begins with a dot is relative to the section. "train:key=a" is for that command alone.
-        modes: the commands that use it; () for what the section around it says, or all.
-        changes: one of `EFFECTS`; "" for what the section around it says, or "network".
-        also: the conditions under which it changes something else, by the effect.
-        inner: of a section, the conditions of options in it, by their keys relative to it.
+        value: the default of the option.
+        when: the option has an effect only if all of these conditions hold: "key=a|b" (one of these values), "key!=a",
+            "key>0". A key that starts with a dot is relative to the section. "train:key=a" counts in `train` only.
+        modes: the commands that use the option; () inherits the value of the section, or means all commands.
+        changes: one of `EFFECTS`; "" inherits the value of the section, or means "network".
+        also: effect -> the conditions under which the option has this effect instead.
+        inner: for a section: conditions of its options, by their keys relative to the section.
     """
 
     value: Any = None
@@ -138,11 +138,11 @@ class Option:
             raise ValueError(f"modes={unknown[0]!r}: some of {', '.join(MODES)} are needed")
 
 
-option = Option  # as presets write it: an option's default with what is declared of it; `load` leaves the default
+option = Option  # the name in presets: a default with its declaration; `load` replaces it by the default
 
 
 def section(**declared: Any) -> Config:
-    """A section of a configuration, with what is declared of all options in it (see `Option`)."""
+    """A section of a configuration, with a declaration for all options in it (see `Option`)."""
     return ConfigDict({SECTION: Option(**declared)})
 
 
@@ -151,18 +151,18 @@ def section(**declared: Any) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class _Condition:
-    """That the value under a key is one of these ("="), is not ("!="), or is larger (">")."""
+    """A condition: the value under a key is one of `values` ("="), none of them ("!="), or larger (">")."""
 
     key: str
     test: str
     values: tuple[Any, ...]
-    mode: str = ""  # the only command that it is a condition in
-    of_part: bool = False  # whether it is that the option's own part is chosen
+    mode: str = ""  # the only command in which the condition counts; "" for all
+    of_part: bool = False  # whether the condition is that the option's part is chosen
 
     def holds(self, config: ConfigDict) -> bool:
         try:
             value = value_of(config, self.key)
-        except KeyError:  # a configuration of other parts, as a test may have
+        except KeyError:  # a configuration without this part, such as in a test
             return True
         if self.test == ">":
             return value > self.values[0]
@@ -179,7 +179,7 @@ class _Condition:
         return f"config.{self.key} is {value}"
 
     def fix(self) -> str:
-        """What would give it one."""
+        """The change that would give the option an effect."""
         if self.test == "=":
             values = self.values[:1] if self.of_part else self.values[:3]
             return f"add {' or '.join(f'--config.{self.key}={_text(value)}' for value in values)}"
@@ -191,7 +191,7 @@ class _Condition:
 def _condition(text: str, section: str) -> _Condition:
     found = re.fullmatch(r"(?:(\w+):)?(\.?[\w.]+)(!=|=|>)(.*)", text)
     if found is None:
-        raise ValueError(f"{text!r} is no condition: 'key=value|value', 'key!=value' or 'key>number' is needed")
+        raise ValueError(f"{text!r} is not a condition: 'key=value|value', 'key!=value' or 'key>number' is needed")
     mode, key, test, values = found.groups()
     key = f"{section}{key}".lstrip(".") if key.startswith(".") else key
     return _Condition(key, test, tuple(map(_literal, values.split("|"))), mode or "")
@@ -211,8 +211,8 @@ def _text(value: Any) -> str:
 
 
 def _around(key: str) -> list[tuple[str, Option]]:
-    """The declarations that an option is under, from the outermost section in, with the sections' keys."""
-    from scoregen.app import config  # which imports this module
+    """The declarations that apply to an option, from the outermost section to its own, each with its key."""
+    from scoregen.app import config  # not at the top, since it imports this module
 
     names, every = key.split("."), config.declared()
     paths = [".".join(names[:i]) for i in range(len(names) + 1)]
@@ -220,7 +220,7 @@ def _around(key: str) -> list[tuple[str, Option]]:
 
 
 def _conditions(key: str, config: ConfigDict, mode: str = "") -> Iterator[_Condition]:
-    """The conditions of an option, from the outermost in."""
+    """The conditions of an option, from the outermost section to its own."""
     names, found = key.split("."), dict(_around(key))
     for i in range(len(names) + 1):
         path, parent = ".".join(names[:i]), ".".join(names[: i - 1]) if i else ""
@@ -241,10 +241,10 @@ def _conditions(key: str, config: ConfigDict, mode: str = "") -> Iterator[_Condi
 
 
 def effect(key: str, config: ConfigDict | None = None) -> str:
-    """What an option changes, one of `EFFECTS`. An option of which nothing is declared changes the network.
+    """The effect of an option, one of `EFFECTS`. An option without a declaration changes the network.
 
-    In a configuration it may be another than usual: training for longer changes the network of a given step where the
-    learning rate decays to the last one.
+    The effect can depend on the configuration. For example, if the learning rate decays until the last step, then the
+    number of steps changes the network at every step.
 
     >>> effect("loss.ssm.slices"), effect("train.steps"), effect("sampler.n"), effect("train.log_every")
     ('network', 'training', 'results', 'nothing')
@@ -262,7 +262,7 @@ def effect(key: str, config: ConfigDict | None = None) -> str:
 def changes_network(key: str, config: ConfigDict | None = None) -> bool:
     """Whether the trained parameters depend on an option, for the same number of steps (see `effect`).
 
-    If so, a run that goes on must keep it, and it stands in the name of the run's folder.
+    If so, the option must not change when a run is continued, and it is part of the name of the run's folder.
 
     >>> changes_network("loss.name"), changes_network("train.steps"), changes_network("sampler")
     (True, False, False)
@@ -271,7 +271,7 @@ def changes_network(key: str, config: ConfigDict | None = None) -> bool:
 
 
 def modes(key: str) -> tuple[str, ...]:
-    """The commands that an option has an effect in.
+    """The commands in which an option has an effect.
 
     >>> modes("eval.likelihood.examples")
     ('likelihood',)
@@ -281,7 +281,7 @@ def modes(key: str) -> tuple[str, ...]:
 
 
 def only_trains(key: str, mode: str) -> bool:
-    """Whether an option has no effect in a command, or changes the trained network, which the command takes as it is.
+    """Whether an option has no effect in a command, or only changes the network, which the command does not train.
 
     >>> only_trains("train.steps", "sample"), only_trains("seed", "sample"), only_trains("sampler.n", "sample")
     (True, True, False)
@@ -290,7 +290,7 @@ def only_trains(key: str, mode: str) -> bool:
 
 
 def used(config: ConfigDict) -> Config:
-    """The configuration without options that have no effect in any command, such as those of parts not chosen.
+    """The configuration without the options that have no effect in any command, such as options of other parts.
 
     >>> used(ConfigDict({"loss": {"name": "dsm", "dsm": {"a": 1}, "ssm": {"b": 2}}})).to_dict()
     {'loss': {'dsm': {'a': 1}, 'name': 'dsm'}}
@@ -311,9 +311,9 @@ def used(config: ConfigDict) -> Config:
 
 
 def idle(config: ConfigDict, given: Mapping[str, str] | Iterable[str], mode: str = "") -> list[str]:
-    """A line for each of the options `given` that has no effect in a configuration: why, and what would give it one.
+    """A line for each option in `given` that has no effect in a configuration, with the reason and a fix.
 
-    `given` holds the options' dotted keys, each with how the user wrote it; `mode` is the command, "" for any.
+    `given` maps the options' dotted keys to the text that the user wrote; `mode` is the command, "" for any.
 
     >>> from scoregen.app.config import load
     >>> idle(load("ncsn_toy"), ["loss.ssm.slices"])
@@ -338,9 +338,9 @@ def idle(config: ConfigDict, given: Mapping[str, str] | Iterable[str], mode: str
 
 
 def idle_in_preset(config: ConfigDict, base: ConfigDict, name: str) -> list[str]:
-    """A line for each option that a preset sets and that its own choice of parts gives no effect.
+    """A line for each option that a preset sets but that has no effect with the parts that the preset chooses.
 
-    `base` is the configuration that it began from (see `load_with_base`).
+    `base` is the configuration that the preset starts from (see `load_with_base`).
     """
     own = {key: f"{name}: config.{key}={new!r}" for key, _, new in changes(base, config) if key != "name"}
     return [
@@ -350,13 +350,13 @@ def idle_in_preset(config: ConfigDict, base: ConfigDict, name: str) -> list[str]
     ]
 
 
-# The key that was meant
+# Suggestions for unknown keys
 
 
 def nearest(config: ConfigDict, key: str, count: int = 3) -> list[str]:
-    """The options whose keys are nearest to one that is not there, at most `count` of them, the likeliest first.
+    """The options whose keys are nearest to an unknown key, at most `count`, the likeliest first.
 
-    Compared by the last component first, which may be an abbreviation; an option of a chosen part goes before others.
+    The last component counts most, and may be an abbreviation. Options of chosen parts are preferred.
 
     >>> config = ConfigDict({"loss": {"name": "dsm", "dsm": {"slices": 1}, "ssm": {"slices": 1}}, "lr": 1.0})
     >>> nearest(config, "loss.slices"), nearest(config, "los.name")
@@ -382,18 +382,18 @@ def nearest(config: ConfigDict, key: str, count: int = 3) -> list[str]:
 
 
 def _named_keys(config: ConfigDict) -> Iterator[str]:
-    """The keys that can be set: of every option, with a choice's own as `section.name`, but for the preset's name."""
+    """The keys of all options, including `section.name` for a choice, but without the name of the preset."""
     return (key for key, _ in leaves(config) if key != "name")
 
 
 def _short_for(short: str, name: str) -> float:
-    """How surely one word is an abbreviation of another: its initials, or its beginning."""
+    """The confidence that `short` abbreviates `name`: that it is its initials or its beginning."""
     initials = "".join(word[0] for word in name.split("_") if word)
     return 0.9 if (len(short) > 1 and short == initials) or (len(short) > 2 and name.startswith(short)) else 0.0
 
 
 def take_out(config: ConfigDict, into: dict[str, Option], key: str = "") -> None:
-    """Replaces every declared option by its value, and notes what is declared."""
+    """Replace every declared option by its value, and store the declarations in `into`."""
     for name in list(config.keys()):
         value: Any = config[name]
         inner = f"{key}.{name}".lstrip(".")
@@ -407,7 +407,7 @@ def take_out(config: ConfigDict, into: dict[str, Option], key: str = "") -> None
 
 
 def _listed(words: Iterable[str]) -> str:
-    """The words as one says them.
+    """The words as a list in English.
 
     >>> _listed(["a", "b", "c"])
     'a, b and c'
@@ -417,5 +417,5 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def as_tuple(texts: Texts) -> tuple[str, ...]:
-    """One condition or several, as several."""
+    """One condition, or several, as a tuple."""
     return (texts,) if isinstance(texts, str) else tuple(texts)

@@ -1,7 +1,7 @@
-"""Why a configuration makes no sense: every reason at once, each with the flag that fixes it.
+"""The reasons why a configuration is refused, all at once, each with the flag that fixes it.
 
-Parts say what would be accepted as "part=value" or "part.option=value" (see `scoregen.errors.Refusal`). The only table
-that turns these into flags is here.
+Parts give the accepted settings as "part=value" or "part.option=value" (see `scoregen.errors.Refusal`). The table that
+turns them into flags is here, and only here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scoregen.errors import Refusal, UsageError
 if TYPE_CHECKING:
     from scoregen.app.config import Config
 
-# Where a part stands in the configuration. The options of "model" stand at the top, or in the section of the network.
+# part -> its section in the configuration. The options of "model" are at the top, or in the section of the network.
 SECTIONS = {
     **{name: name for name in ("data", "scaling", "process", "times", "target", "loss", "weighting", "net")},
     **{name: name for name in ("label_dropout", "train", "optimizer", "schedule", "sampler", "eval")},
@@ -32,7 +32,7 @@ _FIX = re.compile(rf"(?<![\w.])({'|'.join(SECTIONS)})((?:\.\w+)*)=(?=\S)")
 
 
 def in_flags(fix: str, config: Config, sections: Mapping[str, str] = SECTIONS) -> str:
-    """A fix in the words of the command line; text around the fix stays as it is.
+    """A fix with its settings written as flags of the command line; other text stays as it is.
 
     >>> config = ConfigDict({"target": "eps", "loss": {"name": "ism", "ism": {"max_dims": 256}, "vlb": {}}})
     >>> for fix in ("target=v", "loss=ssm", "loss.max_dims=300", "loss.vlb.variance=learned", "another seed"):
@@ -52,7 +52,7 @@ def in_flags(fix: str, config: Config, sections: Mapping[str, str] = SECTIONS) -
 
 
 def _key(part: str, option: str, config: Config, sections: Mapping[str, str]) -> str:
-    if part == "model":  # of a model, some options stand beside those of the network
+    if part == "model":  # some options of a model are in the section of the network
         return option if option in config else f"net.{option}"
     path = sections[part]
     section = config
@@ -67,7 +67,7 @@ def _key(part: str, option: str, config: Config, sections: Mapping[str, str]) ->
 
 
 class Refusals:
-    """Collects the reasons why a configuration makes no sense, to raise them together.
+    """Collects the reasons why a configuration is refused, to raise them together.
 
     >>> refusals = Refusals(ConfigDict({"target": "eps", "net": {"name": "mlp", "mlp": {}}}))
     >>> refusals.add(Refusal("no x0 follows from this output", ("target=v", "target=x0")))
@@ -83,9 +83,9 @@ class Refusals:
         self.reasons: list[str] = []
 
     def add(self, refusal: Refusal | str | None, *fixes: str, sections: Mapping[str, str] = SECTIONS) -> None:
-        """Add a reason and what fixes it; None adds nothing, and a reason that is there is not added again.
+        """Add a reason and its fixes. None adds nothing, and the same reason is added only once.
 
-        `sections` overrides where a part stands, such as the process that is sampled under.
+        `sections` overrides the sections of the parts, such as "sampler.process" for the process of the sampling.
         """
         if refusal is None:
             return
@@ -96,7 +96,7 @@ class Refusals:
             self.reasons.append(reason)
 
     def extend(self, refusals: Iterable[Refusal], sections: Mapping[str, str] = SECTIONS) -> None:
-        """Add every one of these."""
+        """Add all of these refusals."""
         for refusal in refusals:
             self.add(refusal, sections=sections)
 
@@ -110,6 +110,6 @@ class Refusals:
                 self.add(f"{before}{line}")
 
     def check(self) -> None:
-        """Raise what was collected as one UsageError with a line for each reason; nothing if there is nothing."""
+        """Raise one UsageError with a line for each reason, if there are any."""
         if self.reasons:
             raise UsageError(*self.reasons)

@@ -1,4 +1,4 @@
-"""The files and the table that a run leaves: sample grids, the figure of a plane, the loss curve, the closing table."""
+"""The results of a run: sample grids, the figure of a plane, the loss curve, the closing table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def reference(dataset: Dataset) -> np.ndarray:
-    """The held-out examples, or the training examples of data that hold none out."""
+    """The held-out examples, or the training examples if there are no held-out ones."""
     return dataset.train if dataset.test is None else dataset.test
 
 
@@ -58,7 +58,7 @@ def save_samples(path: Path, samples: np.ndarray, real: np.ndarray, title: str =
 
 
 def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarray:
-    """uint8 images as one of about `side` pixels, in a grid near to square, or of `columns`, uint8 `[h, w, 3]`.
+    """uint8 images in one image of about `side` pixels, uint8 `[h, w, 3]`: a grid of `columns`, or nearly square.
 
     Each pixel becomes a block of whole pixels, so that nothing is blurred.
     """
@@ -93,11 +93,11 @@ def save_completed(path: Path, sampling: Sampling, samples: np.ndarray, title: s
 def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples: np.ndarray, title: str = "") -> Path:
     """Four panels of a two-dimensional run: data, samples, the learned score field, the samples' density.
 
-    The panels show the range of the data. Samples outside of it are drawn at the edge, and their share is said.
+    The panels show the range of the data. Samples outside it are drawn at the edge, and the title gives their share.
 
-    The score is drawn at the level whose sigma / alpha is nearest to 0.2, over the exact density at that level where
-    it is known (the density of the data, smoothed by that noise), else over the data's own histogram. The lines of the
-    last panel hold half, 80 % and 95 % of the data.
+    The score is drawn at the level whose sigma / alpha is nearest to 0.2. The shade below it is the density of the
+    data, smoothed with the noise of this level: the exact density if it is known, else a histogram. The lines of the
+    last panel enclose 50, 80 and 95 % of the data.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -122,7 +122,7 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
     predict = jax.jit(lambda params, x, t: model.denoiser(params)(x, t).score)
     score = np.asarray(predict(params, process.alpha(t).astype(points.dtype) * points, jnp.full(len(points), t)))
     norm = np.linalg.norm(score, axis=1, keepdims=True)
-    # Lengths on a log scale: the score grows a hundredfold away from the data, and its direction is the point.
+    # Lengths on a log scale, since the score grows a hundredfold away from the data and only its direction matters.
     field = score / np.maximum(norm, 1e-9) * np.log1p(norm)
 
     noise = float(process.sigma(t) / process.alpha(t))
@@ -136,7 +136,7 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
     out = scatter(axes[1], samples, range_of, ACCENT, **dots)
     axes[1].set_title(f"samples: {len(samples):,}" + (f", {percent(out)} outside, at the edge" if out else ""))
     there = gaussian_filter(truth, noise / (axis[1] - axis[0]))
-    # A light grey by its scale and not by transparency, which draws every edge of a step twice.
+    # Light grey through vmax and not through transparency, which would draw every edge twice.
     axes[2].contourf(axis, axis, there, levels=12, cmap="Greys", vmin=0, vmax=there.max() / 0.6)
     axes[2].quiver(*np.asarray(points).T, *field.T, color=ACCENT, width=0.004, angles="xy")
     axes[2].set_title(f"arrows: learned score\nshade: {truth_name} density, sigma/alpha = {plain(noise)}")
@@ -151,7 +151,7 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
 
 
 def coordinates(dataset: Dataset) -> list[str]:
-    """The name of each coordinate of an example: of its column, or else its place.
+    """The name of each coordinate of an example: the name of its column, or else its index.
 
     >>> coordinates(Dataset("series", np.zeros((5, 2, 2), np.float32)))
     ['coordinate 0, 0', 'coordinate 0, 1', 'coordinate 1, 0', 'coordinate 1, 1']
@@ -162,7 +162,7 @@ def coordinates(dataset: Dataset) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share in percent; one above 0 never as 0, and one below 1 never as 100.
+    """A share in percent. A share above 0 is never shown as 0 %, and a share below 1 never as 100 %.
 
     >>> percent(0.03), percent(0.0004), percent(0.9999), percent(1.0)
     ('3 %', 'under 1 %', 'over 99 %', '100 %')
@@ -174,7 +174,7 @@ def percent(share: float) -> str:
 
 
 def scatter(panel: Any, points: np.ndarray, ranges: np.ndarray, color: str, **look: Any) -> float:
-    """Draw points `[N, 2]`; those outside of `ranges` `[2, 2]` as crosses at the edge. Returns their share."""
+    """Draw points `[N, 2]`. Points outside `ranges` `[2, 2]` become crosses at the edge. Returns their share."""
     low, high = ranges.T
     off = ((points < low) | (points > high)).any(axis=1)
     panel.scatter(*points[~off].T, color=color, **look)
@@ -184,9 +184,9 @@ def scatter(panel: Any, points: np.ndarray, ranges: np.ndarray, color: str, **lo
 
 
 def save_marginals(path: Path, dataset: Dataset, samples: np.ndarray, title: str = "", most: int = 12) -> Path:
-    """For points of any dimension: the histogram of each coordinate, samples over held-out data; the first twelve.
+    """Histograms of the first `most` coordinates, samples over held-out data, for points of any dimension.
 
-    The title says how many coordinates are shown. An axis reaches over the data, and over 99 % of the samples.
+    The title says how many coordinates are shown. Each axis covers the data and 99 % of the samples.
     """
     return save(path, marginals(dataset, samples, title, most))
 
@@ -211,10 +211,10 @@ def marginals(dataset: Dataset, samples: np.ndarray, title: str = "", most: int 
         begin, end = min(low, first), max(high, last)
         if begin < low - room or end > high + room:
             extended = True
-        if end - begin <= 1e-6 * max(abs(begin), abs(end), 1e-6):  # one value
+        if end - begin <= 1e-6 * max(abs(begin), abs(end), 1e-6):  # all values are equal
             begin, end = begin - 0.5 * max(abs(begin), 1e-6), end + 0.5 * max(abs(end), 1e-6)
         bins = np.linspace(begin, end, 50)
-        # Of all examples, also of those outside: a histogram of the rest alone would look complete.
+        # Normalized by all examples, also those outside, since otherwise the histogram would look complete.
         for points, look in (
             (held, {"color": INK, "alpha": 0.35, "label": real}),
             (drawn, {"histtype": "step", "color": ACCENT, "lw": 1.5, "label": "samples"}),
@@ -245,14 +245,14 @@ def _smooth_histogram(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
 
 
 def _holding(density: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """The levels above which a density on an even grid holds these shares of its mass, from more to less of it."""
+    """The levels above which a density on an even grid holds these shares of its mass, largest share first."""
     falling = np.sort(density, axis=None)[::-1]
     mass = np.cumsum(falling) / falling.sum()
-    # Each is less than the one after, also for a density with few values.
+    # A set, sorted, since the levels must increase strictly, also for a density with few values.
     return sorted({float(falling[np.searchsorted(mass, share)]) for share in shares})
 
 
-SMOOTHED = 20  # a mean reaches over one in so many of the losses to each side
+SMOOTHED = 20  # the smoothed loss averages over 1 / SMOOTHED of the losses on each side
 
 
 def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
@@ -275,12 +275,12 @@ def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
     if len(held):
         panel.plot(at, held, "o-", color=ACCENT, lw=1.2, ms=5, label="held-out loss")
     panel.set(xlabel="training step", ylabel=loss, title=title)
-    if len(losses) > 5 and (losses > 0).all():  # sliced score matching is negative, and stays linear
+    if len(losses) > 5 and (losses > 0).all():  # sliced score matching is negative: linear axis
         panel.set_yscale("log")
         low, high = panel.get_ylim()
         if high < 5 * low:
             panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        elif high < 200 * low:  # the powers of ten alone would say little
+        elif high < 200 * low:  # powers of ten alone would give too few ticks
             panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -298,10 +298,10 @@ def _losses(lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.n
 
 
 def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """The mean over `reach` values to each side of each.
+    """For each value, the mean over `reach` values on each side.
 
-    At the start, where losses fall steeply, over as many as there are to both sides; at the end over those to the left
-    and what there is to the right.
+    At the start, where losses fall steeply, the mean takes the same number of values on both sides: all that there are
+    on the left. At the end it takes `reach` values on the left and the remaining values on the right.
 
     >>> _smooth(np.array([9.0, 2.0, 1.0, 6.0, 2.0]), 1).tolist()
     [9.0, 4.0, 3.0, 3.0, 4.0]
@@ -312,7 +312,7 @@ def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -> Path:
-    """The loss over the steps, from the run's metrics.jsonl: of each batch that was logged, smoothed, and held out.
+    """Plot the losses in the run's metrics.jsonl over the steps: of each logged batch, smoothed, and held-out.
 
     `loss` labels the axis.
     """
@@ -323,7 +323,7 @@ PAGE = "docs/manual/results.md"  # it explains the closing table
 
 
 def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric], files: Sequence[Path]) -> Table:
-    """The closing table: what was trained and how it was sampled, the distances, where the files are."""
+    """The closing table: the training, the sampling, the distances and the files."""
     from rich.table import Table
 
     found = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -338,7 +338,7 @@ def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric
 
 
 def describe(metrics: Sequence[Metric]) -> list[str]:
-    """Metrics in words, in columns: the value, the floor, and how they compare; or the metric's own sentence.
+    """One line per metric, in columns: value, floor, comparison. A metric with a `text` gives this text instead.
 
     >>> for line in describe([Metric("sliced", 0.0205, 0.027, 0.0049), Metric("MMD", 0.03, 0.015, 0.001)]):
     ...     print(line)
@@ -356,7 +356,7 @@ def describe(metrics: Sequence[Metric]) -> list[str]:
 
 
 def _numbers(metric: Metric) -> tuple[str, str]:
-    """The value and the floor, to two digits of the floor's spread, or else to three of their own."""
+    """The value and the floor, rounded to two digits of the floor's spread, or without it to three digits."""
     spread = metric.floor_std
     digits = 1 - math.floor(math.log10(spread)) if spread and math.isfinite(spread) else -1
     if not 0 <= digits <= 6 or not math.isfinite(metric.value):
@@ -367,7 +367,7 @@ def _numbers(metric: Metric) -> tuple[str, str]:
 
 
 def verdict(metric: Metric) -> str:
-    """How a value compares with its floor: a value within two standard deviations of it cannot be told from it.
+    """Compare a value with its floor: up to two standard deviations above, they cannot be distinguished.
 
     >>> verdict(Metric("a", 0.0205, 0.027, 0.0049)), verdict(Metric("a", 0.0513, 0.027, 0.0049))
     ('at the floor', '1.9x the floor')
@@ -386,7 +386,7 @@ def verdict(metric: Metric) -> str:
 
 
 def describe_likelihood(measured: Measured) -> str:
-    """A likelihood in words, to two digits of its standard error.
+    """A likelihood as text, rounded to two digits of its standard error.
 
     >>> describe_likelihood(Measured("ode", 3.0, 0.1, 0.02, "bits/dim", 60.0))
     '3.00 +- 0.10 bits/dim, in 60 solver steps'
@@ -400,7 +400,7 @@ def describe_likelihood(measured: Measured) -> str:
 
 
 def save_metrics(path: Path, config: Config, count: int, step: int, metrics: Sequence[Metric]) -> Path:
-    """The distances as JSON, and all that is needed to repeat them."""
+    """Write the distances as JSON, with all settings that are needed to repeat them."""
     how = {"samples": count, "sampler": config.sampler.to_dict()}
     distances = [
         {k: v for k, v in vars(metric).items() if v is not None and k != "text" and v != ""} for metric in metrics
@@ -409,7 +409,7 @@ def save_metrics(path: Path, config: Config, count: int, step: int, metrics: Seq
 
 
 def save_likelihoods(path: Path, config: Config, step: int, found: Sequence[Measured], count: int) -> Path:
-    """The likelihoods as JSON, and all that is needed to repeat them."""
+    """Write the likelihoods as JSON, with all settings that are needed to repeat them."""
     how = {"examples": count, "options": config.eval.likelihood.to_dict()}
     how |= {"process": config.sampler.process.name, "x0": config.sampler.x0.name}
     return _save_json(path, config, step, how | {"likelihoods": [vars(measured) for measured in found]})

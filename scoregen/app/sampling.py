@@ -1,4 +1,4 @@
-"""Drawing from a trained model in batches: how, under which process, of which classes, and from which measurements."""
+"""Drawing samples from a trained model in batches, with a process, classes and measurements."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ Wrapper = Callable[[Denoiser], Denoiser]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampling:
-    """How samples are drawn from a model. Parameters are passed in, so one object serves pictures all through training.
+    """Draws samples from a model. The parameters are an argument, so one object works during the whole training.
 
-    Sample i depends on the seed and on i, not on the size of the batches; so do its class and the image it completes.
+    Sample i, its class and the image it completes depend on the seed and on i, but not on the batch size.
 
     Attributes:
         model: the model.
-        sampler: the walk down the noise levels.
+        sampler: the sampler, which goes down the noise levels.
         shape: the shape of one example.
-        scaling: between the units of the data and those of the network.
-        process: the process to sample under, within the noise range of `model.process`.
-        is_image: whether the data are uint8 images, so that samples in their units are bytes.
+        scaling: converts between the units of the data and of the network.
+        process: the process of the sampling, within the noise range of `model.process`.
+        is_image: whether the data are uint8 images; if so, samples in the units of the data are bytes.
         hold_x0: a wrapper that keeps estimates of x0 in the range of the data, or None.
         labels: classes `[N]`; sample i has class labels[i mod N]. None for no classes.
         guidance: eps = eps(no class) + guidance (eps(class) - eps(no class)).
         control: completes the held-out images of `dataset`, or None.
-        dataset: the data, where they are needed.
-        seed: of the draws.
-        batch: examples at a time, rounded up to a multiple of the number of devices.
+        dataset: the data, if `control` needs them.
+        seed: the random seed of the sampling.
+        batch: the batch size, rounded up to a multiple of the number of devices.
     """
 
     model: Model
@@ -66,15 +66,15 @@ class Sampling:
 
     @property
     def levels(self) -> int:
-        """How many noise levels a walk has."""
+        """The number of noise levels."""
         return int(self.sampler.levels(self.process).shape[0])
 
     def guided(self, unconditional: Denoiser, denoiser: Denoiser | None = None) -> Denoiser:
-        """Guidance away from `unconditional`, towards `denoiser` (itself, if only the evaluations count)."""
+        """Guidance from `unconditional` to `denoiser`; None uses `unconditional` twice, to count evaluations."""
         return ClassifierFree(unconditional, self.guidance)(denoiser or unconditional)
 
     def denoiser(self, params: Any, labels: Array | None = None, clean: Array | None = None) -> Denoiser:
-        """The denoiser under `process`: of the classes `labels` `[B]`, given the measurements of `clean` `[B, ...]`."""
+        """The denoiser under `process`, for the classes `labels` `[B]` and the measurements of `clean` `[B, ...]`."""
         denoiser = self.model.denoiser(params, None if labels is None else Cond(None, label=labels))
         if labels is not None:
             denoiser = self.guided(self.model.denoiser(params), denoiser)
@@ -82,14 +82,15 @@ class Sampling:
             denoiser = denoiser.under(self.process)
         wrappers = [] if self.hold_x0 is None else [self.hold_x0]
         if self.control is not None and clean is not None:
-            # A replaced x0 must stay as it is, so it comes last; a gradient would see nothing through a clip.
+            # "replace" comes last, so that nothing changes the replaced x0. Other methods come first: they need the
+            # gradient of x0, which a clip would set to 0.
             wrappers.insert(len(wrappers) if self.control.method == "replace" else 0, self.control(clean))
         for wrapper in wrappers:
             denoiser = wrapper(denoiser)
         return denoiser
 
     def to_data(self, samples: np.ndarray) -> np.ndarray:
-        """Samples in the network's units as they are in the data: bytes for images, or as they are."""
+        """Samples in the units of the data: bytes for images; other samples stay as they are."""
         return self.scaling.to_bytes(samples) if self.is_image else samples
 
     def labels_of(self, index: np.ndarray) -> np.ndarray | None:
@@ -118,12 +119,12 @@ class Sampling:
 
         Args:
             params: the parameters.
-            count: how many.
-            progress: called with the number of levels that are done, of `levels` times the number of batches.
-            stopped: checked before every batch; once it is true, the result is None.
-            seed, labels, batch: in the place of its own.
+            count: the number of samples.
+            progress: called with the number of finished levels; the total is `levels` times the number of batches.
+            stopped: called before every batch; if it returns true, the result is None.
+            seed, labels, batch: replace the attributes of the same name.
         """
-        # The last batch is filled up, so that one program serves them all.
+        # The last batch is padded, so that one compiled program works for all batches.
         size, several = mesh.round_up(batch or self.batch), mesh.processes() > 1
         batches = -(-count // size)
         keys = example_keys(sampling_key(self.seed if seed is None else seed), batches * size)
@@ -139,22 +140,22 @@ class Sampling:
             examples = map(mesh.spread, (keys[index], known, self.clean_of(index)))
             drawn.append(np.asarray(self.draw(params, *examples)))
             jax.effects_barrier()
-            if several:  # a device can call its own process alone: then each counts the batches
+            if several:  # a device can call only its own process, so each process counts the batches
                 self._tell(self.levels)
         return np.concatenate(drawn)[:count]
 
     def batch_for(self, count: int) -> int:
-        """The batch for a single call: `count` at most, unless the examples of a batch depend on each other."""
+        """The batch size for one call: at most `count`, unless the examples of a batch depend on each other."""
         together = getattr(self.sampler.corrector, "batch_mean", False)
         return self.batch if together else min(self.batch, count)
 
     @functools.cached_property
     def draw(self) -> Callable[..., Array]:
-        """One jitted walk: (params, keys `[B]`, labels `[B]` or None, clean images or None) -> samples `[B, ...]`."""
+        """The jitted draw: (params, keys `[B]`, labels `[B]` or None, clean images or None) -> samples `[B, ...]`."""
         return self.drawer(None if mesh.processes() > 1 else self._tell)
 
     def drawer(self, progress: Callable[[int], None] | None) -> Callable[..., Array]:
-        """`draw`, where the device calls `progress` with the number of levels that are done."""
+        """`draw`, but the device calls `progress` with the number of finished levels."""
 
         @functools.partial(jax.jit, out_shardings=mesh.everywhere())
         def draw(params: Any, keys: Array, labels: Array | None, clean: Array | None) -> Array:
@@ -165,7 +166,7 @@ class Sampling:
 
     @functools.cached_property
     def _listener(self) -> list[Callable[[int], None]]:
-        return []  # who hears of the levels that are done: the compiled program stays the same
+        return []  # the callback for finished levels; a list, so that the compiled program stays the same
 
     def _tell(self, level: int) -> None:
         for listener in self._listener:
@@ -173,12 +174,12 @@ class Sampling:
 
 
 def sampling_key(seed: int) -> Array:
-    """The key that samples are drawn with; training uses the seed itself, held-out data the next one."""
+    """The random key of the sampling, from seed + 2. Training uses the seed itself, and held-out data seed + 1."""
     return jax.random.key((seed + 2) % 2**32)
 
 
 def held_out(dataset: Dataset, scaling: Any, seed: int, index: np.ndarray) -> Array:
-    """Held-out examples as the network sees data, `[B, ...]`, from the first again after the last."""
+    """Held-out examples in the network's units, `[B, ...]`. After the last example the first follows again."""
     assert dataset.test is not None
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key((seed + 1) % 2**32), jnp.asarray(index))
     return scaling(dataset.test[index % len(dataset.test)], keys)

@@ -1,4 +1,4 @@
-"""A walk down the noise levels in pictures: x and the estimate of x0 along the way, as a sheet and as an animation."""
+"""Pictures of sampling: x and the estimate of x0 at successive noise levels, as a sheet and as an animation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FRAMES = 60  # of an animation, at most
 COLUMNS = 8  # of a sheet
-VISIBLE = 0.1, 2.5  # noise, in standard deviations of the data, below and above which pictures look alike
+VISIBLE = 0.1, 2.5  # below and above this noise, in standard deviations of the data, pictures look alike
 
 
 class Walk(NamedTuple):
@@ -28,8 +28,8 @@ class Walk(NamedTuple):
 
     Attributes:
         noise: sigma / alpha of each, `[F]`.
-        x: as it is shown, `[F, B, ...]`: scaled about the data's middle to the spread of data, whatever the noise.
-        x0: its estimate, `[F, B, ...]`; in the last frame the samples themselves.
+        x: the state for display, `[F, B, ...]`: scaled around the data's middle to the spread of the data.
+        x0: the estimate of x0, `[F, B, ...]`; in the last frame the samples.
     """
 
     noise: np.ndarray
@@ -38,7 +38,7 @@ class Walk(NamedTuple):
 
 
 def walk(sampling: Sampling, params: Any, count: int) -> Walk:
-    """Draw `count` samples as a run does, the same for the same seed, and keep the frames along the way."""
+    """Draw `count` samples as a run does, with the same seed, and store the frames along the way."""
     process = sampling.process
     keys = example_keys(sampling_key(sampling.seed), count)
     low, high = sampling.scaling.low, sampling.scaling.high
@@ -62,13 +62,14 @@ def walk(sampling: Sampling, params: Any, count: int) -> Walk:
 
 
 def levels_to_show(noise: np.ndarray, spread: float, count: int = COLUMNS) -> np.ndarray:
-    """The indices of at most `count` frames, such that each looks different: the first, the last, and between them
-    even in log-SNR, as far as the noise is visible.
+    """The indices of at most `count` frames that look different: the first, the last, and frames between them.
+
+    The frames between are evenly spaced in log-SNR over the range of visible noise.
 
     Args:
-        noise: sigma / alpha of each frame, falling.
+        noise: sigma / alpha of each frame, in decreasing order.
         spread: the standard deviation of the data.
-        count: how many, at least 2.
+        count: the largest number of frames, at least 2.
 
     >>> noise = np.geomspace(160, 0.01, 60)
     >>> [plain(value) for value in noise[levels_to_show(noise, 1.0)]]
@@ -76,13 +77,13 @@ def levels_to_show(noise: np.ndarray, spread: float, count: int = COLUMNS) -> np
     """
     place = np.log(np.clip(noise, VISIBLE[0] * spread, VISIBLE[1] * spread))
     targets = np.linspace(place[0], place[-1], count)
-    # The first of several that look alike: of those above the visible noise the noisiest.
+    # Of several frames that look alike, take the first: above the visible noise this is the noisiest.
     some = np.abs(place - targets[:, None]).argmin(axis=1)
     return np.unique([*some[:-1], len(noise) - 1])
 
 
 def save_sheet(path: Path, dataset: Dataset, scaling: Any, seen: Walk, title: str = "") -> Path:
-    """A few frames side by side: x above, the estimate of x0 below, with the noise of each over it."""
+    """A few frames side by side: x in the upper row, the estimate of x0 below, the noise as the title."""
     return save(path, sheet_of(dataset, scaling, seen, title))
 
 
@@ -144,7 +145,7 @@ def _head(noise: float) -> str:
 
 
 def _said(dataset: Dataset) -> str:
-    """How many coordinates are shown, where some are not."""
+    """A note on how many coordinates are shown, if not all of them are."""
     dims = int(np.prod(dataset.shape))
     return f"2 of {dims} coordinates, the first ones" if dims > 2 else ""
 
@@ -160,8 +161,7 @@ def _spread(dataset: Dataset, scaling: Any) -> float:
 def _axes(dataset: Dataset, seen: Walk) -> tuple[tuple[str, str], np.ndarray]:
     """The names of the two coordinates that are shown, and their ranges `[2, 2]`, for points.
 
-    The ranges hold the data, and the samples and the noise that the walk starts from but for one in a hundred of each.
-    An estimate of x0 along the way may leave them.
+    The ranges cover 99 % of the data, of the samples and of the initial noise. Estimates of x0 can be outside.
     """
     shown = [_plane(points) for points in (reference(dataset), seen.x0[-1], seen.x[0])]
     low = np.min([np.quantile(points, 0.005, axis=0) for points in shown], axis=0)
@@ -172,7 +172,7 @@ def _axes(dataset: Dataset, seen: Walk) -> tuple[tuple[str, str], np.ndarray]:
 
 
 def _plane(points: np.ndarray) -> np.ndarray:
-    """The first two coordinates `[N, 2]`; of points of one coordinate the second is 0."""
+    """The first two coordinates `[N, 2]`; the second is 0 for points with one coordinate."""
     points = points.reshape(len(points), -1).astype(np.float64)
     return points[:, :2] if points.shape[1] > 1 else np.concatenate([points, np.zeros_like(points)], axis=1)
 

@@ -1,4 +1,4 @@
-"""What the commands of contrib share: commands and paths as they are typed."""
+"""Shared by the commands of contrib: command lines and paths as a user types them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def train_command(preset: str, config: Config, changed: Iterable[tuple[str, Any,
     An option without effect in `scoregen train` is left out, since the command refuses it.
 
     Args:
-        preset: its name, or the path of its file.
+        preset: the name of the preset, or the path of its file.
         config: the configuration.
-        changed: what differs from the preset, (key, old, new), as `config.changes` gives it.
+        changed: the differences from the preset, (key, old, new), as `config.changes` returns them.
 
     >>> from scoregen.app.config import load
     >>> train_command("ddpm_toy", load("ddpm_toy"), [("seed", 0, 1), ("eval.likelihood.examples", 9, 3)])
@@ -30,6 +30,6 @@ def train_command(preset: str, config: Config, changed: Iterable[tuple[str, Any,
 
 
 def from_here(path: str | Path) -> str:
-    """A path as it is typed in the current folder: relative, if it is below that."""
+    """A path as typed in the current folder: relative if it is inside this folder."""
     whole = Path(os.path.normpath(path))
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(path)

@@ -1,6 +1,6 @@
-"""Data: one module a source, one stateless `batch` over all of them, and their preparation for the network.
+"""Data: one module per source, one stateless `batch` for all of them, and their preparation for the network.
 
-A source is a function that returns a `Dataset`; a new one is a file here and a line in `SOURCES`.
+A source is a function that returns a `Dataset`; a new source is a file here and a line in `SOURCES`.
 """
 
 from scoregen.data.augment import NUMBERS, augment

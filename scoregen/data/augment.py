@@ -18,29 +18,30 @@ _SYM6 = (
     *(0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578),
     *(0.0017677118642428036, -0.007800708325034148),
 )
-_EDGE = len(_SYM6) // 4  # by how many pixels a resampled image is larger than the part that is kept
-NUMBERS = 9  # how many numbers say how an example was augmented
+_EDGE = len(_SYM6) // 4  # the pixels that are cut off at each side of a resampled image
+NUMBERS = 9  # the count of numbers that say how an example was augmented
 
 
 def augment(keys: Array, x: Array, probability: Array | float) -> tuple[Array, Array]:
     """Images `[B, H, W, C]` turned and stretched at random, and the numbers `[B, 9]` that say how.
 
     The pipeline of Karras et al. 2022 (appendix F.2 and table 6), after Karras et al. 2020 (arXiv:2006.06676). Each of
-    these is done with the `probability`, on its own, but for the mirror: unless that is 0, it is there for half of all.
+    these changes is made independently with the `probability`. The mirror is an exception: it is applied to half of all
+    images, unless the `probability` is 0.
 
-        mirror left to right; upside down, half of the times                           1, each
+        mirror left to right; upside down, in half of the cases                        1 for each
         scale by 2^(0.2 a), a ~ N(0, 1)                                                a
         turn by b ~ U[-pi, pi]                                                         cos b - 1, sin b
         stretch by 2^(0.2 c) along an axis and shrink by as much across it, c ~ N(0, 1),
             the axis turned by d ~ U[-pi, pi], in half of the cases by 0               c cos d, c sin d
         shift by (e, f) / 8 of the image's size, e, f ~ N(0, 1)                        e, f
 
-    (c, d) and (-c, d + pi) give the same numbers, though one shrinks where the other stretches, as in the paper's code.
-    All 0 means that nothing was done, and x is then unchanged, to the bit; flips move pixels only. The rest is one
-    resampling: the image is reflected at its edges, doubled by the wavelet filter sym6, read between its pixels
-    bilinearly, and halved by the same filter. Their code reflects by as little as its batch needs; here it is
-    always one pixel less than a whole image, so that an example does not depend on its batch. Example i depends on
-    keys[i] alone, one typed key an example.
+    (c, d) and (-c, d + pi) give the same numbers, although one stretches where the other shrinks; the paper's code has
+    the same property. If all numbers are 0, nothing was done, and x is unchanged to the bit. Flips only move pixels.
+    All other changes are made by one resampling: the image is reflected at its edges, doubled by the wavelet filter
+    sym6, read between its pixels bilinearly, and halved by the same filter. The paper's code reflects only as many
+    pixels as its batch needs. Here it is always one pixel less than a whole image, so that an example does not depend
+    on its batch. `keys` holds one typed key per example, and example i depends only on keys[i].
 
     Raises UsageError if x is not a batch of images.
 
@@ -99,7 +100,7 @@ def _apply(x: Array, drawn: dict[str, Array]) -> Array:
 
 
 def _affine(drawn: dict[str, Array], width: int, height: int) -> tuple[Array, Array]:
-    """The matrix M `[2, 2]` and the shift `[2]`, of (x, y) in pixels: where a pixel comes from, at M u + shift."""
+    """The matrix M `[2, 2]` and the shift `[2]`, in pixels: the pixel at u = (x, y) comes from M u + shift."""
 
     def turned(by: Array) -> Array:
         return jnp.stack([jnp.cos(by), -jnp.sin(by), jnp.sin(by), jnp.cos(by)]).reshape(2, 2)
@@ -112,15 +113,15 @@ def _affine(drawn: dict[str, Array], width: int, height: int) -> tuple[Array, Ar
 
 
 def warp(x: Array, matrix: Array, shift: Array) -> Array:
-    """The image `[H, W, C]` whose pixel at u, as (x, y) from the centre, is that of `x` at matrix u + shift."""
+    """The image `[H, W, C]` whose pixel at u = (x, y) from the centre comes from `x` at matrix u + shift."""
     height, width, _ = x.shape
     doubling, halving = ([f(n).astype(x.dtype) for n in (height, width)] for f in (_doubling, _halving))
     matrix, shift = (jnp.asarray(a, x.dtype) for a in (matrix, shift))
     fine = jnp.einsum("ih,jw,hwc->ijc", *doubling, x)
-    # The pixels of an image twice as fine as the result with its edges, in units of the fine ones, from the centre.
+    # Positions of the pixels of the result with its edges, at twice the resolution: from the centre, in fine pixels.
     y, x_ = (jnp.arange(2 * (n + 2 * _EDGE), dtype=x.dtype) + 0.5 - (n + 2 * _EDGE) for n in (height, width))
     u = jnp.stack(jnp.broadcast_arrays(x_[None, :], y[:, None]))
-    # A filter of even length moves the image by half a fine pixel, on the way up and back on the way down.
+    # A filter of even length moves the image by half a fine pixel when doubling, and back when halving.
     at = 2 * (jnp.einsum("ab,bij->aij", matrix, 0.5 * (u + 0.5)) + shift[:, None, None]) - 0.5
     row, column = (a + 0.5 * n - 0.5 for a, n in ((at[1], fine.shape[0]), (at[0], fine.shape[1])))
     read = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=[row, column], order=1)
@@ -130,7 +131,7 @@ def warp(x: Array, matrix: Array, shift: Array) -> Array:
 
 @functools.cache
 def _doubling(n: int) -> np.ndarray:
-    """Reflect n pixels at both ends, by n - 1, and double them: `[2 (3 n - 2), n]`."""
+    """The matrix that reflects n pixels at both ends, by n - 1, and doubles them: `[2 (3 n - 2), n]`."""
     reflected = np.pad(np.eye(n), ((n - 1, n - 1), (0, 0)), mode="reflect")
     zeros = np.zeros((2 * len(reflected) - 1, n))
     zeros[::2] = reflected
@@ -140,7 +141,7 @@ def _doubling(n: int) -> np.ndarray:
 
 @functools.cache
 def _halving(n: int) -> np.ndarray:
-    """Halve 2 (n + 2 edge) pixels and leave the edges out: `[n, 2 (n + 2 edge)]`."""
+    """The matrix that halves 2 (n + 2 edge) pixels and leaves the edges out: `[n, 2 (n + 2 edge)]`."""
     pixels = np.eye(2 * (n + 2 * _EDGE))
     lines = np.stack([np.convolve(line, _SYM6[::-1])[6:-5:2] for line in pixels], 1)
     return lines[_EDGE:-_EDGE].astype(np.float32)

@@ -31,12 +31,12 @@ def cifar10(*, dir: str, size: int = 32) -> Dataset:
 
     `dir` is the folder that holds cifar-10-batches-bin/, or that folder itself, or the folder of
     cifar-10-binary.tar.gz, or the path of this archive; "" is the cache, $SCOREGEN_CACHE/cifar10 or
-    ~/.cache/scoregen/cifar10. Where there is nothing, the archive (170 MB) is downloaded from its author's
-    page into `dir` and its md5 verified. It is read in memory, never unpacked. The python version is not read,
-    because it is made of pickles, and opening a pickle runs whatever code it holds.
+    ~/.cache/scoregen/cifar10. If none of these exists, the archive (170 MB) is downloaded from its author's
+    page into `dir`, and its md5 is verified. The archive is read in memory and never unpacked. The python version is
+    not read, because it is made of pickles, and opening a pickle runs any code that it holds.
 
-    Raises UsageError for another size, a file that is missing, unreadable, cut short or has a label beyond 9, a damaged
-    archive or download, the python version, and for want of a network.
+    Raises UsageError for another size, a file that is missing, unreadable, cut short or has a label above 9, a damaged
+    archive or download, the python version, or a download without a network.
 
     >>> cifar10(dir=__file__)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -78,7 +78,7 @@ def _present(path: Path) -> Iterator[tuple[str, str, bytes]] | None:
                 f"{path / name} is the python version of CIFAR-10, made of pickles, which run code "
                 f"when opened: the binary version is needed, get {URL} and put it into {path}"
             )
-    if path.suffix in (".gz", ".tgz"):  # meant as the archive, so not a folder to download into
+    if path.suffix in (".gz", ".tgz"):  # this names an archive, and not a folder to download into
         raise UsageError(f"there is no file {path}: give the path of the archive or of a folder")
     return None
 
@@ -106,7 +106,7 @@ def _from_archive(path: Path) -> Iterator[tuple[str, str, bytes]]:
                     content = archive.extractfile(member)
                     assert content is not None  # it is None for what is no file
                     yield name, source, content.read()
-            while plain.read(1 << 20):  # to the end, where gzip compares it
+            while plain.read(1 << 20):  # read to the end, where gzip compares the checksum
                 pass
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UsageError(f"{path} is not a whole .tar.gz archive ({error}): get {URL} again") from error

@@ -19,21 +19,21 @@ class Dataset:
     """Examples to train on and examples held out.
 
     The examples are uint8 images `[N, H, W, C]` in 0..255, or floating-point arrays `[N, ...]` of any rank in the units
-    of their source. A `scaling` turns them into what the network sees. Floating-point numbers are held as float32:
+    of their source. A `scaling` turns them into the network's input. Floating-point numbers are held as float32:
     float16 and float64 are converted, which for float64 rounds each value to 24 significant bits and needs a copy in
     memory. Labels are held as int32 `[N]`; any integer type is converted if its values are the same in int32.
 
     Attributes:
         name: for messages and reports.
         train: the examples to train on.
-        test: the examples held out, of the same kind; None for none, and then there is no held-out loss.
-        train_labels, test_labels: their classes; None for none.
-        log_density: where the true density is known, a JAX function from points `[B, D]` to log p(x) `[B]` in nats.
-        columns: the name of each coordinate of examples `[N, D]`, for figures; None for their numbers. Those of a
-            pandas DataFrame given as `train` are taken.
+        test: held-out examples of the same kind. With None there is no held-out loss.
+        train_labels, test_labels: their classes; None if there are no labels.
+        log_density: if the true density is known, a JAX function from points `[B, D]` to log p(x) `[B]` in nats.
+        columns: the name of each coordinate of examples `[N, D]`, for figures; None numbers them. If `train` is a
+            pandas DataFrame, its columns are used.
 
-    Raises UsageError, naming the split, for an empty array, a type or rank other than these, values that are not finite
-    (how many examples, and the first), train and test of different kinds, and labels that do not fit.
+    Raises UsageError, with the split's name, for an empty array, another type or rank, values that are not finite (with
+    the number of such examples and the first index), train and test of different kinds, and labels that do not fit.
 
     >>> points = Dataset("line", np.arange(6, dtype=np.float32)[:, None], np.zeros((1, 1), np.float32))
     >>> points.shape, points.is_image
@@ -86,10 +86,9 @@ class Dataset:
     def indices(self, seed: int, step: int, size: int) -> np.ndarray:
         """The indices of the training examples in batch number `step`: int `[size]`.
 
-        The stream is the concatenation of one fresh permutation of 0..N-1 an epoch, and batch `step` is its
-        positions step * size .. (step + 1) * size - 1. A batch runs across the end of an epoch, so no example
-        is dropped, and `size` may exceed N. Together with `batch` it gives the labels:
-        `data.train_labels[data.indices(seed, step, size)]`.
+        The stream of examples has one new permutation of 0..N-1 per epoch, and batch `step` takes its positions
+        step * size .. (step + 1) * size - 1. A batch may run across the end of an epoch, so no example is dropped,
+        and `size` may exceed N. The labels of a `batch` are `data.train_labels[data.indices(seed, step, size)]`.
 
         Raises UsageError for a size below 1 and for a negative seed or step.
 
@@ -107,14 +106,14 @@ class Dataset:
             epoch, offset = divmod(position, n)
             pieces.append(_permutation(seed, epoch, n)[offset : offset + end - position])
             position += len(pieces[-1])
-        return np.concatenate(pieces)  # a copy, also of one piece: the permutation stays untouched
+        return np.concatenate(pieces)  # a copy even of one piece: the cached permutation stays unchanged
 
     def batch(self, seed: int, step: int, size: int) -> np.ndarray:
         """Batch number `step` of the shuffled training examples: `[size, *shape]`, in the dtype of `train`.
 
-        A pure function of (seed, step, size): training resumed at step k sees what an uninterrupted run sees,
-        and nothing about the data has to go into a checkpoint. See `indices` for the order; raises as it
-        does.
+        It is a pure function of (seed, step, size). Training resumed at step k sees the same batches as an
+        uninterrupted run, and a checkpoint needs no state of the data. See `indices` for the order and the
+        errors.
 
         >>> points = Dataset("line", np.arange(9, dtype=np.float32)[:, None])
         >>> bool(np.all(points.batch(0, step=7, size=4) == points.batch(0, step=7, size=4)))
@@ -124,7 +123,7 @@ class Dataset:
 
 
 def as_dataset(data: Any, name: str = "data") -> Dataset:
-    """A data set from an array `[N, ...]`, of which all is for training; a data set is returned as it is.
+    """A data set that uses a whole array `[N, ...]` for training; a `Dataset` is returned as it is.
 
     Raises UsageError as `Dataset` does, and for anything but an array or a data set.
 
@@ -136,9 +135,9 @@ def as_dataset(data: Any, name: str = "data") -> Dataset:
 
 
 def in_turns(labels: np.ndarray) -> np.ndarray:
-    """The labels `[N]` in an order where the classes take turns: of the first n, each has its share of all.
+    """The labels `[N]`, ordered so that the classes take turns: each class has its share of the first n, for any n.
 
-    Number r of the c of a class stands where the fraction (r + 1/2) / c of all has passed.
+    Label r = 0 .. c-1 of a class with c labels is placed at the fraction (r + 1/2) / c of the order.
 
     >>> in_turns(np.array([1, 1, 0, 0, 0, 0])).tolist(), in_turns(np.array([2, 2, 1, 1, 0, 0])).tolist()
     ([0, 1, 0, 0, 1, 0], [0, 1, 2, 0, 1, 2])
@@ -151,7 +150,7 @@ def in_turns(labels: np.ndarray) -> np.ndarray:
 def read_array(path: str) -> np.ndarray:
     """The array in a .npy file.
 
-    Raises UsageError if none is named, and if it cannot be read, is no such file or is cut short.
+    Raises UsageError if no file is named, and if it cannot be read, is not a .npy file or is cut short.
     """
     if not path:
         raise UsageError("no file is named to read the data from: say dir=FILE.npy")
@@ -161,20 +160,20 @@ def read_array(path: str) -> np.ndarray:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}: say dir=FILE.npy, a file of np.save") from None
     except ValueError:
-        raise UsageError(f"{path} is no whole .npy file of numbers: write it anew, with np.save") from None
+        raise UsageError(f"{path} is no whole .npy file of numbers: write it again, with np.save") from None
 
 
 def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels: np.ndarray | None = None) -> Dataset:
     """Split `examples` `[N, ...]` by a seeded permutation: round(fraction * N) of them become `test`.
 
-    Raises UsageError where one of the two sides would be empty, and as Dataset does, except that an example or a label
-    that is wrong is named by its index in `examples`.
+    Raises UsageError if one of the two parts would be empty, and in the same cases as `Dataset`. The message names a
+    wrong example or label by its index in `examples`.
 
     >>> data = hold_out("line", np.arange(10, dtype=np.float32)[:, None], fraction=0.2, seed=0)
     >>> len(data.train), len(data.test)
     (8, 2)
     """
-    # Before they are shuffled, since the index in a message is that in the person's own data.
+    # Checked before the shuffle, so that an index in a message is an index in the user's own data.
     columns = getattr(examples, "columns", None)
     examples = _as_examples(name, examples)
     n, seed = len(examples), int(seed)
@@ -188,7 +187,7 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
         raise UsageError(f"{name}: seed={seed} must not be negative")
     if labels is not None:
         labels = _as_labels(name, labels, n)
-    if all(np.array_equal(each, examples[0]) for each in examples):  # as a rule the second is another
+    if all(np.array_equal(each, examples[0]) for each in examples):  # mostly decided by the second example
         raise UsageError(f"{name}: all {n} examples are the same: there is nothing to learn but one point")
     order = np.random.default_rng(seed).permutation(n)
     test, train = order[:cut], order[cut:]
@@ -196,7 +195,7 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
     return Dataset(name, examples[train], examples[test], *picked, columns=columns)
 
 
-@functools.lru_cache(maxsize=4)  # a memo, not a state; four, because one batch may run across an epoch's end
+@functools.lru_cache(maxsize=4)  # a cache, not a state; four, because one batch may run across an epoch's end
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
@@ -240,7 +239,7 @@ def _instead(x: np.ndarray) -> str:
         return "pass numbers, as uint8 images [N, H, W, C] or a float32 array [N, ...]"
     if x.dtype == np.uint8 and x.ndim == 3:
         return "pass uint8 images as [N, H, W, C], such as x[..., None] for grey ones"
-    return "pass uint8 images [N, H, W, C], or numbers as float32 in units where they deviate by about 1"
+    return "pass uint8 images [N, H, W, C], or numbers as float32 with a standard deviation of about 1"
 
 
 def _check_finite(what: str, x: np.ndarray) -> None:
@@ -253,7 +252,7 @@ def _check_finite(what: str, x: np.ndarray) -> None:
 
 
 def _as_labels(what: str, labels: Any, count: int) -> np.ndarray:
-    """Labels as int32 `[count]`, if they are the same there."""
+    """Labels as int32 `[count]`, if their values fit."""
     labels = _as_array(f"{what}: labels", labels)
     if labels.shape != (count,):
         raise UsageError(f"{what}: labels of shape {labels.shape} for {count} examples: pass one for each, ({count},)")

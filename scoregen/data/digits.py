@@ -11,7 +11,7 @@ def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
     """1797 grey images of the digits 0..9: uint8 `[N, 8, 8, 1]`, background 0, labels the digit.
 
     A pixel counts the ink in a block of 4 x 4 dots, k = 0..16, and becomes the byte 255 k / 16, rounded. A
-    seeded permutation holds out the fraction `held_out`; nothing is stratified.
+    seeded permutation holds out the fraction `held_out`, without stratification.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998, https://doi.org/10.24432/C50P49, its test part, licence CC BY 4.0
@@ -21,7 +21,7 @@ def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
         d = sklearn.datasets.load_digits()
         np.savez_compressed("digits.npz", images=d.images.astype(np.uint8), labels=d.target.astype(np.uint8))
 
-    Raises UsageError where held_out leaves no example to train on, or none to test on, or the seed is
+    Raises UsageError if held_out leaves no example to train on, or none to test on, or the seed is
     negative.
 
     >>> data = digits()

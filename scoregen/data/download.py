@@ -1,4 +1,4 @@
-"""Downloads that are whole, or not there."""
+"""Downloads that are complete or leave no file."""
 
 import contextlib
 import hashlib
@@ -13,21 +13,21 @@ TIMEOUT = 10  # seconds without an answer
 
 
 def download(what: str, url: str, md5: str, folder: Path) -> Path:
-    """Fetch a file into `folder` under a temporary name, verify its md5, and only then give it its own.
+    """Download a file into `folder` under a temporary name, verify its md5, and then rename it.
 
-    `what` is its name in messages. Raises UsageError without a network, and for a file that is not as published;
-    nothing is left behind then.
+    `what` is its name in messages. Raises UsageError without a network, and for a file with another md5. No file is
+    left behind then.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     name = url.rpartition("/")[2]
     absent = "" if folder.exists() else " (there is no such folder)"
-    by_hand = f"get {url} and put it into {folder}, or say dir=FOLDER, the one that has it"
+    by_hand = f"get {url} and put it into {folder}, or say dir=FOLDER with the folder that has it"
     part, seen = folder / f".{name}.{os.getpid()}", hashlib.md5(usedforsecurity=False)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            folder.mkdir(parents=True, exist_ok=True)  # not before: without a network nothing is left behind
+            folder.mkdir(parents=True, exist_ok=True)  # not before: without a network no folder is left behind
             columns = what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
             with Progress(*columns, console=Console(stderr=True)) as progress, part.open("wb") as file:
                 task = progress.add_task("", total=int(response.headers.get("Content-Length") or 0) or None)
@@ -44,5 +44,5 @@ def download(what: str, url: str, md5: str, folder: Path) -> Path:
         reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
         raise UsageError(f"{what} is not in {folder}{absent} and cannot be downloaded ({reason}): {by_hand}") from error
     finally:
-        with contextlib.suppress(OSError):  # it is gone if all went well
+        with contextlib.suppress(OSError):  # after the rename it no longer exists
             part.unlink()

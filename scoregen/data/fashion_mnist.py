@@ -29,27 +29,28 @@ SIDE = 28
 def fashion_mnist(*, dir: str, size: int = 28) -> Dataset:
     """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): grey uint8 `[60000, 28, 28, 1]` to train on, 10000 to test on.
 
-    Background 0. Labels 0..9: T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot, each
-    as often as every other. With `size=32` two lines of background are put around each image, for networks that halve
+    Background 0. Labels 0..9: T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot, all
+    equally often. With `size=32` two lines of background are put around each image, for networks that halve
     its side more than twice.
 
     `dir` is the folder that holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
-    t10k-labels-idx1-ubyte, each as it is or with .gz behind its name. "" is the cache, $SCOREGEN_CACHE/fashion_mnist or
-    ~/.cache/scoregen/fashion_mnist, and, if that is empty, the place of Debian's package dataset-fashion-mnist. A file
-    that is not there is downloaded from its authors' repository (31 MB in all) into `dir`. The content of each is
+    t10k-labels-idx1-ubyte, each plain or compressed as .gz. "" is the cache, $SCOREGEN_CACHE/fashion_mnist or
+    ~/.cache/scoregen/fashion_mnist, or, if that is empty, the folder of Debian's package dataset-fashion-mnist. A
+    missing file is downloaded from its authors' repository (31 MB in all) into `dir`. The content of each file is
     compared with the md5 of the published set, since the files of MNIST have the same names.
 
-    Raises UsageError for another size, a file that is cut short, damaged or of another set, and for want of a network.
+    Raises UsageError for another size, a file that is cut short, damaged or of another set, or a download without a
+    network.
 
     >>> fashion_mnist(dir=__file__)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    scoregen.errors.UsageError: ...fashion_mnist.py is no folder: give the one that holds train-images-idx3-ubyte...
+    scoregen.errors.UsageError: ...fashion_mnist.py is no folder: give the folder that holds train-images-idx3-ubyte...
     """
     if size not in (SIDE, 32):
         raise UsageError(f"fashion_mnist: size={size}: 28 is needed, or 32 for a border of two pixels")
     folder = Path(dir).expanduser() if dir else _usual()
     if folder.is_file():
-        raise UsageError(f"{folder} is no folder: give the one that holds {next(iter(FILES))} and the other files")
+        raise UsageError(f"{folder} is no folder: give the folder that holds {next(iter(FILES))} and the other files")
     border = ((0, 0), *2 * [2 * ((size - SIDE) // 2,)], (0, 0))
     train, test = (np.pad(_images(folder, split), border) for split in ("train", "t10k"))
     return Dataset("fashion_mnist", train, test, _labels(folder, "train"), _labels(folder, "t10k"))
@@ -61,7 +62,7 @@ def _usual() -> Path:
 
 
 def _images(folder: Path, split: str) -> np.ndarray:
-    """uint8 `[N, 28, 28, 1]`. An IDX file has a magic number and the size of each axis, of four bytes; then bytes."""
+    """uint8 `[N, 28, 28, 1]`. An IDX file has a magic number and each axis's size, 4 bytes each; then the pixels."""
     return np.frombuffer(_read(folder, f"{split}-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, SIDE, SIDE, 1)
 
 

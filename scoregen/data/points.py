@@ -1,8 +1,7 @@
-"""Sets of points in the plane, centred and of about unit standard deviation in each coordinate.
+"""Sets of points in the plane, centred and with about unit standard deviation in each coordinate.
 
-Every constructor draws `size` points to train on and, from an independent stream, 10000 to test on; the test
-set does not change with `size`. The mixtures carry their exact log-density, against which a likelihood can be
-checked.
+Every constructor draws `size` points to train on and, from an independent stream, 10000 to test on. The test set
+does not change with `size`. The mixtures have their exact log-density, so that a likelihood can be checked against it.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ TEST_SIZE = 10_000
 def mixture(modes: int = 8, radius: float = 1.4, std: float = 0.15, size: int = 20_000, seed: int = 0) -> Dataset:
     """p(x) = 1/K sum_k N(x; m_k, std^2 I), with the K = `modes` means m_k evenly on a circle of `radius`.
 
-    Points are float32 `[N, 2]`, labels the index of the mode, `log_density` exact, in nats. One mode stands
+    Points are float32 `[N, 2]`, labels the index of the mode, `log_density` exact, in nats. A single mode is
     at the origin. Covariance: (radius^2 / 2 + std^2) I for three modes or more.
 
     Raises UsageError for modes < 1, std <= 0, radius < 0, size < 1 or a negative seed.
@@ -41,9 +40,9 @@ def two_modes(
 ) -> Dataset:
     """p(x) = w N(x; -(1-w) s u, std^2 I) + (1-w) N(x; w s u, std^2 I), with u = (1, 1) / sqrt(2).
 
-    Here w = `weight`, s = `separation`, and the mean of the whole is zero. It is the standard test of
-    whether a sampler finds the right proportions, and not only the places, of modes that no path of high
-    density joins: plain Langevin dynamics does not (Song and Ermon 2019, section 3.2.2). Labels are 0 for the
+    Here w = `weight`, s = `separation`, and the overall mean is zero. It is the standard test of
+    whether a sampler finds the right proportions of two modes, and not only their places, when a region of low
+    density separates them. Plain Langevin dynamics does not (Song and Ermon 2019, section 3.2.2). Labels are 0 for the
     first mode and 1 for the second; `log_density` is exact, in nats. Covariance: w (1-w) s^2 u u^T + std^2 I.
 
     Raises UsageError for a weight outside (0, 1), std <= 0, size < 1 or a negative seed.
@@ -83,7 +82,7 @@ def moons(noise: float = 0.07, size: int = 20_000, seed: int = 0) -> Dataset:
 def swissroll(noise: float = 0.05, size: int = 20_000, seed: int = 0) -> Dataset:
     """The spiral ((a cos a, a sin a) - m) / 7 + N(0, noise^2 I), a ~ U[3 pi/2, 9 pi/2], m = (2, 2/(3 pi)).
 
-    So it is centred. Float32 `[N, 2]`; the noise is in the units of the result; neither labels nor
+    The spiral is centred. Float32 `[N, 2]`; the noise is in the units of the result. There are no labels and no
     `log_density`.
 
     Raises UsageError for noise < 0, size < 1 or a negative seed.
@@ -106,8 +105,8 @@ def checkerboard(cells: int = 4, size: int = 20_000, seed: int = 0) -> Dataset:
     """Uniform on the black cells of a `cells` x `cells` board over [-sqrt(3), sqrt(3)]^2.
 
     The first cell is black. Float32 `[N, 2]`, without labels. For an even number of cells both coordinates
-    have unit variance. `log_density` is None although it is known: it is -inf off the board, so its mean
-    over samples would say nothing.
+    have unit variance. `log_density` is None although it is known: it is -inf off the black cells, so its
+    mean over samples would be useless.
 
     Raises UsageError for cells < 1, size < 1 or a negative seed.
 

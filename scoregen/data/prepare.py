@@ -1,4 +1,4 @@
-"""From the examples of a data set to what the network is trained on: scaled, flipped and augmented."""
+"""Turns the examples of a data set into the network's input: scaled, flipped and augmented."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from scoregen.random import split_keys
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """`prepare(raw, keys) -> (x0, numbers)`: raw examples `[B, ...]` as the network sees them.
+    """`prepare(raw, keys) -> (x0, numbers)`: raw examples `[B, ...]` as the network's input.
 
     It runs on the device, inside the training step. Example i depends on keys[i] alone.
 
     Attributes:
         scaling: one of `SCALINGS`, or any function (raw, keys) -> x0.
-        flip: whether images are mirrored left to right with probability 1/2. The network is not given which.
-        augment: the probability of each augmentation of `augment`, whose numbers the network is given.
+        flip: whether images are mirrored left to right with probability 1/2. The network is not told which.
+        augment: the probability of each change in `augment`. The network is given the numbers of these changes.
 
     Raises:
         ValueError: unless 0 <= augment <= 1.
@@ -54,7 +54,7 @@ class Prepare:
             train: False for held-out examples, which are scaled only.
 
         Returns:
-            x0 `[B, ...]`, and the numbers `[B, 9]` that say how each was augmented, None if it was not.
+            x0 `[B, ...]`, and the numbers `[B, 9]` that say how each was augmented; None without augmentation.
 
         Raises:
             UsageError: if the scaling is for another type of data, and for a flip or an augmentation of anything but

@@ -1,9 +1,9 @@
-"""From the numbers of a data set to the numbers that the network sees, and back.
+"""Scalings: from the numbers of a data set to the network's input, and back.
 
-A scaling is called as scaling(x, keys) with one typed key an example, so that the noise of an example does not
-depend on the batch that it comes in. `low` and `high` bound its values, `width` is the width of one byte among them,
-and `bins` is (low, high, width) if there is one value for each byte, None if it is continuous. `to_bytes` is its
-inverse, exact on the bytes.
+A scaling is called as scaling(x, keys) with one typed key per example, so that the noise of an example does not depend
+on its batch. `low` and `high` bound the scaled values, and `width` is the width of one byte in them. `bins` is (low,
+high, width) if each byte has one value, and None if the values are continuous. `to_bytes` is the inverse, exact for
+bytes.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Centered:
 
     def __call__(self, x: Array, key: jax.Array) -> jax.Array:
         del key
-        # not X / 127.5 - 1: compiled, its division becomes a product and 255 comes out above 1
+        # not X / 127.5 - 1: the compiler turns this division into a product, and 255 gives a value above 1
         return (2 * _floats(self, x) - 255) / 255
 
     def to_bytes(self, x: Array) -> np.ndarray:
@@ -53,7 +53,7 @@ class Centered:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """x = (X + U) / 256 in [0, 1), float32, from bytes X with U ~ U[0, 1) a pixel; without U, X / 255.
+    """x = (X + U) / 256 in [0, 1), float32, from bytes X with U ~ U[0, 1) per pixel; without U, X / 255.
 
     The first is "(255 X' + U) / 256" of NCSN's code (Song and Ermon 2019), where X' = X / 255. U is drawn
     from the multiples of 2^-16, so that X + U is exact in float32 and an example never rounds up to the next
@@ -96,7 +96,7 @@ class Unit:
         [0, 128, 255]
         """
         values = _host(x)
-        # floor(z) is z - 1/2 rounded, with the tie at a whole z, which is the lower end of its byte, going up
+        # floor(z) rounds z - 1/2; a tie, at a whole z (the lower end of a byte), goes up
         return _round(np.floor(256 * values) if self.dequantize else 255 * values)
 
 
@@ -131,7 +131,7 @@ class Identity:
 def random_flip(keys: jax.Array, x: Array) -> jax.Array:
     """Mirror each image left to right with probability 1/2: `[B, H, W, C]` of any dtype.
 
-    One typed key an example, `[B]`. Runs on the device. Whether example i is flipped depends on keys[i]
+    One typed key per example, `[B]`. It runs on the device. Whether example i is flipped depends on keys[i]
     alone. Give it other keys than the scaling gets.
 
     Raises UsageError if x is not a batch of images.
@@ -162,7 +162,7 @@ def _host(x: Array) -> np.ndarray:
     values = np.asarray(x, np.float32)
     if bad := int(values.size - np.isfinite(values).sum()):
         raise UsageError(
-            f"{bad} of {values.size} values are NaN or infinite and no bytes: the sampler or the training "
+            f"{bad} of {values.size} values are NaN or infinite, so they have no bytes: the sampler or the training "
             "diverged, try smaller steps"
         )
     return values

@@ -1,4 +1,4 @@
-"""Sources: functions that return a `Dataset`, and what is known of one before it is called."""
+"""Sources, which are functions that return a `Dataset`, and their properties, known without a call."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Make = TypeVar("Make", bound=Callable[..., Dataset])
 
 
 def source(*, shape: Callable[..., tuple[int, ...]] | None = None, verified: bool = False) -> Callable[[Make], Make]:
-    """Decorator that says of a source what need not be read for it. A function without it is a source too.
+    """Decorator that declares properties of a source, known without reading its data. A source may do without it.
 
     Args:
-        shape: from some of the source's options, by name, to the shape of an example.
-        verified: whether every file is compared with a published checksum, so that the data are the same whatever
-            folder they lie in.
+        shape: a function from some of the source's options, by name, to the shape of an example.
+        verified: whether every file is compared with a published checksum, so that the data are the same in any
+            folder.
 
     >>> @source(shape=lambda size: (size, size, 3))
     ... def photos(*, dir: str, size: int = 32, seed: int = 0) -> Dataset:
@@ -34,17 +34,17 @@ def source(*, shape: Callable[..., tuple[int, ...]] | None = None, verified: boo
 
 
 def reads_files(make: Callable[..., Dataset]) -> bool:
-    """Whether a source reads files: it then has a parameter `dir`, the folder or file that the person names."""
+    """Whether a source reads files: it then has a parameter `dir`, the folder or file that the user names."""
     return "dir" in inspect.signature(make).parameters
 
 
 def is_verified(make: Callable[..., Dataset]) -> bool:
-    """Whether the data of a source are the same whatever folder they lie in; see `source`."""
+    """Whether the data of a source are the same in any folder; see `source`."""
     return getattr(make, "verified", False)
 
 
 def shape_of(make: Callable[..., Dataset], **options: Any) -> tuple[int, ...]:
-    """The shape of an example of a source with these options: as it declares, or else as its data have it.
+    """The shape of an example of a source with these options: as declared, or else from its data.
 
     `dir` may be given to a source that reads no files.
     """

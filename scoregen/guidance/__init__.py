@@ -1,7 +1,7 @@
-"""Guidance: what is known of x0 besides the network, put into every estimate of it.
+"""Guidance: extra knowledge about x0, put into every estimate of x0.
 
-A wrapper is called as `wrapper(denoiser) -> Denoiser`, so it works with every sampler, and wrappers compose. What is
-known may be the range of the data (`Clip`, `DynamicThreshold`), a class (`ClassifierFree`), or a linear measurement
+A wrapper is called as `wrapper(denoiser) -> Denoiser`, so it works with every sampler, and wrappers compose. The
+knowledge may be the range of the data (`Clip`, `DynamicThreshold`), a class (`ClassifierFree`), or a linear measurement
 y = A x0 + noise (`Replace`, `Posterior`): pixels for inpainting, grey values for colorization, any matrix.
 """
 

@@ -37,7 +37,7 @@ class Linear(Node, abc.ABC):
 
 
 class Pixels(Linear):
-    """Some of the numbers of an example as they are.
+    """A measurement that selects some of the numbers of an example.
 
     Args:
         seen: which ones, booleans in the shape of an example.
@@ -72,7 +72,7 @@ class Grey(Linear):
     """The mean over the last axis of an image, `[B, H, W, C] -> [B, H W]`.
 
     Let Q be an orthogonal matrix whose first row is (1, ..., 1) / sqrt(C). The mean of a pixel is the first coordinate
-    of Q x divided by sqrt(C), so `nearest` is the replacement in these coordinates of Song et al. 2021 (appendix I.3).
+    of Q x divided by sqrt(C), so `nearest` replaces this coordinate, as in Song et al. 2021 (appendix I.3).
     """
 
     def __init__(self, channels: int = 3):
@@ -116,18 +116,18 @@ class Matrix(Linear):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replace(Wrapper):
-    """What was measured in place of its estimate: x0 <- x0 + A^T (A A^T)^-1 (y - A x0).
+    """Replaces the measured part of the estimate: x0 <- x0 + A^T (A A^T)^-1 (y - A x0).
 
-    With `Pixels` the measured numbers are exact, at the last step too. Under ancestral sampling their x_t then follows
-    the forward process given y, so this is the inpainting of Song et al. 2021 (appendix I.2), except that they draw the
-    noise of every level anew; Wang et al. 2023 (DDNM) do it for any A. A Langevin corrector goes back and forth within
-    a level, which is the purpose of the resampling of Lugmayr et al. 2022.
+    With `Pixels` the measured numbers are exact, also at the last step. Under ancestral sampling the measured part of
+    x_t then follows the forward process given y. This is the inpainting of Song et al. 2021 (appendix I.2), except that
+    they draw new noise at every level. Wang et al. 2023 (DDNM) do it for any A. A Langevin corrector moves x several
+    times within a level, which has the same purpose as the resampling of Lugmayr et al. 2022.
 
-    It is not the posterior: the unmeasured part is estimated from the noised y, which says less than y does until the
-    noise is gone, and steps taken by then are not undone. Of N(0, 1) in two dimensions with correlation r, the first
-    measured as y, ancestral steps in the limit of many draw the second with the mean y (1 - sqrt(1 - r^2)) / r in place
-    of r y: for r = 0.8 that is 0.5 y and not 0.8 y, with a deviation of 0.734 and not 0.6. y is taken as exact; noise
-    in it stays in the samples.
+    The samples do not follow the posterior. The unmeasured part is estimated from the noised y, which holds less
+    information than y, and early steps are not corrected later. For example, let two numbers be N(0, 1) with the
+    correlation r, and measure the first as y. In the limit of many ancestral steps the second has the mean
+    y (1 - sqrt(1 - r^2)) / r instead of r y. For r = 0.8 the mean is 0.5 y instead of 0.8 y, and the standard deviation
+    is 0.734 instead of 0.6. y is taken as exact, so noise in y stays in the samples.
 
     Attributes:
         measure: A.
@@ -153,12 +153,12 @@ class Replace(Wrapper):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Posterior(Wrapper):
-    """The score of the posterior: the prior's plus grad log p(y | x_t), for a measurement y = A x0 + std z.
+    """The score of the posterior: the prior's score plus grad log p(y | x_t), with y = A x0 + std z measured.
 
         p(y | x_t) ~ N(y ; A x0(x_t), S),     S = std^2 I + A V A^T,     V ~ Cov[x0 | x_t]
         x0 <- x0 + scale (sigma^2 / alpha) J^T A^T S^-1 (y - A x0),       J = dx0 / dx, through the denoiser
 
-    which with V = (sigma^2 / alpha) J, Tweedie's formula of second order, is a Kalman update of the estimate x0. The
+    With V = (sigma^2 / alpha) J, Tweedie's second-order formula, this is a Kalman update of the estimate x0. The
     methods differ in V:
 
         "none"       V = 0, diffusion posterior sampling (Chung et al. 2023, eq. 16: its rho = 1 / std^2 is scale = 2)
@@ -166,18 +166,18 @@ class Posterior(Wrapper):
         "jacobian"   V = (sigma^2 / alpha) J, exact where p(x0 | x_t) is Gaussian: on Gaussian data the samples follow
                      the posterior. It takes M derivatives of the network at each step.
 
-    Without V the measurement is trusted too much where there is noise, since y is then far from A x0 for the right x0
-    too. Of N(0, 1), measured as y, ancestral steps with "none" in the limit of many have the mean
-    y (1 - e^(-1 / std^2)) and the variance (1 - e^(-2 / std^2)) std^2 / 2, in place of y / (1 + std^2) and
-    std^2 / (1 + std^2): for std = 1/2 that is 0.982 y and 0.354^2, not 0.8 y and 0.447^2. It also makes steps
-    stiff: those with w (alpha V / (sigma std))^2 > 2, for w of `process.posterior` and the true V, overshoot, so levels
-    must be many where std is far below the data's deviation.
+    With V = 0 the measurement is trusted too much at noisy levels, where even an exact estimate A x0 is far from y. For
+    example, let the data be N(0, 1), measured as y. In the limit of many ancestral steps, samples by "none" have the
+    mean y (1 - e^(-1 / std^2)) and the variance (1 - e^(-2 / std^2)) std^2 / 2, instead of y / (1 + std^2) and
+    std^2 / (1 + std^2). For std = 1/2 these are 0.982 y and 0.354^2 instead of 0.8 y and 0.447^2. V = 0 also makes the
+    steps stiff. A step overshoots if w (alpha V / (sigma std))^2 > 2, with w from `process.posterior` and the true V.
+    Many levels are therefore needed if std is far below the standard deviation of the data.
 
     Attributes:
         measure: A.
         y: the measurement, `[B, M]`, or `[1, M]` for all.
         std: the standard deviation of the measurement's noise.
-        spread: the method.
+        spread: the method: "none", "isotropic" or "jacobian".
         scale: a factor of grad log p(y | x_t).
 
     Raises:
@@ -206,16 +206,17 @@ class Posterior(Wrapper):
             raise ValueError(f"spread={self.spread!r}: one of {', '.join(SPREADS)} is needed")
 
     def refuse(self, process: Process) -> Refusal | None:
-        """No process whose alpha vanishes at the noisiest level, where x says nothing of the measurement."""
+        """Refuses a process with alpha = 0 at the noisiest level, where x has no information about the measurement."""
         if not vanishes(process):
             return None
         return Refusal(
-            "alpha = 0 at the noisiest level, where x says nothing of what was measured", ("process.t_max=0.999",)
+            "alpha = 0 at the noisiest level, where x holds no information about the measurement",
+            ("process.t_max=0.999",),
         )
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         wrapped = super().__call__(denoiser)
-        return wrapped if self.y.shape[-1] else denoiser  # of nothing measured nothing follows
+        return wrapped if self.y.shape[-1] else denoiser  # an empty measurement changes nothing
 
     def predict(self, denoiser: Denoiser, x: Array, t: Array) -> Prediction:
         process = denoiser.process
@@ -250,15 +251,15 @@ def _jacobian(process: Process, t: Array, measure: Linear, noise: float, residua
     units = jnp.eye(residual.shape[1], dtype=residual.dtype)
     table = jax.vmap(lambda unit: measure(pull(jnp.broadcast_to(unit, residual.shape))[0]), out_axes=1)(units)
     ratio = process.sigma(t) ** 2 / process.alpha(t)
-    # For a network it is only nearly a covariance: it is made symmetric, and negative variances count as 0.
-    # In float32 at least, since bfloat16 has no eigenvectors.
+    # A network gives only nearly a covariance, so it is made symmetric, and negative variances count as 0.
+    # It is at least float32, since JAX computes no eigenvectors in bfloat16.
     table = (broadcast(ratio, table) * table).astype(widest(table.dtype, jnp.float32))
     values, vectors = (a.astype(residual.dtype) for a in jnp.linalg.eigh(table, symmetrize_input=True))
     along = jnp.einsum("bmk,bm->bk", vectors, residual) / (noise + jnp.maximum(values, 0))
     return jnp.einsum("bmk,bk->bm", vectors, along)
 
 
-# S^-1 (y - A x0), `[B, M]`, by what is taken for the covariance of x0 given x_t.
+# S^-1 (y - A x0), `[B, M]`, for each approximation of the covariance of x0 given x_t.
 SPREADS: dict[str, Spread] = {"none": _none, "isotropic": _isotropic, "jacobian": _jacobian}
 METHODS = {"replace": None, "dps": "none", "pigdm": "isotropic", "moments": "jacobian"}
 
@@ -268,7 +269,7 @@ class Control(abc.ABC):
     """A measurement of images and the method that uses it: `control(clean) -> Wrapper`.
 
     Attributes:
-        keeps_density: whether the wrapped denoiser has a density; none of these has.
+        keeps_density: whether the wrapped denoiser has a density; with a control it has none.
     """
 
     keeps_density: ClassVar[bool] = False
@@ -293,33 +294,33 @@ class Control(abc.ABC):
             return Refusal(f"control is for images [H, W, C], and an example has the shape {shape}", ("control=none",))
         if self.method != "replace" and vanishes(process):
             return Refusal(
-                "at its noisiest level this process has alpha = 0, where x says nothing of what was measured",
+                "at its noisiest level this process has alpha = 0, where x holds no information about the measurement",
                 ("process.t_max=0.999", "control.method=replace"),
             )
         if self.method == "moments" and (count := self.count(shape)) > self.max_measured:
             return Refusal(
                 f"method=moments takes one derivative of the network for each of the {count} measured numbers, so a "
-                "step would cost about as many times as much",
+                f"step would cost about {count} times as much",
                 ("control.method=pigdm", f"control.max_measured={count}"),
             )
         return None
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """M, how many numbers are measured of an image of this shape."""
+        """M, the number of measured numbers of an image of this shape."""
         return jax.eval_shape(self.measure(shape), jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1]
 
     def derivatives(self, shape: tuple[int, ...]) -> int:
-        """How many derivatives of the network each evaluation of it brings along, for images of this shape."""
+        """The number of derivatives of the network at each evaluation, for images of this shape."""
         return {"replace": 0, "moments": self.count(shape) + 1}.get(self.method, 1)
 
     def __call__(self, clean: Array) -> Wrapper:
-        """The wrapper that knows of each image `[B, H, W, C]` what is measured of it, and no more."""
+        """The wrapper with the measurements of these images `[B, H, W, C]`, and nothing else of the images."""
         measure, spread = self.measure(clean.shape[1:]), METHODS[self.method]
         y = measure(clean)
         return Replace(measure, y) if spread is None else Posterior(measure, y, self.std, spread, self.scale)
 
     def seen(self, clean: Array, blank: float) -> Array:
-        """A picture of what is measured, `[B, H, W, C]`, with `blank` where nothing is."""
+        """A picture of the measurement, `[B, H, W, C]`, with `blank` where nothing is measured."""
         measure = self.measure(clean.shape[1:])
         return measure.nearest(jnp.full_like(clean, blank), measure(clean))
 
@@ -336,13 +337,14 @@ REGIONS: dict[str, Callable[[int, int], tuple[slice, slice]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Inpaint(Control):
-    """A part of each image is hidden, and drawn given the rest.
+    """Hides a part of each image, and draws it given the rest.
 
     Attributes:
         method: replace (`Replace`), dps, pigdm or moments (`Posterior` with V = 0, isotropic, or from the Jacobian).
-        std: the noise that the pixels are taken to have, in the network's units; not for replace.
+        std: the assumed standard deviation of the noise in the pixels, in the network's units; not for replace.
         scale: a factor of the likelihood's score; not for replace.
-        max_measured: for moments, how many measured numbers, and so derivatives of the network a step, are allowed.
+        max_measured: for moments, the largest allowed number of measured numbers; each takes one derivative of the
+            network per step.
         hidden: left, right, top, bottom (halves), or box (the middle quarter).
 
     Raises:
@@ -368,10 +370,10 @@ class Inpaint(Control):
 
 @dataclasses.dataclass(frozen=True)
 class Colorize(Control):
-    """The mean of the channels is known, and the colours are drawn given it.
+    """Draws the colours of each image given the mean of its channels.
 
-    By `replace` it is put into the estimate of x0 as it is, after a clip if there is one: the samples then have exactly
-    this mean, and some of their channels may lie a little beyond the range of the data.
+    `replace` puts this mean into the estimate of x0, after a clip if there is one. The samples then have exactly this
+    mean, and some of their channels may lie slightly outside the range of the data.
 
     Attributes:
         method, std, scale, max_measured: as for `Inpaint`.
@@ -406,7 +408,7 @@ def _check_array(y: Any) -> None:
 
 def _check_size(x: Array, size: int) -> None:
     if x[0].size != size:
-        raise ValueError(f"an example of {x[0].size} numbers, and the measurement is of {size}")
+        raise ValueError(f"an example has {x[0].size} numbers, but the measurement needs {size}")
 
 
 def _check_measured(y: Array, shape: tuple[int, ...]) -> None:
@@ -418,5 +420,5 @@ def _check_measured(y: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-# Samples that complete given images, by what is known of them.
+# Controls, which complete given images from a measurement of them.
 CONTROLS: dict[str, Callable[[], Control | None]] = {"none": lambda: None, "inpaint": Inpaint, "colorize": Colorize}

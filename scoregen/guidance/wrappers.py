@@ -24,7 +24,7 @@ from scoregen.random import broadcast
 class Node:
     """A class whose instances are pytrees: arrays, denoisers and other nodes are children, all else is static.
 
-    A static attribute must be hashable. Instances that are equal in it share a compiled program.
+    Static attributes must be hashable. Instances with equal static attributes share a compiled program.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -34,7 +34,7 @@ class Node:
 
 def _flatten(node: Node) -> tuple[list[Any], tuple]:
     fields = vars(node)
-    # Once unflattened, the names of the children are known: JAX puts other things than arrays in their places.
+    # An unflattened node stores the names of its children, since JAX may put placeholders in place of arrays.
     names = fields.get(_CHILDREN) or tuple(name for name, value in fields.items() if _is_child(value))
     rest = tuple((name, value) for name, value in fields.items() if name not in (*names, _CHILDREN))
     return [fields[name] for name in names], (names, rest)
@@ -59,10 +59,10 @@ class Wrapper(Node, abc.ABC):
     """A denoiser from a denoiser: `wrapper(denoiser) -> Denoiser`, under the same process.
 
     A wrapper of your own is a frozen dataclass with `predict`. Its arrays and denoisers are leaves of the denoiser that
-    it returns, which can therefore be an argument of `jax.jit`, and all its other fields are constants.
+    it returns, which can therefore be an argument of `jax.jit`. All its other fields are constants.
 
     Attributes:
-        keeps_density: whether `Prediction.log_density` survives, and the score is its gradient.
+        keeps_density: whether `Prediction.log_density` is kept, with the score as its gradient.
     """
 
     keeps_density: ClassVar[bool] = False
@@ -107,7 +107,7 @@ class Free(Wrapper):
 
 @dataclasses.dataclass(frozen=True)
 class Clip(Wrapper):
-    """x0 clipped to the range of the data, as in the sampler of Ho et al. 2020; eps = (x - alpha x0) / sigma follows.
+    """x0 clipped to the range of the data, as in the sampler of Ho et al. 2020; eps follows from x0.
 
     Attributes:
         low, high: the range, in the units that the network sees; a scaling has them as `low` and `high`.
@@ -137,12 +137,12 @@ class DynamicThreshold(Wrapper):
     """Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3): x0 scaled to the range of the data.
 
     With u = x0 mapped linearly from [low, high] to [-1, 1], and q a high quantile of |u| over the dimensions of an
-    example, u is clipped to [-s, s] and divided by s, where s = max(q, 1). Values beyond the range are therefore pulled
-    in together with all others.
+    example, u is clipped to [-s, s] and divided by s, where s = max(q, 1). Values outside the range therefore move
+    into it together with all others.
 
     Attributes:
         low, high: the range, in the units that the network sees; a scaling has them as `low` and `high`.
-        quantile: the order of the quantile.
+        quantile: the probability of the quantile q.
 
     Raises:
         ValueError: unless low < high, both finite, and 0 < quantile <= 1.
@@ -174,11 +174,11 @@ class ClassifierFree(Wrapper):
 
         eps = eps_unconditional + scale (eps_conditional - eps_unconditional)
 
-    and likewise for x0, the score and the log-density, which are linear in the same way. The wrapped denoiser is the
-    conditional one. The paper's weight w is scale - 1. At scale 1 the result is the conditional denoiser and at 0 the
-    unconditional one, exactly, and the other is not evaluated. Any other scale gives the score of
-    p(x_t) p(c | x_t)^scale at each level by itself, which is not the noised distribution of any data: samples lie
-    nearer to the middle of the class than that product at t = 0.
+    The same formula gives x0, the score and the log-density. The wrapped denoiser is the conditional one. The paper's
+    weight w is scale - 1. Scale 1 gives exactly the conditional denoiser and scale 0 exactly the unconditional one, and
+    the other is not evaluated. Any other scale gives the score of p(x_t) p(c | x_t)^scale at each level separately.
+    These products are not the noised distributions of any data: samples lie nearer to the middle of the class than the
+    product at t = 0 does.
 
     Attributes:
         unconditional: the denoiser that knows no class, under the same process.

@@ -1,7 +1,7 @@
-"""Losses: what a network is trained to make small, how much each noise level counts in it, and at which times.
+"""Losses, weightings of the noise levels, and the objective that joins them with a law of training times.
 
-A new loss is one file and one line in `LOSSES`, a new weighting one line in `WEIGHTINGS`: the tests and the conformance
-matrix go through these tables.
+A new loss is one file and one line in `LOSSES`; a new weighting is one line in `WEIGHTINGS`. The tests and the
+conformance matrix check every entry of these tables.
 """
 
 from scoregen.losses.bound import VLB, Hybrid

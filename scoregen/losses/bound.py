@@ -1,8 +1,8 @@
 """The variational bound: -log p(x0) <= E[ L_T + sum_{t >= 1} L_{t-1} + L_0 ] (Ho et al. 2020, eq. 5), and its parts.
 
 The parts are in nats and summed over data dimensions, `[B]`. In continuous time the sum is an integral
-(Kingma et al. 2021, eq. 17). Each example gets one part, at its own random time: over times from `times.Own` the mean
-of `VLB` is the bound.
+(Kingma et al. 2021, eq. 17). Each example gets one part, at its own random time. With times from `times.Own`, the
+mean of `VLB` is the bound.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Bins = tuple[float, float, float]
 
 
 def prior_kl(process: Process, x0: Array) -> Array:
-    """L_T = KL( p(x_T | x_0) || prior ), from the noisiest level to the law that sampling starts from, `[B]` nats.
+    """L_T = KL( p(x_T | x_0) || prior ) at the noisiest level, with the prior that sampling starts from, `[B]` nats.
 
-    With v = (sigma / prior_std)^2 at the noisiest level, 1/2 sum( v - 1 - log v + (alpha x0 / prior_std)^2 ).
+    With v = (sigma / prior_std)^2 it is 1/2 sum( v - 1 - log v + (alpha x0 / prior_std)^2 ).
     """
     t, std = top(process), process.prior_std()
     v = (process.sigma(t) / std) ** 2
@@ -39,12 +39,13 @@ def prior_kl(process: Process, x0: Array) -> Array:
 def step_kl(process: Process, found: Prediction, x0: Array, t: Array, between: Array | float = 0.0) -> Array:
     """L_{t-1} = KL( p(x_s | x_t, x0) || p_theta(x_s | x_t) ) for the step from t to s = t - 1, `[B]` nats.
 
-    Both are `posterior`s, given x0 and given its estimate, whose means differ by alpha_s w (x0 - x0_theta). With
-    the variances posterior = sigma_s^2 w and model = posterior e^d, where d = `between` log(sigma_t^2 / sigma_s^2),
+    Both laws come from `posterior`, given x0 and given its estimate. Their means differ by alpha_s w (x0 - x0_theta).
+    The first has the variance sigma_s^2 w, the model e^d times as much, with d = `between` log(sigma_t^2 / sigma_s^2).
+    The divergence is
 
         1/2 sum( d + e^-d - 1 + e^-d (SNR_s - SNR_t) (x0 - x0_theta)^2 )
 
-    In continuous time it is the same per unit of time, with -SNR' for the difference, and d = 0.
+    In continuous time it is a rate per unit of time, with -SNR' in place of SNR_s - SNR_t, and d = 0.
 
     Args:
         process: the process.
@@ -64,9 +65,9 @@ def step_kl(process: Process, found: Prediction, x0: Array, t: Array, between: A
 def decoder_nll(x0: Array, mean: Array, log_var: Array, bins: Bins | None) -> Array:
     """L_0 = -log p(x0 | x_1), `[B]` nats, for a normal density, or for the bin that x0 lies in.
 
-    With `bins` = (low, high, width) the data are the numbers low, low + width, ..., high, and the probability of x0
-    is the normal law's mass in the interval of this width around it; the first and the last interval have no outer
-    end (Ho et al. 2020, eq. 13). With None it is the density, and its logarithm has the unit of x0.
+    With `bins` = (low, high, width) the data are the numbers low, low + width, ..., high. The probability of x0 is the
+    mass of the normal law in the interval of this width around x0; the first and the last interval extend to infinity
+    (Ho et al. 2020, eq. 13). With None it is the density, whose value depends on the unit of x0.
 
     >>> x0 = jnp.array([[-1.0], [0.0]])
     >>> decoder_nll(x0, jnp.zeros((2, 1)), jnp.zeros((2, 1)), (-1.0, 1.0, 1.0)).tolist()  # Phi(-1/2), Phi(1/2) - ...
@@ -77,7 +78,7 @@ def decoder_nll(x0: Array, mean: Array, log_var: Array, bins: Bins | None) -> Ar
         return 0.5 * sum_dims(((x0 - mean) / std) ** 2 + log_var + math.log(2 * math.pi))
     low, high, width = bins
     below, above = (x0 - 0.5 * width - mean) / std, (x0 + 0.5 * width - mean) / std
-    # Mirrored, if necessary, so that both ends are below the mean: there no digits are lost.
+    # Mirrored, if necessary, so that the interval's centre is below the mean, where no digits are lost.
     flip = below + above > 0
     below, above = jnp.where(flip, -above, below), jnp.where(flip, -below, above)
     open_below = jnp.where(flip, x0 > high - 0.5 * width, x0 < low + 0.5 * width)
@@ -89,10 +90,11 @@ def decoder_nll(x0: Array, mean: Array, log_var: Array, bins: Bins | None) -> Ar
 
 
 def decoder_log_var(process: Process, between: Array | float = 0.0) -> Array:
-    """log of the variance of p(x0 | x_1) for a chain, where x_1 is level 0 here.
+    """The log-variance of p(x0 | x_1) for a chain; the papers' x_1 is level 0 here.
 
-    No step leads there. With w = -expm1(lam_1 - lam_0) it is sigma_0^2 w, the posterior's variance of the next level,
-    at between = 0, and sigma_0^2 at between = 1 (as in the code of Ho et al. 2020 and of Nichol & Dhariwal 2021).
+    No step of the chain gives it. With w = -expm1(lam_1 - lam_0) it is sigma_0^2 w at between = 0, the posterior's
+    variance for the step from level 1 to level 0, and sigma_0^2 at between = 1 (as in the code of Ho et al. 2020 and of
+    Nichol & Dhariwal 2021).
     """
     levels = jnp.arange(2)
     lam = process.logsnr(levels)
@@ -103,18 +105,18 @@ def decoder_log_var(process: Process, between: Array | float = 0.0) -> Array:
 
 
 def refuse_uniform_start(process: Process) -> Refusal | None:
-    """Why nothing under `process` has a likelihood or a bound, if it starts from a uniform law; else None.
+    """Why `process` has no likelihood and no bound, if its sampling starts from a uniform law; else None.
 
     >>> from scoregen.process import ncsn
     >>> refuse_uniform_start(ncsn())
     >>> print(refuse_uniform_start(ncsn(start="uniform")))
-    sampling starts from a uniform law, which has no density at nearly all x of the noisiest level, so ...
+    sampling starts from a uniform law, whose density is 0 at nearly all x of the noisiest level, so there is no ...
     """
     if getattr(process, "start", "normal") != "uniform":
         return None
     return Refusal(
-        "sampling starts from a uniform law, which has no density at nearly all x of the noisiest level, so nothing "
-        "has a likelihood or a finite bound",
+        "sampling starts from a uniform law, whose density is 0 at nearly all x of the noisiest level, so there is no "
+        "likelihood and no finite bound",
         ("process.start=normal",),
     )
 
@@ -132,25 +134,25 @@ def refuse_step_variance(process: Process) -> Refusal | None:
 
 @dataclasses.dataclass(frozen=True)
 class VLB(Loss):
-    """The whole bound, one part of it an example: its mean over times, noise and data is the bound.
+    """The whole bound, one random part for each example: the mean over times, noise and data is the bound.
 
-    For a chain of N levels, N L_{t-1} for t >= 1 or N L_0 for t = 0, plus L_T. In continuous time the integrand
-    over the density of t (`own_density`), plus L_0 and L_T, where L_0 needs no network: p(x0 | x) is taken to be normal
-    around x / alpha at t_min, with the deviation sigma / alpha (as in Kingma et al. 2021, section 3.3). This is tight
-    once the deviation is well below a bin: choose t_min accordingly.
+    For a chain of N levels it is N L_{t-1} for t >= 1, or N L_0 for t = 0, plus L_T. In continuous time it is the
+    integrand divided by the density of t (`own_density`), plus L_0 and L_T. There L_0 needs no network: at t_min,
+    p(x0 | x) is taken to be normal with mean x / alpha and standard deviation sigma / alpha (as in Kingma et al. 2021,
+    section 3.3). The bound is tight if this deviation is well below the width of a bin: choose t_min accordingly.
 
     Attributes:
-        bins: (low, high, width) of discrete data, None for a density; a run takes it from the data's scaling.
-        unit: "bits" for bits a dimension, "nats" for nats an example.
-        variance: of the reverse steps of a chain: "small" (the posterior's), "large" (the forward step's) or
+        bins: (low, high, width) of discrete data, None for continuous data. A run takes it from the data's scaling.
+        unit: "bits" for bits per dimension, "nats" for nats per example.
+        variance: the variance of a chain's reverse steps: "small" (the posterior's), "large" (the forward step's) or
             "learned" (Nichol & Dhariwal 2021, eq. 15).
-        width: for a density, the side of the cell whose probability is bounded: for bytes that noise was spread over,
-            the width of a byte, so that the bound is one on the discrete data (Theis et al. 2016, section 3.1); 1 for
-            points. Not used with `bins`; a run takes it from the scaling too.
+        width: for continuous data, the side of the cell whose probability is bounded. For bytes with added uniform
+            noise it is the width of a byte, so that the bound holds for the bytes (Theis et al. 2016,
+            section 3.1); 1 for points. Not used with `bins`. A run takes it from the scaling too.
 
     Raises:
-        ValueError: for another unit or variance, or unless width > 0; when it is called, if the variance is to be
-            learned and was not, or if it is to be chosen in continuous time.
+        ValueError: for another unit or variance, or unless width > 0; when it is called, for variance="learned" if the
+            network gives no variance, and for "large" or "learned" in continuous time.
     """
 
     bins: Bins | None = None
@@ -184,9 +186,9 @@ class VLB(Loss):
         density = broadcast(own_density(process, t), part)
         if process.discrete:
             first = broadcast(t == 0, x0)
-            # At other levels the estimate may be so far off that the decoder's tails underflow.
+            # Other levels use x0 itself: their estimate may be so far off that the decoder's tails underflow.
             mean = jnp.where(first, found.x0, x0)
-            # Its mean is the estimate itself, and both fixed variances begin alike.
+            # The fixed variances "small" and "large" share the decoder's variance at between = 0.
             log_var = jnp.asarray(decoder_log_var(process, between if self.variance == "learned" else 0.0), x0.dtype)
             last = decoder_nll(x0, mean, jnp.broadcast_to(log_var, x0.shape), self.bins)
             total = jnp.where(t == 0, last, part) / density
@@ -202,9 +204,9 @@ class VLB(Loss):
         return total / (x0[0].size * math.log(2)) if self.unit == "bits" else total
 
     def weight(self, process: Process, t: Array) -> Array:
-        """`bound_weight`, over log 2 for bits, for the posterior's variance; not for level 0 of a chain.
+        """`bound_weight`, divided by log 2 for bits; for the posterior's variance, and not at level 0 of a chain.
 
-        The mean over D dimensions has the D-th part of it, like every mean.
+        The factor 1 / D of a mean over D dimensions is left out, as in every loss.
         """
         weight = bound_weight(process, t)
         return weight / math.log(2) if self.unit == "bits" else weight
@@ -221,8 +223,8 @@ class VLB(Loss):
 class Hybrid(Loss):
     """L_simple + share L_vlb with a learned variance (Nichol & Dhariwal 2021, eq. 16), for a chain.
 
-    L_simple is `EpsilonMSE`, a mean over dimensions; L_vlb is `VLB` in bits a dimension. The gradient of the second
-    reaches only the variance: the estimate of x0 is held constant in it.
+    L_simple is `EpsilonMSE`, a mean over dimensions; L_vlb is `VLB` in bits a dimension. The gradient of L_vlb
+    reaches only the variance, because the estimate of x0 is held constant in it.
 
     Attributes:
         bins: see `VLB`.
@@ -230,7 +232,7 @@ class Hybrid(Loss):
         width: see `VLB`. It adds a constant.
 
     Raises:
-        ValueError: unless share > 0; when it is called, if the variance was not learned.
+        ValueError: unless share > 0; when it is called, if the network gives no variance.
     """
 
     bins: Bins | None = None
@@ -251,7 +253,7 @@ class Hybrid(Loss):
         return simple + self.share * bound(Denoiser(denoiser.process, lambda x, t: held), noised, key)
 
     def weight(self, process: Process, t: Array) -> Array:
-        """SNR, the first term's: through it alone the estimate of x0 is trained. Over D, as for `EpsilonMSE`."""
+        """The SNR, as for L_simple: only that term trains the estimate of x0. The factor 1 / D is left out."""
         return snr(process, t)
 
     def refuse(self, process: Process) -> Refusal | None:

@@ -1,12 +1,12 @@
-"""Losses that match a noised example, or the score. Each is (denoiser, noised, key) -> `[B]`, not reduced.
+"""Losses that match a noised example or the score: (denoiser, noised, key) -> `[B]`, one number per example.
 
 Up to a constant that does not depend on the network, the expectation of every loss here is
 
     weight(process, t) E || x0 - x0_theta(x_t, t) ||^2
 
-so each is a weighted error of the clean data, and they differ in this weight and in their variance. With
-SNR = alpha^2 / sigma^2: || eps - eps_theta ||^2 = SNR ||x0 - x0_theta||^2, and sigma times the error of the score is
-the error of eps. Losses are summed over data dimensions unless said otherwise; the training step averages over the
+Each loss is therefore a weighted error of the clean data, and losses differ in this weight and in their variance. With
+SNR = alpha^2 / sigma^2, || eps - eps_theta ||^2 = SNR ||x0 - x0_theta||^2, and the error of eps is sigma times the
+error of the score. Losses are summed over data dimensions unless said otherwise; the training step averages over the
 batch.
 """
 
@@ -32,23 +32,23 @@ from scoregen.times import own_density
 
 
 class Loss(abc.ABC):
-    """A loss, with what the rest of the package has to know about it. Instances are frozen dataclasses.
+    """A loss, with the properties that the rest of the package needs. Instances are frozen dataclasses.
 
-    A loss of your own needs `__call__` alone. If it also has a method
+    A loss of your own needs only `__call__`. If it also has a method
 
         weight(process, t) -> [B]        the factor of ||x0 - x0_theta||^2 in its expectation at time t, see above
 
-    then a weighting can take the place of this weight, and the conformance matrix checks it.
+    then a weighting can replace this weight, and the conformance matrix checks it.
 
     Attributes:
-        positive: whether the loss is never negative, as the error of something known is.
+        positive: whether the loss is never negative, as a squared error is.
         continuous_only: whether it needs a process in continuous time.
-        average_over_time: whether it is an average over the process's own times by definition, as the variational
-            bound is. Then it is importance-weighted under every law of times, and accepts no weighting.
-        trains_variance: whether it trains the variance of a step, which the network then has to give.
+        average_over_time: whether the loss is an average over the process's own times by definition, as the
+            variational bound is. Then it is importance-weighted under every law of times, and accepts no weighting.
+        trains_variance: whether it trains the variance of a step, which the network must then give.
         needs_float32: whether it subtracts outputs that are nearly equal, so that bfloat16 is too coarse.
         max_dims: the largest number of data dimensions that it accepts; None for any.
-        bias: the relative error of its gradient that is expected by construction; 0 for an unbiased loss.
+        bias: the relative error of its gradient that its construction implies; 0 for an unbiased loss.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Huber(Loss):
@@ -79,16 +79,16 @@ class Loss(abc.ABC):
 
     @classmethod
     def variants(cls) -> dict[str, Loss]:
-        """The instances that tests and the conformance matrix try: the default "", and others by a short name.
+        """The instances that tests and the conformance matrix try, by a short name; "" is the default.
 
-        A loss whose options change the formula names one instance for each form.
+        A loss whose options change the formula returns one instance for each formula.
         """
         return {"": cls()}
 
     def exact(self, dims: int) -> Loss:
-        """This loss with the expectation over its own random draws, if it has any, for data of `dims` dimensions.
+        """This loss with its random draws, if any, replaced by their expectation, for data of `dims` dimensions.
 
-        The conformance matrix compares it with a closed form, where no chance may be left.
+        The conformance matrix compares it with a closed form, so nothing in it may be random.
         """
         return self
 
@@ -107,7 +107,7 @@ class FunctionLoss(Loss):
 
 
 def loss_name(loss: Loss) -> str:
-    """What to call the loss in a message: its class, or the plain function that it is."""
+    """The loss's name in a message: its class, or its function if the loss is a plain function."""
     if isinstance(loss, FunctionLoss):
         return getattr(loss.function, "__name__", type(loss.function).__name__)
     return type(loss).__name__
@@ -124,7 +124,7 @@ def snr(process: Process, t: Array) -> Array:
 
 
 def snr_lost(process: Process, t: Array) -> Array:
-    """rate SNR, `[B] -> [B]`: of a chain SNR_{t-1} - SNR_t, in continuous time -SNR'. It is 0 where alpha is 0."""
+    """`snr_loss_rate` times SNR, `[B] -> [B]`: SNR_{t-1} - SNR_t for a chain, else -SNR'. It is 0 where alpha is 0."""
     ratio = snr(process, t)
     return jnp.where(ratio > 0, snr_loss_rate(process, t), 0) * ratio
 
@@ -132,8 +132,9 @@ def snr_lost(process: Process, t: Array) -> Array:
 def bound_weight(process: Process, t: Array) -> Array:
     """The weight of the variational bound in nats, 1/2 rate SNR / p(t), `[B] -> [B]`, with p(t) = `own_density`.
 
-    The mean over times from `times.Own` of the error of x0, weighted by it, is the bound's (Kingma et al. 2021, eqs. 14
-    and 17). In continuous time it is 1/2 (-SNR') / p(t), for a chain of N levels N / 2 (SNR_{t-1} - SNR_t).
+    Here rate is `snr_loss_rate`. With times from `times.Own`, the mean of the error of x0 with this weight is the sum
+    or integral in the bound (Kingma et al. 2021, eqs. 14 and 17). In continuous time the weight is 1/2 (-SNR') / p(t),
+    and for a chain of N levels N / 2 (SNR_{t-1} - SNR_t).
     """
     return 0.5 * snr_lost(process, t) / own_density(process, t)
 
@@ -146,7 +147,7 @@ class EpsilonMSE(Loss):
     equation does. With "sum" it is exactly twice `DSM`.
 
     Raises:
-        ValueError: if reduce is neither.
+        ValueError: if reduce is not "mean" or "sum".
     """
 
     reduce: str = "mean"
@@ -160,7 +161,7 @@ class EpsilonMSE(Loss):
         return total / noised.x0[0].size if self.reduce == "mean" else total
 
     def weight(self, process: Process, t: Array) -> Array:
-        """SNR for the sum; the mean over D dimensions has the D-th part of it, like every mean."""
+        """The SNR. The factor 1 / D of a mean over D dimensions is left out, as in every loss."""
         return snr(process, t)
 
     @classmethod
@@ -187,8 +188,8 @@ class X0MSE(Loss):
 class FlowMatching(Loss):
     """Conditional flow matching (Lipman et al. 2023, eq. 9): ||alpha' x0 + sigma' eps - u_theta(x_t, t)||^2.
 
-    u_theta = alpha' x0_theta + sigma' eps_theta is the velocity, whatever the network gives; for the process
-    `Flow` the first two terms are eps - x0 (their eq. 23; Liu et al. 2023, eq. 1). In continuous time only.
+    u_theta = alpha' x0_theta + sigma' eps_theta is the velocity, for any target of the network. For the process `Flow`
+    the first two terms are eps - x0 (their eq. 23; Liu et al. 2023, eq. 1). The loss needs continuous time.
     """
 
     continuous_only = True
@@ -211,7 +212,7 @@ class FlowMatching(Loss):
 
 
 class _HalfSNR(Loss):
-    """1/2 sigma^2 times the squared error of the score, so 1/2 SNR times the squared error of x0."""
+    """1/2 sigma^2 times the squared error of the score, which is 1/2 SNR times the squared error of x0."""
 
     def weight(self, process: Process, t: Array) -> Array:
         """1/2 SNR."""
@@ -251,9 +252,10 @@ class ISM(_HalfSNR):
 
         sigma^2 ( tr(grad s_theta) + 1/2 ||s_theta||^2 )
 
-    By parts, its expectation equals the one of `DSM` up to a constant, though neither term sees x_0 or eps. The trace
-    takes D forward-mode derivatives, one for each of the data's D dimensions, so a step costs about D times a step of
-    `DSM` and as much memory: it is for points and small images, and the reference for the estimators below.
+    Integration by parts shows that its expectation equals the expectation of `DSM` up to a constant, although neither
+    term uses x_0 or eps. The trace takes D forward-mode derivatives, one for each of the data's D dimensions, so a step
+    takes about D times the time and memory of a step of `DSM`. The loss is for points and small images, and it is the
+    reference for the estimators below.
 
     Attributes:
         max_dims: data of more dimensions are refused.
@@ -279,7 +281,7 @@ class ISM(_HalfSNR):
 
 
 def refuse_dims(loss: Loss, dims: int) -> Refusal | None:
-    """Why the loss cannot be used for data of so many dimensions, or None if it can."""
+    """Why the loss cannot be used for data of `dims` dimensions, or None if it can."""
     if loss.max_dims is None or dims <= loss.max_dims:
         return None
     return Refusal(
@@ -290,7 +292,7 @@ def refuse_dims(loss: Loss, dims: int) -> Refusal | None:
 
 
 def check_dims(loss: Loss, dims: int) -> None:
-    """Raises ValueError if the loss refuses data of so many dimensions."""
+    """Raises ValueError if the loss refuses data of `dims` dimensions."""
     refused = refuse_dims(loss, dims)
     if refused is not None:
         raise ValueError(str(refused))
@@ -324,7 +326,7 @@ class _Sliced(_HalfSNR):
 
     Attributes:
         slices: the number of directions v for each example; the loss is the mean over them.
-        projection: the law of v: "rademacher" (of no more variance than Gaussian), "gaussian", "sphere" of radius
+        projection: the law of v: "rademacher" (never more variance than "gaussian"), "gaussian", "sphere" of radius
             sqrt(D), or a function (key, shape `[S, ...]`) -> directions of one example.
     """
 
@@ -355,15 +357,15 @@ class SSM(_Sliced):
         sigma^2 E_v [ v' grad(v' s_theta) + 1/2 (v' s_theta)^2 ]              (variance_reduced=False)
         sigma^2 E_v [ v' grad(v' s_theta) ] + sigma^2 / 2 ||s_theta||^2       (variance_reduced=True)
 
-    Neither term sees x_0 or eps: only draws x_t from p_t are needed. Its mean over v is `ISM`, so its expectation
-    equals the one of `DSM` up to a constant. The first term may be negative. Here v' grad(v' s) = v' J v is one
+    Neither term uses x_0 or eps: only draws x_t from p_t are needed. Its mean over v is `ISM`, so its expectation
+    equals the expectation of `DSM` up to a constant. The first term may be negative. Here v' grad(v' s) = v' J v is one
     forward-mode derivative inside the reverse-mode gradient.
 
     Attributes:
         slices: the number of directions v for each example; the loss is the mean over them.
-        projection: the law of v: "rademacher" (of no more variance than Gaussian), "gaussian", "sphere" of radius
+        projection: the law of v: "rademacher" (never more variance than "gaussian"), "gaussian", "sphere" of radius
             sqrt(D), or a function (key, shape `[S, ...]`) -> directions of one example.
-        variance_reduced: the second form.
+        variance_reduced: whether to use the second formula.
 
     Raises:
         ValueError: if slices < 1, or for an unknown projection.
@@ -393,27 +395,25 @@ class FDSSM(_Sliced):
 
         sigma^2 E_v [ v' (s+ - s-) / (2 h) + 1/8 ||s+ + s-||^2 ]
 
-    two evaluations a direction and no derivative within the gradient. It is `SSM` but for two errors. The difference
-    has a bias of the order (h / sigma)^2, and rounding leaves an error of the order u size / h, where size = max |x|
-    and u is the unit roundoff of the dtype (6e-8 in float32): x + h v is rounded, and so are the activations of
-    the network. A fixed step fails for large data: with size 300 and sigma 0.01 the second error is 18 % at
-    h = 0.01 sigma. Therefore
+    It takes two evaluations per direction, and no derivative within the gradient. It equals `SSM` up to two errors. The
+    difference has a bias of the order (h / sigma)^2. The rounding of x + h v and of the network's activations adds an
+    error of the order u size / h, where size = max |x| and u is the unit roundoff of the dtype (6e-8 in float32). A
+    fixed step fails for large data: with size 300 and sigma 0.01 the second error is 18 % at h = 0.01 sigma. Therefore
 
         h = sigma max( step, (u size / sigma)^(1/3) )
 
-    where the second term makes both errors alike. Relative to the trace they are then at most of the order
+    where the second term makes both errors of equal order. Relative to the trace they are then at most of the order
 
         max( step, r^(1/3) )^2 + min( r / step, r^(2/3) ),         r = u size / sigma
 
     In float32 r^(2/3) is 0.07 % at size / sigma = 300, 1.5 % at 30,000, 3 % at 100,000 and 7 % at 300,000; in float64
-    the step alone counts. Besides, x + h v is itself rounded, so the difference is divided by the displacement that was
-    really made.
+    only `step` counts. Since x + h v is rounded, the difference is divided by the actual displacement.
 
     Attributes:
         slices: the number of directions v for each example; the loss is the mean over them.
-        projection: the law of v: "rademacher" (of no more variance than Gaussian), "gaussian", "sphere" of radius
+        projection: the law of v: "rademacher" (never more variance than "gaussian"), "gaussian", "sphere" of radius
             sqrt(D), or a function (key, shape `[S, ...]`) -> directions of one example.
-        step: the least step of the difference, in units of sigma_t.
+        step: the smallest step h of the difference, in units of sigma_t.
 
     Raises:
         ValueError: if slices < 1, for an unknown projection, or if step <= 0.
@@ -439,11 +439,11 @@ class FDSSM(_Sliced):
 
         def along(v: Array) -> Array:
             shift = broadcast(h, v) * v
-            # The barrier keeps the compiler from computing one sum twice, rounded in two ways.
+            # Without the barrier the compiler may compute a sum twice, with different rounding.
             above, below = jax.lax.optimization_barrier((x + shift, x - shift))
-            made = above - below  # 2 h v, but for the rounding of the two sums
+            made = above - below  # 2 h v, up to the rounding of the two sums
             up, down = (denoiser(point, t).score for point in (above, below))
-            # v'(s+ - s-) / (2 h), where v / (2 h) = v^2 / (2 h v); the estimate stays odd in each entry of v.
+            # v / (2 h) in v'(s+ - s-) / (2 h) is computed as v^2 / (2 h v), which is odd in each entry of v.
             slope = jnp.where(made == 0, 0, v**2 / jnp.where(made == 0, 1, made))
             return sum_dims(slope * (up - down)) + 0.125 * sum_dims((up + down) ** 2)
 

@@ -1,4 +1,4 @@
-"""What a model is trained on: a loss, a weighting in place of its own, and the law of times, in one object."""
+"""The training objective: a loss, a weighting that may replace its own, and the law of times, in one object."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ class Trainable(Protocol):
 
 
 class Terms(NamedTuple):
-    """What an objective gives for a batch.
+    """The result of an objective for a batch.
 
     Attributes:
-        terms: what training averages, `[B]`: the losses, with the uncertainty weight of a model with `log_variance`,
-            times the importance ratio of the law of times.
-        losses: the losses themselves, `[B]`, with the weighting; the law of times may learn from them.
-        drawn: the times.
+        terms: the numbers that training averages, `[B]`: the losses, with the uncertainty weight if the model has
+            `log_variance`, times the importance ratio of the law of times where it applies.
+        losses: the losses without these two factors, `[B]`, but with the weighting; the law of times may learn from
+            them.
+        drawn: the times that were drawn.
     """
 
     terms: Array
@@ -54,23 +55,23 @@ class Terms(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A loss, a weighting in place of its own, and the law that training times are drawn from.
+    """A loss, a weighting that may replace its own, and the law that training times are drawn from.
 
     Called with a model, its parameters and clean data, it draws a time for each example, noises the data, and returns
-    the loss of each example, `[B]`; training makes their mean small. The losses are multiplied by the importance ratio
-    p_own / q of the law if the law is importance sampling, and in any case if the loss is an average over times by
-    definition (`Loss.average_over_time`).
+    the loss of each example, `[B]`; training minimises their mean. The losses are multiplied by the law's importance
+    ratio p_own / q if the law is importance sampling, or if the loss is an average over times by definition
+    (`Loss.average_over_time`).
 
     Attributes:
         loss: a `Loss`, or a plain function (denoiser, noised, key) -> `[B]`.
-        weighting: (process, t) -> `[B]`, see `scoregen.losses.weightings`; None: the loss's own.
+        weighting: (process, t) -> `[B]`, see `scoregen.losses.weightings`; None for the loss's own weight.
         times: the law of times.
         label_dropout: the probability with which a label is replaced by "no class", the label `model.net.num_classes`,
             for classifier-free guidance (Ho & Salimans 2022).
 
     Raises:
-        TypeError: if the loss, the weighting or the law of times cannot be one.
-        ValueError: unless 0 <= label_dropout < 1; when it is called, if parts do not go together (see `refuse`).
+        TypeError: if the loss, the weighting or the law of times has the wrong type.
+        ValueError: unless 0 <= label_dropout < 1; when it is called, if parts cannot be combined (see `refuse`).
 
     >>> from scoregen.losses import EpsilonMSE
     >>> from scoregen.testing.oracle import TWO_MODES
@@ -116,11 +117,11 @@ class Objective:
         object.__setattr__(self, "weighting", by)
 
     def init(self, process: Process) -> Any:
-        """What the law of times has learned before training, a pytree."""
+        """The state of the law of times before training, a pytree."""
         return self.times.init(process)
 
     def update(self, state: Any, drawn: Drawn, losses: Array) -> Any:
-        """What the law of times has learned after these `Terms.drawn` and `Terms.losses`."""
+        """The next state of the law of times, from `Terms.drawn` and `Terms.losses`."""
         return self.times.update(state, drawn, losses)
 
     def __call__(
@@ -134,7 +135,7 @@ class Objective:
         train_key: Array | None = None,
         state: Any = None,
     ) -> Array:
-        """The term of each example, `[B]`; training makes their mean small. Arguments: see `evaluate`."""
+        """The term of each example, `[B]`; training minimises their mean. For the arguments see `evaluate`."""
         return self.evaluate(model, params, key, x0, cond, train_key=train_key, state=state).terms
 
     def evaluate(
@@ -148,7 +149,7 @@ class Objective:
         train_key: Array | None = None,
         state: Any = None,
     ) -> Terms:
-        """The terms with what they were made of.
+        """The terms, with the losses and the times that they come from.
 
         Args:
             model: a `scoregen.train.Model`.
@@ -157,10 +158,10 @@ class Objective:
             x0: clean data `[B, ...]`.
             cond: a `scoregen.cond.Cond` of labels and the like, each `[B, ...]`, or None.
             train_key: a key for dropout; without it the network is evaluated as for sampling.
-            state: what the law of times has learned, see `init`; None: nothing yet.
+            state: the state of the law of times, see `init`; None for its first state.
 
         Raises:
-            ValueError: if parts do not go together (see `refuse`), with the first reason.
+            ValueError: if parts cannot be combined (see `refuse`), with the first reason.
         """
         x0 = jnp.asarray(x0)
         refused = self.refuse(model, x0[0].size if x0.ndim else None)
@@ -242,7 +243,7 @@ def _refuse_precision(loss: Loss, model: Trainable) -> Refusal | None:
 
 
 def _refuse_variance(loss: Loss, model: Trainable) -> list[Refusal | None]:
-    """Whether the network gives the variance of a step exactly where the loss trains it."""
+    """Refusals if only one of the two, network and loss, has a variance of a step."""
     found: list[Refusal | None] = []
     if model.learned_variance:
         found.append(refuse_step_variance(model.process))

@@ -1,8 +1,8 @@
 """Weightings: how much an error counts at each noise level, as the factor of || x0 - x0_theta ||^2.
 
-A weighting means the same whatever the network gives and whichever loss estimates the error: a loss that by itself has
-the weight `loss.weight` is multiplied by w / `loss.weight` (`Weighted`). Factors that depend on the noise level alone
-do not move the minimum, but decide what a network of finite size spends its capacity on.
+A weighting means the same for every target and every loss: a loss whose own weight is `loss.weight` is multiplied by
+w / `loss.weight` (`Weighted`). Factors that depend only on the noise level do not move the minimum, but they decide
+where a network of finite size spends its capacity.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Weighting = Callable[[Process, Array], Array]
 
 
 def refuse_weighting(loss: Loss, by: Weighting, process: Process) -> Refusal | None:
-    """Why the weighting `by` cannot take the place of the loss's own under `process`, or None if it can."""
+    """Why the weighting `by` cannot replace the loss's own weight under `process`, or None if it can."""
     found = _refuse_loss(loss) or getattr(by, "refuse", lambda process: None)(process)
     if found is not None:
         return found
-    # At alpha = 0 the weight of an error of eps is 0. No chain has such a level, and its tables may be traced.
+    # At alpha = 0 an error of eps has weight 0. A chain has no level with alpha = 0, and its tables may be traced.
     if not process.discrete and loss.refuse(process) is None:
         with jax.ensure_compile_time_eval():
             none = float(loss.weight(process, top(process))) == 0  # pyright: ignore[reportAttributeAccessIssue]
@@ -42,7 +42,7 @@ def refuse_weighting(loss: Loss, by: Weighting, process: Process) -> Refusal | N
 
 
 def _refuse_loss(loss: Loss) -> Refusal | None:
-    """Why no weighting can take the place of this loss's own, or None if one can."""
+    """Why no weighting can replace this loss's own weight, or None if one can."""
     if loss.average_over_time:
         return Refusal(
             f"the weights of the loss {loss_name(loss)} make it a bound, and a weighting would replace them",
@@ -59,12 +59,12 @@ def _refuse_loss(loss: Loss) -> Refusal | None:
 
 @dataclasses.dataclass(frozen=True)
 class Weighted(Loss):
-    """`loss` with the weighting `by` in the place of its own. A loss that averages over dimensions still does.
+    """`loss` with the weighting `by` in place of its own weight. A loss that averages over dimensions still does.
 
-    A plain function is a loss that does not say what its own weight is.
+    A plain function has no method `weight`, so it cannot be weighted.
 
     Raises:
-        ValueError: when it is called, for a loss that does not say what its own weight is, or is a bound.
+        ValueError: when it is called, for a loss without a method `weight`, and for a loss that is a bound.
     """
 
     loss: Loss
@@ -76,7 +76,7 @@ class Weighted(Loss):
 
     @property
     def positive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the loss."""
+        """Whether the loss is."""
         return self.loss.positive
 
     def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
@@ -113,11 +113,12 @@ class Sigma2:
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """w = 1/2 rate SNR / p(t), the variational bound's (Kingma et al. 2021, eqs. 14 and 17), in nats.
+    """w = 1/2 rate SNR / p(t), as in the variational bound (Kingma et al. 2021, eqs. 14 and 17), in nats.
 
-    p is the density of `times.Own`. In continuous time w is g^2 / 2 times the squared error of the score, in the
-    integral over t (Song, Durkan et al. 2021, eq. 7); for a chain of N levels, N times L_{t-1} of Ho et al. 2020 with
-    the posterior's variance. `scoregen.losses.VLB` has the ends of the bound as well.
+    rate is `snr_loss_rate`, and p is the density of `times.Own`. In continuous time the weighted error is g^2 / 2 times
+    the squared error of the score, in the integral over t (Song, Durkan et al. 2021, eq. 7). For a chain of N levels it
+    is N times L_{t-1} of Ho et al. 2020 with the posterior's variance. `scoregen.losses.VLB` also has the terms at both
+    ends of the bound.
     """
 
     def __call__(self, process: Process, t: Array) -> Array:
@@ -143,7 +144,7 @@ class MinSNR:
 
 @dataclasses.dataclass(frozen=True)
 class P2:
-    """w = SNR / (k + SNR)^gamma (Choi et al. 2022, section 3.2): 1 / (k + SNR)^gamma of the simple loss.
+    """w = SNR / (k + SNR)^gamma (Choi et al. 2022, section 3.2): the simple loss times 1 / (k + SNR)^gamma.
 
     Raises:
         ValueError: unless k > 0 and gamma >= 0.
@@ -166,7 +167,7 @@ class P2:
 class EDMWeight:
     """w = SNR + 1 / data_std^2 (Karras et al. 2022, table 1): the error of the output of the target "edm".
 
-    Their (sigma^2 + d^2) / (sigma d)^2, where sigma stands for sigma / alpha and d is the process's data_std.
+    It is their (sigma^2 + d^2) / (sigma d)^2, with sigma / alpha as sigma and the process's data_std as d.
     """
 
     def __call__(self, process: Process, t: Array) -> Array:
@@ -186,8 +187,8 @@ class EDMWeight:
 class Sigmoid:
     """w = rate SNR sigmoid(bias - lam) / p(t) (Kingma & Gao 2023; Hoogeboom et al. 2024).
 
-    Twice the bound with each level weighted by sigmoid(bias - lam): the least noisy ones count less, and those
-    beyond lam = bias nearly in full.
+    It is twice the bound, with each level weighted by sigmoid(bias - lam): the least noisy levels count less, and
+    levels with lam below `bias` count nearly in full.
     """
 
     bias: float = -1.0

@@ -1,4 +1,4 @@
-"""How good are the samples: distances between samples, and what a perfect sampler would score."""
+"""The quality of samples: distances between samples, and the distance that a perfect sampler would have."""
 
 from scoregen.metrics.features import Features, classifier_features
 from scoregen.metrics.frechet import frechet_distance, frechet_gaussians

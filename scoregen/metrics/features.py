@@ -1,4 +1,4 @@
-"""Features in which images are compared: activations of a small classifier, trained once and kept."""
+"""Features to compare images by: activations of a small classifier, which is trained once and cached."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Features:
     """A trained feature extractor: uint8 images [N, H, W, C] -> float32 [N, F]; see `classifier_features`.
 
     Attributes:
-        name: for reports, as "digits classifier, 98.1 % held-out accuracy".
+        name: for reports, such as "digits classifier, 98.1 % held-out accuracy".
         accuracy: share of the held-out images that the classifier gets right, in [0, 1].
-        key: hexadecimal digits that name data, architecture, seed and version: figures compare only at equal keys.
+        key: a hexadecimal hash of data, architecture, seed and version. Compare results only at equal keys.
         shape: (H, W, C) of the images.
     """
 
@@ -45,8 +45,8 @@ class Features:
         """Features of uint8 images [N, H, W, C] in float32 [N, F], computed in batches.
 
         Raises:
-            ValueError: if the images are not uint8, or not of the shape of the training images. A sampler's
-                floats are rounded to bytes first, so that they and real images went the same way.
+            ValueError: if the images are not uint8, or do not have the shape of the training images. Round a
+                sampler's floats to bytes first, so that samples and real images are treated alike.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.shape:
@@ -68,20 +68,20 @@ def classifier_features(
 
     The classifier is `scoregen.nets.Classifier`, trained with Adam on the cross-entropy, in batches of 128
     with a one-cycle learning rate. Its 64 features are the activations before the last layer, averaged over
-    the pixels. They see what tells the classes apart, and are blind to much else: use them beside another
-    distance. A Frechet distance in them is no FID, which means Inception features.
+    the pixels. They respond to differences between the classes, and hardly to others, so use a
+    second distance too. A Frechet distance in them is not an FID, which needs Inception features.
 
-    The trained classifier is kept as one .npz file, named by a hash over the images and labels, the
-    architecture, the seed and a version. A file that cannot be read, or does not fit, is made again, and a
-    directory that cannot be written is not used, with a warning of one line.
+    The trained classifier is cached in one .npz file, named by a hash of the images and labels, the
+    architecture, the seed and a version. If the file cannot be read or does not fit, it is made again. If the
+    folder cannot be written, nothing is cached. Both give a warning of one line.
 
     Args:
         dataset: has `name`, uint8 images `train` and `test` [N, H, W, C], and integer `train_labels` and
             `test_labels` [N], counted from 0.
-        cache_dir: directory of the file; None takes $SCOREGEN_CACHE, or ~/.cache/scoregen without it.
-        seed: of the initial parameters and of the batches.
-        steps: training steps; None takes four passes over the data, but between 200 and 1000 steps.
-        progress: is called with one line of text now and then. With None only warnings are given, by `logging`.
+        cache_dir: the folder of the file; None for $SCOREGEN_CACHE, or ~/.cache/scoregen if that is not set.
+        seed: the seed of the initial parameters and of the batches.
+        steps: training steps; None for four passes over the data, but at least 200 and at most 1000 steps.
+        progress: a function that gets one line of text now and then. None gives only warnings, by `logging`.
 
     Raises:
         UsageError: if the data set has no labels, no uint8 images, or no held-out ones.
@@ -92,7 +92,7 @@ def classifier_features(
     steps = int(np.clip(4 * len(train) // _BATCH, 200, 1000)) if steps is None else steps
     classes = int(max(train_labels.max(), test_labels.max())) + 1
 
-    import jax  # here and not above: who only wants a distance need not wait for JAX
+    import jax  # here and not above, so that a distance alone does not wait for JAX
     import jax.numpy as jnp
 
     from scoregen.nets.classifier import Classifier
@@ -100,7 +100,7 @@ def classifier_features(
     net = Classifier(classes=classes)
     shape = train.shape[1:]
     pixels = train.astype(np.float32) if len(train) < 5000 else train[:5000].astype(np.float32)
-    # One grey level more keeps a channel that never varies from dividing by zero.
+    # One grey level is added, so that a constant channel causes no division by zero.
     mean, std = pixels.mean((0, 1, 2), keepdims=True), pixels.std((0, 1, 2), keepdims=True) + 1.0
 
     @jax.jit
@@ -122,7 +122,7 @@ def classifier_features(
         outputs = []
         for first in range(0, len(images), 256):
             batch = images[first : first + 256]
-            # The last batch is filled up: one shape, one compilation.
+            # The last batch is padded: one shape needs one compilation.
             full = np.concatenate([batch, np.zeros((256 - len(batch), *shape), np.uint8)])
             outputs.append([np.asarray(out)[: len(batch)] for out in forward(params, full)])
         if not outputs:
@@ -133,7 +133,7 @@ def classifier_features(
         accuracy = float((apply(test)[0].argmax(1) == test_labels).mean())
         _save(file, params, accuracy, warn)
     name = f"{dataset.name} classifier, {100 * accuracy:.1f} % held-out accuracy"
-    say(f"{name}{' (kept from an earlier run)' if kept else ''}")
+    say(f"{name}{' (cached from an earlier run)' if kept else ''}")
     return Features(name, accuracy, key, shape, apply)
 
 
@@ -142,7 +142,7 @@ def _checked(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     fields = [getattr(dataset, field, None) for field in ("train", "test", "train_labels", "test_labels")]
     if any(field is None for field in fields[2:]):
         raise UsageError(
-            f"{name} has no labels, and these features are those of a classifier: give train_labels and test_labels, "
+            f"{name} has no labels, and this classifier needs some: give train_labels and test_labels, "
             "or use sliced_wasserstein or mmd, which need none"
         )
     if any(field is None for field in fields):
@@ -150,7 +150,7 @@ def _checked(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     train, test, train_labels, test_labels = (np.asarray(field) for field in fields)
     for images, labels in ((train, train_labels), (test, test_labels)):
         if images.dtype != np.uint8 or images.ndim != 4:
-            raise UsageError(f"{name} is no set of uint8 images [N, H, W, C], but {images.dtype} {images.shape}")
+            raise UsageError(f"{name} is no set of uint8 images [N, H, W, C]: it holds {images.dtype} {images.shape}")
         if labels.shape != images.shape[:1] or not len(labels) or labels.dtype.kind not in "iu" or labels.min() < 0:
             raise UsageError(
                 f"{name} has labels that are not one class, counted from 0, for each of {len(images)} images"
@@ -211,7 +211,7 @@ def _train(
 
 
 def _load(file: Path, like: Any, warn: Callable[[str], None]) -> tuple[Any, float] | None:
-    """Parameters and accuracy from the cache; None where there is no file, or none that can be used."""
+    """Parameters and accuracy from the cache; None if there is no usable file."""
     import jax
 
     try:
@@ -229,12 +229,12 @@ def _load(file: Path, like: Any, warn: Callable[[str], None]) -> tuple[Any, floa
         return None
     # What a damaged zip file raises depends on where the damage is.
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        warn(f"the kept classifier {file} cannot be used ({type(error).__name__}), and is made again")
+        warn(f"the cached classifier {file} cannot be used ({type(error).__name__}), and is made again")
         return None
 
 
 def _save(file: Path, params: Any, accuracy: float, warn: Callable[[str], None]) -> None:
-    """Write the whole file under another name, then rename it: a reader finds all of it or nothing."""
+    """Write the whole file under another name, then rename it: a reader finds the whole file or none."""
     import jax
 
     leaves: dict[str, Any] = {
@@ -250,7 +250,7 @@ def _save(file: Path, params: Any, accuracy: float, warn: Callable[[str], None])
         os.replace(temporary, file)
     except OSError as error:
         warn(
-            f"the classifier for features cannot be kept in {file.parent} ({error.strerror}): it is made anew "
+            f"the classifier for features cannot be cached in {file.parent} ({error.strerror}): it is trained again "
             "every time"
         )
     finally:

@@ -12,11 +12,11 @@ def frechet_distance(features_x: ArrayLike, features_y: ArrayLike) -> float:
         d^2 = ||m_x - m_y||^2 + tr(S_x + S_y - 2 (S_x S_y)^{1/2})
 
     Dowson & Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), eq. (6), on features of images. m is the mean
-    and S the covariance with the divisor N - 1. The name "FID" belongs to the features of one Inception
-    network; in any other features say which.
+    and S the covariance with the divisor N - 1. The name "FID" is reserved for the features of one
+    Inception network; for other features, name them.
 
-    The estimate is biased upwards, roughly as 1/N, so figures compare only at equal sample sizes.
-    `with_floor` measures what two real samples of that size give.
+    The estimate is biased upwards, roughly as 1/N, so compare values only at equal sample sizes.
+    `with_floor` measures the value between two real samples of that size.
 
     Args:
         features_x: [N, F].
@@ -58,11 +58,11 @@ def moments(features: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet_gaussians(mean_x: ArrayLike, cov_x: ArrayLike, mean_y: ArrayLike, cov_y: ArrayLike) -> float:
-    """The same distance between N(mean_x, cov_x) and N(mean_y, cov_y), for statistics that were kept.
+    """The same distance between N(mean_x, cov_x) and N(mean_y, cov_y), for stored statistics.
 
     With the symmetric roots R = S^{1/2}, tr (S_x S_y)^{1/2} is the sum of the singular values of R_x R_y. Two
-    symmetric eigen-decompositions give the roots, so nothing complex arises where a covariance is singular,
-    as it does in the general matrix root.
+    symmetric eigen-decompositions give the roots, so a singular covariance gives no complex numbers, unlike
+    in the general matrix root.
 
     Args:
         mean_x, mean_y: [F].

@@ -1,7 +1,7 @@
-"""Distances between two samples, and the floor that says how small they can get.
+"""Distances between two samples, and the floor: the value that a perfect sampler would have.
 
-Rows are examples: an array [N, ...] is read as N points of all its other dimensions, [N, D]. Everything is
-computed in float64 with NumPy, and every random choice comes from a seed.
+Rows are examples: an array [N, ...] is flattened to N points [N, D]. Results are computed in float64 with NumPy, and
+every random choice comes from a seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from scoregen.errors import UsageError
 
-_ROWS = 1024  # of a block of pairwise distances: 1,024 x M numbers is what memory must hold
+_ROWS = 1024  # rows in a block of pairwise distances: memory must hold 1,024 x M numbers
 
 
 def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, projections: int = 256, seed: int = 0, p: float = 1.0) -> float:
@@ -24,7 +24,7 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, projections: int = 256, se
         W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq
 
     For p = 1 this is the mean over directions of the one-dimensional W_1. The one-dimensional distances are
-    exact, also between samples of unequal sizes, whose quantile functions are steps. The expectation is a
+    exact, also for samples of unequal sizes, because quantile functions are steps. The expectation is a
     mean over `projections` directions; for a shift its relative standard error is 0.48 / sqrt(projections)
     in two dimensions, and tends to 0.76 / sqrt(projections) in many.
 
@@ -34,8 +34,8 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, projections: int = 256, se
     Args:
         x, y: [N, ...] and [M, ...].
         projections: number of directions.
-        seed: of the directions. Equal seeds give equal directions, so that differences are not of the
-            directions.
+        seed: the seed of the directions. With equal seeds, two values differ only because of the data, not
+            because of the directions.
         p: order, at least 1.
 
     Returns:
@@ -74,17 +74,16 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
         k(a, b) = exp(-||a - b||^2 / (2 h^2))
         MMD^2   = mean k(x_i, x_j) + mean k(y_i, y_j) - 2 mean k(x_i, y_j)     (all pairs, i = j too)
 
-    The result is MMD, the root: a distance between the two empirical distributions, zero only where they are
-    equal, and at most sqrt(2). Between two samples of one distribution it is of the order of sqrt(1/N + 1/M),
+    The result is MMD, the square root. It is a distance between the two empirical distributions, zero only if
+    they are equal, and at most sqrt(2). Between two samples of one distribution it is of the order of sqrt(1/N + 1/M),
     not 0: see `with_floor`.
 
-    All pairs are used. Memory is a block of 1,024 rows of distances, time is O((N + M)^2 D).
+    All pairs are used. The memory is one block of 1,024 rows of distances, and the time is O((N + M)^2 D).
 
     Args:
         x, y: [N, ...] and [M, ...].
-        bandwidth: h, in the units of the data. None takes the median distance between the points of y (of the
-            first 2,000 where there are more). y is the reference: the kernel then does not depend on the
-            samples evaluated.
+        bandwidth: h, in the units of the data. None takes the median distance between the points of y (the
+            first 2,000 if there are more). y is the reference, so the kernel does not depend on the samples in x.
 
     Raises:
         ValueError: if the dimensions differ, a sample is empty, a value is not finite, or the bandwidth is
@@ -113,29 +112,29 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
 class Neighbours:
     """Distances to the nearest training point: see `nearest_neighbours`."""
 
-    samples: np.ndarray  # [N], of the samples
-    held_out: np.ndarray  # [M], of the held-out points
+    samples: np.ndarray  # [N], distances of the samples
+    held_out: np.ndarray  # [M], distances of the held-out points
     index: np.ndarray  # [N], the index of the training point that is nearest to each sample
     ratio: float  # median(samples) / median(held_out)
 
 
 def nearest_neighbours(samples: ArrayLike, train: ArrayLike, held_out: ArrayLike) -> Neighbours:
-    """Euclidean distance from each sample to its nearest training point, and the same from held-out points.
+    """Euclidean distance from each sample, and from each held-out point, to its nearest training point.
 
         d(a) = min_i ||a - train_i||,     ratio = median d(samples) / median d(held_out)
 
-    How to read it: held-out points are new draws from the data's distribution. A ratio near 1 is what a good
-    sampler gives. A ratio far below 1, or single samples at a small part of the held-out distances, means
-    that training points were reproduced: look at `train[index]` beside the samples. A ratio above 1 means
-    samples far from all data. Smooth or blurred images lie nearer to everything, so a ratio somewhat below 1
-    is no proof by itself.
+    How to read the ratio: held-out points are new draws from the data's distribution, so a good sampler gives a
+    ratio near 1. A ratio far below 1, or single samples with distances far below the held-out distances, means
+    that training points were reproduced: compare the samples with `train[index]`. A ratio above 1 means that
+    samples lie far from all data. Smooth or blurred images lie nearer to all images, so a ratio slightly below
+    1 alone proves nothing.
 
     Args:
         samples, train, held_out: [N, ...], [K, ...], [M, ...] in one unit. N and M need not be equal.
 
     Raises:
-        ValueError: if the dimensions differ, a sample is empty, a value is not finite, or held-out points are
-            all in the training set, which leaves no distance to compare with.
+        ValueError: if the dimensions differ, a sample is empty, a value is not finite, or at least half of
+            the held-out points are in the training set, which leaves no distance to compare with.
 
     >>> nearest_neighbours([[1.0]], [[0.0], [3.0]], [[5.0]]).ratio
     0.5
@@ -173,27 +172,27 @@ def with_floor(
     repeats: int = 5,
     seed: int = 0,
 ) -> WithFloor:
-    """A distance to the test set, beside the same distance of real data.
+    """A distance of samples to the test set, with the same distance of real data.
 
         value = distance(samples, test),     floor = mean_r distance(train_r, test),   r = 1 .. repeats
 
-    with train_r a random subset of the training set of as many points as there are samples. A distance
-    between finite samples is not 0 even where the distributions are equal, and how far from 0 depends on the
-    size. The floor is what a perfect sampler would show at this size against this test set, and floor_std how
-    much that varies from draw to draw (one standard deviation, divisor repeats - 1): a value within two or
-    three of them of the floor cannot be distinguished from a perfect one. A value well *below* the floor is a sign
-    that the samples are too alike to the test set.
+    Here train_r is a random subset of the training set, with as many points as there are samples. A distance
+    between finite samples is not 0 even if the distributions are equal, and it depends on the sample size. The
+    floor is the value of a perfect sampler at this size against this test set. floor_std is the standard
+    deviation of this value between draws (divisor repeats - 1). A value within two or three floor_std of the
+    floor cannot be distinguished from a perfect sampler's. A value well *below* the floor is a sign that the
+    samples are too similar to the test set.
 
-    The subsets are disjoint where `repeats` times the number of samples fit into the training set. Otherwise
-    each is drawn by itself, without replacement; then they overlap, and floor_std is too small (0 where the
-    training set is used up).
+    The subsets are disjoint if the training set is large enough for `repeats` of them. Otherwise each is drawn
+    separately, without replacement. The subsets then overlap, and floor_std is too small (0 if each subset is
+    the whole training set).
 
     Args:
-        distance: takes two arrays [N, ...] and returns a number, as `sliced_wasserstein`, `mmd`,
-            `frechet_distance`.
+        distance: a function that takes two arrays [N, ...] and returns a number, such as `sliced_wasserstein`,
+            `mmd` or `frechet_distance`.
         samples, train, test: [N, ...], [K, ...], [M, ...].
         repeats: number of subsets, at least 1; with 1, floor_std is 0.
-        seed: of the subsets.
+        seed: the seed of the subsets.
 
     Raises:
         UsageError: if there are more samples than training points.
@@ -224,7 +223,7 @@ def with_floor(
 
 
 def _points(*arrays: ArrayLike) -> list[np.ndarray]:
-    """Arrays [N, ...] as finite float64 [N, D] of one D."""
+    """Arrays [N, ...] as finite float64 [N, D], with the same D."""
     points = []
     for array in arrays:
         array = np.asarray(array)
@@ -241,7 +240,7 @@ def _points(*arrays: ArrayLike) -> list[np.ndarray]:
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[N, D], [M, D] -> [N, M]; rounding may leave a little above or below 0, the latter is cut."""
+    """[N, D], [M, D] -> [N, M]; rounding may give values slightly below 0, which are set to 0."""
     squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)[None, :]
     return np.maximum(squares - 2 * (a @ b.T), 0.0)
 
@@ -258,9 +257,9 @@ def _nearest(points: ArrayLike, train: ArrayLike) -> tuple[np.ndarray, np.ndarra
     if len(train) == 0:
         raise ValueError("the training set is empty")
     centre = points.mean(axis=0)
-    # The search runs in float32, at twice the speed, and by blocks, so that a training set in bytes never
-    # becomes eight times as large. Rounding can only change which of two training points that are equally
-    # near is found.
+    # The search runs in float32, which is twice as fast, and by blocks, so that a training set in bytes is never
+    # held in memory at eight times its size. Rounding can only change which of two equally near training points
+    # is found.
     centred = (points - centre).astype(np.float32)
     best, index = np.full(len(points), np.inf, np.float32), np.zeros(len(points), np.int64)
     for first in range(0, len(train), _ROWS):
@@ -269,7 +268,7 @@ def _nearest(points: ArrayLike, train: ArrayLike) -> tuple[np.ndarray, np.ndarra
         at = squares.argmin(axis=1)
         least = squares[np.arange(len(points)), at]
         index, best = np.where(least < best, first + at, index), np.minimum(best, least)
-    # The distance once more in float64 and by subtraction: an exact copy is then at exactly 0.
+    # The distance is computed again in float64 by subtraction: an exact copy then has distance exactly 0.
     exact = np.empty(len(points))
     for first in range(0, len(points), _ROWS):
         rows = slice(first, first + _ROWS)

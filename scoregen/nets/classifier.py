@@ -9,13 +9,13 @@ from scoregen.nets.layers import GroupNorm, conv, dense, downsample
 
 
 class Classifier(nn.Module):
-    """Convolutional classifier, small enough to be trained within a minute or so on two cores.
+    """Convolutional classifier, small enough to train in about a minute on two cores.
 
         stage     swish(norm(conv(x))), twice
         features  mean over pixels of the last stage
         logits    dense(features)
 
-    Images of 16 pixels and more first lose half their sides to a convolution of stride 2. Then stages
+    Images with sides of 16 pixels or more are first halved by a convolution of stride 2. Then stages
     alternate with 2x2 average pooling until a side has 4 pixels or fewer: two stages for 8x8, three for
     32x32. The last stage has `features` channels and the earlier ones `width`.
 

@@ -21,7 +21,7 @@ def operations(function: Callable, *args: Any) -> int:
     network they are negligible. The window of a convolution counts in full where it extends beyond the edge.
 
     Args:
-        function: it is traced, not computed.
+        function: the function; it is traced, not run.
         *args: arrays, or their shapes and types (`jax.ShapeDtypeStruct`).
 
     Raises:
@@ -74,13 +74,13 @@ def _equation(equation: Any) -> int:
         left, ((contracted, _), _) = equation.invars[0].aval.shape, params["dimension_numbers"]
         return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        # Each number of the output is a sum over a window and, of the input's channels, those of its group.
+        # Each number of the output is a sum over a window and over the input channels of its group.
         kernel, where = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         return 2 * equation.outvars[0].aval.size * math.prod(kernel) // kernel[where[0]]
     inner = [_count(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if name == "while" and any(inner):
         raise NotImplementedError(
-            "a while loop has no cost that could be known in advance: its number of iterations depends on the data"
+            "the cost of a while loop is not known in advance: its number of iterations depends on the data"
         )
     if name == "cond":
         return max(inner)

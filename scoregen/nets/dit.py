@@ -34,7 +34,7 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 def modulation(e: jax.Array, parts: int, width: int, dtype: jnp.dtype) -> list[jax.Array]:
-    """`parts` vectors `[B, 1, width]` from the embedding e `[B, width]`, for all tokens alike; they start at zero."""
+    """`parts` vectors `[B, 1, width]` from the embedding e `[B, width]`, the same for all tokens; they start at 0."""
     vectors = dense(parts * width, scale=0.0, dtype=dtype, name="modulation")(nn.swish(e))
     return jnp.split(vectors[:, None, :], parts, axis=-1)
 
@@ -46,8 +46,8 @@ class DiTBlock(nn.Module):
         x += gate1 self_attention((1 + scale1) norm(x) + shift1)
         x += gate2 dense(gelu(dense((1 + scale2) norm(x) + shift2)))
 
-    The six start at zero, so a new block is the identity. The query, key and value layers start with half the variance
-    of other layers, because the paper's code draws them as one layer of 3 C outputs.
+    These six start at zero, so a new block is the identity. The query, key and value layers start with half the
+    variance of other layers, because the paper's code draws them as one layer of 3 C outputs.
 
     x [B, N, C], e [B, C] -> [B, N, C].
     """

@@ -212,8 +212,8 @@ def conv(
 ) -> nn.Conv:
     """3x3 convolution, [B, H, W, C] -> [B, H / stride, W / stride, features].
 
-    With stride 2 and an even side, "SAME" pads one pixel after the last (TensorFlow's way), and `padding=1` one on
-    either side (PyTorch's), so that its windows lie one pixel earlier.
+    With stride 2 and an even side, "SAME" pads one pixel after the last, as TensorFlow does. `padding=1` pads one pixel
+    on either side, as PyTorch does, so its windows lie one pixel earlier.
     """
     return nn.Conv(
         features, (3, 3), strides=stride, padding=padding, kernel_init=fan_average(scale), dtype=dtype, name=name
@@ -227,16 +227,16 @@ def upsample(x: jax.Array) -> jax.Array:
     [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
     """
     b, h, w, c = x.shape
-    # Broadcast + reshape: jax.image.resize does the same with a gather, some forty times slower on a CPU.
+    # Broadcast + reshape: jax.image.resize does the same with a gather, about forty times slower on a CPU.
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 def upfirdn(x: jax.Array, taps: Sequence[float], *, up: int = 1, down: int = 1, pad: int = 0) -> jax.Array:
-    """Along height and width: `up - 1` zeros between pixels, `pad` zeros at both ends, the filter, every `down`-th.
+    """Resample an image along height and width: insert zeros, filter, and keep every `down`-th pixel.
 
-    The filter is scaled to a sum of `up`, so that resampling keeps the mean. Beyond the edges the image is zero. The
-    operations are ordered as in StyleGAN2's function of this name (Karras et al. 2020).
-    [B, H, W, C] -> [B, (up (H - 1) + 1 + 2 pad - taps) / down + 1, ..., C].
+    It puts `up - 1` zeros between pixels and `pad` zeros at both ends. The filter is scaled to a sum of `up`, so that
+    resampling keeps the mean. Beyond the edges the image is zero. The operations are ordered as in StyleGAN2's function
+    of this name (Karras et al. 2020). [B, H, W, C] -> [B, (up (H - 1) + 1 + 2 pad - taps) / down + 1, ..., C].
 
     >>> upfirdn(jnp.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1).repeat(3, 1), (1, 1), pad=1)[0, 1, :, 0].tolist()
     [0.5, 1.5, 3.0, 2.0]
@@ -246,14 +246,14 @@ def upfirdn(x: jax.Array, taps: Sequence[float], *, up: int = 1, down: int = 1, 
         widths = [(pad, pad, up - 1) if a == axis else (0, 0, 0) for a in range(4)]
         padded = jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
         end = padded.shape[axis] - len(taps) + 1
-        # Shifted sums, an axis at a time: XLA makes one loop of them, where a depthwise convolution is slow on a CPU.
+        # Shifted sums, one axis at a time: XLA makes one loop of them, but a depthwise convolution is slow on a CPU.
         shifts = (jax.lax.slice_in_dim(padded, k, k + end, down, axis) for k in range(len(taps)))
         x = functools.reduce(jnp.add, (tap * shift for tap, shift in zip(scaled, shifts, strict=True)))
     return x
 
 
 def double(x: jax.Array, taps: Sequence[float]) -> jax.Array:
-    """Twice the size, smoothed by a symmetric filter of an even number of taps: [B, H, W, C] -> [B, 2 H, 2 W, C].
+    """Twice the size, smoothed by a symmetric filter with an even number of taps: [B, H, W, C] -> [B, 2 H, 2 W, C].
 
     (1, 1) repeats the pixels, as `upsample` does; (1, 3, 3, 1) gives 3/4 of the nearest pixel and 1/4 of the next.
 
@@ -264,7 +264,7 @@ def double(x: jax.Array, taps: Sequence[float]) -> jax.Array:
 
 
 def halve(x: jax.Array, taps: Sequence[float]) -> jax.Array:
-    """Half the size, smoothed by a symmetric filter of an even number of taps: [B, H, W, C] -> [B, H / 2, W / 2, C].
+    """Half the size, smoothed by a symmetric filter with an even number of taps: [B, H, W, C] -> [B, H / 2, W / 2, C].
 
     (1, 1) is the mean of two by two pixels.
 
@@ -292,7 +292,7 @@ def check_levels(shape: tuple[int, ...], levels: int, attention: Sequence[int]) 
 
 
 def downsample(x: jax.Array) -> jax.Array:
-    """Every 2x2 square becomes a pixel, its mean, [B, 2 H, 2 W, C] -> [B, H, W, C].
+    """Every 2x2 square becomes one pixel with its mean, [B, 2 H, 2 W, C] -> [B, H, W, C].
 
     >>> downsample(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
     [[[[1.5]]]]
@@ -301,7 +301,7 @@ def downsample(x: jax.Array) -> jax.Array:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018, eq. 1 and 2) over channels last.
+    """Group normalisation (Wu & He 2018, eq. 1 and 2), with channels as the last axis.
 
         y = scale (x - mean_g) / sqrt(var_g + eps) + bias
 
@@ -328,7 +328,7 @@ class GroupNorm(nn.Module):
         y = x.astype(full_precision(x.dtype)).reshape(x.shape[0], -1, channels)
 
         def mean(y: jax.Array) -> jax.Array:
-            """Over the pixels first, along whole rows of channels as XLA likes it, then over the group: [B, 1, C]."""
+            """First over the pixels, by whole rows of channels (fast in XLA), then over the group: [B, 1, C]."""
             each = y.mean(1).reshape(-1, groups, channels // groups)
             return jnp.broadcast_to(each.mean(-1, keepdims=True), each.shape).reshape(-1, 1, channels)
 
@@ -362,7 +362,7 @@ def self_attention(
         for name in ("query", "key", "value")
     )
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) * (channels // heads) ** -0.5
-    # The softmax is never taken in half precision, where a row over 1,024 pixels would not sum to one.
+    # The softmax is never computed in half precision: a row over 1,024 pixels would not sum to one.
     weights = nn.softmax(logits.astype(full_precision(logits.dtype))).astype(v.dtype)
     y = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(b, n, channels)
     return dense(channels, scale=scale, dtype=dtype, name="proj")(y)

@@ -11,8 +11,8 @@ from scoregen.nets.layers import dense, sinusoidal
 class LogVariance(nn.Module):
     """u(c) of the loss L / e^u + u (Kendall & Gal 2018; Karras et al. 2024, "EDM2", eqs. 14 and 21).
 
-    Its minimum over u is log L, so every noise level comes to contribute alike, whatever weight it was given. One
-    linear layer on sinusoidal features of c, starting at 0; it is needed in training only.
+    The minimum is at u = log L, so all noise levels come to contribute equally, whatever their weights were. u is one
+    linear layer on sinusoidal features of c. It starts at 0 and is needed only in training.
 
     Call:
         `net.apply(params, c)` with c [B] returns [B].

@@ -15,10 +15,10 @@ from scoregen.nets.layers import add_label, conditioning, dense, outputs, sinuso
 class MLP(nn.Module):
     """Residual perceptron conditioned on one number per example, and optionally on a class.
 
-        e    = swish(dense(sinusoidal(noise)) + embedding(label))         no embedding if `num_classes` is 0
+        e    = swish(dense(sinusoidal(noise)) + embedding(label))         (no embedding if `num_classes` is 0)
         h    = dense(x)
         a, b = dense(e)
-        h   += dense(dropout(swish((1 + a) h + b)))        this line and the one before `depth` times
+        h   += dense(dropout(swish((1 + a) h + b)))        (this line and the line before it, `depth` times)
         out  = dense(swish(h))
 
     The sinusoidal features (Ho et al. 2020) have frequencies from 1 to 1e-4 radians per unit. The same network
@@ -64,7 +64,7 @@ class MLP(nn.Module):
         out = outputs(self, x)
         inner = nn.initializers.lecun_normal()
         points = x.reshape(x.shape[0], -1)
-        # Half as many units as features: e is mapped to every layer, and would otherwise cost as much as the layers.
+        # Half as many units as features: mapping e to every layer would otherwise cost as much as the layers.
         e = nn.Dense(self.embedding // 2, kernel_init=inner, name="time")(sinusoidal(noise, self.embedding))
         e = nn.swish(add_label(e, label, self.num_classes))
         h = nn.Dense(self.width, kernel_init=inner, name="in")(points)

@@ -35,8 +35,8 @@ def _norm(x: jax.Array, name: str) -> jax.Array:
     channels, groups = x.shape[-1], _groups(x.shape[-1])
     if channels % groups:
         raise ValueError(
-            f"the norm of {channels} channels would have {groups} groups, which do not divide them: take `channels` of "
-            "which all sums are multiples of 32, or small ones with multiples of 4"
+            f"the norm of {channels} channels would have {groups} groups, which do not divide them: choose `channels` "
+            "so that the sums of widths are multiples of 32, or of 4 where they are below 128"
         )
     return GroupNorm(groups, name=name)(x)
 
@@ -211,7 +211,7 @@ class NCSNpp(nn.Module):
             if i < levels - 1:
                 h = block(h, h.shape[-1], f"down{i}_halve", functools.partial(halve, taps=self.filter))
                 if self.progressive == "residual":
-                    # Filtered at both ends as far as the filter reaches, and then the convolution's own border of one.
+                    # The padding covers the filter's reach at both ends, and the convolution's border of one pixel.
                     pyramid = upfirdn(pyramid, self.filter, pad=len(self.filter) // 2)
                     name = f"down{i}_pyramid"
                     pyramid = conv(h.shape[-1], stride=2, padding="VALID", dtype=dtype, name=name)(pyramid)
@@ -246,7 +246,7 @@ class NCSNpp(nn.Module):
         taps = tuple(self.filter)
         if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) <= 0:
             raise ValueError(
-                f"filter={taps}: an even number of taps, the same read backwards, is needed, for example (1, 3, 3, 1)"
+                f"filter={taps}: an even number of taps in symmetric order is needed, for example (1, 3, 3, 1)"
             )
         for name, words in (("progressive", ("residual", "none")), ("embedding", ("fourier", "positional"))):
             if (word := getattr(self, name)) not in words:

@@ -117,9 +117,9 @@ def conv_fan_in(
 
 
 def _windows(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], outside: float) -> jax.Array:
-    """Each pixel joined with all of the 5x5 square around it, [B, H, W, C] -> [B, H, W, C].
+    """Each pixel joined with the 5x5 square around it, [B, H, W, C] -> [B, H, W, C].
 
-    It works on one axis after the other, with shifted copies: on a CPU XLA's own windows take up to 70 times as long.
+    It works on one axis at a time, with shifted copies: XLA's own windows take up to 70 times as long on a CPU.
     """
     for axis in (1, 2):
         padding = [(2, 2) if i == axis else (0, 0) for i in range(4)]
@@ -184,10 +184,11 @@ class RefineBlock(nn.Module):
     """One stage of the way up (Lin et al. 2017, "RefineNet", figure 3), with ELU and InstanceNorm++.
 
         RCU    h += conv(elu(norm(conv(elu(norm(h))))))           residual units: two per input, `units` at the end
-        MSF    h  = sum of conv(norm(h)), stretched to the first input's size, where there are several
+        MSF    h  = sum of conv(norm(h)), stretched to the first input's size, if there are several inputs
         CRP    h  = p = elu(h);   twice:  p = conv(pool(norm(p))),  h += p
 
-    Only the convolutions of MSF have a bias.  `xs`, of [B, H_i, W_i, C_i] -> [B, H_0, W_0, F], F = `features`.
+    Only the convolutions of MSF have a bias. The inputs `xs` are [B, H_i, W_i, C_i], the output is [B, H_0, W_0, F]
+    with F = `features`.
     """
 
     features: int
@@ -259,7 +260,7 @@ def _refine_net(
 
 
 def _noise(net: RefineNet | RefineNetV2, x: jax.Array, cond: Cond) -> jax.Array:
-    """The noise level [B], once it is checked that x are images of even sides and that there are no labels."""
+    """The noise level [B], after checks that x are images with even sides and that there are no labels."""
     name = type(net).__name__
     if isinstance(cond, Cond) and (net.num_classes or cond.label is not None):
         raise ValueError(
@@ -279,7 +280,7 @@ class RefineNet(nn.Module):
         down    four stages of two residual blocks, of C, 2C, 2C and 2C channels, C = `channels`; the second halves the
                 image, the third and fourth dilate their convolutions by 2 and 4 instead
         up      four refine blocks, from the last stage to the first, each of which joins the output of a stage to the
-                output of the refine block before it; the poolings are means
+                output of the previous refine block; pooling takes means
         out     conv(elu(norm(h)))
 
     The output is the score itself (the target "score"), whose size varies with the noise level. The second paper found
@@ -310,7 +311,7 @@ class RefineNet(nn.Module):
     (2, 8, 8, 1)
     """
 
-    condition: ClassVar[str] = "index"  # the entry of `CONDITIONS` that the noise level must be
+    condition: ClassVar[str] = "index"  # the noise level must be this entry of `CONDITIONS`
     needs_levels: ClassVar[bool] = True  # the process must be a chain of as many levels
 
     levels: int
@@ -377,7 +378,7 @@ class RefineNetV2(nn.Module):
     (2, 8, 8, 1)
     """
 
-    condition: ClassVar[str] = "sigma"  # the entry of `CONDITIONS` that the noise level must be
+    condition: ClassVar[str] = "sigma"  # the noise level must be this entry of `CONDITIONS`
     target: ClassVar[str] = "score"  # what the network predicts, after the division by sigma
 
     channels: int = 128

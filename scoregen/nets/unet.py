@@ -163,7 +163,7 @@ class UNet(nn.Module):
         full, eps = full_precision(dtype), 1e-5 if adm else 1e-6
         # Every width of the net is a multiple of `channels`, so one number of groups divides them all.
         groups = min(self.groups, self.channels)
-        # Argument 3 is `train`, self being 0.
+        # Argument 3 is `train`; argument 0 is self.
         residual, attention = (
             (nn.remat(ResBlock, static_argnums=(3,)), nn.remat(AttentionBlock))
             if self.remat
@@ -236,5 +236,5 @@ class UNet(nn.Module):
         if self.head_channels and self.attention_heads != 1:
             raise ValueError(
                 f"attention_heads={self.attention_heads} and head_channels={self.head_channels}: one follows from the "
-                "other: leave head_channels=0, or attention_heads=1"
+                "other, so leave head_channels=0, or attention_heads=1"
             )

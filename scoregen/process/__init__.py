@@ -1,4 +1,4 @@
-"""Perturbation processes, how data turn into noise: `kernel` says what one is, the other modules which there are."""
+"""Perturbation processes, which turn data into noise: `kernel` has the interface, the other modules the processes."""
 
 from scoregen.process.chain import Chain, betas, cosine, ddpm, ncsn, sigmas
 from scoregen.process.continuous import EDM, VE, VP, Continuous, CosineVP, Flow, SubVP

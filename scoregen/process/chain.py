@@ -17,19 +17,19 @@ from scoregen.random import by_example, widest
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain(Process):
-    """A process with N levels, given as tables; t is the index 0 .. N-1, 0 the least noisy.
+    """A process with N levels, given as tables; t is the index 0 .. N-1, where 0 is the least noisy.
 
-    An integer t reads the tables. A real t lies between two levels, where log alpha and lam are
-    linear in t: that is how a chain's network serves as a denoiser at any noise level in its range
-    (see `scoregen.denoiser.Denoiser.under`).
+    An integer t reads the tables. At a real t, log alpha and lam are interpolated linearly between two levels. The
+    network of a chain can therefore serve as a denoiser at any noise level in its range (see
+    `scoregen.denoiser.Denoiser.under`).
 
     Attributes:
         alphas: alpha of each level, `[N]`.
         sigmas: sigma of each level, `[N]`, rising.
         logsnrs: lam of each level, `[N]`, falling.
-        data_std: see `Process`. One for the variance-preserving chains, where it makes the prior N(0, I)
+        data_std: see `Process`. It is 1 for the variance-preserving chains, which makes the prior N(0, I)
             (Ho et al. 2020, section 2).
-        start: "normal" for that prior, or "uniform" for U[0, 1) (where NCSN v1 starts its sampler).
+        start: the prior: "normal" for N(0, prior_std^2), or "uniform" for U[0, 1), where NCSN v1 starts its sampler.
 
     >>> chain = ddpm()
     >>> chain.levels, float(chain.alpha(jnp.array(0)) ** 2)  # 1 - beta_min
@@ -97,7 +97,7 @@ class Chain(Process):
 def _chain(log_alpha2: np.ndarray, log_sigma2: np.ndarray, **options) -> Chain:
     """Tables from log alpha^2 and log sigma^2 in float64, cast once."""
     alphas, sigmas = np.exp(0.5 * log_alpha2), np.exp(0.5 * log_sigma2)
-    with jax.ensure_compile_time_eval():  # tables have values also where something is traced
+    with jax.ensure_compile_time_eval():  # so that tables have values also during tracing
         return Chain(jnp.asarray(alphas), jnp.asarray(sigmas), jnp.asarray(log_alpha2 - log_sigma2), **options)
 
 
@@ -112,12 +112,12 @@ def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000, resc
         x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z      (eq. 2)
         alpha^2 = abar_t = prod_{i <= t} (1 - beta_i),   sigma^2 = 1 - abar_t      (eq. 4)
 
-    Index t here is the paper's t + 1. At the last level abar is 4e-5, not 0. With other than 1000 steps the betas are
-    multiplied by 1000 / steps, so that the last level is noise again (the code of Nichol & Dhariwal 2021 does so);
-    `rescale=False` takes them as they are.
+    Index t here is the paper's t + 1. At the last level abar is 4e-5, not 0. If `steps` is not 1000, the betas are
+    multiplied by 1000 / steps, as in the code of Nichol & Dhariwal 2021, so that the last level is still noise.
+    `rescale=False` leaves the betas unchanged.
 
     Raises:
-        ValueError: unless 0 < beta_min <= beta_max < 1, also when they are rescaled, and steps >= 2.
+        ValueError: unless 0 < beta_min <= beta_max < 1, also after rescaling, and steps >= 2.
 
     >>> float(ddpm().alpha(jnp.array(999)) ** 2)
     4.0358296e-05
@@ -171,7 +171,8 @@ def ncsn(
     N(0, sigma_max^2 + data_std^2).
 
     Raises:
-        ValueError: unless 0 < sigma_min < sigma_max < inf, levels >= 2, data_std >= 0 and start is one of the two.
+        ValueError: unless 0 < sigma_min < sigma_max < inf, levels >= 2, data_std >= 0 and start is "normal" or
+            "uniform".
 
     >>> ncsn(0.01, 1.0, 3).sigmas.tolist()
     [0.009999999776482582, 0.10000000149011612, 1.0]
@@ -186,7 +187,7 @@ def ncsn(
 
 
 def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9)) -> Chain:
-    """A variance-preserving chain with these betas, the first the least noisy step (Ho et al. 2020, eq. 2).
+    """A variance-preserving chain with these betas, the least noisy step first (Ho et al. 2020, eq. 2).
 
     Raises:
         ValueError: unless there are two or more, all in (0, 1).

@@ -1,6 +1,6 @@
-"""Processes in continuous time. Each is alpha(t), log-SNR and its inverse; the rest is shared, and derived.
+"""Processes in continuous time. Each defines alpha(t), the log-SNR and its inverse; the rest is derived.
 
-A process is a frozen dataclass of plain numbers, without arrays: `jit` treats it as a constant.
+A process is a frozen dataclass of plain numbers, without arrays, so `jit` treats it as a constant.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from scoregen.process.kernel import Process, check_data_std, check_finite, check
 
 
 class Continuous(Process):
-    """What processes with real times in [t_min, t_max] share.
+    """The base class of processes with real times in [t_min, t_max].
 
-    `t_min` is where sampling ends and training stops, since at t = 0 there is no noise and no score.
+    Sampling and training go no lower than `t_min`, since at t = 0 there is no noise and no score.
     """
 
     discrete = False
@@ -28,7 +28,7 @@ class Continuous(Process):
     t_max: float
 
     def __post_init__(self) -> None:
-        # Arrays are not looked at: they may have no values, as inside `jit`.
+        # Arrays are not checked: they may have no values, as inside `jit`.
         numbers = all(isinstance(t, Real) for t in (self.t_min, self.t_max))
         if numbers and not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: 0 < t_min < t_max <= 1 is needed")
@@ -78,7 +78,7 @@ class VP(_LinearBeta):
         dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,     beta(t) = beta_min + t (beta_max - beta_min)
         alpha^2 = exp(-B(t)),    sigma^2 = 1 - alpha^2,    B(t) = beta_min t + (beta_max - beta_min) t^2 / 2
 
-    At t = 1e-3 sigma is 0.0105; that of DDPM's first level is 0.01.
+    At t = 1e-3 sigma is 0.0105; at DDPM's first level it is 0.01.
 
     Raises:
         ValueError: unless 0 < beta_min <= beta_max, 0 < t_min < t_max <= 1 and data_std >= 0.
@@ -101,10 +101,10 @@ class VP(_LinearBeta):
 
 @dataclasses.dataclass(frozen=True)
 class SubVP(_LinearBeta):
-    """The sub-VP SDE, of less variance than VP at every time (Song et al. 2021, eqs. 12 and 34).
+    """The sub-VP SDE, with less variance than VP at every time (Song et al. 2021, eqs. 12 and 34).
 
         dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B(t)))) dw
-        alpha^2 = exp(-B(t)),    sigma = 1 - alpha^2        (so sigma is what VP's sigma^2 is)
+        alpha^2 = exp(-B(t)),    sigma = 1 - alpha^2        (so sigma equals VP's sigma^2)
 
     Raises:
         ValueError: unless 0 < beta_min <= beta_max, 0 < t_min < t_max <= 1 and data_std >= 0.
@@ -158,11 +158,11 @@ class CosineVP(Continuous):
         return self.offset / (1 + self.offset) * (math.pi / 2)
 
     def alpha(self, t: Array) -> Array:
-        # cos(phi) as the sine of what is left to a right angle, which keeps its digits where it is small.
+        # cos(phi) as sin(pi/2 - phi), which keeps its digits where it is small.
         return jnp.sin((1 - t) / (1 + self.offset) * (math.pi / 2)) / math.cos(self._first)
 
     def sigma(self, t: Array) -> Array:
-        # sin^2(phi) - sin^2(phi_0) is sin(phi - phi_0) sin(phi + phi_0), in which nothing cancels.
+        # sin^2(phi) - sin^2(phi_0) is computed as sin(phi - phi_0) sin(phi + phi_0), where nothing cancels.
         apart = t / (1 + self.offset) * (math.pi / 2)
         return jnp.sqrt(jnp.sin(apart) * jnp.sin(self._angle(t) + self._first)) / math.cos(self._first)
 
@@ -182,7 +182,7 @@ class VE(Continuous):
         dx = sigma(t) sqrt(2 log(sigma_max / sigma_min)) dw,      alpha = 1,
         sigma(t) = sigma_min (sigma_max / sigma_min)^t
 
-    As in the paper's code the kernel has the variance sigma(t)^2, not sigma(t)^2 - sigma_min^2.
+    As in the paper's code, the kernel has the variance sigma(t)^2, not sigma(t)^2 - sigma_min^2.
 
     Raises:
         ValueError: unless 0 < sigma_min < sigma_max < inf, 0 < t_min < t_max <= 1 and data_std >= 0.
@@ -216,8 +216,8 @@ class VE(Continuous):
 class EDM(Continuous):
     """The kernel of Karras et al. 2022: alpha = 1, and the time is the noise itself, sigma(t) = t.
 
-    Training by their log-normal law is `times.LogNormal`, spacing by rho is `samplers.Karras`; both are the defaults
-    for this process (`times.Own`, `samplers.OwnGrid`).
+    Their log-normal law of training times is `times.LogNormal`, and their grid with rho is `samplers.Karras`. Both are
+    the defaults for this process (`times.Own`, `samplers.OwnGrid`).
 
     Raises:
         ValueError: unless 0 < sigma_min < sigma_max < inf and data_std >= 0.
@@ -264,8 +264,8 @@ class Flow(Continuous):
 
         x_t = (1 - t) x_0 + t eps,       alpha = 1 - t,    sigma = t
 
-    t = 1 is noise, as for every process here; the papers' time runs the other way. At t = 1 alpha is 0, so what
-    x was cannot be read from an estimate of eps: the network should give the velocity, v or x0.
+    t = 1 is noise, as for every process here; the papers' time runs the other way. At t = 1 alpha is 0, so x0
+    cannot be computed from an estimate of eps: the network should give the velocity, v or x0.
 
     Raises:
         ValueError: unless 0 < t_min < t_max <= 1 and data_std >= 0.

@@ -1,16 +1,16 @@
 """Perturbation processes: how data turn into noise.
 
-Every process here is its Gaussian kernel, and nothing else:
+Every process here is defined by its Gaussian kernel alone:
 
     p(x_t | x_0) = N(x_t ; alpha(t) x_0, sigma(t)^2 I),            lam(t) = log(alpha^2 / sigma^2)
 
-What follows from the kernel is written once, for all of them: the noised example (`perturb`), the exact law of a less
-noisy level given a noisier one and the clean data (`posterior`), the stochastic differential equation
-(`drift_diffusion`), and the law from which sampling starts (`Process.prior`). Which times training draws is the affair
-of `scoregen.times`, which times a sampler visits that of `scoregen.samplers.grids`.
+Everything that follows from the kernel is written once, for all processes: the noised example (`perturb`), the exact
+law of a less noisy level given a noisier level and the clean data (`posterior`), the stochastic differential equation
+(`drift_diffusion`), and the law from which sampling starts (`Process.prior`). `scoregen.times` chooses the times of
+training, and `scoregen.samplers.grids` the times of sampling.
 
-Times and units. A larger t is noisier, for every process (papers disagree); the times of a chain are its levels, the
-integers 0 .. N-1.
+Times and units. A larger t is noisier, for every process (papers differ in this). The times of a chain are its levels,
+the integers 0 .. N-1.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Process(abc.ABC):
     A process of your own is a class with `alpha`, `sigma`, `logsnr`, `time` and `ends`. Times are arrays `[B]` (or
     scalars) and all methods are elementwise in them, so that they work inside `jax.jit`, `jax.grad` and `jax.vmap`.
 
-    Every process is a pytree by itself, be its class a dataclass or not: attributes that hold arrays, alone or in a
-    tuple, dict or other pytree, are its leaves. All others are constants of a compiled program, so they must be
-    hashable, and must not change. A class that you register with JAX in your own way keeps that way.
+    Every process is automatically a pytree, whether its class is a dataclass or not. Its leaves are the attributes that
+    hold arrays, alone or in a tuple, dict or other pytree. All other attributes are constants of a compiled program, so
+    they must be hashable and must not change. If you register a class with JAX yourself, your registration stays.
 
     Attributes:
         discrete: whether times are the integers 0 .. N-1 rather than reals.
-        data_std: the standard deviation that the process takes the data to have, in each dimension. The prior, EDM's
-            preconditioning and EDM's weight read it here, so that they cannot disagree.
+        data_std: the assumed standard deviation of the data in each dimension. The prior, EDM's preconditioning and
+            EDM's weight all read it here, so they always agree.
     """
 
     discrete: bool = False
@@ -54,15 +54,15 @@ class Process(abc.ABC):
         process = super().__new__(cls)
         if cls not in _REGISTERED:
             _REGISTERED.add(cls)
-            # Not when the class is made: a decorator, such as JAX's own register_dataclass, comes later than that.
-            with contextlib.suppress(ValueError):  # registered by its author
+            # Not when the class is made: a decorator, such as JAX's own register_dataclass, runs after that.
+            with contextlib.suppress(ValueError):  # already registered by its author
                 jax.tree_util.register_pytree_node(cls, _flatten, functools.partial(_unflatten, cls))
         return process
 
     @property
     @abc.abstractmethod
     def ends(self) -> tuple[float, float]:
-        """The least noisy time and the noisiest one, (t_min, t_max); of a chain of N levels (0, N - 1)."""
+        """The least noisy and the noisiest time, (t_min, t_max); for a chain of N levels (0, N - 1)."""
 
     @abc.abstractmethod
     def alpha(self, t: Array) -> Array:
@@ -86,17 +86,17 @@ class Process(abc.ABC):
         return jnp.hypot(self.sigma(t), self.alpha(t) * self.data_std)
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Draws `[B, ...]` from N(0, prior_std^2), which is taken for the law of x at the noisiest time."""
+        """Draws `[B, ...]` from N(0, prior_std^2), used as the law of x at the noisiest time."""
         std = self.prior_std()
         return std * by_example(jax.random.normal, key, shape).astype(std.dtype)
 
     def within(self, other: Process) -> Process:
-        """This process between the times whose noise `other` covers, to sample with a network trained under `other`.
+        """This process, limited to the noise levels of `other`, to sample with a network trained under `other`.
 
-        An end that `other` covers (see `covers`) stays as it is. Of a chain the levels that `other` covers stay.
+        An end that `other` covers (see `covers`) stays as it is. A chain keeps the levels that `other` covers.
 
         Raises:
-            ValueError: if `other` covers none of it, or fewer than two levels of a chain.
+            ValueError: if the two processes share no noise levels, or fewer than two levels of a chain.
         """
         ends = self.ends
         with jax.ensure_compile_time_eval():
@@ -120,13 +120,13 @@ class Process(abc.ABC):
         return dataclasses.replace(self, t_min=t_min, t_max=t_max)  # pyright: ignore[reportArgumentType]
 
 
-# Classes that are pytrees, and the attribute that says which attributes of an unflattened process are its leaves.
+# The classes registered as pytrees, and the attribute that lists the leaves of an unflattened process.
 _REGISTERED: set[type] = set()
 _LEAVES = "_leaves"
 
 
 def _attributes(process: Process) -> dict[str, Any]:
-    """What an instance holds: the fields of a dataclass, also in slots, and its other attributes but cached ones."""
+    """All attributes of an instance, with dataclass fields in slots, but without cached properties."""
     found = dict(vars(process))
     if dataclasses.is_dataclass(process):
         slots = (field.name for field in dataclasses.fields(process) if field.name not in found)
@@ -141,9 +141,9 @@ def _holds_arrays(value: Any) -> bool:
 
 
 def _flatten(process: Process) -> tuple[list[Any], tuple]:
-    """The attributes that hold arrays, and all others with their names, which are constants of a compiled program."""
+    """The attributes that hold arrays, and all others, with their names, as constants of a compiled program."""
     attributes = _attributes(process)
-    # Once unflattened, the names of the leaves are known: JAX puts other things than arrays in their places.
+    # An unflattened process stores the names of its leaves, since JAX may put placeholders in place of arrays.
     known = vars(process).get(_LEAVES, ())
     names = tuple(name for name, value in attributes.items() if name in known or _holds_arrays(value))
     rest = tuple((name, value) for name, value in attributes.items() if name not in names)
@@ -162,17 +162,17 @@ def _unflatten(cls: type[Process], aux: tuple, leaves: Any) -> Process:
     names, rest = aux
     process = object.__new__(cls)
     for name, value in (*rest, *zip(names, leaves, strict=True), (_LEAVES, names)):
-        object.__setattr__(process, name, value)  # as a frozen dataclass allows it
+        object.__setattr__(process, name, value)  # a frozen dataclass allows only this
     return process
 
 
 def has_values(*trees: Any) -> bool:
-    """Whether the arrays in these pytrees have values to look at; those of an argument of `jit` have none."""
+    """Whether the arrays in these pytrees have values; inside `jit` the arrays of an argument have none."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def check_process(process: Any) -> None:
-    """Raises TypeError unless it is a process; for a class or a function that makes one it says so."""
+    """Raises TypeError unless it is a process. For a class or function that makes one, the message shows the call."""
     if not isinstance(process, Process):
         name = getattr(process, "__name__", None)
         hint = f"{name}: say {name}()" if name else f"{process!r}: say scoregen.process.ddpm(), for example"
@@ -180,12 +180,12 @@ def check_process(process: Any) -> None:
 
 
 def top(process: Process) -> Array:
-    """The noisiest time, a scalar array of the dtype that times have."""
+    """The noisiest time, a scalar array in the dtype of times."""
     return _as_time(process, process.ends[1])
 
 
 def bottom(process: Process) -> Array:
-    """The least noisy time, a scalar array of the dtype that times have."""
+    """The least noisy time, a scalar array in the dtype of times."""
     return _as_time(process, process.ends[0])
 
 
@@ -194,9 +194,9 @@ def _as_time(process: Process, t: float) -> Array:
 
 
 def vanishes(process: Process) -> bool:
-    """Whether alpha = 0 at the noisiest time, as at the end of flow matching: x says nothing of the data there.
+    """Whether alpha = 0 at the noisiest time, as at the end of flow matching, where x is pure noise.
 
-    False for a process whose arrays are an argument of `jit` and so have no values.
+    False for a process that is an argument of `jit`, because its arrays have no values.
     """
     if not has_values(process):
         return False
@@ -205,11 +205,11 @@ def vanishes(process: Process) -> bool:
 
 
 def snr_loss_rate(process: Process, t: Array) -> Array:
-    """How fast the signal-to-noise ratio is lost, `[B] -> [B]`.
+    """The relative loss rate of the signal-to-noise ratio, `[B] -> [B]`.
 
-    In continuous time -d SNR/dt / SNR = -d lam/dt; of a chain, over the step from level t - 1 to t,
-    (SNR_{t-1} - SNR_t) / SNR_t = expm1(lam_{t-1} - lam_t). No step leads to level 0 of a chain: there it is the rate
-    at level 1.
+    In continuous time it is -d SNR/dt / SNR = -d lam/dt. For a chain it is the loss over the step from level t - 1 to
+    t, (SNR_{t-1} - SNR_t) / SNR_t = expm1(lam_{t-1} - lam_t). No step leads to level 0, so level 0 has the rate of
+    level 1.
     """
     if process.discrete:
         t = jnp.maximum(t, 1)
@@ -218,14 +218,14 @@ def snr_loss_rate(process: Process, t: Array) -> Array:
 
 
 def check_finite(**values: float | tuple[float, ...]) -> None:
-    """Raises ValueError, with its name, if a value is infinite or NaN."""
+    """Raises ValueError, with the option's name, if a value is infinite or NaN."""
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name}={value}: finite numbers are needed")
 
 
 def check_data_std(data_std: float) -> None:
-    """Raises ValueError for a number that is negative or not finite. An array may have no value, and passes."""
+    """Raises ValueError for a number that is negative or not finite. An array may have no value, so it is accepted."""
     if not isinstance(data_std, Real):
         return
     check_finite(data_std=data_std)
@@ -243,8 +243,8 @@ def check_sigmas(sigma_min: float, sigma_max: float) -> None:
 def covers(process: Process, logsnr: Array) -> np.ndarray:
     """Whether each lam, `[n]`, lies in the range of `process`, as bools `[n]`.
 
-    The ends count with a tolerance of 0.02 in lam, that is 1 % in sigma / alpha: DDPM's lowest level has sigma / alpha
-    = 0.010001 and NCSN's 0.01, and nobody means those to differ.
+    The ends have a tolerance of 0.02 in lam, which is 1 % in sigma / alpha. For example, the lowest levels of DDPM and
+    NCSN have sigma / alpha = 0.010001 and 0.01, and should count as equal.
     """
     with jax.ensure_compile_time_eval():
         low, high = (np.asarray(process.logsnr(t)) for t in (top(process), bottom(process)))
@@ -253,7 +253,7 @@ def covers(process: Process, logsnr: Array) -> np.ndarray:
 
 
 def as_data(x: Any, name: str, axes: int = 1) -> Array:
-    """x as an array `[B, ...]` of at least so many axes; TypeError, with its name, unless it holds real numbers."""
+    """x as an array `[B, ...]` with at least `axes` axes. Raises TypeError, with `name`, unless x is floating-point."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < axes:
         raise TypeError(f"{name} is {x.dtype}{list(x.shape)}: real data [B, ...] are needed, such as x / 127.5 - 1")
@@ -261,12 +261,12 @@ def as_data(x: Any, name: str, axes: int = 1) -> Array:
 
 
 def check_times(process: Process, t: Array) -> None:
-    """Raises ValueError for a time beyond `process.ends`, also for NaN. Inside `jit` times may have no values."""
+    """Raises ValueError for a time outside `process.ends`, also for NaN. Times without values, in `jit`, pass."""
     if not t.size or not has_values(t, process.ends):
         return
-    times = np.asarray(t)  # in NumPy: under `jit` an operation of JAX on a constant has no value
+    times = np.asarray(t)  # in NumPy, since under `jit` even a JAX operation on a constant has no value
     low, high, least, most = (float(value) for value in (*process.ends, times.min(), times.max()))
-    # Rounding may carry an end beyond itself.
+    # Rounding may move a time at an end slightly outside.
     rounding = float(jnp.finfo(t.dtype).eps) if jnp.issubdtype(t.dtype, jnp.floating) else 0
     slack = max(rounding, 1e-6) * (abs(high) + abs(low)) if rounding else 0
     if not (least >= low - slack and most <= high + slack):
@@ -274,7 +274,7 @@ def check_times(process: Process, t: Array) -> None:
 
 
 class Noised(NamedTuple):
-    """A noised batch: x = alpha(t) x0 + sigma(t) eps. All `[B, ...]` but t, which is `[B]`."""
+    """A noised batch: x = alpha(t) x0 + sigma(t) eps. All are `[B, ...]`, except t, which is `[B]`."""
 
     x0: Array
     eps: Array
@@ -292,8 +292,8 @@ def perturb(process: Process, key: Array, x0: Array, t: Array) -> Noised:
         t: their times `[B]`, within `process.ends`; the levels of a chain are integers.
 
     Raises:
-        TypeError: if the process or the key is none, if x0 is no array of floating-point numbers, or if a chain is
-            given real times.
+        TypeError: if `process` is not a process, if `key` is not a random key, if x0 is not an array of floating-point
+            numbers, or if a chain is given real times.
         ValueError: unless there is one time for each example, within `process.ends`, and one key or one for each.
 
     >>> from scoregen.process import ncsn
@@ -322,16 +322,16 @@ def perturb(process: Process, key: Array, x0: Array, t: Array) -> Noised:
 
 
 def posterior(process: Process, x: Array, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
-    """The exact law of x_s given x_t and x_0, s less noisy than t: N(mean, std^2 I).
+    """The exact law of x_s given x_t and x_0, where s is less noisy than t: N(mean, std^2 I).
 
-    With w = -expm1(lam_t - lam_s), the share of x_s that x_t leaves open,
+    With w = -expm1(lam_t - lam_s), the share of the variance sigma_s^2 that x_t does not determine,
 
         mean = (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x_t + alpha_s w x_0,      std = sigma_s sqrt(w).
 
-    For the chain of Ho et al. 2020 this is their eqs. 6-7 between neighbours, for NCSN's levels the ancestral step of
-    Song et al. 2021 (appendix F). It holds between any two levels, which is how a chain is sampled in fewer steps. The
-    textbook form subtracts two variances that are nearly equal; expm1 keeps the digits that lam has (Kingma et al.
-    2021, appendix A).
+    Between neighbouring levels of the chain of Ho et al. 2020 these are their eqs. 6-7; for NCSN's levels this is the
+    ancestral step of Song et al. 2021 (appendix F). The formula holds between any two levels, so a chain can be sampled
+    in fewer steps. The textbook form subtracts two nearly equal variances and loses digits; expm1 keeps all digits of
+    lam (Kingma et al. 2021, appendix A).
 
     Args:
         process: the process.
@@ -357,12 +357,12 @@ def posterior(process: Process, x: Array, x0: Array, t: Array, s: Array) -> tupl
 
 
 def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
-    """The stochastic differential equation that has this kernel, dx = f x dt + g dw (Song et al. 2021, eq. 5).
+    """The stochastic differential equation with this kernel, dx = f x dt + g dw (Song et al. 2021, eq. 5).
 
         f = d log alpha / dt,      g^2 = 2 sigma (sigma' - f sigma) = -sigma^2 dlam/dt
 
-    so nothing has to be written down but alpha and sigma (Kingma et al. 2021, appendix B). Where alpha = 0, f is
-    infinite. For a chain, give a real t: it is the equation through its levels, in units of one level.
+    so alpha and sigma determine the equation (Kingma et al. 2021, appendix B). Where alpha = 0, f is infinite. For a
+    chain, give a real t: the equation runs through its interpolated levels, and the unit of time is one level.
 
     Args:
         process: the process.

@@ -1,4 +1,4 @@
-"""Functions of a denoiser that compile once for each structure of it, and not again for other parameters."""
+"""Calls of functions of a denoiser, compiled once for each structure of it, and not again for new parameters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def call(function: Callable, constants: tuple, denoiser: Denoiser, *arrays: Any)
     """`function(*constants, denoiser, *arrays)`, compiled once for each structure and shape of its arguments.
 
     The arrays that a denoiser holds as a pytree are arguments of the program, so another set of parameters does not
-    compile it again. A denoiser that is no pytree of arrays becomes a constant, and so do those arrays that its
+    compile it again. A denoiser that is not a pytree of arrays becomes a constant, and so do the arrays that its
     `predict` closes over.
     """
     leaves, structure = jax.tree.flatten(denoiser)

@@ -32,7 +32,7 @@ class Corrector(abc.ABC):
         """x `[B, ...]` after the move, at the same levels t `[B]`. `key` is one key, or one for each example `[B]`."""
 
     def refuse(self, process: Process) -> Refusal | None:
-        """Why this process cannot be sampled so; None if it can."""
+        """Why the corrector cannot be used under this process; None if it can."""
         return None
 
 
@@ -71,10 +71,11 @@ class Langevin(_Langevin):
 
         x <- x + h s(x, t) + sqrt(2 h) z,        h = step_size (sigma_t / sigma_min)^2
 
-    where sigma_min is the process's least noisy level. This is the convention of the paper's code, and its
-    2e-5; the paper writes the same step with alpha = 2 h. What counts is h / sigma_t^2 = step_size / sigma_min^2:
-    0.2 for NCSN v1. On a Gaussian level of variance V the chain settles at the variance V / (1 - h / (2 V)), so the
-    steps must be small beside sigma_min^2. From 2 sigma_min^2 on it diverges, and `refuse` says so.
+    Here sigma_min is sigma at the process's least noisy level. The convention and the default 2e-5 are from the paper's
+    code; the paper writes the same step with alpha = 2 h. The accuracy depends on h / sigma_t^2 = step_size /
+    sigma_min^2, which is 0.2 for NCSN v1. On a Gaussian level of variance V the Langevin chain converges to the
+    variance V / (1 - h / (2 V)), so step_size must be small compared with sigma_min^2. From 2 sigma_min^2 on the chain
+    diverges, and `refuse` rejects it.
 
     Attributes:
         step_size: h at the least noisy level.
@@ -114,26 +115,26 @@ class SNRLangevin(_Langevin):
 
     The paper takes h = 2 (snr ||z|| / ||s||)^2, which makes the step along the score snr times as long as the added
     noise. Here the norms are replaced by their expectations: E||z||^2 = D, and E||sigma_t s||^2 is about D at a noisy
-    level. In many dimensions that is nearly the same. In few, the paper's norms fluctuate, and a step whose length
-    depends on x and z does not keep the law of the level: on Gaussians in 2, 4 and 16 dimensions each example's own
-    norms settle at 6.1, 3.7 and 1.6 times the exact variance in the tightest direction.
+    level. In many dimensions both h are nearly equal. In few dimensions the paper's norms fluctuate, and a step
+    whose length depends on x and z does not keep the law of the level. On Gaussians in 2, 4 and 16 dimensions, steps by
+    each example's own norms converged to 6.1, 3.7 and 1.6 times the exact variance in the narrowest direction.
 
-    With h constant it is an ordinary Langevin step. On a Gaussian level it settles, in a direction of variance V >=
-    sigma_t^2, at
+    With constant h it is an ordinary Langevin step. On a Gaussian level, a direction of variance V >= sigma_t^2
+    converges to the variance
 
         V / (1 - snr^2 sigma_t^2 / V)  <=  V / (1 - snr^2)
 
-    so the variance is at most snr^2 / (1 - snr^2) too large, 2.6 % at the paper's 0.16, in any dimension, at any level
-    of any process, whatever the other examples are.
+    The variance is therefore too large by at most the share snr^2 / (1 - snr^2), which is 2.6 % at the paper's 0.16.
+    This holds in any dimension, at any level of any process, and for any other examples in the batch.
 
-    With `batch_mean=True` it is the paper's code: the norms are means over the batch, so that a sample depends on its
-    batch, and h is at most sigma_t^2, since in few dimensions a score may be near 0. The paper's code has another
-    factor alpha_t = 1 - beta_t on variance-preserving chains, between 0.98 and 1, which is left out.
+    `batch_mean=True` follows the paper's code: the norms are means over the batch, so a sample depends on its batch. h
+    is limited to sigma_t^2, since in few dimensions a score may be near 0. On variance-preserving chains the paper's
+    code has another factor alpha_t = 1 - beta_t, between 0.98 and 1, which is left out here.
 
     Attributes:
         snr: the ratio; 0.16 in the paper, for CIFAR-10.
         steps: the number of steps at each level.
-        batch_mean: take the norms that the batch has on average, as the paper's code does.
+        batch_mean: whether to use the mean norms of the batch, as the paper's code does.
 
     Raises:
         ValueError: if snr <= 0, if snr >= 1 without `batch_mean` (the steps would diverge), or if steps < 1.
@@ -154,7 +155,7 @@ class SNRLangevin(_Langevin):
         if not self.batch_mean:
             return 2 * self.snr**2 * variance
         noise, signal = (jnp.mean(jnp.sqrt(jnp.sum(a**2, axis=tuple(range(1, a.ndim))))) for a in (z, score))
-        # Written without noise / signal, which is infinite for a score of 0.
+        # This form avoids noise / signal, which is infinite for a score of 0.
         longest = variance.astype(score.dtype)
         return longest * jnp.minimum(1, 2 * (self.snr * noise) ** 2 / jnp.maximum(longest * signal**2, 1e-30))
 
@@ -167,9 +168,9 @@ class MALA(Corrector):
 
         min(1, p_t(y) q(x | y) / (p_t(x) q(y | x))),        q(y | x) = N(y ; x + h s(x), 2 h I)
 
-    so it has no bias, whatever the step size; long steps are rejected often, and then it is slow. It needs p_t and not
-    only its score: a denoiser that gives `Prediction.log_density`, as the oracles do, and networks trained as an energy
-    (`denoiser.from_energy`, `denoiser.as_energy`).
+    There is therefore no bias at any step size. Long steps are often rejected, which makes the corrector slow. It needs
+    p_t and not only its score, so the denoiser must give `Prediction.log_density`. The oracles do, and so do networks
+    trained as an energy (`denoiser.from_energy`, `denoiser.as_energy`).
 
     Attributes:
         step_size, steps: as for `Langevin`.

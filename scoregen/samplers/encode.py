@@ -1,4 +1,4 @@
-"""Latent codes: data carried by the probability-flow ODE to noise, and back; and interpolation between two examples."""
+"""Latent codes: the probability-flow ODE maps data to noise and back; and interpolation between two examples."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from scoregen.samplers.ode import Adaptive, transport
 def encode(denoiser: Denoiser, x0: Array, solver: Adaptive = Adaptive()) -> Array:
     """The latent code of x0, `[B, ...]`: x at the noisiest time of the ODE's path through it (Song et al. 2021, D.2).
 
-    The path begins at the least noisy time at alpha x0, without noise, so it is deterministic, and `decode` returns to
-    x0 up to the solver's error. If the denoiser is exact, codes of data are draws from the prior, up to the noise of
-    the least noisy time. Like `Sampler` it compiles itself.
+    The path begins at alpha x0 at the least noisy time. No noise is added, so the code is deterministic, and `decode`
+    returns x0 up to the solver's error. If the denoiser is exact, codes of data follow the prior, up to the noise of
+    the least noisy time. Like `Sampler`, the function is compiled automatically.
 
     Args:
-        denoiser: the denoiser; of a chain it is the equation through its levels.
+        denoiser: the denoiser; for a chain the ODE runs through its interpolated levels.
         x0: the data, floating-point numbers `[B, ...]`.
         solver: the solver with its tolerances.
 
     Raises:
-        TypeError: if `denoiser` is no `Denoiser`, or x0 no array of floating-point numbers.
+        TypeError: if `denoiser` is not a `Denoiser`, or x0 not an array of floating-point numbers.
 
     >>> from scoregen.testing.oracle import gaussian
     >>> from scoregen.process import VP
@@ -42,7 +42,7 @@ def encode(denoiser: Denoiser, x0: Array, solver: Adaptive = Adaptive()) -> Arra
 
 
 def decode(denoiser: Denoiser, code: Array, solver: Adaptive = Adaptive()) -> Array:
-    """The data of a latent code, `[B, ...]`: down the ODE to the least noisy time, and x / alpha there."""
+    """The data of a latent code, `[B, ...]`: x at the least noisy time of its path, divided by alpha."""
     check_denoiser(denoiser)
     return call(_decode, (solver,), denoiser, as_data(code, "code", axes=2))
 
@@ -59,16 +59,16 @@ def _decode(solver: Adaptive, denoiser: Denoiser, code: Array) -> Array:
 
 
 def slerp(a: Array, b: Array, fraction: Array) -> Array:
-    """Points on the great arc from a to b, both `[B, ...]`, at fractions `[N]` of it: `[N, B, ...]` (Shoemake 1985).
+    """Points on the great arc from a to b, both `[B, ...]`, at the fractions `[N]`: `[N, B, ...]` (Shoemake 1985).
 
         sin((1 - f) angle) / sin(angle) a + sin(f angle) / sin(angle) b,     cos(angle) = a.b / (|a| |b|)
 
-    Draws from a Gaussian prior in many dimensions lie near a sphere, and so do points on the arc; points on the
-    straight line would not. Where a and b point the same way, or opposite ways (where no arc is the shortest), it is
-    the straight line.
+    Draws from a Gaussian prior in many dimensions lie near a sphere. Points on the arc do too, but points on the
+    straight line do not. The straight line is used only where a and b point in the same or in opposite directions (no
+    arc is then the shortest).
 
     Raises:
-        TypeError: if a or b is no array of floating-point numbers.
+        TypeError: if a or b is not an array of floating-point numbers.
         ValueError: unless a and b have the same shape, and the fractions are `[N]`.
 
     >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([0.0, 0.5]))[:, 0].tolist()
@@ -82,7 +82,7 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
     norms = jnp.sqrt(jnp.sum(a**2, axes) * jnp.sum(b**2, axes))
     angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axes) / norms, -1, 1))
     sine = jnp.sin(angle)
-    apart = sine > 1e-4  # else the quotients are those of numbers that are nearly 0
+    apart = sine > 1e-4  # else both numbers of a quotient are nearly 0
 
     def share(f: Array) -> Array:  # [N, B]
         arc = jnp.sin(f[:, None] * angle[None]) / jnp.where(apart, sine, 1)[None]
@@ -95,7 +95,8 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
 def interpolate(denoiser: Denoiser, a: Array, b: Array, fraction: Array, solver: Adaptive = Adaptive()) -> Array:
     """Data between the examples a and b, both `[B, ...]`, at the fractions `[N]`: `[N, B, ...]`, by `slerp` of codes.
 
-    For priors that are Gaussian about 0: all but NCSN's uniform one. At the fractions 0 and 1 it is a and b.
+    It needs a Gaussian prior around 0, which all processes have except NCSN with its uniform start. The fractions 0 and
+    1 give a and b.
     """
     codes = slerp(encode(denoiser, a, solver), encode(denoiser, b, solver), fraction)
     return jnp.stack([decode(denoiser, code, solver) for code in codes])

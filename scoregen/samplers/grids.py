@@ -1,7 +1,7 @@
 """Grids: the noise levels that a sampler visits, `(process, n) -> [n]`, noisiest first, with both ends.
 
-Without n (None or 0) it is all the levels of a chain, and 1000 times of a process in continuous time. The levels of a
-chain are visited at most once: if a grid comes to the same level twice, the nearest free level is taken.
+Without n (None or 0) a grid has all levels of a chain, or 1000 times in continuous time. Each level of a chain is
+visited at most once: if a spacing gives the same level twice, the nearest free level is taken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import Array
 from scoregen.errors import Refusal, check_positive
 from scoregen.process import EDM, Process, bottom, top
 
-# At the end of flow matching lam is -inf. There grids in lam begin at this value, where sigma / alpha is 400.
+# At the end of flow matching lam is -inf. Grids in lam begin there at this value, where sigma / alpha is 400.
 LEAST_LOGSNR = -12.0
 
 
@@ -36,14 +36,14 @@ class Grid(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, process: Process, n: int | None = None) -> Array:
-        """The levels, noisiest first, `[n]`: times within `process.ends`, of a chain int32 levels.
+        """The levels, noisiest first, `[n]`: times within `process.ends`; for a chain, int32 levels.
 
         Raises:
-            ValueError: if it has no grid of n levels.
+            ValueError: if there is no grid of n levels.
         """
 
     def refuse(self, process: Process, n: int | None = None) -> Refusal | None:
-        """Why there is no such grid; None if there is."""
+        """Why there is no grid of n levels under this process; None if there is one."""
         levels = int(process.ends[1]) + 1 if process.discrete else None
         if n is None or (n >= 0 and n == int(n) and (levels is None or n <= levels)):
             return None
@@ -68,7 +68,7 @@ def _check(refusal: Refusal | None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EvenTime(Grid):
-    """Even in the time, of a chain in the index, where half-integers are rounded up.
+    """Evenly spaced in time; for a chain in the index, where half-integers are rounded up.
 
     >>> from scoregen.process import ddpm
     >>> EvenTime()(ddpm(), 5).tolist()
@@ -97,7 +97,7 @@ class _Spaced(Grid):
         times = self.times(process, ends, jnp.linspace(0.0, 1.0, size))
         if not process.discrete:
             return times.astype(ends.dtype).at[0].set(ends[0]).at[-1].set(ends[1])
-        # Strictly falling, with enough levels left below each: steps back from the left, then up from the right.
+        # Strictly falling: repeated levels are first moved down, then up again where too few levels are left below.
         order = jnp.arange(size, dtype=jnp.int32)
         levels = jax.lax.cummin(jnp.round(times).astype(jnp.int32) + order) - order
         return jnp.maximum(levels, size - 1 - order).at[0].set(ends[0])
@@ -114,7 +114,7 @@ def _between(first: Array, last: Array, fraction: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class EvenLogSNR(_Spaced):
-    """Even in the log-SNR (Lu et al. 2022, section 3.3)."""
+    """Evenly spaced in the log-SNR (Lu et al. 2022, section 3.3)."""
 
     def times(self, process: Process, ends: Array, fraction: Array) -> Array:
         first, last = _logsnr(process, ends)
@@ -123,7 +123,7 @@ class EvenLogSNR(_Spaced):
 
 @dataclasses.dataclass(frozen=True)
 class Karras(_Spaced):
-    """Even in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5).
+    """Evenly spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5).
 
     Raises:
         ValueError: unless rho > 0.
@@ -145,7 +145,9 @@ class Karras(_Spaced):
 
 @dataclasses.dataclass(frozen=True)
 class Power(_Spaced):
-    """Even in t^(1 / power), so denser near the data. 2 is DDIM's quadratic grid (Song, Meng & Ermon 2021, D.2).
+    """Evenly spaced in t^(1 / power), so denser near the data.
+
+    power=2 is DDIM's quadratic grid (Song, Meng & Ermon 2021, D.2).
 
     Raises:
         ValueError: unless power > 0.
@@ -161,13 +163,13 @@ class Power(_Spaced):
         return _between(first, last, fraction) ** self.power
 
 
-# The grid that a process's paper samples on, where it is not even in time.
+# The grid of a process's paper, if it is not evenly spaced in time.
 OWN: dict[type[Process], Grid] = {EDM: Karras()}
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnGrid(Grid):
-    """The grid of the process's own paper: `EvenTime()`, but for `EDM` and its subclasses, whose is `Karras()`."""
+    """The grid of the process's own paper: `Karras()` for `EDM` and its subclasses, `EvenTime()` for all others."""
 
     def __call__(self, process: Process, n: int | None = None) -> Array:
         grid = next((OWN[kind] for kind in type(process).__mro__ if kind in OWN), EvenTime())
@@ -176,11 +178,12 @@ class OwnGrid(Grid):
 
 @dataclasses.dataclass(frozen=True)
 class Listed(Grid):
-    """The times that are listed, noisiest first; of a chain its levels. Any sequence of numbers is kept as a tuple.
+    """The listed times, noisiest first; for a chain, its levels. Any sequence of numbers is stored as a tuple.
 
     Raises:
-        ValueError: unless they are numbers that fall strictly; when it is called, unless they lie within
-            `process.ends` (an end may be rounded to float32), are whole numbers for a chain, and are n, if n is given.
+        ValueError: unless the times are numbers that fall strictly; when it is called, unless they lie within
+            `process.ends` (an end may be rounded to float32), are whole numbers for a chain, and number n, if n is
+            given.
 
     >>> from scoregen.process import VP
     >>> Listed((1.0, 0.5, 1e-3))(VP()).tolist()
@@ -210,9 +213,9 @@ class Listed(Grid):
             return Refusal("times=(): at least one time is needed", (f"grid.times=({high:g},{low:g})", "grid=own"))
         if n not in (None, 0, len(self.times)):
             return Refusal(f"{len(self.times)} times are given, and n={n}", ("sampler.n=0",))
-        # An end that was rounded to float32, as arrays of times are, may lie beyond itself.
+        # An end that was rounded to float32, as in arrays of times, may lie slightly outside.
         slack = 0 if process.discrete else 1e-6
-        if not (self.times[0] <= high + slack * abs(high) and self.times[-1] >= low - slack * abs(low)):  # nor NaN
+        if not (self.times[0] <= high + slack * abs(high) and self.times[-1] >= low - slack * abs(low)):  # or NaN
             return Refusal(f"times={self.times}: they must lie between {high:g} and {low:g}")
         if process.discrete and any(time != round(time) for time in self.times):
             return Refusal(f"times={self.times}: the levels of a chain are whole numbers")

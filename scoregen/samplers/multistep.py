@@ -1,10 +1,10 @@
-"""Multistep methods: they remember x0 at earlier levels, and so reach a higher order with one evaluation a step.
+"""Multistep methods: they remember x0 at earlier levels, and so reach a higher order with one evaluation per step.
 
 Both work in the log-SNR. With h = (lam_s - lam_t) / 2 the exact solution of the probability-flow ODE is
 
     x_s = (sigma_s / sigma_t) x_t + alpha_s int_0^h e^(u - h) x0(u) du
 
-(Lu et al. 2022, eq. 9), so only x0 between the two levels is approximated, from its values at the levels before.
+(Lu et al. 2022, eq. 9), so only x0 between the two levels is approximated, from its values at earlier levels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scoregen.samplers.steps import Ancestral, Step, check_eta
 
 
 class Before(NamedTuple):
-    """The estimate of x0 `[B, ...]` at the level before, and that level's log-SNR `[B]`: -inf if there is none."""
+    """The estimate of x0 `[B, ...]` at the previous level, and its log-SNR `[B]`, -inf if there is none before."""
 
     x0: Array
     logsnr: Array
@@ -33,15 +33,15 @@ class Before(NamedTuple):
 class DPMSolver(Step):
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), and its form for the SDE.
 
-    It is `Ancestral` with x0 extrapolated along the line through the last two levels, to the middle of the step:
+    It is `Ancestral` with x0 extrapolated linearly from the last two levels to the middle of the step:
 
         x0' = x0 + (x0 - x0_before) h / (2 h_before)
 
-    where h and h_before are the lengths of this step and of the one before, in log-SNR. The order is 2 with eta = 0;
-    eta = 1 is SDE-DPM-Solver++(2M). One evaluation a step.
+    where h and h_before are the lengths of this step and the previous step, in log-SNR. With eta = 0 the order is 2;
+    eta = 1 is SDE-DPM-Solver++(2M). Each step takes one evaluation.
 
     Attributes:
-        eta: the share of fresh noise, as `Ancestral` has it.
+        eta: the share of fresh noise, as in `Ancestral`.
 
     Raises:
         ValueError: if eta is negative or over 1.
@@ -68,7 +68,7 @@ class DPMSolver(Step):
 
 
 class History(NamedTuple):
-    """The last levels, the newest first.
+    """The last levels, newest first.
 
     Attributes:
         x: x at the newest level, corrected, `[B, ...]`.
@@ -89,16 +89,17 @@ class History(NamedTuple):
 class UniPC(Step):
     """UniPC of order p with B2(h) (Zhao et al. 2023, algorithms 1-2 and 5-8), in its x0-predicting form.
 
-    With phi_1 = e^-h - 1 and the r_k and D_k of the levels before, r_k = (lam_k - lam_t) / (2 h) and
-    D_k = (x0_k - x0_t) / r_k, a step is
+    With phi_1 = e^-h - 1, and r_k = (lam_k - lam_t) / (2 h) and D_k = (x0_k - x0_t) / r_k for each earlier level k, a
+    step is
 
         x_s = (sigma_s / sigma_t) x_t - alpha_s phi_1 (x0_t + sum_k rho_k D_k)
 
-    The predictor (UniP) uses p - 1 levels before. The corrector (UniC) repeats the step once x0 at s is known, with s
-    as one more level: that is at the next step, so it costs no evaluation. The weights rho solve a small linear system,
-    which makes the step exact for polynomials of their number (eq. 10). The order is p + 1.
+    The predictor (UniP) uses p - 1 earlier levels. The corrector (UniC) repeats the step with s as one more level, once
+    x0 at s is known. It is known at the next step anyway, so UniC costs no evaluation. The weights rho solve a small
+    linear system, which makes the step exact for polynomials of a degree up to the number of weights (eq. 10). The
+    order is p + 1.
 
-    Another corrector cannot be used with it: UniC starts again from x before that corrector moved it.
+    No other corrector can be used with it: UniC starts again from x before that corrector's moves.
 
     Attributes:
         order: p, 1 to 3.
@@ -126,7 +127,7 @@ class UniPC(Step):
         process = denoiser.process
         x0, lam = denoiser(x, t).x0, process.logsnr(t)
         x = jnp.where(state.count > 0, self._step(process, state, t, x0), x)
-        # At a level without data lam is -inf, and nothing can be extrapolated from it.
+        # At a level with alpha = 0 lam is -inf, and nothing can be extrapolated from it.
         count = jnp.where(jnp.isfinite(lam[0]), state.count + 1, 0)
         x0s, logsnrs = (jnp.concatenate([a[None], b[:-1]]) for a, b in ((x0, state.x0), (lam, state.logsnr)))
         now = History(x, t, x0s, logsnrs, count)
@@ -136,7 +137,7 @@ class UniPC(Step):
         """From the newest level to s: UniP, or UniC if `x0` at s is given."""
         lam, x = past.logsnr, past.x
         h = 0.5 * (process.logsnr(s) - process.logsnr(past.t))
-        # Levels that are not known yet have weight 0, and any finite place will do.
+        # Levels that are not known yet have weight 0, so any finite place works.
         places = [
             jnp.where(k < past.count, 0.5 * (lam[k] - lam[0]) / jnp.where(jnp.isfinite(h), h, 1), -k)
             for k in range(1, self.order)
@@ -158,7 +159,7 @@ class UniPC(Step):
         rho = jnp.zeros((len(places), *h.shape), h.dtype)
         if not taken:
             return rho
-        if len(taken) == 1:  # 1/2 is exact to the order of the step (section 3.2), and in the authors' code
+        if len(taken) == 1:  # 1/2 keeps the order of the step (section 3.2), as in the authors' code
             solved = jnp.full((1, *h.shape), 0.5, h.dtype)
         else:
             # b_i = i! z phi_{i + 1}(z) / (z phi_1(z)) at z = -h, with z phi_{i + 1} = phi_i - 1 / i! (eqs. 5 and 10).
@@ -166,7 +167,7 @@ class UniPC(Step):
             right = []
             for i in range(1, len(taken) + 1):
                 phi = phi / -h - 1 / math.factorial(i)
-                # For short steps the recursion loses all digits, and a few terms of the series are exact.
+                # For short steps the recursion loses all digits, but a few terms of the series are accurate.
                 series = sum((-h) ** j / float(math.factorial(j + i)) for j in range(1, 11))
                 right.append(math.factorial(i) * jnp.where(h < 0.3, series, phi) / base)
             powers = jnp.stack([jnp.stack([r**i for r in taken]) for i in range(len(taken))])

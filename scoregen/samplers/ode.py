@@ -1,4 +1,4 @@
-"""The probability-flow ODE by an adaptive solver, diffrax's, which is imported where it is used."""
+"""The probability-flow ODE by diffrax's adaptive solver; diffrax is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from scoregen.samplers.steps import Step
 
 
 def solve(field: Callable[[Array, Any], Any], state: Any, begin: Array, end: Array, rtol: float, atol: float) -> Any:
-    """Solve d state / dt = field(t, state) for one example: (the state at `end`, the number of steps).
+    """Solve d state / dt = field(t, state) for one example; gives (state at `end`, number of steps).
 
-    `state` is the one at `begin`. The method is Tsitouras's 5(4) Runge-Kutta, with steps that keep the local error
-    below atol + rtol |state|. If no step is short enough, the state is nan.
+    `state` is the state at `begin`. The method is Tsitouras's 5(4) Runge-Kutta, with steps that keep the local error
+    below atol + rtol |state|. If the solver fails, for example after 100,000 steps, the state is NaN.
     """
     import diffrax  # takes a second to import
 
@@ -48,12 +48,12 @@ def solve(field: Callable[[Array, Any], Any], state: Any, begin: Array, end: Arr
 class Adaptive(Step):
     """The probability-flow ODE from t to s by an adaptive Runge-Kutta method of order 5 (Song et al. 2021, eq. 13).
 
-    Each example has its own steps, so none depends on its batch. Between two levels of the grid the solver takes as
-    many steps as it needs, so the grid only says where to stop: two levels are enough (`Sampler(Adaptive(), n=2)`),
+    Each example has its own steps, so no sample depends on its batch. Between two levels of the grid the solver takes
+    as many steps as it needs, so the grid only says where to stop: two levels are enough (`Sampler(Adaptive(), n=2)`),
     and more give a trajectory.
 
     Attributes:
-        rtol, atol: the local error that is allowed, atol + rtol |y|, where y = x / sqrt(alpha^2 + sigma^2). The
+        rtol, atol: the allowed local error is atol + rtol |y|, where y = x / sqrt(alpha^2 + sigma^2). The
             paper takes 1e-5, for x.
 
     Raises:
@@ -73,9 +73,9 @@ class Adaptive(Step):
 
 
 def transport(denoiser: Denoiser, x: Array, t: Array, s: Array, rtol: float, atol: float) -> Array:
-    """Along the probability-flow ODE from x `[B, ...]` at the times t `[B]` to the times s `[B]`, up or down.
+    """Solve the probability-flow ODE from x `[B, ...]` at the times t `[B]` to the times s `[B]`, up or down.
 
-    The solver works in the coordinates of `rotation`, and the tolerances are for its y.
+    The solver works in the coordinates of `rotation`, and the tolerances apply to y.
     """
     (begin, size), (end, other) = polar(denoiser.process, t, x.dtype), polar(denoiser.process, s, x.dtype)
     field = together(rotation(denoiser), x)
@@ -84,7 +84,7 @@ def transport(denoiser: Denoiser, x: Array, t: Array, s: Array, rtol: float, ato
 
 
 def polar(process: Process, t: Array, dtype: Any) -> tuple[Array, Array]:
-    """(alpha, sigma) in polar coordinates: the angle phi = arctan(sigma / alpha) and the size, as t is shaped."""
+    """(alpha, sigma) in polar coordinates: the angle phi = arctan(sigma / alpha) and the size, in the shape of t."""
     alpha, sigma = process.alpha(t).astype(dtype), process.sigma(t).astype(dtype)
     return jnp.arctan2(sigma, alpha), jnp.hypot(alpha, sigma)
 
@@ -92,19 +92,19 @@ def polar(process: Process, t: Array, dtype: Any) -> tuple[Array, Array]:
 def rotation(denoiser: Denoiser) -> Callable[[Array, Array], Array]:
     """The probability-flow ODE in coordinates where it is the same for every process (Salimans & Ho 2022, appendix D).
 
-    With the angle phi = arctan(sigma / alpha) for time and y = x / sqrt(alpha^2 + sigma^2),
+    With the angle phi = arctan(sigma / alpha) as time and y = x / sqrt(alpha^2 + sigma^2),
 
         dy/dphi = cos(phi) eps - sin(phi) x0
 
-    The right-hand side is finite where alpha = 0 and continuous. In t, the equation of a chain jumps at every level,
-    and an adaptive solver that steps across a jump makes far more error than it estimates.
+    The right-hand side is continuous, and finite where alpha = 0. In t, the equation of a chain jumps at every level,
+    and an adaptive solver that steps across a jump makes a far larger error than it estimates.
 
     Returns:
         (phi `[B]`, y `[B, ...]`) -> dy/dphi `[B, ...]`.
     """
 
     def field(phi: Array, y: Array) -> Array:
-        cos, sin = jnp.maximum(jnp.cos(phi), 0), jnp.sin(phi)  # a right angle may round to more than one
+        cos, sin = jnp.maximum(jnp.cos(phi), 0), jnp.sin(phi)  # pi / 2 may be rounded up
         t = denoiser.process.time(2 * (jnp.log(cos) - jnp.log(sin))).astype(y.dtype)
         _, size = polar(denoiser.process, t, y.dtype)
         found = denoiser(broadcast(size, y) * y, t)
@@ -114,10 +114,10 @@ def rotation(denoiser: Denoiser) -> Callable[[Array, Array], Array]:
 
 
 def together(field: Callable[[Array, Array], Array], batch: Array) -> Callable[[Array, Array], Array]:
-    """The field of one example, for use inside a `vmap` over the batch, from a field of all examples.
+    """Turns a field of the whole batch into a field of one example, for use inside a `vmap` over the batch.
 
-    The field (`[B]`, `[B, ...]`) -> `[B, ...]` is evaluated for the whole batch at once, since a denoiser may hold
-    something about each of its examples: a label, or a measurement.
+    The batch's field (`[B]`, `[B, ...]`) -> `[B, ...]` is evaluated for the whole batch at once, since a
+    denoiser may hold one value per example, such as a label or a measurement.
     """
     whole = jax.make_jaxpr(field)(jnp.zeros(batch.shape[:1], batch.dtype), batch)
 

@@ -1,4 +1,4 @@
-"""The one driver of every sampler: from the noisiest level down to the data, in one `lax.scan`."""
+"""The driver of every sampler: from the noisiest level down to the data, in one `lax.scan`."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ from scoregen.samplers.correctors import Corrector
 from scoregen.samplers.grids import Grid, OwnGrid
 from scoregen.samplers.steps import Step
 
-# The largest share of data in the first level's standard deviation that goes without a `StartWarning`; see `start_gap`.
+# A `start_gap` above this at the first level gives a `StartWarning`.
 START_TOLERANCE = 0.1
 
 
 class StartWarning(UserWarning):
-    """Sampling starts from the prior at a level where x is far from it."""
+    """Sampling starts from the prior at a level where the law of x is far from the prior."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A sampler: a step, a corrector, and the noise levels that they are applied at.
+    """A sampler: a step, a corrector, and the noise levels at which they are applied.
 
-    At each level the corrector moves first, then the step goes to the next level; at the last level the denoised mean
+    At each level the corrector moves x, then the step goes to the next level. At the last level the denoised mean
     E[x0 | x] is returned in place of a step (Jolicoeur-Martineau et al. 2021; Ho et al. 2020, algorithm 2 with z = 0),
-    so that no level without noise is needed.
+    so no level without noise is needed.
 
         ancestral             Sampler(Ancestral())
         DDIM, 50 levels       Sampler(Ancestral(0.0), n=50)
         EDM, 35 evaluations   Sampler(EDMHeun(), n=18)
         annealed Langevin     Sampler(Hold(), Langevin(step_size, steps))
 
-    It compiles itself, once for each shape and each structure of the denoiser: another denoiser of the same structure,
-    such as the same network with other parameters, does not compile it again. It may also be called inside `jax.jit`.
+    It is compiled automatically, once for each shape and each structure of the denoiser. Another denoiser of the same
+    structure, such as the same network with other parameters, does not compile it again. It may also be called inside
+    `jax.jit`.
 
     Attributes:
         step: the step from level to level.
         corrector: the moves at each level, or None.
         grid: the noise levels, see `scoregen.samplers.grids`.
-        n: how many levels; None or 0 for all of a chain's, and 1000 in continuous time.
+        n: the number of levels; None or 0 for all levels of a chain, and for 1000 in continuous time.
         denoise: whether to end with the denoised mean; False returns the last x, as NCSN v1 does.
 
     Raises:
-        TypeError: if the step is no `Step`, or the corrector or the grid cannot be called.
+        TypeError: if the step is not a `Step`, or the corrector or the grid cannot be called.
 
     >>> from scoregen.process import ddpm
     >>> from scoregen.samplers import Ancestral
@@ -94,22 +95,22 @@ class Sampler:
         """Draw x0 `[B, ...]`.
 
         Args:
-            denoiser: the denoiser, whose process is the one that is sampled.
-            key: one key, or one for each example `[B]`. Example i depends on its own key alone, so the same
-                seed gives the same example whatever the batch size.
+            denoiser: the denoiser; its process is sampled.
+            key: one key, or one for each example `[B]`. Example i depends only on its own key, so the same
+                seed gives the same example at any batch size.
             shape: the shape of the batch, (B, ...).
-            start: x at the first level `[B, ...]`, if it is not to be drawn from the prior. x0 has its dtype.
-            progress: called from the device with the number of levels done, at most a hundred times, and at the last
-                level. Another function compiles the sampler again.
+            start: x at the first level `[B, ...]`; None to draw it from the prior. x0 has the dtype of x.
+            progress: a function that is called from the device with the number of levels done, at most a hundred times,
+                and at the last level. Another function compiles the sampler again.
 
         Raises:
-            TypeError: if the key is no random key, or `start` no array of floating-point numbers.
-            ValueError: for a shape, keys or a start that do not fit each other or the denoiser, and for parts that do
-                not go together or not with the process (see `refuse`).
+            TypeError: if `key` is not a random key, or `start` not an array of floating-point numbers.
+            ValueError: if shape, keys, start and denoiser do not fit each other, or if the parts cannot be combined
+                with each other or with the process (see `refuse`).
 
         Warns:
-            StartWarning: if the prior is far from the law of x at the first level (see `start_gap`). Not if there is a
-                corrector, whose moves forget the start, nor if `start` is given.
+            StartWarning: if the prior is far from the law of x at the first level (see `start_gap`). There is no
+                warning with a corrector, whose moves forget the start, or with a given `start`.
         """
         return self._draw(denoiser, key, shape, start, progress, record=False)[0]
 
@@ -122,14 +123,14 @@ class Sampler:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Array, Array]:
-        """As a call, with the same samples: (x0 `[B, ...]`, x at every level before its moves `[n, B, ...]`)."""
+        """The samples of a call, with their path: (x0 `[B, ...]`, x at every level before its moves `[n, B, ...]`)."""
         return self._draw(denoiser, key, shape, start, progress, record=True)
 
     def levels(self, process: Process) -> Array:
-        """The noise levels that it visits, noisiest first, `[n]`.
+        """The noise levels that the sampler visits, noisiest first, `[n]`.
 
         Raises:
-            ValueError: if the grid has none for this process and n, or gives anything but times that fall.
+            ValueError: if there is no grid for this process and n, or if the grid does not give falling times.
         """
         levels = jnp.asarray(self.grid(process, self.n))
         if levels.ndim != 1 or not levels.size:
@@ -140,10 +141,10 @@ class Sampler:
         return levels
 
     def evaluations(self, process: Process, wrap: Callable[[Denoiser], Denoiser] = lambda denoiser: denoiser) -> int:
-        """How often it evaluates the network for one sample, counted while an example with a known denoiser is drawn.
+        """The number of network evaluations for one sample, counted while a sample of a known denoiser is drawn.
 
-        `wrap` is what lies between the network and the sampler, such as guidance, which evaluates it twice. For a step
-        that chooses its own steps the number depends on the data, and this is the one for Gaussian data.
+        `wrap` stands between the network and the sampler; guidance, for example, evaluates the network twice. For an
+        adaptive step the number depends on the data, and this is the number for Gaussian data.
 
         >>> from scoregen.process import EDM
         >>> from scoregen.samplers import EDMHeun
@@ -171,11 +172,11 @@ class Sampler:
         return count
 
     def refuse(self, process: Process, density: bool = False, variance: bool = False) -> list[Refusal]:
-        """Everything that speaks against sampling this process so: what each part refuses, and the parts together.
+        """All reasons why this process cannot be sampled so, from each part and from their combination.
 
         Args:
-            process: the process that is sampled. Inside `jax.jit` the values of a chain that is an argument are not
-                known, and what depends on them is not checked.
+            process: the process that is sampled. If a chain is an argument of `jax.jit`, its values are not known, and
+                the checks that need them are skipped.
             density: whether the denoiser gives log p_t(x).
             variance: whether the denoiser has a learned variance.
 
@@ -225,7 +226,7 @@ class Sampler:
         return None
 
     def _check(self, process: Process) -> None:
-        # Density and variance: the parts that need them say so when they meet a prediction without.
+        # Density and variance are not checked here: a part that needs them raises if the prediction has none.
         for refusal in self.refuse(process, density=True, variance=True)[:1]:
             raise ValueError(str(refusal))
 
@@ -263,7 +264,7 @@ def _sample(
     last = levels.shape[0] - 1
     begin, rest = split_keys(example_keys(key, shape[0]), 2)
     if start is None:
-        # At a level below the process's noisiest one there is so much less noise.
+        # A start below the process's noisiest level has less noise, so the prior is scaled down.
         std = jnp.hypot(process.sigma(levels[0]), process.alpha(levels[0]) * process.data_std)
         x = process.prior(begin, shape) * (std / process.prior_std())
     else:
@@ -366,12 +367,13 @@ def _batch_shape(shape: Any) -> tuple[int, ...]:
 
 
 def start_gap(process: Process, level: Array | float) -> float:
-    """How far x at a level is from the prior: the share of its standard deviation that is data, 0 to 1.
+    """How far x at a level is from the prior: the share of the standard deviation of x that is data, 0 to 1.
 
         alpha data_std / sqrt(sigma^2 + alpha^2 data_std^2)
 
-    It is 0 where x is all noise. Sampling starts from noise of that standard deviation, so what the data hold beyond
-    it, such as their mean, is lost in the samples to about this share. `Sampler` warns above `START_TOLERANCE`.
+    It is 0 where x is pure noise. Sampling starts from noise with the standard deviation of x. The start lacks all
+    other properties of the data, such as their mean, and the samples lose about this share of them. `Sampler` warns
+    above `START_TOLERANCE`.
 
     >>> from scoregen.process import ddpm
     >>> start_gap(ddpm(), 999), start_gap(ddpm(steps=50, rescale=False), 49)
@@ -400,5 +402,5 @@ def _warn_of_gap(process: Process, levels: Callable[[Process], Array]) -> None:
 
 
 def _says(part: Any, what: str) -> bool:
-    """Whether a part has this attribute, and it is true."""
+    """Whether this attribute of a part is true; False if the part has none."""
     return bool(getattr(part, what, False))

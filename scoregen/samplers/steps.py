@@ -1,7 +1,7 @@
 """Steps: the move from a noise level t to a less noisy level s.
 
-Every sampler of this library but annealed Langevin dynamics is one of these (papers say "predictor", "solver" or
-"update rule"). Steps that remember earlier levels are in `scoregen.samplers.multistep`, the adaptive one in
+Every sampler of this library except annealed Langevin dynamics is a step (papers say "predictor", "solver" or "update
+rule"). Steps that remember earlier levels are in `scoregen.samplers.multistep`, and the adaptive step is in
 `scoregen.samplers.ode`.
 """
 
@@ -60,11 +60,11 @@ class Step(abc.ABC):
     def step(self, denoiser: Denoiser, key: Array, x: Array, t: Array, s: Array, state: Any) -> tuple[Array, Any]:
         """x `[B, ...]` at the levels s `[B]`, from x at the levels t `[B]`, and the next state.
 
-        `key` is one key for each example, `[B]`; `scoregen.random.normal(key, x.shape, x.dtype)` is noise from it.
+        `key` is one key for each example, `[B]`; `scoregen.random.normal(key, x.shape, x.dtype)` draws noise with it.
         """
 
     def refuse(self, process: Process) -> Refusal | None:
-        """Why this process cannot be sampled so, beyond what the attributes say; None if it can."""
+        """Why the step cannot be used under this process, beyond its attributes; None if it can."""
         return None
 
 
@@ -82,13 +82,13 @@ class Ancestral(Step):
 
     Attributes:
         eta: the share of the posterior's noise that is fresh; the rest is taken from eps.
-        variance: the variance of the fresh noise: "small" for the posterior's, "large" for the forward one, sigma_t^2 w
-            (beta_t between neighbours of DDPM; Ho et al. 2020, section 3.2), or "learned" for the network's, between
-            the two (Nichol & Dhariwal 2021, eq. 15). The mean is the same.
+        variance: the variance of the fresh noise: "small" for the posterior's, "large" for the forward step's,
+            sigma_t^2 w (beta_t between neighbours of DDPM; Ho et al. 2020, section 3.2), or "learned" for the
+            network's, which lies between the two (Nichol & Dhariwal 2021, eq. 15). The mean is the same.
 
     Raises:
-        ValueError: if eta is negative or over 1, or `variance` is none of these words; when it is called, if
-            variance="learned" and the denoiser has no learned variance.
+        ValueError: if eta is negative or over 1, or for another `variance`; when it is called, if variance="learned"
+            and the denoiser has no learned variance.
     """
 
     eta: float = 1.0
@@ -108,10 +108,10 @@ class Ancestral(Step):
         return self.move(denoiser.process, found, key, x, t, s), state
 
     def move(self, process: Process, found: Prediction, key: Array, x: Array, t: Array, s: Array) -> Array:
-        """The step with this prediction at x, whoever made it."""
+        """The step from x with the prediction `found`."""
         lam = process.logsnr(t) - process.logsnr(s)
         w = -jnp.expm1(lam)
-        # 1 - eta^2 w, written so that at eta = 1 it is exp(lam) to the last digit.
+        # 1 - eta^2 w, in a form that is exactly exp(lam) at eta = 1.
         kept = (1 - self.eta**2) + self.eta**2 * jnp.exp(lam)
         small, large = broadcast(process.sigma(s), x), broadcast(process.sigma(t), x)
         if self.variance == "learned":
@@ -134,17 +134,17 @@ class Ancestral(Step):
 class Consistent(Step):
     """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021), between any two levels.
 
-    Annealed Langevin dynamics with one step a level, with just as much fresh noise as brings x to the next level's
-    noise. In the coordinates x / alpha, where the noise is q = sigma / alpha,
+    It is annealed Langevin dynamics with one step per level. The fresh noise brings x exactly to the noise of the next
+    level. In the coordinates x / alpha, where the noise is q = sigma / alpha,
 
         x_s / alpha_s = x_t / alpha_t - size q_t eps + q_s b z,     b^2 = 1 - ((1 - size) q_t / q_s)^2
 
-    which for alpha = 1 is x + size sigma_t^2 score + sigma_s b z. With size = 1 - q_s / q_t it is DDIM, with
-    1 - (q_s / q_t)^2 a draw from the posterior, and beyond that it replaces more of the noise.
+    For alpha = 1 this is x + size sigma_t^2 score + sigma_s b z. With size = 1 - q_s / q_t it is DDIM, and with
+    size = 1 - (q_s / q_t)^2 it is a draw from the posterior. A larger size replaces more of the noise.
 
     Attributes:
-        size: eta of the paper, step_size / sigma_min^2 of annealed Langevin. Where it is less than DDIM's, DDIM's is
-            taken, since less would leave more noise than the next level has.
+        size: eta of the paper, step_size / sigma_min^2 of annealed Langevin dynamics. A size below DDIM's is raised to
+            DDIM's, since it would leave more noise than the next level has.
 
     Raises:
         ValueError: unless 0 < size <= 1.
@@ -168,13 +168,13 @@ class Consistent(Step):
 
 @dataclasses.dataclass(frozen=True)
 class ReverseDiffusion(Step):
-    """The forward step from s to t, turned around (Song et al. 2021, eqs. 46-47).
+    """The forward step from s to t, reversed (Song et al. 2021, eqs. 46-47).
 
     The forward step is x_t = a x_s + G z with a = alpha_t / alpha_s and G^2 = sigma_t^2 - a^2 sigma_s^2, so
 
         x_s = (2 - a) x_t + G^2 score + G z        and for the ODE        x_s = (2 - a) x_t + G^2 score / 2
 
-    For DDPM a = sqrt(1 - beta) and G^2 = beta; for NCSN a = 1 and G^2 = sigma_t^2 - sigma_s^2. Of weak order 1.
+    For DDPM a = sqrt(1 - beta) and G^2 = beta; for NCSN a = 1 and G^2 = sigma_t^2 - sigma_s^2. The weak order is 1.
 
     Attributes:
         noise: whether to add z; without it the step follows the probability-flow ODE.
@@ -199,7 +199,7 @@ class EulerMaruyama(Step):
 
         x_s = x - (f x - g^2 score) h + g sqrt(h) z
 
-    with f and g of `drift_diffusion`. Of weak order 1. In continuous time, and where alpha > 0.
+    with f and g from `drift_diffusion`. The weak order is 1. It needs continuous time and alpha > 0.
     """
 
     continuous_only = True
@@ -259,10 +259,10 @@ class EDMHeun(Step):
         y^ = y + noise sqrt(q^2 - q_t^2) z,      y' = y^ + (q_s - q^) eps(y^),
         y_s = y^ + (q_s - q^) (eps(y^) + eps(y')) / 2
 
-    with gamma = min(churn / n, sqrt(2) - 1) on a grid of n levels, where low <= q_t <= high, and 0 elsewhere. It takes
-    two evaluations a step and one at the last level: 35 for n = 18. Where alpha = 0 the step is DDIM's. At the last
-    level the sampler returns the denoised mean, which is the paper's step to 0, without churn (the paper adds it there
-    too if low is below that level).
+    with gamma = min(churn / n, sqrt(2) - 1) on a grid of n levels if low <= q_t <= high, and 0 otherwise. It takes two
+    evaluations per step and one at the last level: 35 for n = 18. Where alpha = 0 it takes DDIM's step. At the last
+    level the sampler returns the denoised mean, which is the paper's step to q = 0 without churn. (The paper has churn
+    there too if low is below that level.)
 
     Attributes:
         churn: S_churn of the paper; 0 is the deterministic sampler.
@@ -286,7 +286,7 @@ class EDMHeun(Step):
             raise ValueError(f"low={self.low}, high={self.high}: low <= high is needed")
 
     def init(self, denoiser: Denoiser, x: Array, grid: Array) -> Array:
-        """The state is gamma: the share of its noise that is added to x, on a grid of this length."""
+        """The state is gamma for a grid of this length: the relative increase of the noise by churn."""
         return jnp.asarray(min(self.churn / grid.shape[0], math.sqrt(2) - 1), denoiser.process.logsnr(grid[0]).dtype)
 
     def step(self, denoiser: Denoiser, key: Array, x: Array, t: Array, s: Array, state: Array) -> tuple[Array, Array]:
@@ -306,7 +306,7 @@ class EDMHeun(Step):
         more = (q >= self.low) & (q <= self.high) & jnp.isfinite(q)
         noisier = process.time(process.logsnr(t) - 2 * jnp.log1p(gamma))
         there = jnp.where(more, noisier, t.astype(noisier.dtype))
-        # Computed from `there`, since no noise is added beyond the process's noisiest level.
+        # Computed from `there`, which is never noisier than the process's noisiest level.
         added = jnp.where(more, jnp.maximum(jnp.exp(-process.logsnr(there)) - q**2, 0), 0)
         alpha = process.alpha(there)
         ratio = jnp.where(more, alpha / jnp.where(more, process.alpha(t), 1), 1)
@@ -325,6 +325,6 @@ class Hold(Step):
 
 
 def check_eta(eta: float) -> None:
-    """Raises ValueError unless it lies in [0, 1]."""
+    """Raises ValueError unless eta lies in [0, 1]."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: 0 (DDIM) to 1 (DDPM) is needed")

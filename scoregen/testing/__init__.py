@@ -1,10 +1,12 @@
-"""For whoever adds a part: closed-form truth, and checks of one part by itself.
+"""Tools to test your own parts: exact solutions, and checks of a single part.
 
-`TWO_MODES.denoiser(process)` is an exact denoiser under any process, to try a sampler or a likelihood on.
-`check_process`, `check_target` and `check_loss` try a new part, and say what does not hold.
+`TWO_MODES.denoiser(process)` is an exact denoiser under any process, to test a sampler or a likelihood.
+`check_process`, `check_target` and `check_loss` test a new part, and report the property that does not hold.
 
->>> from scoregen.losses import EpsilonMSE
->>> check_loss(EpsilonMSE())
+>>> import jax.numpy as jnp
+>>> from scoregen.process import VP
+>>> TWO_MODES.denoiser(VP())(jnp.zeros((3, 2)), 0.5).score.shape
+(3, 2)
 """
 
 from scoregen.testing.conformance import check_loss, check_process, check_target

@@ -1,25 +1,25 @@
 """The conformance matrix: every process x target x loss against closed forms, as one table.
 
-What a cell means. On data whose exact denoiser is known, the network is that denoiser plus an error with parameters
-theta, and gives the target's mixture of x0 and noise. The exact denoiser is the conditional mean, so for every loss, at
-every noise level,
+What a cell means. The exact denoiser of the data is known. The network is this denoiser plus an error with parameters
+theta, and its output is the target's mixture of x0 and noise. The exact denoiser is the conditional mean, so for every
+loss, at every noise level,
 
     E loss(theta) - E loss(0) = w E || x0_theta - x0_0 ||^2
 
-with the weight w that the loss has according to its paper. Compared are the gradients of both sides in theta, which
-must also vanish at theta = 0. All expectations are quadratures in float64, over x0 and eps: on a Gaussian in the plane,
-with an error that is linear in x, they are exact; on a mixture of two Gaussians on the line they converge. Random
-directions are replaced by all those of +1 and -1 (`Loss.exact`), so nothing is left to chance. A learned variance must
-in addition be stationary at the true variance of the step.
+where w is the weight of the loss according to its paper. The gradients of both sides in theta are compared, and they
+must vanish at theta = 0. All expectations are quadratures in float64 over x0 and eps. They are exact for a Gaussian in
+the plane with an error that is linear in x, and they converge for a mixture of two Gaussians on the line. Random
+directions are replaced by all directions of +1 and -1 (`Loss.exact`), so nothing is random. In addition, a learned
+variance must be stationary at the true variance of the step.
 
-The figure in a cell is the larger of the two data sets' errors of the gradient, relative to the largest component of
-the true one. A letter stands for a combination that is refused, with the reason below the table.
+The number in a cell is the error of the gradient, relative to the largest component of the true gradient, and the
+larger of the two data sets. A letter means that the combination is refused; the reason is below the table.
 
-Where the entries come from. The matrix goes through `PROCESSES`, `TARGETS` and `LOSSES` (with `Loss.variants`), so a
-new entry there is a new row or column here. What the shipped targets and losses give is spelled out anew from the
-papers (`OUTPUTS`, `WEIGHTS`), not taken from the code under test. An entry of your own is held to what it says of
-itself: a target to its own (a, b), a loss to its own `weight`. `check_process`, `check_target` and `check_loss` try one
-part by itself.
+Where the entries come from. The matrix covers `PROCESSES`, `TARGETS` and `LOSSES` (with `Loss.variants`), so a new
+entry there is a new row or column here. The outputs of the built-in targets and the weights of the built-in losses are
+written here from the papers (`OUTPUTS`, `WEIGHTS`), not taken from the tested code. Your own entries are compared with
+their own declarations: a target with its (a, b), a loss with its `weight`. `check_process`, `check_target` and
+`check_loss` test a single part.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from scoregen.random import broadcast, example_keys
 from scoregen.testing.oracle import Mixture, gaussian
 from scoregen.times import own_density
 
-LOGSNRS = (3.0, 0.5, -2.5)  # the noise levels that are tried; of a chain, the nearest
-TOLERANCE = 1e-5  # beside `Loss.bias`
+LOGSNRS = (3.0, 0.5, -2.5)  # the tested noise levels; a chain uses its nearest levels
+TOLERANCE = 1e-5  # added to `Loss.bias`
 
 PLANE = gaussian((0.3, -0.5), 0.8)
 LINE = Mixture((0.35, 0.65), ((-0.9,), (0.8,)), (0.5, 0.4))
@@ -55,7 +55,7 @@ Weight = Callable[[Process, Array, int], Array]
 
 
 def _slope(f: Callable[[Array], Array], t: Array) -> Array:
-    """df/dt by differences, so that no derivative of the library's own is trusted."""
+    """df/dt by finite differences, independent of the derivatives in the library."""
     h = 1e-5 * t
     return (f(t + h) - f(t - h)) / (2 * h)
 
@@ -75,7 +75,7 @@ def _edm(p: Process, t: Array, x0: Array, eps: Array) -> Array:
     return (x0 - c_skip * (x0 + sigma * eps)) / c_out
 
 
-# The output of the network for an estimate of x0 and eps at t, as the papers of the shipped targets have it.
+# The network's output for an estimate of x0 and eps at t, from the papers of the built-in targets.
 OUTPUTS: dict[str, Output] = {
     "eps": lambda p, t, x0, eps: eps,
     "x0": lambda p, t, x0, eps: x0,
@@ -87,7 +87,7 @@ OUTPUTS: dict[str, Output] = {
 
 
 def _own_output(target: Target) -> Output:
-    """What a target says of itself: a x0 + b eps."""
+    """The output that a target declares: a x0 + b eps."""
 
     def output(p: Process, t: Array, x0: Array, eps: Array) -> Array:
         a, b = (broadcast(row, x0) for row in target(p, t))
@@ -97,7 +97,7 @@ def _own_output(target: Target) -> Output:
 
 
 def _lost(p: Process, t: Array) -> Array:
-    """The signal-to-noise ratio lost over the step to t, or per unit of time."""
+    """The decrease of the signal-to-noise ratio in the step to t, or per unit of time."""
     return _snr(p, t - 1) - _snr(p, t) if p.discrete else -_slope(lambda t: _snr(p, t), t)
 
 
@@ -113,7 +113,7 @@ def _bound(p: Process, t: Array, d: int) -> Array:
     return 0.5 * _lost(p, t) / own_density(p, t)
 
 
-# The weight of ||x0 - x0_theta||^2 in the shipped losses for data of d dimensions, as their papers have it.
+# The weight of ||x0 - x0_theta||^2 in the built-in losses for data of d dimensions, from their papers.
 WEIGHTS: dict[str, Weight] = {
     "eps": lambda p, t, d: _snr(p, t) / d,
     "eps-sum": lambda p, t, d: _snr(p, t),
@@ -141,14 +141,14 @@ def columns() -> dict[str, Loss]:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One combination: the reason why it is refused, or the error found and the one that is allowed.
+    """One combination: the reason for its refusal, or its error and the allowed error.
 
     Attributes:
         process, target, loss: names.
         refused: the reason, or None.
         error: see the module; NaN for a gradient that is not finite.
         allowed: the largest error that passes.
-        note: why there is no figure, for a loss that does not say what its weight is.
+        note: why there is no number, for a loss that does not declare its weight.
     """
 
     process: str
@@ -202,7 +202,7 @@ ORACLES = (Oracle(PLANE, _plane_error, 3), Oracle(LINE, _line_error, 28))
 
 
 def levels(process: Process) -> Array:
-    """The times that are tried, `[L]`."""
+    """The tested times, `[L]`."""
     t = process.time(jnp.array(LOGSNRS))
     return jnp.clip(jnp.round(t).astype(jnp.int32), 1, int(process.ends[1])) if process.discrete else t
 
@@ -228,7 +228,7 @@ def _basis(x: Array) -> Iterator[Array]:
 
 
 def _network(process: Process, target: str | Target, oracle: Oracle, learned_variance: bool, theta: Array) -> Denoiser:
-    """The exact denoiser with an error, as a network for `target` and back. theta is `[B, 5]`."""
+    """The denoiser of a network for `target` that is exact except for an added error. theta is `[B, 5]`."""
     exact, rule = oracle.data.denoiser(process), named(TARGETS, "target", target)
     spelled = OUTPUTS.get(target) if isinstance(target, str) else None
     mix = spelled or _own_output(rule)
@@ -252,10 +252,10 @@ def _unit(process: Process, x: Array, t: Array) -> Array:
 def _errors(
     process: Process, target: str | Target, loss: Loss, oracle: Oracle, weights: Sequence[Weight]
 ) -> np.ndarray:
-    """The error of the gradient for each of the weights that it may have, `[W]`; see the module."""
+    """The error of the gradient for each of the possible weights, `[W]`; see the module's docstring."""
     x0, eps, weight = oracle.quadrature()
     t, loss = levels(process), loss.exact(oracle.data.dim)
-    # One batch holds all, and every level has a theta of its own, so that one gradient is all gradients.
+    # One batch holds all levels, each with its own theta, so one gradient gives all gradients.
     level = jnp.repeat(jnp.arange(len(t)), len(weight))
     at = t[level]
     clean, noise, share = (jnp.asarray(np.tile(a, (len(t), 1))) for a in (x0, eps, weight[:, None]))
@@ -279,7 +279,7 @@ def _errors(
     for w in weights:
         want = jax.grad(true)(theta, w)
         size = jnp.max(jnp.abs(want), 1, keepdims=True)
-        # The true variance of the step is the best only where the mean is right, so there alone it must be stationary.
+        # The true variance is optimal only if the mean is exact, so it is only tested there.
         off = (got - want)[:, :4], at_truth
         errors.append(float(jnp.max(jnp.abs(jnp.concatenate(off, 1)) / size)))
     return np.array(errors)
@@ -403,13 +403,13 @@ def _agree(what: str, one: Any, other: Any, rtol: float) -> None:
 
 
 def check_process(make: Callable[[], Process]) -> None:
-    """Try a process of your own: whether its methods fit together, and whether it can be trained and sampled under.
+    """Test your own process: whether its methods are consistent, and whether training and sampling work with it.
 
     Args:
-        make: a function without arguments that makes it, such as the class; it is called in float32 and in float64.
+        make: a function without arguments that makes the process, such as its class; called in float32 and float64.
 
     Raises:
-        AssertionError: for the first thing that does not hold.
+        AssertionError: for the first property that does not hold.
 
     >>> from scoregen.process import VP
     >>> check_process(VP)
@@ -454,14 +454,14 @@ def check_process(make: Callable[[], Process]) -> None:
 
 
 def check_target(target: str | Target, make: Callable[[], Process] = VP) -> None:
-    """Try a target of your own: whether x0 can be computed from it, and whether losses have the right gradient with it.
+    """Test your own target: whether x0 can be computed from it, and whether losses have the right gradient with it.
 
     Args:
         target: a name in `TARGETS`, or a function (process, t) -> (a, b).
         make: a function without arguments that makes the process, such as its class.
 
     Raises:
-        AssertionError: for the first thing that does not hold.
+        AssertionError: for the first property that does not hold.
 
     >>> check_target(lambda process, t: (-process.sigma(t), process.alpha(t)))
     """
@@ -479,18 +479,18 @@ def check_target(target: str | Target, make: Callable[[], Process] = VP) -> None
 def check_loss(
     loss: Loss | Callable[[Denoiser, Noised, Array], Array], make: Callable[[], Process] | None = None
 ) -> None:
-    """Try a loss of your own.
+    """Test your own loss.
 
-    It gives one finite number for each example, in the dtype of the data, which depends on that example and its key
-    alone. If it has a `weight`, the gradient of its expectation is the gradient of weight times error of x0, for a sum
-    or a mean over data dimensions, and vanishes at the exact denoiser.
+    A loss must return one finite number for each example, in the dtype of the data. The number may depend only on the
+    example and its key. If the loss has a `weight`, the gradient of its expectation must be the gradient of the weight
+    times the error of x0, for a sum or a mean over data dimensions, and it must vanish at the exact denoiser.
 
     Args:
         loss: the loss.
-        make: a function without arguments that makes the process; None: `VP`, or `ddpm` for a loss that refuses it.
+        make: a function without arguments that makes the process; None: `VP`, or `ddpm` for a loss that refuses VP.
 
     Raises:
-        AssertionError: for the first thing that does not hold.
+        AssertionError: for the first property that does not hold.
 
     >>> from scoregen.losses import DSM
     >>> check_loss(DSM())

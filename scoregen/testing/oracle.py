@@ -1,4 +1,4 @@
-"""Closed-form truth: Gaussian mixtures, whose score, denoiser and density are exact under every process.
+"""Exact solutions: Gaussian mixtures, with the exact score, denoiser and density under every process.
 
 If x_0 ~ sum_k w_k N(m_k, c_k^2 I) and x_t = alpha x_0 + sigma eps, then
 x_t ~ sum_k w_k N(alpha m_k, (alpha^2 c_k^2 + sigma^2) I), and the denoiser is the mean of the modes' denoisers, each
@@ -73,7 +73,7 @@ class Mixture:
         return jax.grad(lambda x: self.log_prob(x, process.alpha(t), process.sigma(t)).sum())(x)
 
     def denoiser(self, process: Process) -> Denoiser:
-        """The exact denoiser under `process`, with the density; finite also where alpha = 0.
+        """The exact denoiser under `process`, with the density. It is also finite at alpha = 0.
 
         Given the mode k, E[x_0 | x, k] = m_k + alpha c_k^2 / (alpha^2 c_k^2 + sigma^2) (x - alpha m_k).
         """

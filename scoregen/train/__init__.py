@@ -1,6 +1,6 @@
-"""Training: the model, one step, the loop around it, optimizers, averages, checkpoints, devices, logs.
+"""Training: the model, the training step and loop, optimizers, averages, checkpoints, devices, logs.
 
-Names are imported when they are used. Only `Checkpoints` imports orbax, which takes most of a second.
+Names are imported at their first use. Only `Checkpoints` imports orbax, which takes most of a second.
 """
 
 from __future__ import annotations

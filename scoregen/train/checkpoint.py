@@ -1,15 +1,15 @@
-"""Checkpoints that survive a kill, a full disk and a damaged file. The only importer of orbax.
+"""Checkpoints that survive a kill, a full disk and a damaged file. Only this module imports orbax.
 
-A state is any pytree of arrays. It is stored flat, one entry a leaf, under the leaf's dotted path
-(`params.Dense_0.kernel`), so a checkpoint knows nothing of Python classes: no pickle, a part of it
-can be read alone, and a checkpoint of another network is recognised by its names and shapes.
+A state is any pytree of arrays. It is stored flat: one entry per leaf, under the leaf's dotted path
+(`params.Dense_0.kernel`). So a checkpoint needs no Python classes and no pickle, a part of it can be
+read alone, and the names and shapes show whether it belongs to another network.
 
-On disk a checkpoint is the folder `<directory>/<step>`. It is written beside that under a temporary
-name and renamed when complete, so a folder whose name is a number is a whole checkpoint. Its file
-`contents` holds the metric, the shape and type of every leaf, and a checksum of every other file: orbax
-itself would read a changed byte without a word, and answers a cut file with pages of traceback.
+On disk a checkpoint is the folder `<directory>/<step>`. It is written under a temporary name and
+renamed when complete, so a folder whose name is a number is a complete checkpoint. Its file `contents`
+holds the metric, the shape and type of every leaf, and a checksum of every other file. The checksums
+are needed because orbax reads a changed byte without an error, and a truncated file with a long traceback.
 
-Importing this module costs most of a second: import it where it is used.
+Importing this module takes most of a second, so import it only where it is used.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ import orbax.checkpoint as ocp
 
 from scoregen.errors import UsageError
 
-# Orbax logs every save, and every failure, which is reported here in one line.
+# Orbax logs every save and every failure. Failures are reported here in one line instead.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's suffix for a folder that is not complete
 _CONTENTS = "contents"
-# Orbax writes these when it commits, after the checksums are made; restoring needs neither.
+# Orbax writes these files at the commit, after the checksums. Restoring does not need them.
 _UNSEALED = {_CONTENTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 class _Damaged(Exception):
-    """The files of a checkpoint are not those that were written."""
+    """The files of a checkpoint are missing or have changed."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: writes them in the background, keeps few, reads the best it can.
+    """The checkpoints of one run: written in the background, only a few kept, damaged ones skipped.
 
-    The newest `keep` are kept and, with `best`, also the one with the smallest metric. Nothing on disk
-    is touched before the first `save`, so a sampler may read a folder while a trainer writes to it.
-    One line goes to `say` (by default to stderr) for each checkpoint that is passed over as damaged.
-    Every process of a multi-process run must make the same calls.
+    The newest `keep` checkpoints are kept and, with `best`, also the checkpoint with the smallest metric.
+    Nothing on disk changes before the first `save`, so a sampler can read a folder while a training run
+    writes to it. For each damaged checkpoint that is skipped, a line goes to `say` (default: stderr).
+    In a multi-process run, every process must make the same calls.
 
     Raises ValueError if `keep` is less than 1.
 
@@ -92,11 +92,11 @@ class Checkpoints:
         self.close()
 
     def save(self, step: int, state: Any, metric: float | None = None) -> None:
-        """Begins to write `state` as the checkpoint of `step`, and returns once it is copied to the host.
+        """Starts to write `state` as the checkpoint of `step`, and returns when it is copied to the host.
 
-        The state may be donated or changed as soon as this returns. Waits first for the save before
-        it. Saving the step just saved again does nothing; an older checkpoint of that step is replaced.
-        A `metric` that is not finite counts as none.
+        After the return, the state may be donated or changed. The call first waits for the previous save.
+        Saving the same step twice in a row does nothing; an older checkpoint of the step is replaced.
+        A `metric` that is not finite counts as None.
 
         Raises UsageError if this or the previous save cannot be written, and TypeError for a leaf that
         is not an array or a number.
@@ -116,16 +116,16 @@ class Checkpoints:
         self._writing = step
 
     def wait(self) -> None:
-        """Blocks until the save under way, if any, is on disk; then removes what need not be kept.
+        """Blocks until a running save is on disk, then removes the checkpoints that are not kept.
 
-        Raises UsageError if that save could not be written; the earlier checkpoints are all still there.
+        Raises UsageError if the save could not be written; then no earlier checkpoint is removed.
         """
         if self._writing is None:
             return
         step, self._writing = self._writing, None
         try:
             self._orbax.wait_until_finished()
-        except Exception as error:  # whatever it is, it happened while writing
+        except Exception as error:  # of any type: it happened during the writing
             raise self._unwritten(step, error) from error
         self._written = step
         steps = self.steps()
@@ -134,7 +134,7 @@ class Checkpoints:
             self._remove(self.directory / str(old))
 
     def close(self) -> None:
-        """Waits for the save under way and lets go of the threads; raises what `wait` raises."""
+        """Waits for a running save and stops the threads; raises the same errors as `wait`."""
         try:
             self.wait()
         finally:
@@ -152,16 +152,16 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the smallest metric, the newer one of equals; None if none carries a metric."""
+        """The step with the smallest metric, the newest of equal ones; None if no checkpoint has a metric."""
         rated = []
         for step in self.steps():
-            with contextlib.suppress(_Damaged):  # one that cannot say how good it is, is not the best
+            with contextlib.suppress(_Damaged):  # a checkpoint without a readable metric is never the best
                 if (metric := _contents(self.directory / str(step))["metric"]) is not None:
                     rated.append((metric, -step))
         return -min(rated)[1] if rated else None
 
     def leaves(self, step: int) -> dict[str, str]:
-        """What a checkpoint holds: the dotted path of every array, and its type and shape, as "float32 128x3".
+        """The content of a checkpoint: dotted path of an array -> its type and shape, such as "float32 128x3".
 
         Raises UsageError if it is damaged.
         """
@@ -171,24 +171,24 @@ class Checkpoints:
             raise UsageError(f"checkpoint {self.directory / str(step)} is damaged: {error}") from None
 
     def restore(self, template: Any, step: int | None = None, best: bool = False) -> tuple[Any, int] | None:
-        """Reads a whole state: the newest, that of `step`, or with `best` the one of the smallest metric.
+        """Reads a whole state: the newest, the state of `step`, or with `best` that with the smallest metric.
 
-        `template` is a state of the same structure, of arrays or of `jax.ShapeDtypeStruct`. What comes
-        back has its types and its shardings (one local device where it names none) and, bit for bit, the
-        values that were saved, whatever the number of devices they were saved from. A damaged checkpoint
-        is passed over for the newest sound one, unless it is that of `step`.
+        `template` is a state of the same structure, of arrays or of `jax.ShapeDtypeStruct`. The result has
+        its types and its shardings (a leaf without a sharding goes to one local device). The values are bit
+        for bit the saved ones, for any number of devices at the save. A damaged checkpoint is skipped and
+        the newest undamaged one is read, unless `step` is given.
 
-        Returns (state, step), or None where there is no checkpoint at all. Raises UsageError if `step` is
-        not there, if none is readable, or if the checkpoint is of another structure (another network).
+        Returns (state, step), or None if there is no checkpoint at all. Raises UsageError if `step` does
+        not exist, if no checkpoint is readable, or if it has another structure (another network).
         """
         return self._restore("", template, step, best)
 
     def restore_part(
         self, name: str, template: Any, step: int | None = None, best: bool = False
     ) -> tuple[Any, int] | None:
-        """Reads one part of a state alone, such as "ema" without the optimizer; else as `restore`.
+        """Reads only one part of a state, such as "ema" without the optimizer; otherwise like `restore`.
 
-        `name` is the dotted path of the part within the state and `template` is like the part.
+        `name` is the dotted path of the part in the state, and `template` has the structure of the part.
         """
         return self._restore(name, template, step, best)
 
@@ -208,10 +208,10 @@ class Checkpoints:
             try:
                 return self._read(name, template, number), number
             except _Damaged as error:
-                self._say(f"checkpoint {self.directory / str(number)} is damaged ({error}); passing it over")
+                self._say(f"checkpoint {self.directory / str(number)} is damaged ({error}); it is skipped")
         raise UsageError(
             f"no readable checkpoint in {self.directory} (tried {', '.join(map(str, steps))}): "
-            "restore the folder from a copy, or start the run anew in an empty folder"
+            "restore the folder from a copy, or start the run again in an empty folder"
         )
 
     def _read(self, name: str, template: Any, step: int) -> Any:
@@ -225,7 +225,7 @@ class Checkpoints:
             raise UsageError(f"checkpoint {path} has no part {name!r}: its parts are {', '.join(parts)}")
         if difference := _difference(part, _kinds(wanted)):
             raise UsageError(
-                f"checkpoint {path} is not of this model: {difference}; "
+                f"checkpoint {path} does not fit this model: {difference}; "
                 "use the model that it was trained with, or another folder"
             )
         for file, checksum in contents["files"].items():
@@ -245,7 +245,7 @@ class Checkpoints:
         return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
 
     def _seal(self) -> None:
-        """Writes the file of contents; orbax calls this when all is written, before it renames the folder."""
+        """Writes the file `contents`. Orbax calls this after the other files, before it renames the folder."""
         if jax.process_index() != 0:
             return
         folder = self.directory / f"{self._contents['step']}{_TEMPORARY}"
@@ -255,7 +255,7 @@ class Checkpoints:
         (folder / _CONTENTS).write_text(f"{zlib.crc32(text.encode()):08x} {text}")
 
     def _unwritten(self, step: int, error: Exception) -> UsageError:
-        """What to say of a failed save, after making room: a half-written checkpoint can fill the disk."""
+        """The error for a failed save. First frees space: a partly written checkpoint can fill the disk."""
         self._orbax, self._written = self._open(), None
         try:
             self._clean()
@@ -266,14 +266,14 @@ class Checkpoints:
         return UsageError(f"could not write {self.directory / str(step)}: {reason(error)}; {good}")
 
     def _clean(self) -> None:
-        """Removes what a killed or failed save left behind."""
+        """Removes the temporary files of a killed or failed save."""
         for path in self.directory.glob(f"*{_TEMPORARY}*"):
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
         if jax.process_index() != 0:
             return
-        if _TEMPORARY not in path.name:  # renamed first: half removed, it must not look like a checkpoint
+        if _TEMPORARY not in path.name:  # renamed first: a partly removed folder must not look like a checkpoint
             path = path.rename(path.with_name(path.name + _TEMPORARY + "-old"))
         shutil.rmtree(path, ignore_errors=True)
 
@@ -349,14 +349,14 @@ def _difference(stored: dict[str, str], wanted: dict[str, str]) -> str:
         if key not in stored:
             return f"it has no {key}"
         if key not in wanted:
-            return f"it has {key}, which the model has not"
+            return f"it has {key}, which the model does not have"
         if stored[key] != wanted[key]:
             return f"its {key} is {stored[key]}, the model's is {wanted[key]}"
     return ""
 
 
 def reason(error: BaseException) -> str:
-    """Why a write failed: the message of the system, if there is one."""
+    """The reason why a write failed: the message of the system, if there is one."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error)

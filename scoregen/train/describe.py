@@ -1,11 +1,11 @@
-"""What a run was trained from, as JSON: names of classes and their plain fields, never a pickle.
+"""A description of the parts of a run as JSON: names of classes and their plain fields, never a pickle.
 
     {"class": "scoregen.nets.mlp.MLP", "fields": {"width": 96, ...}}        an object
     {"name": "my_module.my_loss"}                                           a function or a class
     {"array": [0.1, 0.2], "dtype": "float32"}    {"float": "inf"}    {"dict": {...}}
 
-`rebuild` makes objects of scoregen's own classes only. Any other class is named in an error: whoever loads the run has
-to give the object.
+`rebuild` makes only objects of scoregen's own classes. For any other class it raises an error with its name, and the
+user must pass the object when loading the run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scoregen.data import Dataset
 
 FILE = "model.json"
-_KEYS = ("model", "objective", "optimizer", "average", "prepare", "data", "batch", "seed")  # of a description
+_KEYS = ("model", "objective", "optimizer", "average", "prepare", "data", "batch", "seed")  # the keys of a description
 _LINEN = ("parent", "name")  # fields that Flax adds to every module
 
 
@@ -78,10 +78,10 @@ def _path(value: Any) -> str:
 
 
 def rebuild(description: Any) -> Any:
-    """The object that `describe` described, with tuples for all sequences.
+    """The object that `describe` described. All sequences become tuples.
 
     Raises:
-        ValueError: naming what is not scoregen's own.
+        ValueError: for a class or function that is not scoregen's own, with its name.
 
     >>> from scoregen.process import ddpm
     >>> rebuild(describe(ddpm(steps=30))).levels
@@ -102,14 +102,14 @@ def rebuild(description: Any) -> Any:
         values = description["array"]
         return jax.numpy.asarray(np.asarray(_floats(values), dtype=description["dtype"]))
     if "given" in description:
-        raise ValueError(f"arguments given to {description['name']} cannot be made again")
+        raise ValueError(f"arguments given to {description['name']} cannot be rebuilt")
     if "name" in description:
         return _own(description["name"])
     if "class" not in description:
         raise ValueError(f"{sorted(description)} describe nothing")
     kind = _own(description["class"])
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ValueError(f"{description['class']} cannot be made again")
+        raise ValueError(f"{description['class']} cannot be rebuilt")
     return kind(**{key: rebuild(field) for key, field in description.get("fields", {}).items()})
 
 
@@ -120,7 +120,7 @@ def _floats(values: Any) -> Any:
 
 
 def _own(path: str) -> Any:
-    """What scoregen has under this path."""
+    """The class or function of scoregen with this path."""
     module, _, name = path.rpartition(".")
     if not re.fullmatch(r"scoregen(\.\w+)+", path):
         raise ValueError(f"{path} is not scoregen's own")
@@ -128,16 +128,16 @@ def _own(path: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise ValueError(f"{path} is not in this version of scoregen") from None
-    if str(getattr(found, "__module__", None)).partition(".")[0] != "scoregen":  # what scoregen itself imports
+    if str(getattr(found, "__module__", None)).partition(".")[0] != "scoregen":  # imported from elsewhere
         raise ValueError(f"{path} is not scoregen's own")
     return found
 
 
 def fingerprint(optimizer: Any, params: Any) -> dict[str, str]:
-    """A checksum of what an optimizer computes, rate and schedule included, for parameters of these shapes.
+    """A checksum of an optimizer's program, with its rate and schedule, for parameters of these shapes.
 
-    A transformation of optax is a pair of closures, whose constants are seen in the traced program alone. The text of
-    that program depends on the versions of jax and optax, which stand beside the checksum.
+    An optax transformation is a pair of closures, and its constants are only visible in the traced program. The text of
+    this program depends on the versions of jax and optax, so these are stored together with the checksum.
     """
     state = jax.eval_shape(optimizer.init, params)
     with jax.numpy_dtype_promotion("standard"):
@@ -148,7 +148,7 @@ def fingerprint(optimizer: Any, params: Any) -> dict[str, str]:
 
 
 def data_summary(dataset: Dataset) -> dict[str, Any]:
-    """The shape of an example, the number of examples, and a checksum of a few of them."""
+    """The shape, type and number of the examples, whether they have labels, and a checksum of a few examples."""
     train = dataset.train
     few = np.ascontiguousarray(train[:: max(1, len(train) // 64)])
     return {
@@ -161,13 +161,13 @@ def data_summary(dataset: Dataset) -> dict[str, Any]:
 
 
 def write(workdir: Path, description: dict[str, Any]) -> None:
-    """Writes the description of a run, whole or not at all."""
+    """Writes the description of a run atomically."""
     with whole(workdir / FILE) as fresh:
         fresh.write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
 
 
 def read(workdir: str | Path) -> dict[str, Any] | None:
-    """The description of a run, or None where there is none.
+    """The description of a run, or None without one.
 
     Raises:
         UsageError: if it is damaged, or was written by a version of scoregen with another format.
@@ -188,9 +188,9 @@ def read(workdir: str | Path) -> dict[str, Any] | None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two descriptions, each "what was old, now new" or "what was another"."""
+    """The differences between two descriptions, each as "KEY was OLD, now NEW" or "KEY was another"."""
     before, after = old.get("optimizer") or {}, new.get("optimizer") or {}
-    # The program is another with other versions, and with parameters of other shapes.
+    # The optimizer's program also changes with the versions and with the shapes of the parameters.
     versions = any(before.get(package) != after.get(package) for package in ("jax", "optax"))
     if versions or old.get("model") != new.get("model"):
         old, new = ({key: value for key, value in found.items() if key != "optimizer"} for found in (old, new))
@@ -214,7 +214,7 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """The value as a person would write it."""
+    """The value in readable form."""
     if not isinstance(value, dict):
         return repr(value)
     path = value.get("class") or value.get("name")

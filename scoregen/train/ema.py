@@ -1,8 +1,8 @@
-"""Averages of the parameters, to sample with: how much of the old one is kept at each step.
+"""Averages of the parameters, for sampling:
 
     average <- d average + (1 - d) params
 
-A law gives d from `step`, the number of steps that were done before this one, and `batch`, the examples in each.
+Each class here computes d from `step`, the number of finished steps, and `batch`, the examples per step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NoAverage:
 
 @dataclasses.dataclass(frozen=True)
 class Decay:
-    """d = rate, with a ramp no more than (1 + step) / (10 + step), so that the average is shorter early on.
+    """d = rate. With `ramp`, d is at most (1 + step) / (10 + step), so that the average is shorter at the start.
 
     Raises:
         ValueError: unless 0 <= rate < 1.
@@ -51,8 +51,8 @@ class Decay:
 class HalfLife:
     """d = 2^(-batch / H): the weight of parameters halves with every H images (Karras et al. 2022, appendix F).
 
-    H is `images`, but no more than the share `ramp` of the images seen before the step, 5 % as in their code; a large
-    ramp is as good as none.
+    H is `images`, but at most the share `ramp` of the images seen before the step. The default of 5 % is from their
+    code; a large `ramp` has no effect.
 
     Raises:
         ValueError: unless both are positive.
@@ -75,14 +75,15 @@ class HalfLife:
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """d = (1 - 1/n)^(gamma + 1) at step n = 1, 2, ...: weights as tau^gamma, at every length of training alike.
+    """d = (1 - 1/n)^(gamma + 1) at step n = 1, 2, ...: the weights follow tau^gamma, for every length of training.
 
-    Over the part tau = k / n of the way their deviation is `std`, sigma_rel (Karras et al. 2024, eqs. 123 and 127):
+    The parameters of step k have the relative time tau = k / n. The standard deviation of tau under the weights is
+    `std`, the sigma_rel of Karras et al. 2024, eqs. 123 and 127:
 
         std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
 
     Raises:
-        ValueError: unless 0 < std < 12^(-1/2), which is that of the plain mean, gamma = 0.
+        ValueError: unless 0 < std < 12^(-1/2). The upper limit belongs to the plain mean, gamma = 0.
 
     >>> round(Power(0.1).gamma, 2), round(Power(0.05).gamma, 2)
     (6.94, 16.97)
@@ -98,7 +99,7 @@ class Power:
         return float(np.roots([1, 7, 16 - self.std**-2, 12 - self.std**-2]).real.max())
 
     def __call__(self, step: Array, batch: int) -> Array:
-        # The logarithm keeps the digits of 1 / n, of which 1 - 1/n has few left late in training; d = 0 at step 0.
+        # log1p keeps the digits of 1 / n, most of which 1 - 1/n would lose late in training; d = 0 at step 0.
         return jnp.exp(-(self.gamma + 1) * jnp.log1p(1 / step.astype(jnp.float32)))
 
 

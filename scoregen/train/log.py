@@ -1,4 +1,4 @@
-"""The output of a run while it trains: a progress bar, and its metrics as JSON lines and TensorBoard events."""
+"""The output of a training run: a progress bar, and metrics as JSON lines and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def clock(seconds: float) -> str:
 
 
 class Bar:
-    """Progress of one task: a moving bar on a terminal; elsewhere, a line every ten seconds and one at the end."""
+    """Progress of one task: a bar on a terminal; otherwise a line every ten seconds and at the end."""
 
-    every = 10.0  # seconds between lines where there is no terminal
+    every = 10.0  # seconds between lines without a terminal
 
     def __init__(self, console: Console, what: str, total: int, done: int = 0) -> None:
         self.console, self.what, self.total = console, what, total
@@ -58,7 +58,7 @@ class Bar:
             self.console.print(self.line(), highlight=False)
 
     def update(self, done: int, **figures: float) -> None:
-        """Move to `done`, with figures to show beside it. The first move is not counted in the pace: it compiles."""
+        """Move to `done`, and show the numbers `figures`. The pace ignores the first step, since it compiles."""
         if self.cold and self.done < done < self.total:
             self.first, self.began, self.cold = done, time.monotonic(), False
         self.done = max(done, self.done)
@@ -68,7 +68,7 @@ class Bar:
 
     @contextlib.contextmanager
     def aside(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Other work between steps, whose time does not count for the pace; yields a function of (done, total)."""
+        """For other work between steps, whose time the pace ignores. Yields a function of (done, total)."""
         began = time.monotonic()
 
         def update(done: int, total: int) -> None:
@@ -88,11 +88,11 @@ class Bar:
             self.console.print(line, highlight=False)
 
     def rate(self) -> float:
-        """Steps a second since the first, what was done aside not counted."""
+        """Steps per second since the first step, without the time of `aside`."""
         return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
     def pace(self) -> str:
-        """Steps a second since the first, and the time that is left at that pace; at the end, what all took."""
+        """Steps per second since the first step, and the remaining time; at the end, the total time."""
         rate = self.rate()
         if not rate:
             return ""
@@ -108,7 +108,7 @@ class Bar:
 class MetricsLog:
     """Metrics of a run, `metrics.jsonl` (one JSON object a line) and TensorBoard events below `tensorboard/`.
 
-    A run that resumes from step k drops what it had written beyond k, so that no step stands there twice.
+    A run that resumes from step k first removes the lines after step k, so that no step is in the file twice.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -136,7 +136,7 @@ class MetricsLog:
         self._events.close()
 
     def write(self, step: int, **metrics: float) -> None:
-        """Add a line, and a point to each curve. A value that is not finite is null in the line."""
+        """Add a line, and a point to each curve. A value that is not finite becomes null in the line."""
         row = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         for name, value in metrics.items():
@@ -144,7 +144,7 @@ class MetricsLog:
 
     @staticmethod
     def read(workdir: str | Path) -> list[dict[str, Any]]:
-        """All whole lines of a run's metrics.jsonl; a last line cut short by a kill is dropped."""
+        """All complete lines of a run's metrics.jsonl. A last line that a kill has cut off is dropped."""
         path = Path(workdir, "metrics.jsonl")
         rows = []
         for line in path.read_text().splitlines() if path.exists() else ():

@@ -1,4 +1,4 @@
-"""The training loop, to be read from top to bottom."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -55,43 +55,44 @@ def fit(
     console: Console | None = None,
     started: Callable[[int, State], object] | None = None,
 ) -> State:
-    """Trains a model; with a `workdir`, a run that is stopped or killed goes on where it was, to the same bits.
+    """Train a model. With a `workdir`, a stopped or killed run can be continued, with bit-identical results.
 
-    Batches, noise and dropout depend on the seed and the number of the step alone.
+    Batches, noise and dropout depend only on the seed and the number of the step.
 
     Args:
         model: process, network and target.
         data: an array `[N, ...]` of floating-point examples or of uint8 images `[N, H, W, C]`, or a `Dataset`. A
-            network whose `num_classes` is positive is given its labels.
+            network with a positive `num_classes` gets the labels.
         objective: loss, weighting and time law.
         optimizer: any optax transformation.
-        steps: to train up to, those of an earlier run in `workdir` included.
-        batch: examples a step.
-        ema: the average of the parameters: the rate of `Decay`, any law in `scoregen.train.ema`, or None for none.
-        seed: 0 <= seed < 2^32.
-        microbatch: examples at a time, for less memory (see `make_step`); 0 for the batch.
-        prepare: what is done to a raw batch inside the program, such as `sg.data.Prepare(scaling, flip=True)`. Without
-            it, images of bytes are scaled to [-1, 1], and floating-point data stay as they are.
-        workdir: a folder for checkpoints, metrics.jsonl, TensorBoard events and model.json, which `sg.load` reads. One
-            process at a time may train there.
+        steps: the total number of steps, including those of an earlier run in `workdir`.
+        batch: the batch size, in examples per step.
+        ema: the average of the parameters: the rate of `Decay`, any class in `scoregen.train.ema`, or None for none.
+        seed: the random seed, 0 <= seed < 2^32.
+        microbatch: the number of examples at a time, to save memory (see `make_step`); 0 for the whole batch.
+        prepare: a function that prepares a raw batch inside the compiled step, such as
+            `sg.data.Prepare(scaling, flip=True)`. With None, uint8 images are scaled to [-1, 1], and floating-point
+            data stay unchanged.
+        workdir: a folder for checkpoints, metrics.jsonl, TensorBoard events and model.json, which `sg.load` reads. Only
+            one run at a time may use it.
         log_every: steps between lines of metrics.jsonl.
         checkpoint_every: steps between checkpoints, each with the loss of held-out data.
-        keep: how many of the newest checkpoints are kept, beside the best.
-        progress: whether to show a bar.
-        callback: called as (step, state) after every step. The arrays of the state are given to the next step: what is
-            to last has to be copied.
-        stopped: called before every step; once it is true, the state is saved and returned.
-        console: where the bar goes; stderr by default.
-        started: called once, as (step, state), with what training begins from: step 0, or that of the checkpoint.
+        keep: the number of newest checkpoints to keep, beside the best one.
+        progress: whether to show a progress bar.
+        callback: called as (step, state) after every step. The next step reuses the arrays of the state, so copy what
+            you want to keep.
+        stopped: called before every step; if it returns true, the state is saved and returned.
+        console: the console of the progress bar; None for stderr.
+        started: called once before the first step, as (step, state): with step 0, or the step of the checkpoint.
 
     Returns:
-        The state after the last step; `state.ema` are the parameters to sample with.
+        The state after the last step; `state.ema` are the parameters for sampling.
 
     Raises:
-        ValueError: before anything is compiled, for options out of range, parts that do not go together (all reasons at
-            once) and a network that does not fit the data.
-        UsageError: for a workdir that holds a run with other options, or cannot be written; if the loss or the
-            parameters are no longer finite, of which nothing is saved.
+        ValueError: before anything is compiled: for options out of range, parts that cannot be combined (with all
+            reasons), and a network that does not fit the data.
+        UsageError: for a workdir that holds a run with other options or cannot be written; if the loss or the
+            parameters become NaN or infinite. Such a state is not saved.
 
     >>> import scoregen as sg
     >>> model = sg.Model(sg.ddpm(), sg.nets.MLP(width=8))
@@ -198,21 +199,21 @@ def train(
     callback: Callable[[int, State], object] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> State:
-    """The loop of `fit`, once every part is there. With checkpoints, the last state is saved.
+    """The loop of `fit`. With checkpoints, the last state is saved.
 
     Args:
-        step: as `make_step` makes it.
-        state: a fresh or a restored state, on every device (`mesh.replicate`); it is donated.
+        step: the training step, from `make_step`.
+        state: a new or a restored state, on every device (`mesh.replicate`); it is donated.
         batches: number of a step -> (x0 `[B, ...]`, cond).
-        steps: the numbers of the steps that are to be done.
-        checkpoints: where states go.
-        held_out: as `make_eval` makes it; its loss of the average is the metric of a checkpoint. It is left out, also
-            when half done, once `stopped()`.
-        log, bar: where metrics go.
+        steps: the numbers of the steps to do.
+        checkpoints: for the states; None to save nothing.
+        held_out: the held-out loss, from `make_eval`; the value for the average is the metric of a checkpoint. If
+            `stopped()` becomes true, it is skipped or aborted.
+        log, bar: for the metrics.
         log_every, checkpoint_every, callback, stopped: see `fit`.
 
     Raises:
-        UsageError: if the loss or the parameters are no longer finite; nothing of that is saved.
+        UsageError: if the loss or the parameters become NaN or infinite; such a state is not saved.
     """
     done = saved = steps.start
 
@@ -220,11 +221,11 @@ def train(
         if not math.isfinite(value):
             kept = "nothing was saved"
             if checkpoints is not None:
-                checkpoints.wait()  # the last one may be under way
+                checkpoints.wait()  # the last save may still be running
                 good = checkpoints.latest_step()
                 kept = f"the checkpoint of step {good} is good" if good is not None else "nothing was saved yet"
             raise UsageError(
-                f"the {what} became {value} by step {at}; {kept}. Look at the data, or start again in another workdir "
+                f"the {what} became {value} by step {at}; {kept}. Check the data, or start again in another workdir "
                 "with a lower learning rate or a smaller clip of the gradient"
             )
         return value
@@ -238,13 +239,13 @@ def train(
             log.write(at, loss=loss, grad_norm=float(metrics["grad_norm"]), **pace)
 
     def save(checkpoints: Checkpoints) -> int:
-        wait(state.step)  # the step that is under way is not the evaluation's time
+        wait(state.step)  # so that the running step does not count as time of the evaluation
         loss = None
         if held_out is not None:
             with bar.aside("held-out loss, batch") if bar else contextlib.nullcontext(_silent) as progress:
                 loss = held_out(state.ema, stopped, progress)
         check_finite(wait(optax.tree.norm(state.params)), "norm of the parameters", done)
-        if loss is not None:  # else it was stopped, and what is saved is no candidate for the best
+        if loss is not None:  # None if stopped; the checkpoint then has no metric and cannot be the best
             check_finite(loss, "held-out loss", done)
             if log is not None:
                 log.write(done, held_out_loss=loss)
@@ -257,7 +258,7 @@ def train(
             break
         state, metrics = step(state, *batches(number))
         done = number + 1
-        # One step runs while the next is prepared, and no more: what the bar shows has happened.
+        # At most one step runs while the next is prepared, so the bar shows only finished steps.
         if in_flight is not None:
             at, earlier = in_flight
             report(at, earlier, write=at % log_every == 0 or at == steps.start + 1)
@@ -315,7 +316,7 @@ def _batch(model: Model, dataset: Dataset, seed: int, size: int, step: int) -> t
     examples = dataset.batch(seed, step, size)
     if not model.num_classes:
         return examples, None
-    labels: Any = dataset.train_labels  # there are some: see _check_labels
+    labels: Any = dataset.train_labels  # not None: see _check_labels
     return examples, Cond(label=labels[dataset.indices(seed, step, size)])
 
 
@@ -341,20 +342,20 @@ def _check_labels(model: Model, dataset: Dataset) -> None:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    """The workdir, made if it is not there, and held by this run alone."""
+    """Create the workdir if needed, and lock it for this run."""
     make_folder(workdir, "workdir")
     with locked(workdir / ".lock") if mesh.first() else contextlib.nullcontext():
         yield
 
 
 def _agree(workdir: Path, description: dict[str, Any], trained: bool) -> None:
-    """Writes the description of a new run; raises UsageError if it contradicts the run that is there."""
-    # A run that has saved nothing yet binds nobody.
+    """Writes the description of a new run. Raises UsageError if it contradicts the run in the workdir."""
+    # A run without a checkpoint can be started again with any options.
     old = describe.read(workdir) if trained else None
     if old is not None and (differ := describe.differences(old, description)):
         raise UsageError(
-            f"{workdir} holds a run with other options ({'; '.join(differ)}): give those again, or another workdir to "
-            "start anew"
+            f"{workdir} holds a run with other options ({'; '.join(differ)}): use the same options, or another "
+            "workdir for a new run"
         )
     if old is None and mesh.first():
         describe.write(workdir, description)

@@ -3,8 +3,8 @@
 Parameters are replicated on every device, and XLA sums the gradients. All randomness is keyed by example, so only the
 order of sums depends on the number of devices. On one device the functions here change nothing.
 
-With several processes, each runs the same program and sees its own devices. Every function here that makes an array
-must be called by all of them, with the same values.
+With several processes, each process runs the same program and has its own devices. All processes must call every
+function here that makes an array, with the same values.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ T = TypeVar("T")
 
 
 def devices() -> list[Any]:
-    """The devices that a batch is spread over: all there are."""
+    """The devices that a batch is spread over: all devices."""
     return jax.devices()
 
 
 def count() -> int:
-    """How many devices there are."""
+    """The number of devices."""
     return len(devices())
 
 
 def _sharding(*axes: str | None) -> NamedSharding:
-    # Not `jax.make_mesh`, whose axes are explicit: networks would have to say the sharding of all that they make.
+    # Not `jax.make_mesh`: its axes are explicit, so networks would have to declare the sharding of all their arrays.
     return NamedSharding(Mesh(np.array(devices()), ("examples",)), PartitionSpec(*axes))
 
 
 def everywhere() -> NamedSharding | None:
-    """The sharding of an array that every device holds whole; None on one device, the default of `jax.jit`."""
+    """The sharding of an array that is replicated on every device; None on one device, the default of `jax.jit`."""
     return _sharding() if count() > 1 else None
 
 
@@ -50,9 +50,9 @@ def _by_example(axis: int) -> NamedSharding:
 
 
 def spread(x: T, axis: int = 0) -> T:
-    """An array of numbers or keys, on the host and the same in every process, with its examples along `axis` spread.
+    """Spread the examples of an array along `axis` over the devices. None stays None.
 
-    None stays None. Of the array each process moves its own part alone.
+    The array holds numbers or keys, on the host and the same in every process. Each process moves only its own part.
     """
     if x is None or count() == 1:
         return x
@@ -65,7 +65,7 @@ def _is_key(x: Any) -> bool:
 
 
 def replicate(tree: T) -> T:
-    """A tree of arrays, the same in every process, with all of it on every device."""
+    """Replicate a tree of arrays, the same in every process, on every device."""
     if count() == 1:
         return tree
 
@@ -77,27 +77,27 @@ def replicate(tree: T) -> T:
 
 
 def abstract(tree: T) -> T:
-    """A tree of `jax.ShapeDtypeStruct`, with the sharding that puts all of it on every device."""
+    """The tree as `jax.ShapeDtypeStruct`, with the sharding of a replicated array."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere()), tree)
 
 
 def local(tree: T) -> T:
-    """A tree that is on every device, as it is on this process's first one: for work that each process does alone."""
+    """The copy of a replicated tree on this process's first device, for work that each process does alone."""
     return tree if count() == 1 else jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def keep_spread(x: Any, axis: int = 0) -> Any:
-    """Inside jit: the same array, with its examples along `axis` spread."""
+    """Inside jit: keep the examples of an array along `axis` spread over the devices."""
     return x if x is None or count() == 1 else jax.lax.with_sharding_constraint(x, _by_example(axis))
 
 
 def keep_whole(tree: T) -> T:
-    """Inside jit: the same tree, with all of it on every device."""
+    """Inside jit: keep a tree replicated on every device."""
     return tree if count() == 1 else jax.lax.with_sharding_constraint(tree, _sharding())
 
 
 def round_up(size: int) -> int:
-    """The least number of examples, `size` or more, that can be spread evenly."""
+    """The smallest number of examples, at least `size`, that can be spread evenly over the devices."""
     return -(-size // count()) * count()
 
 
@@ -105,19 +105,20 @@ def round_up(size: int) -> int:
 
 
 def start(coordinator: str, process: int | None = None, processes: int | None = None) -> None:
-    """Join the other processes; before anything else asks JAX for a device.
+    """Join the other processes. Call it before anything uses a device.
 
     Args:
-        coordinator: "auto", where JAX finds the others by itself: a TPU slice, Slurm, Open MPI, Kubernetes; else the
-            address HOST:PORT of process 0.
-        process: the number of this one, from 0; and how many `processes` there are. Both or none, with "auto".
+        coordinator: "auto" if JAX can find the other processes itself (TPU slice, Slurm, Open MPI, Kubernetes), else
+            the address HOST:PORT of process 0.
+        process: the index of this process, from 0.
+        processes: the number of processes. With "auto", give both or neither.
 
     Raises:
-        UsageError: if the others cannot be found.
+        UsageError: if the other processes cannot be found.
     """
     if not re.fullmatch(r"auto|.+:\d+", coordinator):
         raise UsageError(f"coordinator={coordinator}: auto or HOST:PORT is needed, such as 10.0.0.2:8476")
-    # It would take SIGTERM for itself; that all stop together is the business of `loudest`.
+    # This service would catch SIGTERM. Here `loudest` makes all processes stop together.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(None if coordinator == "auto" else coordinator, processes, process)
@@ -130,24 +131,24 @@ def start(coordinator: str, process: int | None = None, processes: int | None = 
 
 
 def finish() -> None:
-    """Wait for the other processes, and part with them."""
+    """Wait for the other processes, and disconnect."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
 
 def first() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this is the first process, which prints and writes."""
     return jax.process_index() == 0
 
 
 def processes() -> int:
-    """How many there are."""
+    """The number of processes."""
     return jax.process_count()
 
 
 def _largest(value: int) -> Array:
-    """The largest value of all processes, as an array that is still being computed."""
-    mine = np.full(count(), value, np.int32)  # the devices of this process take their part of it
+    """The largest value of all processes, as an array whose computation may still run."""
+    mine = np.full(count(), value, np.int32)  # each device of this process takes one element
     numbers = jax.make_array_from_callback(mine.shape, _by_example(0), lambda index: mine[index])
     return _maximum()(numbers)
 
@@ -158,12 +159,12 @@ def _maximum() -> Callable[[Array], Array]:
 
 
 def all_of(true: bool) -> bool:
-    """Whether it is true in all processes. Waits for all of them."""
+    """Whether `true` holds in all processes. Waits for all of them."""
     return true if processes() == 1 else not int(_largest(not true))
 
 
 def of_first(number: int) -> int:
-    """The number that the first process gives, 0 <= number < 2^31."""
+    """The value of `number` in the first process, 0 <= number < 2^31."""
     return number if processes() == 1 else int(_largest(number if first() else 0))
 
 
@@ -171,17 +172,18 @@ def check_same(number: int, what: str) -> None:
     """Check that all processes have the same number, 0 or more.
 
     Raises:
-        UsageError: in all of them, if one has another; `what` names it in the message.
+        UsageError: in all processes, if the numbers differ; `what` names them in the message.
     """
     if not all_of(of_first(number) == number):
         raise UsageError(f"the processes see different {what}: all must see the same files")
 
 
 def loudest() -> Callable[[int], int]:
-    """A function of a number, called by all processes at the same places, that returns the largest of their numbers.
+    """A function that exchanges a number between all processes and returns their largest number.
 
-    The result is that of the call before, and 0 at the first call, so that no process waits: the numbers are exchanged
-    while the devices are at work. With one process it is the number itself, at once.
+    All processes must call it at the same places. A call returns the result of the previous call, and 0 at first, so
+    that no process waits: the numbers are exchanged while the devices compute. With one process it returns its own
+    number at once.
 
     >>> loudest()(15)
     15

@@ -1,4 +1,4 @@
-"""A network and the process that it is trained under, and the denoiser that they make."""
+"""`Model`: a network with its training process, and the denoiser that they define."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class Model:
     Attributes:
         process: the process that noises the data.
         net: any Flax Linen module that is called as `net(x, cond, train=False)`, with x `[B, ..., C]` and a `Cond`, and
-            gives `[B, ..., C]`. Its fields say what else it takes: `num_classes` (labels, 0 for none) and `augment_dim`
-            (numbers that describe an augmentation, 0 for none), each as if 0 where there is no such field.
-        target: what the network gives: a name in `TARGETS`, or a function (process, t) -> (a, b).
-        condition: what `cond.noise` is: a name in `CONDITIONS`, or a function (process, t) -> `[B]`.
+            returns `[B, ..., C]`. Two optional fields declare further inputs: `num_classes` (labels, 0 for none) and
+            `augment_dim` (numbers that describe an augmentation, 0 for none). A missing field means 0.
+        target: the meaning of the output: a name in `TARGETS`, or a function (process, t) -> (a, b).
+        condition: the value of `cond.noise`: a name in `CONDITIONS`, or a function (process, t) -> `[B]`.
         learned_variance: the network also gives the variance of a step of a chain, in twice as many channels (Nichol &
-            Dhariwal 2021). The field `out_channels` of a network is set to that number where it is None.
+            Dhariwal 2021). If the network has a field `out_channels` that is None, it is set to this number.
         energy: the score is the gradient of the energy ||eps||^2 / 2 (see `as_energy`).
         log_variance: the loss at each noise level is divided by a learned variance (see `uncertainty_weight`).
         unit_input: x is multiplied by `input_scale`, so that its variance is 1 (Karras et al. 2022, c_in).
         centered: for data in [0, 1]: the network sees 2 x - alpha, the noised 2 x_0 - 1.
 
     Raises:
-        TypeError: if the process is none, or the network cannot be called so.
-        ValueError: for a target or condition that does not exist. What does not go together is listed by `refuse`.
+        TypeError: if `process` is not a process, or if the network cannot be called in this way.
+        ValueError: for an unknown target or condition. `refuse` lists the parts that cannot be combined.
 
     >>> from scoregen.nets import MLP
     >>> from scoregen.process import ddpm
@@ -86,36 +86,36 @@ class Model:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the network is conditioned on; 0 for none."""
+        """The number of classes that the network is conditioned on; 0 for none."""
         return getattr(self.net, "num_classes", 0)
 
     @property
     def augment_dim(self) -> int:
-        """How many numbers describe an augmentation to the network; 0 for none."""
+        """The number of inputs that describe an augmentation to the network; 0 for none."""
         return getattr(self.net, "augment_dim", 0)
 
     def init(self, key: Array, shape: tuple[int, ...], cond: Cond | None = None) -> dict[str, Any]:
-        """Fresh parameters, {"net": ...} and, with `log_variance`, {"log_variance": ...}.
+        """New parameters, {"net": ...} and, with `log_variance`, {"log_variance": ...}.
 
         Args:
-            key: one typed key.
-            shape: of a batch of data, `(B, ...)`; the parameters do not depend on B.
-            cond: what a network of your own needs beside noise, label and augmentation; its values do not count.
+            key: one typed random key.
+            shape: the shape of a batch of data, `(B, ...)`; the parameters do not depend on B.
+            cond: inputs of your own network beside noise, label and augmentation; only their shapes matter.
 
         Raises:
-            TypeError: if the key is none.
-            ValueError: if the network has variables that are no parameters, such as a running mean.
+            TypeError: if `key` is not a random key.
+            ValueError: if the network has variables that are not parameters, such as a running mean.
         """
         if not isinstance(shape, tuple | list) or len(shape) < 2:
             raise ValueError(f"shape={shape}: the shape of a batch is needed, such as (1, 2) for points in the plane")
-        # One example is enough. It is float32 in any case: parameters are.
+        # One example is enough. It is always float32, as parameters are.
         x, c = jnp.zeros((1, *shape[1:]), jnp.float32), jnp.zeros(1, jnp.float32)
         one: Cond = jax.tree.map(lambda a: a[:1], cond or Cond())
         variables = self._net(x).init(check_key(key), x, self._conditioning(one, c, 1))
         if others := sorted(set(variables) - {"params"}):
             raise ValueError(
-                f"{type(self.net).__name__} has variables that training would not update ({', '.join(others)}): take "
-                "layers without them, such as GroupNorm in place of BatchNorm"
+                f"{type(self.net).__name__} has variables that training would not update ({', '.join(others)}): use "
+                "layers without them, such as GroupNorm instead of BatchNorm"
             )
         params = {"net": variables}
         if self.log_variance:
@@ -128,10 +128,10 @@ class Model:
         """The denoiser with these parameters. It is a pytree with `params` and `cond` as leaves.
 
         Args:
-            params: as `init` makes them; the average of a trained state to sample, `state.ema`.
-            cond: label, context and augment of the examples that it will be called with; `cond.noise` is set here. A
-                network with labels is given "no class" where there is none.
-            train_key: a key for dropout, in training; without it the network is called with train=False.
+            params: parameters as from `init`; for sampling, the average of a trained state, `state.ema`.
+            cond: label, context and augment of the examples in the later calls; `cond.noise` is set here. Without a
+                label, a network with classes gets "no class".
+            train_key: a random key for dropout in training; with None the network is called with train=False.
         """
         denoiser = Denoiser(self.process, Partial(self._predict, params, cond or Cond(), train_key))
         return as_energy(denoiser) if self.energy else denoiser
@@ -157,7 +157,7 @@ class Model:
         return solve(process, named(TARGETS, "target", self.target), output, x, t, self.learned_variance)
 
     def _net(self, x: Array) -> Any:
-        """The network with as many outputs as the model needs."""
+        """The network with the number of output channels that the model needs."""
         if self.learned_variance and getattr(self.net, "out_channels", 0) is None:
             return self.net.clone(out_channels=2 * x.shape[-1])
         return self.net
@@ -181,7 +181,7 @@ class Model:
         return losses * jnp.exp(-u) + u
 
     def refuse(self) -> list[Refusal]:
-        """Every reason why these parts do not go together; an empty list if they do.
+        """All reasons why these parts cannot be combined; an empty list if they can.
 
         >>> from scoregen.nets import MLP
         >>> from scoregen.process import Flow
@@ -196,7 +196,7 @@ class Model:
         found = [refuse_target(process, self.target), refuse_condition(process, self.condition)]
         if self.energy and self.learned_variance:
             fixes = ("model.learned_variance=false", "model.energy=false")
-            found.append(Refusal("an energy has no variance of a step to learn beside it", fixes))
+            found.append(Refusal("an energy network cannot also learn the variance of a step", fixes))
         if self.energy and vanishes(process):
             reason = "at its noisiest level this process has alpha = 0, where the gradient of an energy gives no x0"
             found.append(Refusal(reason, ("model.energy=false", "process.t_max=0.999")))
@@ -205,7 +205,7 @@ class Model:
                 "x can be scaled to unit variance only where the standard deviation of the data is known, and it is 0"
             )
             found.append(Refusal(reason, ("process.data_std=0.5", "model.unit_input=false")))
-        # Of a network of your own, these fields may mean something else.
+        # A user's own network may use these field names for something else, so unknown values are ignored.
         needed = getattr(self.net, "condition", self.condition)
         if isinstance(needed, str) and needed != self.condition and needed in CONDITIONS:
             reason = f"the network {net} takes the noise level in one form only"
@@ -242,5 +242,5 @@ def check_net(net: Any) -> None:
     except TypeError:
         raise TypeError(
             f"{type(net).__name__}.__call__{signature}: a network is called as net(x, cond, train=False), with "
-            "cond.noise [B]: take these arguments, also those that it does not use"
+            "cond.noise [B]: declare all of these arguments, also unused ones"
         ) from None

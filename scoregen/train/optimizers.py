@@ -1,8 +1,8 @@
 """Optimizers and schedules of the learning rate, by name: a thin table over optax.
 
 Every entry of `OPTIMIZERS` is called as `(learning_rate, ...)`, every entry of `SCHEDULES` as
-`(learning_rate, steps, ...)`; the other arguments have defaults. `scoregen.fit` takes any optax transformation, from
-here or not.
+`(learning_rate, steps, ...)`; the other arguments have defaults. `scoregen.fit` also takes any other optax
+transformation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sgd(learning_rate: Rate, momentum: float = 0.9, nesterov: bool = False) -> O
 
 
 def lion(learning_rate: Rate, weight_decay: float = 1e-3, b1: float = 0.9, b2: float = 0.99) -> Optimizer:
-    """Lion (Chen et al. 2023): the sign of a momentum. The rate is 3 to 10 times less than Adam's."""
+    """Lion (Chen et al. 2023): the sign of a momentum. It needs a rate 3 to 10 times smaller than Adam's."""
     return optax.lion(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
 
 
@@ -86,7 +86,7 @@ def muon(
 
 
 def _matrices(params: Any) -> Any:
-    """Which axes of each parameter are a matrix's inputs and outputs; None where it is none."""
+    """The input and output axes of each parameter that counts as a matrix; None for other parameters."""
 
     def axes(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path[-1:], simple=True)
@@ -173,7 +173,7 @@ def _warm(step: ArrayLike, warmup: int) -> Array:
 
 
 def _share(step: ArrayLike, warmup: int, steps: int) -> Array:
-    """How much of the way from the end of the warm-up to the last step is done, in [0, 1]."""
+    """The finished share of the steps between the end of the warm-up and the last step, in [0, 1]."""
     return jnp.clip((jnp.asarray(step, jnp.float32) - warmup) / (steps - warmup), 0.0, 1.0)
 
 
@@ -200,11 +200,11 @@ def make_optimizer(
     Args:
         optimizer: a name in `OPTIMIZERS`, or a function of the schedule, such as `partial(adamw, weight_decay=0.1)`.
         schedule: a name in `SCHEDULES`, or a function of (rate, steps), such as `partial(cosine, warmup=500)`.
-        learning_rate: the rate of Adam, or whichever it is.
+        learning_rate: the learning rate of the optimizer.
         clip: the largest global norm of the gradient; 0 for no clip.
-        accumulate: how many gradients are averaged for each step of the optimizer, in between which the parameters stay
-            as they are. The schedule then counts steps of the optimizer, and `steps` is divided by it.
-        steps: of training, for schedules that decay to the end.
+        accumulate: the number of gradients that are averaged for one step of the optimizer. The parameters change only
+            at these steps. The schedule counts optimizer steps, so `steps` is divided by `accumulate`.
+        steps: the number of training steps, for schedules that decay until the end.
 
     Raises:
         ValueError: for a name that does not exist, or a number out of range.

@@ -1,4 +1,4 @@
-"""The training state: what a checkpoint holds, how it begins, and what is refused before anything is compiled."""
+"""The training state, which checkpoints store: its start values, and the checks before anything is compiled."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What training changes, and all that a checkpoint holds; a pytree.
+    """Everything that training changes and that a checkpoint stores; a pytree.
 
     Attributes:
-        step: the number of steps done, a scalar.
+        step: the number of finished steps, a scalar.
         params: the parameters.
-        ema: their average, to sample with.
+        ema: their average, for sampling.
         opt_state: the state of the optimizer.
         times: what the time law has learned.
     """
@@ -57,12 +57,12 @@ def init_state(
 
     Args:
         model, objective, optimizer: the parts.
-        shape: of a batch of data, `(B, ...)`; nothing depends on B.
-        seed: of the parameters, 0 <= seed < 2^32.
+        shape: the shape of a batch of data, `(B, ...)`; nothing depends on B.
+        seed: the random seed of the parameters, 0 <= seed < 2^32.
         cond: see `Model.init`.
 
     Raises:
-        ValueError: listing every reason why the parts do not go together, or for a seed out of range.
+        ValueError: with all reasons why the parts cannot be combined, or for a seed out of range.
     """
     check_parts(model, objective, math.prod(shape[1:]))
     return jax.jit(functools.partial(_init, model, objective, optimizer, tuple(shape)))(
@@ -71,7 +71,7 @@ def init_state(
 
 
 def _init(model: Model, objective: Objective, optimizer: Any, shape: tuple[int, ...], key: Array, cond: Any) -> State:
-    # Two outputs of one jitted program are two buffers, and a buffer that is donated cannot be given away twice.
+    # This function is jitted, so `params` and the average get two buffers. One buffer could not be donated twice.
     params = model.init(key, shape, cond)
     return State(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), objective.init(model.process))
 
@@ -83,7 +83,7 @@ def abstract_state(
     shape: tuple[int, ...],
     cond: Cond | None = None,
 ) -> State:
-    """The state without its values, to restore a checkpoint into; on every device where there are several."""
+    """The shapes and types of the state, as a template for `Checkpoints.restore`; replicated on all devices."""
     init = functools.partial(_init, model, objective, optimizer, tuple(shape))
     return mesh.abstract(jax.eval_shape(init, jax.random.key(0), cond))
 
@@ -97,12 +97,12 @@ def restore_average(
 
 
 def refusals(model: Model, objective: Objective, dims: int | None = None) -> list[Refusal]:
-    """Every reason why a model cannot be trained on an objective, each once; `dims` of an example, if it is known."""
+    """All reasons why a model cannot be trained on an objective. `dims` is the size of an example, if known."""
     return list(dict.fromkeys([*model.refuse(), *objective.refuse(model, dims)]))
 
 
 def check_parts(model: Model, objective: Objective, dims: int | None = None) -> None:
-    """Raises ValueError that lists all refusals, and TypeError if one of the two is something else."""
+    """Raises a ValueError with all refusals, and a TypeError if `model` or `objective` has the wrong type."""
     check_kind("model", model, Model, "sg.Model(sg.ddpm(), net)")
     if isinstance(objective, type) or not hasattr(objective, "evaluate"):
         made = objective if isinstance(objective, type) else type(objective)
@@ -112,9 +112,9 @@ def check_parts(model: Model, objective: Objective, dims: int | None = None) -> 
             )
         name = getattr(objective, "__name__", made.__name__)
         call = f"sg.{name}()" if made.__module__.startswith("scoregen.losses") else name
-        raise TypeError(f"objective: {name} is a loss without times to evaluate it at: say sg.Objective({call})")
+        raise TypeError(f"objective: {name} is a loss, and an Objective is needed: say sg.Objective({call})")
     reasons = [str(refusal) for refusal in refusals(model, objective, dims)]
     if len(reasons) == 1:
         raise ValueError(reasons[0])
     if reasons:
-        raise ValueError("\n- ".join([f"{len(reasons)} reasons why these parts do not go together:", *reasons]))
+        raise ValueError("\n- ".join([f"{len(reasons)} reasons why these parts cannot be combined:", *reasons]))

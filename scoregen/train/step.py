@@ -1,7 +1,7 @@
-"""One training step and the held-out loss, each a program that is compiled once.
+"""The training step and the held-out loss. Each is compiled once.
 
-Randomness is `fold_in(key(seed), step)`, then one key for each example. No key lives in the state, so a run that is
-stopped and resumed anywhere ends in the same parameters, bit for bit.
+The random key of a step is `fold_in(key(seed), step)`, from which each example gets its own key. The state holds no
+key, so a run that is stopped and resumed gives the same parameters, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scoregen.data import Dataset
     from scoregen.losses import Objective
 
-# (raw batch [B, ...], keys [B], train) -> data as the network sees them, and how they were augmented, [B, 9] or None.
+# (raw batch [B, ...], keys [B], train) -> data in the network's units, and their augmentation, [B, 9] or None.
 Prepare = Callable[..., tuple[Array, Array | None]]
 
 
@@ -45,18 +45,18 @@ class TrainStep:
         """The state after one step, and the metrics {"loss", "grad_norm"}. The old state is donated.
 
         Args:
-            state: on every device (see `mesh.replicate`), which one device does by itself.
-            x0: a batch `[B, ...]` of data, raw if the step was made with `prepare`.
-            cond: label and context of the examples, if the network is conditioned on them.
+            state: the state. With several devices it must be on each of them (see `mesh.replicate`).
+            x0: a batch `[B, ...]` of data; raw data if the step was made with `prepare`.
+            cond: label and context of the examples, if the network uses them.
         """
         return self._program(state, *self._in_parts(x0, cond))
 
     def lower(self, state: State, x0: Any, cond: Cond | None = None) -> Any:
-        """What `jax.jit(...).lower` gives, to look at the compiled program."""
+        """The result of `jax.jit(...).lower`, to inspect the compiled program."""
         return self._program.lower(state, *self._in_parts(x0, cond))
 
     def _in_parts(self, x0: Any, cond: Cond | None) -> tuple[Any, Any]:
-        """Arrays `[B, ...]` as `[parts, B / parts, ...]`, each part spread over all devices, so that none is moved."""
+        """Arrays `[B, ...]` as `[parts, B / parts, ...]`. Each part is spread over all devices, so no data move."""
         size = len(x0)
         check_even(size, self._microbatch)
         parts = size // (self._microbatch or size)
@@ -80,19 +80,19 @@ def make_step(
 ) -> TrainStep:
     """One jitted step (state, x0 `[B, ...]`, cond) -> (state, metrics); the old state is donated.
 
-    Step k draws from `fold_in(key(seed), k)` and the number of each example. On several devices the batch is spread
-    over them, and the step is the same but for the order of sums.
+    Step k draws from `fold_in(key(seed), k)` and the index of each example. On several devices the batch is spread over
+    them, and the result differs only by the order of sums.
 
     Args:
-        model, objective, optimizer: the parts; any optax transformation.
-        average: the law of the averaged parameters.
-        microbatch: the gradient is added up over parts of the batch of this size: the same step in less memory, but for
-            the draws of dropout. 0 for the whole batch at once.
-        prepare: scales, flips and augments a raw batch inside the program, such as `scoregen.data.Prepare`.
-        seed: 0 <= seed < 2^32.
+        model, objective, optimizer: the parts; the optimizer is any optax transformation.
+        average: the average of the parameters, see `scoregen.train.ema`.
+        microbatch: the size of the parts of the batch over which the gradient is added up, to save memory. Only the
+            dropout masks depend on it. 0 for the whole batch at once.
+        prepare: scales, flips and augments a raw batch inside the compiled step, such as `scoregen.data.Prepare`.
+        seed: the random seed, 0 <= seed < 2^32.
 
     Raises:
-        ValueError: for a seed out of range; at the call, if the batch does not divide into microbatches and devices.
+        ValueError: for a seed out of range; at a call, if the batch does not divide into microbatches and devices.
     """
     seed = check_seed(seed)
 
@@ -111,16 +111,16 @@ def make_step(
             return found.terms.mean(), (found.drawn, found.losses)
 
         total, times = None, state.times
-        # Unrolled, not scanned: within a loop XLA's CPU backend runs a convolution's gradient many times slower.
+        # Unrolled, since XLA's CPU backend computes a convolution's gradient many times slower inside a loop.
         for i in range(parts):
-            # The barrier has each part wait for the one before, whose memory it can then take over.
+            # The barrier makes each part wait for the previous one, so that it can reuse its memory.
             params, total = jax.lax.optimization_barrier((state.params, total))
             (loss, learned), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, i)
             times = objective.update(times, *mesh.keep_whole(jax.lax.stop_gradient(learned)))
             total = (loss, grads) if total is None else jax.tree.map(jnp.add, total, (loss, grads))
         loss, grads = jax.tree.map(lambda a: a / parts, total)
 
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer's power
+        with jax.numpy_dtype_promotion("standard"):  # optax computes a float to the power of an integer
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             norm = optax.tree.norm(grads)
         params = optax.apply_updates(state.params, updates)
@@ -139,7 +139,7 @@ def make_step(
 def prepared(
     prepare: Prepare | None, raw: Array, keys: Array, cond: Cond | None, train: bool = True
 ) -> tuple[Array, Cond]:
-    """The batch as the network sees it, and its conditioning with how it was augmented."""
+    """The batch in the network's units, and its `Cond` with the augmentation."""
     cond = cond or Cond(None)
     if prepare is None:
         return jnp.asarray(raw), cond
@@ -148,7 +148,7 @@ def prepared(
 
 
 def check_even(batch: int, microbatch: int = 0) -> None:
-    """Raises ValueError unless a batch, and its parts, can be spread evenly over the devices."""
+    """Raises ValueError unless a batch and its microbatches can be spread evenly over the devices."""
     n = mesh.count()
     if batch < 1 or microbatch < 0:
         raise ValueError(f"batch={batch}, microbatch={microbatch}: a batch of at least 1 is needed")
@@ -175,19 +175,19 @@ def check_shapes(
     labels: bool = False,
     prepare: Prepare | None = None,
 ) -> tuple[int, ...]:
-    """Finds out by shapes alone, without computing, whether the network, the data and the loss fit.
+    """Check from the shapes alone, without computing, whether the network, the data and the loss fit.
 
     Args:
         model, objective: the parts.
-        raw: the shape `(B, ...)` and type of a batch as it comes from the data.
-        labels: whether it comes with labels `[B]`.
+        raw: the shape `(B, ...)` and type of a raw batch.
+        labels: whether the batch has labels `[B]`.
         prepare: see `make_step`.
 
     Returns:
-        The shape of a batch as the network sees it, `(B, ...)`.
+        The shape of a prepared batch, `(B, ...)`.
 
     Raises:
-        ValueError: one line, from the error of the part itself, which it is raised from.
+        ValueError: with one line from the error of the part. The original error is its cause.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), raw.shape[0]))
@@ -197,8 +197,8 @@ def check_shapes(
     x0, cond = _shapes(what, functools.partial(prepared, prepare), raw, keys, cond)
     if cond.augment is not None and not model.augment_dim:
         raise ValueError(
-            f"the data are augmented, and the network {type(model.net).__name__} has no input for how, so it would "
-            "draw augmented examples: take augment=0, or a network with augment_dim, such as sg.nets.NCSNpp"
+            f"the data are augmented, but the network {type(model.net).__name__} has no input for the augmentation, so "
+            "it would draw augmented examples: use augment=0, or a network with augment_dim, such as sg.nets.NCSNpp"
         )
 
     network = f"the network {type(model.net).__name__} and {what}"
@@ -221,8 +221,8 @@ def check_shapes(
 def _shapes(what: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return jax.eval_shape(function, *args)
-    except Exception as error:  # whatever a network of one's own raises
-        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]  # JAX's own go on for lines
+    except Exception as error:  # a user's network can raise anything
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]  # errors of JAX have many lines
         raise ValueError(f"{what}: {reason}") from error
 
 
@@ -236,22 +236,23 @@ def make_eval(
     batch: int = 64,
     count: int = 512,
 ) -> Callable[..., float | None]:
-    """(params, stopped=..., progress=...) -> the mean loss of held-out data, at fixed times of the process's own law.
+    """A function (params, stopped=..., progress=...) -> the mean held-out loss.
 
-    The noise is fixed too, so that its changes are the network's, and it compares between time laws. Noise and times
-    are keyed by example: the figure does not depend on the batch. `stopped` is called before every batch, and if it is
-    true the result is None; `progress` is called with the batches that are done and how many there are.
+    Times and noise are fixed, with times from the process's own law. So the value changes only with the network, and
+    runs with different time laws can be compared. Noise and times are keyed by example, so the value does not depend
+    on the batch. `stopped` is called before every batch; if it returns true, the result is None. `progress` is called
+    with the number of finished batches and their total.
 
     Args:
         model, objective: the parts; the time law of the objective is replaced by `Own`.
-        data: its first `count` test examples are used, and their labels if the network takes labels.
+        data: the first `count` test examples are used, with their labels if the network uses labels.
         prepare: see `make_step`; called with train=False.
-        seed: the noise is that of seed + 1.
-        batch: the most examples at a time; what fits in training fits here.
-        count: how many examples at most.
+        seed: the noise comes from seed + 1.
+        batch: the largest batch size; a size that fits in training also fits here.
+        count: the largest number of examples.
     """
     if data.test is None:
-        raise ValueError("the data have no test examples to evaluate the loss of: give a Dataset with test=")
+        raise ValueError("the held-out loss needs test examples, and the data have none: give a Dataset with test=")
     objective = dataclasses.replace(objective, times=Own())
     test = data.test
     labels = data.test_labels if model.num_classes else None
@@ -276,7 +277,7 @@ def make_eval(
             progress(i, batches)
             if stopped():
                 return None
-            # The last batch is filled up with the last example, which then does not count: one program serves all.
+            # The last batch is padded with the last example, which does not count again: one program works for all.
             at = np.arange(i * size, (i + 1) * size)
             held = np.minimum(at, count - 1)
             label = None if labels is None else labels[held]
@@ -287,7 +288,7 @@ def make_eval(
 
 
 def wait(array: Any) -> float:
-    """The number in a scalar array. Waits for it in Python, where a signal is heard, not in the runtime."""
+    """The number in a scalar array. It waits in Python and not in the runtime, so that signals are handled."""
     pause = 1e-4
     while not array.is_ready():
         time.sleep(pause)

@@ -1,4 +1,4 @@
-"""The noise levels of an NCSN, and the step of its sampler, from the data: the techniques, and their command line."""
+"""Chooses the noise levels of an NCSN, and the step size of its sampler, from the data; as functions and a command."""
 
 from scoregen.contrib.design.techniques import (
     Levels,

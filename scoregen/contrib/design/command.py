@@ -1,14 +1,15 @@
-"""Choose the noise levels of an NCSN, and the step of its sampler, from the data.
+"""Choose the noise levels of an NCSN, and the step size of its sampler, from the data.
 
     scoregen design --config=ncsn_digits
     scoregen design --config=ddpm_toy --sigma_min=0.02 --steps=10
     scoregen design --config=ncsn_cifar --config.data.dir=DIR --overlap=0.567
 
-Techniques 1, 2 and 4 of Song & Ermon 2020, "Improved techniques for training score-based generative models", for the
-training data of any preset, scaled as its network sees them. Prints the design beside the levels of the configuration,
-and the command that trains with it. Writes a preset that does the same, and a figure that shows why.
+Applies techniques 1, 2 and 4 of Song & Ermon 2020, "Improved techniques for training score-based generative models", to
+the training data of any preset, scaled as its network sees them. Prints the designed levels beside the present levels
+of the configuration, and a command that trains with the design. Writes a preset with the design, and a figure that
+explains it.
 
-Exit codes: 0 done; 2 something that you can fix, in one line each.
+Exit codes: 0 done; 2 an error that you can fix, one line each.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import Arguments, Flag, parse
-from scoregen.app.command import answer, name_of, say, say_presets
+from scoregen.app.arguments import CONFIG, Arguments, Flag, parse
+from scoregen.app.command import answer, name_of, say, say_flags, say_help, say_presets
 from scoregen.app.config import Config
 from scoregen.contrib.commands import train_command
 from scoregen.errors import UsageError
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from scoregen.contrib.design.techniques import Levels
 
 FLAGS = (
-    Flag("sigma_min", "the least noise, in the units of the scaled data ([0, 1] or [-1, 1] for images)", 0.01),
-    Flag("steps", "Langevin steps at each level", 5),
-    Flag("overlap", "the overlap of neighbouring levels; more overlap means more levels", 0.5),
-    Flag("out", "the folder for the preset and the figure, which are named after the changed options", "runs/design"),
+    Flag("sigma_min", "the smallest sigma, in units of the scaled data, [0, 1] or [-1, 1] for images", 0.01),
+    Flag("steps", "number of Langevin steps at each level", 5, value="N"),
+    Flag("overlap", "the overlap of neighbouring levels, between 0 and 1; more overlap gives more levels", 0.5),
+    Flag("out", "the output folder for the preset and the figure", "runs/design", value="FOLDER"),
 )
-# Products that the search for the largest distance may take: two minutes on two CPU cores that others use too.
+# The most products in the search for the largest distance: two minutes on two CPU cores that are shared.
 BUDGET = 1e12
 
 
@@ -52,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help(console: Console) -> None:
-    say(console, __doc__ or "")
-    say_presets(console)
-    say(console, "--config.SECTION.OPTION=VALUE changes one option; --config.data.... chooses other data")
-    for flag in FLAGS:
-        say(console, f"{f'--{flag.name}={flag.default}':<18} {flag.help}")
+    lines = [(CONFIG.usage, CONFIG.help)]
+    lines += [(flag.usage, f"{flag.help} (default: {flag.default})") for flag in FLAGS]
+    lines.append(("--config.SECTION.OPTION=VALUE", "changes one option; options of config.data choose other data"))
+
+    def flags() -> None:
+        say_presets(console, "NAME")
+        say_flags(console, lines)
+
+    say_help(console, "design --config=NAME", __doc__, flags)
 
 
 def _design(argv: Sequence[str], console: Console) -> int:
@@ -65,13 +70,13 @@ def _design(argv: Sequence[str], console: Console) -> int:
     sigma_min, steps, overlap, folder = (values[flag.name] for flag in FLAGS)
     folder = Path(folder).expanduser()
 
-    # Here and not above: a wrong flag is answered before JAX is loaded.
+    # Imported here, so that a wrong flag is reported before JAX is loaded.
     from scoregen.app.build import build
     from scoregen.contrib.design.figure import sampled_distances, save_figure
     from scoregen.contrib.design.preset import present, preset_text, settings, with_settings
     from scoregen.contrib.design.techniques import Levels, design, distance_bounds
 
-    # What a run would refuse is refused here, by any levels, since none are known yet. The evaluation is left out.
+    # Report what a run would refuse. The levels are arbitrary here, since the real ones are not known yet.
     unevaluated = settings(Levels(1.0, 2.0, 2, 1.0, steps), config.net.name) | {"eval.at_end": False}
     any_design = with_settings(config, unevaluated)
     without_effect = {key: text for key, text in given.said().items() if config_lib.idle(config, [key])}
@@ -84,21 +89,19 @@ def _design(argv: Sequence[str], console: Console) -> int:
     what = f"{len(x):,} {'images' if data.is_image else 'points'} of {config.data.name}, {dims:,} dimensions"
     low, high = distance_bounds(x, BUDGET)
     if low == 0:
-        raise UsageError(f"{what}: they are all equal, and a distance between them is what sigma_max is chosen by")
+        raise UsageError(f"{what}: they are all equal, and sigma_max is chosen from the distance between examples")
     if sigma_min >= low:
         raise UsageError(
-            f"--sigma_min={sigma_min}: it must be less than the largest distance between two examples, {low:.4g}"
+            f"--sigma_min={sigma_min}: it must be smaller than the largest distance between two examples, {low:.4g}"
         )
     if sigma_min < 1e-6 * low:
-        raise UsageError(
-            f"--sigma_min={sigma_min}: beside a distance of {low:.4g}, float32 cannot hold so little noise"
-        )
+        raise UsageError(f"--sigma_min={sigma_min}: too small for float32, next to a largest distance of {low:.4g}")
     try:
         found = design(dims, low, sigma_min, steps, overlap)
     except ValueError as error:
         raise UsageError(f"--{error}") from None
 
-    # A preset in a file is found from anywhere by its absolute path.
+    # The written preset must find its base from any folder, so the path is absolute.
     base = values["config"]
     base = base if config_lib.is_bare(base) else str(Path(base).expanduser().resolve())
     original, options = config_lib.load(base), settings(found, config.net.name)
@@ -118,7 +121,7 @@ def _design(argv: Sequence[str], console: Console) -> int:
         save_figure(figure, sampled_distances(x), dims, found, now)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
-    say(console, f"\nor, which is the same: scoregen train --config={shlex.quote(str(preset))}")
+    say(console, f"\nOr, with the same result: scoregen train --config={shlex.quote(str(preset))}")
     say(console, f"The figure: {figure}")
     return 0
 
@@ -132,13 +135,13 @@ def _faults(found: Arguments) -> Iterator[str]:
     if not 0 < overlap < 1:
         yield f"--overlap={overlap}: a number between 0 and 1 is needed"
     if Path(folder).expanduser().is_file():
-        yield f"--out={folder} is a file, a folder is needed"
+        yield f"--out={folder} is a file: a folder is needed"
 
 
 def examples(parts: Parts) -> np.ndarray:
     """The training data as the network sees them, `[N, D]` float32: scaled, not mirrored.
 
-    The noise of the scaling depends on the seed of the configuration, and on no machine.
+    The noise of the scaling depends only on the seed of the configuration, so it is the same on every machine.
     """
     import jax
     import numpy as np
@@ -164,39 +167,39 @@ def _table(
     distance: tuple[float, float],
     overlap: float,
 ) -> Table:
-    """The design, the levels of the configuration, and the reasons, a line each."""
+    """A table with a row for each quantity: its designed value, its present value, and the reason."""
     from rich.table import Table
 
     from scoregen.contrib.design.techniques import COARSEST, coverage, final_variance, ratio, step_size
 
     low, high = distance
-    far = f"no two examples are farther apart than {low:.4g}"
+    far = f"the largest distance between two examples is {low:.4g}"
     if high > low:
-        far = f"two examples are {low:.4g} apart, and none more than {high:.4g} (not all were compared)"
+        far = f"the largest distance between two examples is {low:.4g} to {high:.4g} (not all were compared)"
     wanted = None if dims <= 4 else ratio(dims, overlap)
     if wanted is None:
-        close = f"in {dims} dimensions any ratio leaves an overlap; {COARSEST:.5g} was NCSN v1's, and is the limit"
+        close = f"in {dims} dimensions levels overlap at any ratio; the limit is the ratio of NCSN v1, {COARSEST:.5g}"
     elif wanted > COARSEST:
-        close = f"an overlap of {overlap:g} allows {wanted:.5g}; {COARSEST:.5g} was NCSN v1's, and is the limit"
+        close = f"an overlap of {overlap:g} allows {wanted:.5g}; the limit is the ratio of NCSN v1, {COARSEST:.5g}"
     else:
-        close = f"of neighbours; {wanted:.5g} leaves an overlap of {overlap:g}, by which one hands on to the next"
+        close = f"of neighbouring levels; {wanted:.5g} gives an overlap of {overlap:g}"
     assert found.steps is not None and found.final_variance is not None
     more = 2 * found.steps
     later = final_variance(step_size(found.sigma_min, found.gamma, more), found.sigma_min, found.gamma, more)
-    # The line's name: the attribute of Levels, and the reason.
+    # name of the row -> (attribute of Levels, reason)
     rows = {
-        "sigma_max": ("sigma_max", f"{far}: noise joins all"),
-        "sigma_min": ("sigma_min", "as given; the only rule is that nobody should see so much noise"),
+        "sigma_max": ("sigma_max", f"{far}; noise of this size covers it"),
+        "sigma_min": ("sigma_min", "as given; choose it so small that the noise is invisible"),
         "ratio": ("gamma", close),
-        "overlap": ("", "the part of a level's noise that lies where the next noisier level's does"),
-        "levels": ("levels", "the fewest at that ratio: rounded up, which makes the ratio a little less"),
-        "steps": ("steps", "as given, at each level; as many as time allows"),
-        "step_size": ("step_size", "shorter steps keep more of the level before, longer ones add noise"),
+        "overlap": ("", "the share of a level's noise that lies within the noise of the next noisier level"),
+        "levels": ("levels", "the fewest with this ratio or a smaller one"),
+        "steps": ("steps", "as given, at each level; more steps are better and slower"),
+        "step_size": ("step_size", "shorter steps keep more noise of the level before, longer steps add more noise"),
         "variance": (
             "final_variance",
-            f"after them, over the level's own: 1 is best; {more} steps would give {later:.4g}",
+            f"after these steps, divided by the level's own variance; 1 is best, {more} steps would give {later:.4g}",
         ),
-        "evaluations": ("evaluations", "of the network for a sample, and one more to denoise it"),
+        "evaluations": ("evaluations", "of the network for a sample, without the one that denoises it at the end"),
     }
     table = Table(title=f"{config.name}: {what}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", style="bold", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The figure that shows why the noise levels are as they are."""
+"""The figure that explains the choice of the noise levels."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def sampled_distances(x: np.ndarray, most: int = 1500) -> np.ndarray:
 
 
 def save_figure(path: Path, distances: np.ndarray, dims: int, found: Levels, now: Levels | None) -> Path:
-    """Why these levels, in four panels: distances, overlap of neighbours, the levels, the step.
+    """Four panels: the distances in the data, the overlap of neighbouring levels, the levels, the step size.
 
     Args:
-        path: of the PNG.
+        path: the path of the PNG.
         distances: some of the distances between examples, `[pairs]`.
-        dims: D.
+        dims: the number of dimensions D.
         found: the design.
-        now: what the configuration has, drawn beside it.
+        now: the present levels of the configuration, for comparison.
     """
     assert found.step_size is not None and found.steps is not None
 

@@ -1,4 +1,4 @@
-"""Noise levels in configurations: the present levels of one, and the preset with the designed ones."""
+"""Noise levels in configurations: reads the present levels, and writes the preset with the designed levels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from scoregen.app.config import Config
 from scoregen.contrib.design.techniques import Levels
 
-# The network of NCSN v1 becomes that of v2. It divides by sigma itself; start and average are as in NCSN v2.
+# For the network of NCSN v1: use the network of v2, which divides by sigma itself, with the start and average of v2.
 _REFINENET: dict[str, Any] = {
     "net.name": "refinenet_v2",
     "target": "score",
@@ -21,10 +21,10 @@ _REFINENET: dict[str, Any] = {
 
 
 def settings(found: Levels, net: str) -> dict[str, Any]:
-    """The options of a configuration, by their dotted keys, that make it NCSN v2 at these levels.
+    """The options, by their dotted keys, that turn a configuration into NCSN v2 with these levels.
 
-    Technique 3 is among them (the network gives -sigma times the score, so its output is divided by sigma; the paper's
-    own network divides by itself), and technique 5 (an average of the parameters). `net` is the network's name.
+    They include technique 3 (the network gives -sigma times the score, so its output is divided by sigma; the paper's
+    network divides by sigma itself) and technique 5 (an average of the parameters). `net` is the network's name.
 
     >>> settings(Levels(0.01, 50.0, 232, 6.2e-6, 5), "unet")["process.ncsn.levels"]
     232
@@ -64,9 +64,9 @@ def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def present(config: Config) -> Levels | None:
-    """The levels that a configuration has now, or None if its process is not NCSN's.
+    """The present levels of a configuration, or None if its process is not NCSN's.
 
-    Without the steps, unless annealed Langevin dynamics walk all of the levels.
+    The Langevin steps are None unless the sampler is annealed Langevin dynamics on all levels.
 
     >>> from scoregen.app.config import load
     >>> present(load("ncsn_cifar"))
@@ -85,7 +85,7 @@ def present(config: Config) -> Levels | None:
 
 
 def preset_text(base: str, path: Path, what: str, values: Mapping[str, Any]) -> str:
-    """The text of a preset: the base, and its options, by their dotted keys, that differ."""
+    """The source of a preset: it loads `base` and sets the options in `values`."""
     lines = [f"    config.{key} = {_source(value)}" for key, value in values.items()]
     return "\n".join(
         [

@@ -1,7 +1,7 @@
 """Techniques 1, 2 and 4 of Song & Ermon 2020, "Improved techniques for training score-based generative models".
 
-The largest sigma, the ratio of neighbouring levels and so their number, and the step of the Langevin sampler follow
-from the data. Nothing here depends on a configuration.
+They compute the largest sigma, the ratio of neighbouring levels (and with it their number), and the step size of the
+Langevin sampler from the data. Nothing here depends on a configuration.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# The ratio of NCSN v1, ten levels from 1 to 0.01: no published NCSN has a coarser one.
+# The ratio of NCSN v1, ten levels from 1 to 0.01. No published NCSN has a larger ratio.
 COARSEST = 100 ** (1 / 9)
 BLOCK = 1024  # examples at a time
 
@@ -23,8 +23,8 @@ def largest_distance(x: np.ndarray) -> float:
 
         max_{i,j} ||x_i - x_j||
 
-    x is `[N, ...]`, the distance in its units. It is exact up to the rounding of float64, and 0 for one example. Of
-    N (N - 1) / 2 pairs only those are compared that may be the farthest; see `distance_bounds`.
+    x is `[N, ...]`, and the distance is in its units. It is exact up to the rounding of float64, and 0 for one example.
+    Only pairs that can have the largest distance are compared, of all N (N - 1) / 2 pairs; see `distance_bounds`.
 
     >>> largest_distance(np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]))
     5.0
@@ -35,14 +35,14 @@ def largest_distance(x: np.ndarray) -> float:
 def distance_bounds(x: np.ndarray, budget: float = math.inf) -> tuple[float, float]:
     """Two bounds of the largest distance between examples `[N, ...]`, equal unless the budget ran out.
 
-    With r_i = ||x_i - mean||, no pair is farther apart than r_i + r_j. So blocks of examples are compared from the
-    outermost inwards, until what is left cannot exceed what was found. Images are thereby done with after a few
-    thousand of them; for data that all lie equally far out, every pair is compared.
+    With r_i = ||x_i - mean||, the distance of a pair is at most r_i + r_j. So blocks of examples are compared in the
+    order of decreasing r, until no other pair can exceed the largest distance found. For images a few thousand examples
+    are enough. If all examples have nearly the same r, every pair is compared.
 
     Args:
         x: the examples, finite.
-        budget: how many products may be spent, D a pair (and 200 at least, which is what looking at it costs); then
-            the second bound is the r_i + r_j of what was not compared.
+        budget: the largest number of products. A pair counts as D products, but at least 200, the overhead per pair.
+            When the budget is used up, the second bound is the largest r_i + r_j of the other pairs.
 
     >>> distance_bounds(np.eye(3000), budget=0)  # after one block
     (1.41421, 1.99967)
@@ -74,14 +74,14 @@ def distance_bounds(x: np.ndarray, budget: float = math.inf) -> tuple[float, flo
             squares += inner_norms[:, None]
             squares += outer_norms
             a, b = np.unravel_index(squares.argmax(), squares.shape)
-            # The pair is taken from the products, its distance is not: equal examples are to have a distance of 0.
+            # The products only find the pair; its distance is computed directly, so equal examples have distance 0.
             best = max(best, float(np.linalg.norm(inner[a] - outer[b])))
             spent += squares.size * max(x.shape[1], 200)
     return best, best
 
 
 def coverage(dims: int, gamma: float) -> float:
-    """How much of one noise level lies where the next noisier does (Song & Ermon 2020, technique 2).
+    """The overlap of a noise level with the next noisier one (Song & Ermon 2020, technique 2).
 
         C = Phi(sqrt(2D) (gamma - 1) + 3 gamma) - Phi(sqrt(2D) (gamma - 1) - 3 gamma)
 
@@ -93,27 +93,27 @@ def coverage(dims: int, gamma: float) -> float:
     """
     shift = math.sqrt(2 * dims) * (gamma - 1)
     low, high = ((shift + side * 3 * gamma) / math.sqrt(2) for side in (-1, 1))
-    return (math.erfc(low) - math.erfc(high)) / 2  # by symmetry: no difference of two near 1
+    return (math.erfc(low) - math.erfc(high)) / 2  # by symmetry; avoids the difference of two numbers near 1
 
 
 def ratio(dims: int, overlap: float = 0.5) -> float:
     """The ratio gamma > 1 of neighbouring noise levels with `coverage(dims, gamma) = overlap` (technique 2).
 
     Raises:
-        ValueError: if there is none. In four dimensions and fewer the levels overlap more the farther they are apart,
-            since three standard deviations reach down to 0; and nothing overlaps more than Phi(3) - Phi(-3) = 0.9973
-            at gamma = 1, since three standard deviations are all that is looked at.
+        ValueError: if there is no such ratio. In at most four dimensions, the overlap grows with the ratio, since three
+            standard deviations reach down to 0. The largest overlap is Phi(3) - Phi(-3) = 0.9973, at gamma = 1, since
+            only three standard deviations count.
 
     >>> ratio(3072)
     1.0398
     """
     if dims <= 4:
-        raise ValueError(f"in {dims} dimensions noise levels overlap however far apart they are")
+        raise ValueError(f"in {dims} dimensions noise levels overlap at any ratio")
     most = coverage(dims, 1.0)
     if not 0 < overlap < most:
         raise ValueError(f"overlap={overlap}: a number between 0 and {most:.4f} is needed")
     high = 2.0
-    while coverage(dims, high) > overlap:  # it falls to 0, though it takes a ratio of 20 in five dimensions
+    while coverage(dims, high) > overlap:  # it falls to 0, but only at large ratios: about 20 in five dimensions
         high *= 2
     return _root(lambda gamma: coverage(dims, gamma) - overlap, 1.0, high)
 
@@ -132,7 +132,7 @@ def levels(sigma_min: float, sigma_max: float, gamma: float) -> int:
     if not (0 < sigma_min < sigma_max and gamma > 1):
         raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}, gamma={gamma}: 0 < min < max, 1 < gamma")
     exact = math.log(sigma_max / sigma_min) / math.log(gamma)
-    return max(2, math.ceil(exact - 1e-9) + 1)  # a ratio that fits exactly is not to cost a level by its rounding
+    return max(2, math.ceil(exact - 1e-9) + 1)  # rounding must not add a level to a ratio that fits exactly
 
 
 def final_variance(step: float, sigma_min: float, gamma: float, steps: int) -> float:
@@ -140,16 +140,16 @@ def final_variance(step: float, sigma_min: float, gamma: float, steps: int) -> f
 
         a^{2T} (gamma^2 - c) + c,    a = 1 - step / sigma_min^2,    c = 2 step / (sigma_min^2 (1 - a^2))
 
-    for data at a point and the exact score, where the sampler comes from the level before with the variance gamma^2
-    sigma^2. It is what the recursion v <- a^2 v + 2 step / sigma_min^2 gives from gamma^2, and the same at every
-    level that is entered so. With h = step / sigma_min^2, c is 1 / (1 - h / 2), where `samplers.Langevin` converges
-    in the end. It is above 1 always: the steps are too few, or too long.
+    This holds for data at a single point and the exact score, if the sampler enters the level with the variance
+    gamma^2 sigma^2. The value is the result of the recursion v <- a^2 v + 2 step / sigma_min^2 that starts at gamma^2,
+    and it is the same at every level. With h = step / sigma_min^2, c is 1 / (1 - h / 2), the limit of
+    `samplers.Langevin` for many steps. The value is always above 1, because the steps are too few or too long.
 
-    This is the paper's criterion. Along a walk each level is entered with what the one before has left, so that v <-
-    q gamma^2 v + (1 - q) c with q = a^{2T}, which converges to c (1 - q) / (1 - q gamma^2): 1.128 rather than 1.055 at
-    NCSN v2's levels for CIFAR-10, and without bound where steps are so short that q gamma^2 comes near 1. A network
-    without the level as input estimates the noise from x, and corrects excess noise less, so more is left
-    (experiments/noise_levels).
+    This is the paper's criterion. In real sampling, each level starts with the variance that the previous level has
+    left. Then v <- q gamma^2 v + (1 - q) c with q = a^{2T}, which converges to c (1 - q) / (1 - q gamma^2). At NCSN
+    v2's levels for CIFAR-10 this is 1.128 instead of 1.055, and it diverges if the steps are so short that q gamma^2
+    approaches 1. A network without the level as input estimates the noise from x and corrects excess noise less, so
+    more noise is left (experiments/noise_levels).
 
     Args:
         step: the `step_size` of `samplers.Langevin`: h at the least noisy level, in units of sigma^2.
@@ -158,7 +158,7 @@ def final_variance(step: float, sigma_min: float, gamma: float, steps: int) -> f
         steps: T, the steps at each level.
 
     Raises:
-        ValueError: unless 0 < step < 2 sigma_min^2, outside of which the steps diverge.
+        ValueError: unless 0 < step < 2 sigma_min^2; other steps diverge.
 
     >>> final_variance(6.2e-6, 0.01, (50 / 0.01) ** (1 / 231), 5)  # NCSN v2 on CIFAR-10
     1.055
@@ -173,15 +173,15 @@ def final_variance(step: float, sigma_min: float, gamma: float, steps: int) -> f
 
 
 def step_size(sigma_min: float, gamma: float, steps: int) -> float:
-    """The Langevin step whose `final_variance` variance is nearest to 1 (Song & Ermon 2020, technique 4).
+    """The Langevin step size whose `final_variance` is nearest to 1 (Song & Ermon 2020, technique 4).
 
     In h = step / sigma_min^2, with q = (1 - h)^{2T}, the derivative is
 
         c' (1 - q) + q' (gamma^2 - c),    c' = 2 / (2 - h)^2,    q' = -2T (1 - h)^{2T - 1}
 
-    It is -2T (gamma^2 - 1) at h = 0, rises as long as c < gamma^2, and is positive from there to h = 1. So it has one
-    root, the minimum: beyond 1 no variance is less than the lesser of gamma^2 and 2. In units of sigma^2, for
-    `samplers.Langevin`.
+    The derivative is -2T (gamma^2 - 1) at h = 0, rises while c < gamma^2, and is positive from there to h = 1. So it
+    has one root, which is the minimum, since for h > 1 the variance is at least the smaller of gamma^2 and 2. The
+    result is in units of sigma^2, for `samplers.Langevin`.
 
     Raises:
         ValueError: unless sigma_min > 0, gamma > 1 and steps >= 1.
@@ -201,7 +201,7 @@ def step_size(sigma_min: float, gamma: float, steps: int) -> float:
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
     """Where a function that differs in sign at the two ends is 0, to 14 digits."""
-    from scipy.optimize import brentq  # most of a second, in which the command line already hears Ctrl-C
+    from scipy.optimize import brentq  # imported late: this takes most of a second
 
     found: Any = brentq(function, low, high, xtol=1e-15, rtol=np.float64(1e-14))
     return float(found)
@@ -238,16 +238,16 @@ class Levels:
 
     @property
     def evaluations(self) -> int | None:
-        """Of the network for one sample; to end with the denoised mean takes one more."""
+        """Network evaluations per sample, without the final denoising step, which takes one more."""
         return None if self.steps is None else self.levels * self.steps
 
 
 def design(dims: int, distance: float, sigma_min: float, steps: int, overlap: float = 0.5) -> Levels:
-    """Techniques 1, 2 and 4 of Song & Ermon 2020, one after the other.
+    """Apply techniques 1, 2 and 4 of Song & Ermon 2020 in this order.
 
-    sigma_max is `distance`, rounded up to three digits; the ratio is at most `ratio(dims, overlap)`, and at most that
-    of NCSN v1, 1.67, which is what stands where few dimensions would allow for any; the step is for the ratio that
-    the whole number of levels gives, rounded to three digits.
+    sigma_max is `distance`, rounded up to three digits. The ratio is at most `ratio(dims, overlap)`, and at most the
+    ratio of NCSN v1, 1.67, which is the only limit in few dimensions. The step size is for the actual ratio, which
+    follows from the whole number of levels. It is rounded to three digits.
 
     Raises:
         ValueError: unless 0 < sigma_min < distance, steps >= 1, and the overlap is one that `ratio` takes.
@@ -263,6 +263,6 @@ def design(dims: int, distance: float, sigma_min: float, steps: int, overlap: fl
 
 
 def _rounded_up(value: float) -> float:
-    """The least number of three significant digits that is not below `value`."""
+    """The smallest number with three significant digits that is at least `value`."""
     near = float(f"{value:.3g}")
     return near if near >= value else float(f"{near + 10.0 ** (math.floor(math.log10(value)) - 2):.3g}")

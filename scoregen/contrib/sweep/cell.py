@@ -1,7 +1,7 @@
 """One cell of a sweep, in a process of its own: python -m scoregen.contrib.sweep.cell FOLDER
 
-It trains the network of the cell, unless another cell has trained it; samples and evaluates it as `scoregen eval`
-does; and calls measure(run) of the sweep. It writes result.json last and whole: then the cell is finished.
+It trains the network of the cell, unless another cell has trained it, samples and evaluates it like `scoregen eval`,
+and calls measure(run) of the sweep. It writes result.json last and atomically; a cell with this file is finished.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scoregen.app.build import Parts
 
 TASK, RESULT, FAILED, LOG, LOCK = "cell.json", "result.json", "failed.json", "log.txt", ".lock"
-BEFORE = "result.before.json"  # the old result of a cell that was run again and failed
+BEFORE = "result.before.json"  # the previous result, if the cell was run again and failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Subject:
     """The argument of a sweep's measure(run).
 
     Attributes:
-        options: the cell's options under "sweep.", or all of them where there is nothing to train.
-        workdir: the cell's folder, for files of its own.
-        run: the trained run, as `scoregen.load` gives it, with `.denoiser`, `.params`, `.step`, `.parts` ...; its
-            `workdir` is the folder of the training. None where there is nothing to train.
+        options: the cell's options under "sweep."; all options if the cell trains nothing.
+        workdir: the cell's folder, where measure(run) can write files.
+        run: the trained run, as from `scoregen.load`, with `.denoiser`, `.params`, `.step`, `.parts` ...; its
+            `workdir` is the folder of the training. None if the cell trains nothing.
     """
 
     options: dict[str, Any]
@@ -82,18 +82,18 @@ def folder_of(out: Path, cell: Cell) -> Path:
 
 
 def network_of(out: Path, cell: Cell) -> Path:
-    """The folder of its network, the workdir of a `scoregen train`."""
+    """The folder of a cell's network, a workdir of `scoregen train`."""
     assert cell.training is not None
     return out / "trained" / cell.training
 
 
 def is_trained(network: Path, config: Config) -> bool:
-    """Whether the network in a folder is trained to the end."""
+    """Whether the training in a folder is complete."""
     return (network / "checkpoints" / str(config.train.steps)).is_dir()
 
 
 def prepare(out: Path, sweep: Sweep, cell: Cell, again: str = "") -> Path:
-    """Write the task of a cell into its folder, for its process; `again` as in `result_of`."""
+    """Write the task of a cell into its folder, for the process of the cell; `again` as in `result_of`."""
     folder = folder_of(out, cell)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def prepare(out: Path, sweep: Sweep, cell: Cell, again: str = "") -> Path:
 
 
 def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
-    """The result or the failure of a cell; None if there is none, or one with another key."""
+    """The content of the file `name` of a cell, its result or its failure; None without it or with another key."""
     try:
         found = from_json((folder / name).read_text())
     except (OSError, ValueError):
@@ -124,13 +124,13 @@ def note(folder: Path, name: str, key: str) -> dict[str, Any] | None:
 
 
 def result_of(folder: Path, key: str, again: str = "") -> dict[str, Any] | None:
-    """The result of a cell; with `again`, the name of a command with --again, only a result of that command."""
+    """The result of a cell. `again` names a command with --again: then only a result of this command counts."""
     found = note(folder, RESULT, key)
     return found if found and again in ("", found.get("again")) else None
 
 
 def fail(folder: Path, key: str, reason: str, training: bool = False, again: str = "") -> None:
-    """Write the reason of a failure, and whether training failed; an older result is renamed to `BEFORE`."""
+    """Write the reason of a failure, and whether the training failed. An older result is renamed to `BEFORE`."""
     if again and (found := note(folder, RESULT, key)) and found["again"] != again:
         (folder / RESULT).replace(folder / BEFORE)
     with whole(folder / FAILED) as fresh:
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_with_parent() -> None:
-    """From now on, end when the process that started this one ends, which closes the pipe to its input."""
+    """From now on, exit when the parent process exits. Its exit closes the pipe to the standard input."""
 
     def watch() -> None:
         while os.read(0, 1):
@@ -157,7 +157,7 @@ def _end_with_parent() -> None:
 
 def _run(folder: Path, console: Console) -> int:
     task = from_json((folder / TASK).read_text())
-    # After a broken connection two processes may have the same task: the second waits, and finds it done.
+    # After a broken connection two processes can have the same task. The second waits, and then finds the result.
     with locked(folder / LOCK, wait=_saying(console, folder)), Signals(console) as signals:
         if result_of(folder, task["key"], task["again"]):
             return 0
@@ -167,7 +167,7 @@ def _run(folder: Path, console: Console) -> int:
             found = work()
         except Exception as error:
             fail(folder, task["key"], _reason(error), work.training, task["again"])
-            if isinstance(error, UsageError) and error.__cause__ is not None:  # the full traceback of a user's code
+            if isinstance(error, UsageError) and error.__cause__ is not None:  # from the user's code
                 traceback.print_exception(error.__cause__)
             raise
         seconds = time.monotonic() - began - work.trained_for
@@ -179,7 +179,7 @@ def _run(folder: Path, console: Console) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """One line for any failure; it names the line of code unless an option can fix it."""
+    """One line for a failure. It names the line of code, unless a user can fix the failure with an option."""
     message = advice(error)
     if message is not None:
         return message
@@ -196,15 +196,15 @@ class _Work:
     task: dict[str, Any]
     console: Console
     signals: Signals
-    training: bool = False  # whether it trains now
-    trained_for: float = 0.0  # seconds
+    training: bool = False  # whether it is training now
+    trained_for: float = 0.0  # seconds of training
 
     def __call__(self) -> dict[str, Any]:
         path = Path(self.task["sweep"])
         source, module = execute(path)
         if stamp_of(source) != self.task["measure"]:  # a row must not have cells of two measures
             raise UsageError(
-                f"{path}: its measure(run) has changed since the sweep began: the same command begins anew"
+                f"{path}: its measure(run) has changed since the sweep started: start the same command again"
             )
         options, figures, floors = config_lib.tuples(self.task["options"]), {}, {}
         subject = Subject(options, self.folder)
@@ -234,12 +234,12 @@ class _Work:
         trained = Path(self.task["trained"])
         trained.mkdir(parents=True, exist_ok=True)
         again = f"scoregen sweep {shlex.quote(self.task['sweep'])}"
-        # The training has a lock of its own, which does not wait.
+        # A second lock: the lock of the training itself raises an error instead of waiting.
         with locked(trained / ".cells.lock", wait=_saying(self.console, trained, self.signals)):
             agree(config, trained, "train")
             training = Action(parts, trained, trained, "train", self.console, self.signals, again)
             fresh, began, self.training = not is_trained(trained, config), time.monotonic(), True
-            # Also if it is trained: a checkpoint that has been damaged since is made again.
+            # Also if the training is complete, to replace a checkpoint that was damaged later.
             run = training.train()
             if self.signals():
                 leave(self.signals)
@@ -261,8 +261,8 @@ class _Work:
 
 
 def _saying(console: Console, folder: Path, signals: Signals | None = None) -> Callable[[], None]:
-    """For the time while another process holds a lock: says so once, since it may be the lock of a lost node."""
-    say_once = functools.cache(lambda: say(console, f"waiting for another process that is at work in {folder}"))
+    """A callback while waiting for a lock. It prints one line, since the lock may belong to a lost node."""
+    say_once = functools.cache(lambda: say(console, f"waiting for another process that works in {folder}"))
 
     def wait() -> None:
         say_once()
@@ -273,24 +273,24 @@ def _saying(console: Console, folder: Path, signals: Signals | None = None) -> C
 
 
 def _numbers(measured: Any, path: Path, taken: Container[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """The figures that measure(run) returned, and their floors."""
+    """The values that measure(run) returned, and their floors."""
     if not isinstance(measured, Mapping):
         raise UsageError(f"{path}: measure(run) returned {type(measured).__name__}, not a dict of numbers")
     found: tuple[dict[str, float], dict[str, float]] = {}, {}
     for name, value in measured.items():
         if str(name) in taken:
-            raise UsageError(f"{path}: measure(run) calls a figure {name!r}, as another column of the table is called")
+            raise UsageError(f"{path}: measure(run) returned {name!r}, but another column of the table has this name")
         pair: tuple[Any, ...] = value if isinstance(value, tuple) and len(value) == 2 else (value,)
         for of, number in zip(found, pair, strict=False):
             with contextlib.suppress(TypeError, ValueError):
                 of[str(name)] = float(number)
             if not math.isfinite(of.get(str(name), math.nan)):
-                raise UsageError(f"{path}: measure(run) gave {value!r} as {name!r}, which is not a finite number")
+                raise UsageError(f"{path}: measure(run) returned {value!r} for {name!r}, which is not a finite number")
     return found
 
 
 def _device() -> dict[str, str]:
-    """The device, if JAX was used."""
+    """The kind of the device, if JAX was used."""
     if "jax" not in sys.modules:
         return {}
     return {"device": sys.modules["jax"].devices()[0].device_kind}

@@ -4,11 +4,11 @@
     scoregen sweep experiments/NAME/sweep.py
     scoregen sweep experiments/NAME/sweep.py --config.train.steps=20000 --out=sweeps/long
 
-The file's `cells()` yields a dict for each run: its preset as "config", its seed, and the options that it changes. A
-finished cell is never run again, an interrupted one resumes, and a failed one is named and tried again the next time.
-See docs/sweeps.md.
+A cell is one run of the sweep. The function `cells()` in the file yields a dict for each cell: the preset as "config",
+the seed, and the options that the cell changes. If you repeat the command, finished cells are skipped, an interrupted
+cell continues, and a failed cell is tried again. See docs/sweeps.md.
 
-Exit codes: 0 all cells are done; 1 some failed; 2 something that you can fix, in one line each; 128 + n ended by
+Exit codes: 0 all cells are done; 1 some cells failed; 2 an error that you can fix, one line each; 128 + n stopped by
 signal n, with everything saved.
 """
 
@@ -30,7 +30,7 @@ from rich.text import Text
 
 from scoregen.app.arguments import Flag
 from scoregen.app.arguments import read as read_arguments
-from scoregen.app.command import answer, say
+from scoregen.app.command import answer, say, say_flags, say_help
 from scoregen.app.config import blaming, unknown
 from scoregen.app.signals import Signals
 from scoregen.contrib.sweep.cell import FAILED, folder_of, is_trained, network_of, note, result_of
@@ -41,15 +41,15 @@ from scoregen.errors import UsageError
 from scoregen.files import check_writable, locked, make_folder, whole
 from scoregen.train.log import clock
 
-AGAIN = ".again"  # holds the name of a command with --again until it has done all
+AGAIN = ".again"  # this file names the command with --again that has not finished yet
 FLAGS = (
-    Flag("out", "the folder for everything (sweeps/NAME)", value="DIR"),
-    Flag("dry-run", "show the cells, which are finished, and the remaining time; run nothing", False),
-    Flag("only", "the cells with such names, for example '*loss=ssm*'", value="GLOB"),
-    Flag("again", "run finished cells again (--only chooses); their networks stay", False),
-    Flag("table", "write the tables and the page again; run nothing", False),
-    Flag("workers", "cells at a time (local: one a GPU, else 1; ray and slurm: no limit)", kind=int, value="N"),
-    Flag("launcher", f"{', '.join(LAUNCHERS)} (local)", "local", value="NAME"),
+    Flag("out", "the output folder (default: sweeps/NAME)", value="FOLDER"),
+    Flag("dry-run", "show each cell, whether it is finished, and the remaining time; run nothing", False),
+    Flag("only", "only the cells whose names match, for example '*loss=ssm*'", value="GLOB"),
+    Flag("again", "run finished cells again, without training again (add --only to choose cells)", False),
+    Flag("table", "write the tables and the HTML page again; run nothing", False),
+    Flag("workers", "cells at a time (default: one per GPU, 1 without; no limit with ray, slurm)", kind=int, value="N"),
+    Flag("launcher", f"where cells run: {', '.join(LAUNCHERS)} (default: local)", "local", value="NAME"),
 )
 
 
@@ -59,12 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help(console: Console) -> None:
-    say(console, __doc__ or "")
     lines = [(flag.usage, flag.help) for flag in FLAGS]
     lines.append(("--launch.OPTION=VALUE", "an option of the launcher, such as --launch.slurm_partition=gpu"))
     lines.append(("--config.SECTION.OPTION=VALUE", "changes one option of all cells"))
-    for usage, text in lines:
-        say(console, f"{usage:<30} {text}")
+    say_help(console, "sweep FILE", __doc__, lambda: say_flags(console, lines))
 
 
 def _run(argv: list[str], console: Console) -> int:
@@ -72,17 +70,17 @@ def _run(argv: list[str], console: Console) -> int:
     options = SimpleNamespace(**{name.replace("-", "_"): value for name, value in given.values.items()})
     launching = {name: _literal(text) for name, text in given.more["launch"].items()}
     if not given.positional:
-        given.errors.append("which sweep? Say: scoregen sweep FILE, such as experiments/losses/sweep.py")
+        given.errors.append("a sweep file is needed: scoregen sweep FILE, such as experiments/losses/sweep.py")
     if options.launcher not in LAUNCHERS:
         given.errors.append(unknown("--launcher", options.launcher, LAUNCHERS))
     if options.launcher == "local":
-        given.errors += [f"--launch.{name}: the launcher 'local' has no options but --workers" for name in launching]
+        given.errors += [f"--launch.{name}: the only option of the launcher 'local' is --workers" for name in launching]
     if options.workers is not None and options.workers < 1:
         given.errors.append(f"--workers={options.workers}: at least 1 is needed")
 
     import jax
 
-    # The cells need the devices; the file's own computations are done on the CPU.
+    # The cells need the devices, so this process computes on the CPU.
     jax.config.update("jax_platforms", "cpu")
     path, sweep = Path(*given.positional[:1]).expanduser(), None
     try:
@@ -97,7 +95,7 @@ def _run(argv: list[str], console: Console) -> int:
     sweep = placed(sweep, out)
     chosen = [cell for cell in sweep.cells if fnmatch.fnmatchcase(cell.name, options.only or "*")]
     if not chosen:
-        raise UsageError(f"--only={options.only}: no cell has such a name, for instance {sweep.cells[0].name}")
+        raise UsageError(f"--only={options.only}: no cell has a matching name; one cell is {sweep.cells[0].name}")
     again = _again(out, sweep.stamp) if options.again else ""
     todo = [cell for cell in chosen if not result_of(folder_of(out, cell), cell.key, again)]
     say(console, "\n\n".join(filter(None, [sweep.title, sweep.claim])) + "\n")
@@ -114,7 +112,7 @@ def _run(argv: list[str], console: Console) -> int:
         launcher = make(options.workers, out, dict(launching))
         if launcher.room == 0:
             takes = ", ".join(f"{name}={value}" for name, value in launching.items())
-            say(console, f"no node of the cluster has room for a cell ({takes}); waiting for one that has")
+            say(console, f"no node of the cluster has room for a cell ({takes}); waiting until a node has")
         (out / AGAIN).write_text(again)
         with Signals(console) as signals:
             with (
@@ -125,7 +123,7 @@ def _run(argv: list[str], console: Console) -> int:
                     display.ended(cell, reason)
             code = _report(console, sweep, out, display.failed)
             if signals.caught is not None:
-                say(console, "stopped; what was done is saved. The same command goes on")
+                say(console, "stopped, and all results are saved. The same command continues the sweep")
                 return 128 + signals.caught
             if not display.failed:
                 (out / AGAIN).unlink()
@@ -133,7 +131,7 @@ def _run(argv: list[str], console: Console) -> int:
 
 
 def _again(out: Path, stamp: str) -> str:
-    """What to call a command with --again: as the one with this measure(run) that has not done all, and so goes on."""
+    """The name of this command with --again. It is the name of an unfinished one with the same measure(run), if any."""
     with contextlib.suppress(OSError):
         if (before := (out / AGAIN).read_text()).endswith(stamp):
             return before
@@ -141,7 +139,7 @@ def _again(out: Path, stamp: str) -> str:
 
 
 def _literal(text: str) -> Any:
-    """A number, a bool or a tuple as such, all else as text."""
+    """A text as a Python number, bool or tuple; any other text as it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -151,7 +149,7 @@ def _literal(text: str) -> Any:
 def _show(
     console: Console, sweep: Sweep, chosen: Sequence[Cell], todo: Sequence[Cell], out: Path, room: int | None
 ) -> int:
-    """Say what would run."""
+    """Print what would run (--dry-run)."""
     for cell in chosen:
         folder = folder_of(out, cell)
         failed = note(folder, FAILED, cell.key)
@@ -165,7 +163,7 @@ def _show(
 
 
 def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> str:
-    """How long these cells take, `room` of them at once, in words."""
+    """The time that these cells take, in words, if `room` of them run at once."""
     if not cells:
         return "none"
     if room is None:
@@ -177,13 +175,13 @@ def _left(cells: Sequence[Cell], sweep: Sweep, out: Path, room: int | None) -> s
 
 
 def _report(console: Console, sweep: Sweep, out: Path, failures: int | None = None) -> int:
-    """Write the tables, the figure and the page; returns the exit code after so many failures, or the table's own."""
+    """Write the tables, the figure and the page. Returns the exit code, from `failures` or from all failed cells."""
     from scoregen.contrib.sweep.page import page
 
-    with locked(out / ".report", wait=lambda: None):  # by --table beside a sweep that ends
+    with locked(out / ".report", wait=lambda: None):  # a command with --table may write at the same time
         rows = rows_of(sweep, out)
         markdown = as_markdown(sweep, rows)
-        (out / "figure.png").unlink(missing_ok=True)  # of other rows than these
+        (out / "figure.png").unlink(missing_ok=True)  # it may show other rows
         texts = {"table.csv": as_csv(rows), "cells.csv": cells_csv(rows), "table.md": markdown}
         for name, text in texts.items():
             with whole(out / name) as fresh:
@@ -198,12 +196,12 @@ def _report(console: Console, sweep: Sweep, out: Path, failures: int | None = No
 
 
 def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:
-    """Draw the figure, by the sweep's draw(rows, path) if there is one; 1 if that failed."""
+    """Draw the figure, with the sweep's draw(rows, path) if it has one. Returns 1 if draw(rows, path) failed."""
     from scoregen.contrib.sweep.figure import draw
 
     if sweep.draw is not None:
         try:
-            with whole(path) as fresh, blaming(sweep.path):  # inside: a file it cannot read is no failure to write
+            with whole(path) as fresh, blaming(sweep.path):  # an error of draw() is no failed write
                 sweep.draw(rows, fresh)
             return 0
         except UsageError as error:
@@ -214,7 +212,7 @@ def _draw(console: Console, sweep: Sweep, rows: list[Any], path: Path) -> int:
 
 
 class Display:
-    """What runs, and how far all is: moving lines on a terminal, elsewhere one line a cell at its end."""
+    """The progress of a sweep: a live view on a terminal, else one line per finished cell."""
 
     def __init__(
         self,
@@ -241,7 +239,7 @@ class Display:
             self.live.stop()
 
     def ended(self, cell: Cell, reason: str | None) -> None:
-        """One cell has: say so."""
+        """Print that a cell has ended."""
         self.todo.remove(cell)
         self.failed += reason is not None
         self.left = _left(self.todo, self.sweep, self.out, self.launcher.room)
@@ -250,13 +248,13 @@ class Display:
         say(self.console, f"[{self.total - len(self.todo)}/{self.total}] {cell.name}  {how}{left}")
 
     def tick(self, running: Sequence[Cell]) -> None:
-        """Show what runs now, each with the last line of its log."""
+        """Show the running cells, each with the last line of its log."""
         now = time.monotonic()
         if self.live is None:
-            for cell in running:  # which, where there is a queue, is not known
+            for cell in running:  # with a queue, it is unknown which cells really run
                 if cell not in self.begun and self.launcher.room == self.launcher.slots:
                     self.begun.add(cell)
-                    say(self.console, f"begun  {cell.name}")
+                    say(self.console, f"started  {cell.name}")
         elif now - self.drawn > 0.25:
             self.drawn = now
             done = self.total - len(self.todo)

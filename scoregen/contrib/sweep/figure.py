@@ -1,4 +1,4 @@
-"""The figure that compares the rows of a sweep, where the sweep draws none of its own."""
+"""The default figure that compares the rows of a sweep, for sweeps without draw(rows, path)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scoregen.contrib.sweep.table import Row, all_figures
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """A panel for each figure, at most six: the mean of each row with its standard error, every cell, and the floor."""
+    """A panel for each measured value, at most six: mean and standard error of each row, all cells, the floor."""
     figures = all_figures(rows)[:6]
     columns = min(3, len(figures))
     lines = -(-len(figures) // columns)
@@ -48,5 +48,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _text(text: str) -> str:
-    """A text as it is, where matplotlib would read mathematics between two dollars."""
+    """Escape dollar signs, since matplotlib reads text between two of them as mathematics."""
     return text.replace("$", r"\$")

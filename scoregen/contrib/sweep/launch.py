@@ -1,9 +1,9 @@
-"""The launchers of cells: processes of this machine, tasks of a Ray cluster, or jobs of Slurm.
+"""The launchers of cells: local processes, tasks of a Ray cluster, or Slurm jobs.
 
-A launcher has `slots`, the number of cells that it accepts, and `room`, the number that run at once, if that is known.
-`start(folder, slot)` starts a cell and returns a handle with `poll()`, which is None while the cell runs, then its exit
-code, or a line where the launcher itself failed; and `stop()`, after which the cell saves its state and ends. With
-every launcher a cell is the process `python -m scoregen.contrib.sweep.cell FOLDER`.
+A launcher has `slots`, the number of cells that it accepts, and `room`, the number of cells that run at once, if known.
+`start(folder, slot)` starts a cell and returns a handle. `handle.poll()` is None while the cell runs, and then its exit
+code, or a line if the launcher itself failed. After `handle.stop()` the cell saves its state and exits. With every
+launcher a cell is the process `python -m scoregen.contrib.sweep.cell FOLDER`.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from scoregen.contrib.sweep.plan import Cell, Sweep
 from scoregen.errors import UsageError
 from scoregen.files import is_locked
 
-# The exit codes of a stopped cell; those of the bare signal while it was still loading.
+# The exit codes of a stopped cell: 128 + n, or -n if the signal n came while the cell was still loading.
 STOPPED = [sign for number in (signal.SIGTERM, signal.SIGINT) for sign in (128 + number, -number)]
-_ANY = 10_000  # cells in the queue of a cluster
-LATE = 60.0  # seconds
-_BEGUN = "--- begun "  # a line of the log for each start
+_ANY = 10_000  # the number of cells in the queue of a cluster, if there is no limit
+LATE = 60.0  # seconds to wait for a result on a network file system
+_BEGUN = "--- begun "  # the first line of the log after each start
 
 
 class Handle(Protocol):
     """A cell that was started."""
 
     def poll(self) -> int | str | None:
-        """None while it runs; its exit code, or a line that says why there is none."""
+        """None while the cell runs; then its exit code, or a line that says why there is no exit code."""
         ...
 
     def stop(self) -> None:
-        """Make it save its state and end."""
+        """Make the cell save its state and exit."""
         ...
 
 
 class Launcher(Protocol):
-    """An entry of `LAUNCHERS`, made: `(workers, out, options)`."""
+    """An instance of an entry of `LAUNCHERS`, which is called as `(workers, out, options)`."""
 
     slots: int
     room: int | None
@@ -72,9 +72,9 @@ class Launcher(Protocol):
 
 
 def spawn(folder: Path, env: dict[str, str] | None = None, cwd: str | None = None) -> subprocess.Popen:
-    """Start the process of a cell. It ends with this process, which holds its input open, and does not get Ctrl-C."""
+    """Start the process of a cell. It exits when this process closes its input, and does not receive Ctrl-C."""
     env, here = os.environ | (env or {}), Path(__file__).parents[3]
-    if here.name not in ("site-packages", "dist-packages"):  # a checkout, perhaps not the current folder
+    if here.name not in ("site-packages", "dist-packages"):  # a checkout, which may not be the current folder
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), env.get("PYTHONPATH")]))
     with (folder / LOG).open("ab") as log:
         log.write(f"{_BEGUN}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
@@ -91,11 +91,11 @@ def spawn(folder: Path, env: dict[str, str] | None = None, cwd: str | None = Non
 
 
 def work(folder: str, cwd: str) -> int:
-    """Run a cell as a task of a cluster; returns its exit code. Cancelling the task stops the cell."""
+    """Run a cell as a task of a cluster, and return its exit code. If the task is cancelled, the cell stops."""
     process = spawn(Path(folder), cwd=cwd)
     try:
         while (code := process.poll()) is None:
-            time.sleep(0.2)  # Ray cannot cancel process.wait()
+            time.sleep(0.2)  # polled, since Ray cannot cancel process.wait()
         return code
     finally:
         if process.poll() is None:
@@ -103,14 +103,20 @@ def work(folder: str, cwd: str) -> int:
             process.wait()
 
 
+def task(folder: str, cwd: str) -> int:
+    """`work` that Ray can cancel with SIGINT. If a script started the cluster with `&`, its workers ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return work(folder, cwd)
+
+
 def job(folder: str, cwd: str) -> int:
-    """`work`, stopped by SIGTERM too, with which Slurm cancels a job and which submitit ignores."""
+    """`work` that also stops on SIGTERM. Slurm cancels a job with this signal, but submitit ignores it."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return work(folder, cwd)
 
 
 class Local:
-    """Processes of this machine: one a GPU; on a CPU, and for all TPUs of a host, one; or `workers`."""
+    """Local processes: `workers` of them, by default one per GPU. On a CPU, or for all TPUs of a host, it is one."""
 
     def __init__(self, workers: int | None, out: Path, options: dict[str, Any]) -> None:
         self.gpus = _gpus()
@@ -120,7 +126,7 @@ class Local:
         env = {}
         if self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-            if self.slots > len(self.gpus):  # JAX would take three quarters of the memory for each
+            if self.slots > len(self.gpus):  # by default each JAX process reserves three quarters of the memory
                 env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         return _Process(spawn(folder, env))
 
@@ -140,7 +146,7 @@ class _Process:
 
 
 def _gpus() -> list[str]:
-    """The names of the usable GPUs for CUDA_VISIBLE_DEVICES."""
+    """The names of the usable GPUs, as in CUDA_VISIBLE_DEVICES."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -151,10 +157,10 @@ def _gpus() -> list[str]:
 
 
 class Ray:
-    """Tasks of a Ray cluster (Moritz et al. 2018) whose nodes share the folder; tasks of a lost node start again.
+    """Tasks of a Ray cluster (Moritz et al. 2018) whose nodes share the folder. Tasks of a lost node start again.
 
-    Options: `address` of the cluster (auto), and the resources of a cell: `num_cpus` (1), `num_gpus` (0), and any
-    resource of the cluster, such as `TPU`.
+    Options: `address` of the cluster (default: auto), and the resources of a cell: `num_cpus` (default: 1), `num_gpus`
+    (default: 0), and any other resource of the cluster, such as `TPU`.
     """
 
     def __init__(self, workers: int | None, out: Path, options: dict[str, Any]) -> None:
@@ -168,8 +174,8 @@ class Ray:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < takes["GPU"] < 1 else {}
             env = {"env_vars": shared}
-            # Retries: a lost node is not the cell's fault.
-            self.task = ray.remote(max_retries=5)(work).options(
+            # Retried, since a lost node is not the cell's fault.
+            self.task = ray.remote(max_retries=5)(task).options(
                 num_cpus=takes["CPU"], num_gpus=takes["GPU"], resources=options, runtime_env=env
             )
             there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -178,8 +184,8 @@ class Ray:
             self.room = min(self.slots, sum(rooms)) if takes else self.slots
         except Exception as error:
             raise UsageError(
-                f"--launcher=ray: {first_line(error)}; `ray start --head` starts a cluster, "
-                "--launch.address=local a small one for the time of the sweep"
+                f"--launcher=ray: {first_line(error)}; `ray start --head` starts a cluster, and "
+                "--launch.address=local starts one for this sweep only"
             ) from error
 
     def start(self, folder: Path, slot: int) -> Handle:
@@ -206,7 +212,7 @@ class _Task:
 
 
 class Slurm:
-    """Jobs of Slurm, through submitit; options are those of its `update_parameters`, such as `slurm_partition`."""
+    """Slurm jobs, through submitit. The options are those of its `update_parameters`, such as `slurm_partition`."""
 
     def __init__(self, workers: int | None, out: Path, options: dict[str, Any]) -> None:
         need("slurm", "submitit")
@@ -233,7 +239,7 @@ class _Job:
             return None
         try:
             return self.job.result()
-        except Exception as error:  # of submitit, or the pickled one of the job
+        except Exception as error:  # raised by submitit, or by the job and pickled
             return STOPPED[0] if self.stopped else f"Slurm: {_last_line(error)}"
 
     def stop(self) -> None:
@@ -253,13 +259,14 @@ def launch(
     tick: Callable[[Sequence[Cell]], None] = lambda running: None,
     again: str = "",
 ) -> Generator[tuple[Cell, str | None]]:
-    """Run these cells; yields each that has ended, with None or with the reason of its failure.
+    """Run these cells. Yields each cell when it has ended, with None or with the reason of its failure.
 
-    Of cells that share a network one trains it, and the others wait; if the training fails, all of them have failed.
-    After `stopped()` no cell starts, and the running ones are stopped; so they are if this generator is closed.
+    If cells share a network, one of them trains it and the others wait. If this training fails, all of them fail.
+    When `stopped()` becomes true, no more cells start and the running cells are stopped. Closing this generator also
+    stops them.
 
     Args:
-        tick: called every moment with the running cells.
+        tick: called about every 0.05 seconds with the running cells.
         again: as in `result_of`.
     """
     queue, ending = _Queue(sweep, out, launcher, again, list(cells), min(launcher.slots, len(cells))), False
@@ -279,20 +286,20 @@ def launch(
 
 @dataclasses.dataclass
 class _Queue:
-    """The cells that wait, and those that run by their slots."""
+    """The waiting cells, and the running cells by their slots."""
 
     sweep: Sweep
     out: Path
     launcher: Launcher
     again: str
     pending: list[Cell]
-    most: int  # that run at once
+    most: int  # the largest number of cells that run at once
     running: dict[int, tuple[Cell, Handle]] = dataclasses.field(default_factory=dict)
-    full: bool = False  # the launcher refused a cell; until a running one ends
-    late: dict[int, float] = dataclasses.field(default_factory=dict)  # when cells ended whose result is not seen yet
+    full: bool = False  # whether the launcher has refused a cell since a running cell ended
+    late: dict[int, float] = dataclasses.field(default_factory=dict)  # slot -> end of a cell without a result
 
     def start(self, stopped: Callable[[], bool]) -> Iterator[tuple[Cell, str]]:
-        """Start the cells that may run; yields those that could not be started."""
+        """Start the cells that may run. Yields the cells that could not be started."""
         while not (self.full or stopped()) and len(self.running) < self.most:
             cell = next(filter(self._may_start, self.pending), None)
             if cell is None:
@@ -302,7 +309,7 @@ class _Queue:
             slot = next(slot for slot in itertools.count() if slot not in self.running)
             try:
                 self.running[slot] = cell, self.launcher.start(folder, slot)
-            except Exception as error:  # no process, no place in a queue
+            except Exception as error:  # the system starts no more processes, or the queue is full
                 if self.running:
                     self.pending.append(cell)
                     self.full = True
@@ -312,16 +319,16 @@ class _Queue:
                 yield cell, reason
 
     def _may_start(self, cell: Cell) -> bool:
-        """Whether its network is trained, or no running cell trains it."""
+        """Whether the cell's network is trained, or no running cell trains it."""
         if cell.training is None or all(cell.training != other.training for other, _ in self.running.values()):
             return True
         return is_trained(network_of(self.out, cell), cell.config)
 
     def end(self, stopping: bool) -> Iterator[tuple[Cell, str | None]]:
-        """Yield the cells that have ended, and those that have failed with them."""
+        """Yield the cells that have ended, and waiting cells that fail because of them."""
         for slot, (cell, handle) in list(self.running.items()):
             code, folder = handle.poll(), folder_of(self.out, cell)
-            # A cluster may report a cancelled task before its cell has saved.
+            # A cluster can report a task as cancelled before the cell has saved its state.
             if code is None or (code in STOPPED and is_locked(folder / LOCK)):
                 continue
             found = result_of(folder, cell.key, self.again)
@@ -339,11 +346,11 @@ class _Queue:
                     yield from self._without(cell, f"its training failed: {failure['reason']}")
 
     def _is_late(self, slot: int) -> bool:
-        """Whether a cell ended more than `LATE` ago: a network file system may show its result later."""
+        """Whether a cell ended more than `LATE` seconds ago. A network file system can show its result late."""
         return time.monotonic() - self.late.setdefault(slot, time.monotonic()) > LATE
 
     def _without(self, failed: Cell, reason: str) -> Iterator[tuple[Cell, str]]:
-        """Fail the cells that wait for the network of a cell whose training has failed."""
+        """Mark the cells that wait for the network of `failed`, whose training failed, as failed too."""
         for cell in [cell for cell in self.pending if cell.training == failed.training]:
             self.pending.remove(cell)
             fail(prepare(self.out, self.sweep, cell, self.again), cell.key, reason, True, self.again)
@@ -351,9 +358,9 @@ class _Queue:
 
 
 def _stop(handles: Sequence[Handle]) -> None:
-    """Stop cells, and wait half a minute until they have saved."""
+    """Stop cells, and wait up to 30 seconds until they have saved their state."""
     for handle in handles:
-        with contextlib.suppress(Exception):  # the others must be stopped too
+        with contextlib.suppress(Exception):  # also stop the others after an error
             handle.stop()
     until = time.monotonic() + 30
     with contextlib.suppress(Exception):
@@ -362,15 +369,15 @@ def _stop(handles: Sequence[Handle]) -> None:
 
 
 def _failure(folder: Path, cell: Cell, code: int | str, again: str) -> dict[str, Any]:
-    """The reason of a failure: the cell's own, or how its process ended."""
+    """The reason of a failure: what the cell has written, or how its process ended."""
     found = note(folder, FAILED, cell.key)
     if found is None:
         how = code if isinstance(code, str) else f"ended with the exit code {code}"
         if isinstance(code, int) and code < 0:
             how = f"ended by {signal.Signals(-code).name}"
-            how += ", perhaps since there was no memory left" * (code == -signal.SIGKILL)
+            how += ", perhaps because the memory was full" * (code == -signal.SIGKILL)
         said = last_line(folder)
-        fail(folder, cell.key, f"{how}; the last that it said: {said}" if said else how, again=again)
+        fail(folder, cell.key, f"{how}; the last line of its log: {said}" if said else how, again=again)
         found = note(folder, FAILED, cell.key)
     assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""A sweep as one HTML file that fetches nothing: the table, figures, samples, loss curves, commands and failures."""
+"""A sweep as one self-contained HTML file: table, figures, samples, loss curves, commands and failures."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ button {{ font: .8rem system-ui, sans-serif; color: inherit; background: var(--c
   th, td {{ white-space: normal; overflow-wrap: anywhere; padding: .2rem; }}
   td svg {{ width: 100%; }} }}
 """
-# Without it a click on a command selects all of it, and a second click or Enter makes a picture small again.
+# Optional: without scripts, a click selects a whole command, and a second click or Enter shrinks a picture again.
 SCRIPT = """
 document.addEventListener("click", event => {
   const button = event.target.closest("button");
@@ -88,13 +88,13 @@ document.addEventListener("keydown", event => {
   if (event.key === "Escape") document.querySelectorAll(".zoom[open]").forEach(each => each.open = false);
 });
 """
-STRIPS = "The strip below a number shows the mean, its error and the floor (tick) on the range of the column."
+STRIPS = "The strip below a number shows the mean, its error and the floor (tick) within the range of the column."
 FILES = ("result.json", "failed.json", "config.json", "distances.json", "samples.npz", "log.txt")
 TRAINED = ("config.json", "metrics.jsonl", "loss.png", "checkpoints")
 
 
 def page(sweep: Sweep, rows: Sequence[Row], out: Path) -> str:
-    """The page as text, to be written into the folder `out` of the sweep. All pictures are in it."""
+    """The HTML of the page, for the folder `out` of the sweep. All pictures are embedded."""
     finished, failed = sum(len(row.results) for row in rows), sum(len(row.failed) for row in rows)
     waiting = len(sweep.cells) - finished - failed
     counts = f"{len(sweep.cells)} cells: {finished} finished, {failed} failed, {waiting} not run"
@@ -129,7 +129,7 @@ def _id(title: str) -> str:
 
 
 def _anchor(row: Row) -> str:
-    """The id of a row's section; the same in every version of the page."""
+    """The id of a row's section, which is the same in every version of the page."""
     return f"row-{row.cells[0].key[:8]}"
 
 
@@ -142,7 +142,7 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _links(folder: Path, names: Iterable[str], out: Path) -> str:
-    """Links to the files of a folder that are there, relative to the page."""
+    """Links to the existing files of a folder, relative to the page."""
     there = [folder / name for name in names if (folder / name).exists()]
     return " ".join(_link(quote(path.relative_to(out).as_posix()), path.name) for path in there)
 
@@ -153,7 +153,7 @@ def _devices(rows: Sequence[Row]) -> str:
 
 
 def _scrolled(lines: Iterable[str], name: str, more: str = "") -> str:
-    """A table in a box of its own, which scrolls where the table is wider, also by the arrow keys."""
+    """A table in its own box, which scrolls if the table is wider, also with the arrow keys."""
     box = f'<div class="wide{more}" tabindex="0" role="region" aria-label="{escape(name)}">'
     return f"{box}<table>{''.join(lines)}</table></div>"
 
@@ -161,7 +161,7 @@ def _scrolled(lines: Iterable[str], name: str, more: str = "") -> str:
 def _table(options: Sequence[str], rows: Sequence[Row]) -> str:
     figures = all_figures(rows)
     ranges = {figure: _range(rows, figure) for figure in figures}
-    head = [*map(short, options), "cells", *figures, "seconds a cell"]
+    head = [*map(short, options), "cells", *figures, "seconds per cell"]
     lines = [f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"]
     for row in rows:
         first, *line = [str(row.options[key]) for key in options] + [row.count]
@@ -173,7 +173,7 @@ def _table(options: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def _range(rows: Sequence[Row], figure: str) -> tuple[float, float]:
-    """The ends of the strips of this figure."""
+    """The ends of the strips for this measured value."""
     ends = [row.mean(figure) + side * (row.error(figure) or 0.0) for row in rows for side in (-1, 1)]
     ends += [floor for row in rows if (floor := row.floor(figure)) is not None]
     known = [end for end in ends if not math.isnan(end)]
@@ -181,7 +181,7 @@ def _range(rows: Sequence[Row], figure: str) -> tuple[float, float]:
 
 
 def _strip(row: Row, figure: str, low: float, high: float) -> str:
-    """Where the mean lies among those of all rows, with its error, and the floor as a tick."""
+    """A strip that shows the mean in the range of all rows, with its error, and the floor as a tick."""
     mean, error, floor = row.mean(figure), row.error(figure) or 0.0, row.floor(figure)
     if math.isnan(mean) or high <= low:
         return ""
@@ -216,7 +216,7 @@ def _comparison(sweep: Sweep, path: Path) -> str:
 
 
 def _card(sweep: Sweep, row: Row, out: Path) -> str:
-    """The pictures of a row's first finished cell, the losses, the figures, commands and files of all of them."""
+    """The pictures of a row's first finished cell; the losses, measured values, commands and files of all its cells."""
     finished = [cell for cell in row.cells if cell.name in row.results]
     parts = [f"<h3>{escape(row.label)}</h3>"]
     for cell in finished[:1]:
@@ -246,13 +246,13 @@ def _card(sweep: Sweep, row: Row, out: Path) -> str:
 
 
 def _command(command: str) -> str:
-    """A command that can be copied; lines break between its words only."""
+    """A command with a copy button. Lines break only between its words."""
     words = " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
     return f'<div class="command"><code>{words}</code><button type="button">copy</button></div>'
 
 
 def _curves(cells: Iterable[Cell], out: Path) -> str:
-    """The training losses over the steps, a line a network, as SVG."""
+    """The training losses over the steps as SVG, a line per network."""
     curves, kind = {}, ""
     for cell in cells:
         if cell.config is None:
@@ -296,13 +296,13 @@ def _curves(cells: Iterable[Cell], out: Path) -> str:
 
 
 def _figure(picture: str, caption: str, more: str = "") -> str:
-    """A picture with its caption. A click, Enter or Space makes it as large as the window, and small again."""
+    """A picture with its caption. A click, Enter or Space enlarges it to the window, and shrinks it again."""
     zoom = f'<details class="zoom"><summary>{picture}</summary></details>'
     return f"<figure>{zoom}<figcaption>{escape(caption)}{more}</figcaption></figure>"
 
 
 def _image(path: Path, what: str) -> str:
-    """A picture within the page, of at most 1280 pixels and compressed: a page of many is to be sent."""
+    """An embedded picture, compressed and at most 1280 pixels wide, so that a page with many can be sent."""
     from PIL import Image
 
     with Image.open(path) as found:

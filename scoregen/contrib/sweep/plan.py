@@ -1,4 +1,4 @@
-"""The file of a sweep: its cells, their folders, and which of them share one trained network."""
+"""The file of a sweep: its cells, their folders, and the networks that cells share."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from scoregen.app.config import Config, blaming
 from scoregen.contrib.commands import from_here, train_command
 from scoregen.errors import UsageError
 
-OWN = "sweep."  # the prefix of options that are for measure(run) and not for the configuration
-_COLUMNS = ("cell", "cells", "seed", "finished", "failed", "stale", "seconds")  # beside options and figures
-_KEY = 8  # digits of a key that stand in a folder's name
+OWN = "sweep."  # the prefix of options for measure(run), which are not in the configuration
+_COLUMNS = ("cell", "cells", "seed", "finished", "failed", "stale", "seconds")  # beside options and results
+_KEY = 8  # the number of digits of a key in a folder's name
 
 
 def grid(*parts: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The cross product of its parts, as cells.
 
-    A part is a dict, whose lists and ranges are alternatives (everything else, also a tuple, is one value), or a list
-    of dicts, which are alternatives that set several options at once. Later parts win.
+    A part is a dict or a list of dicts. In a dict, the elements of a list or range are alternatives; anything else,
+    also a tuple, is one value. The dicts of a list are alternatives that set several options at once. Later parts
+    override earlier ones.
 
     >>> grid({"config": "ddpm_toy", "loss.name": ["eps", "ssm"]}, [{"seed": 1}, {"seed": 2, "target": "v"}])[1:3]
     [{'config': 'ddpm_toy', 'loss.name': 'eps', 'seed': 2, 'target': 'v'},
@@ -53,15 +54,15 @@ class Cell:
     """One run, or one computation, of a sweep.
 
     Attributes:
-        name: of its folder: the options that distinguish it, and the first digits of its key.
-        key: a digest of everything but the code that its figures depend on.
-        said: its options, as the file and the command line give them.
-        preset: the name or the path of its preset, which may bring parts of its own.
+        name: the name of the cell's folder: the options that distinguish it, and the first digits of its key.
+        key: a digest of everything that the cell's results depend on, except the code.
+        said: its options, as in the file and on the command line.
+        preset: the name or the path of its preset, which may define its own parts.
         config: its configuration; None if nothing is trained.
-        options: those for measure(run).
+        options: the options for measure(run).
         training: the name of the folder of its network, which several cells may share.
-        command: the command that trains it alone; "" if nothing is trained.
-        idle: the options of the command line that have no effect on it, each with the reason.
+        command: the command that trains this cell alone; "" if nothing is trained.
+        idle: option of the command line without effect on this cell -> the reason.
     """
 
     name: str
@@ -76,19 +77,19 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """The same text for cells that differ by their seed alone."""
+        """A text that is the same for cells that differ only in their seed."""
         return repr(sorted((key, value) for key, value in self.said.items() if key != "seed"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep's file, read.
+    """The content of a sweep's file.
 
     Attributes:
         title: the first line of its docstring.
-        claim: the rest.
-        measure: its measure(run), if it has one.
-        draw: its draw(rows, path), if it has one.
+        claim: the rest of its docstring.
+        measure: its function measure(run), or None.
+        draw: its function draw(rows, path), or None.
         stamp: a digest of measure(run), see `stamp_of`.
         flags: options of the command line, such as --config.train.steps=100, for all cells.
     """
@@ -103,38 +104,38 @@ class Sweep:
     flags: Sequence[str] = ()
 
     def commands(self, cell: Cell, out: Path) -> list[str]:
-        """The commands that reproduce a cell: one trains it alone, one runs it in the sweep, with measure(run)."""
+        """The commands that reproduce a cell: the training alone, and the cell in its sweep with measure(run)."""
         again = ["scoregen", "sweep", from_here(self.path), f"--out={from_here(out)}", *self.flags]
         of_sweep = [shlex.join([*again, f"--only={cell.name}", "--again"])] if self.measure else []
         return [cell.command, *of_sweep] if cell.command else of_sweep
 
 
 def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
-    """The sweep of a file; `flags` such as --config.train.steps=100 are laid over every cell that has a configuration.
+    """Read the sweep in a file; `flags` such as --config.train.steps=100 change every cell that has a configuration.
 
     Raises:
-        UsageError: if it cannot be read, is not Python or fails, or gives no cells; if cells cannot be (an option
-            that is not there or has no effect, two that are the same), with all of them; if two columns of its table
-            had one name.
+        UsageError: if the file cannot be read, is not Python, fails, or yields no cells; for all wrong cells (an option
+            that does not exist or has no effect, two equal cells); if two columns of the table would have the same
+            name.
     """
     source, module = execute(path)
     if not callable(module.get("cells")):
-        raise UsageError(f"{path}: it has no cells(): define one that yields a dict for each cell")
+        raise UsageError(f"{path}: it has no cells(): define a function cells() that yields a dict for each cell")
     with blaming(path):
         said = module["cells"]()
         if not isinstance(said, Iterable):
-            raise UsageError(f"{path}: cells() returned {said!r}: it is to yield a dict for each cell")
+            raise UsageError(f"{path}: cells() returned {said!r}: it must yield a dict for each cell")
         said = list(said)
     if not said:
-        raise UsageError(f"{path}: cells() gave none")
+        raise UsageError(f"{path}: cells() yields no cells")
     measure = module.get("measure")
     cells: dict[str, tuple[int, Cell]] = {}
-    wrong: dict[str, list[str]] = {}  # a fault is said once, with all cells that have it
+    wrong: dict[str, list[str]] = {}  # each fault is reported once, with all its cells
     for i, one in enumerate(said, 1):
         try:
             cell = _cell(one, path, flags)
             if cell.config is None and measure is None:
-                raise UsageError("with config None there must be a measure(run), and there is none")
+                raise UsageError("the config is None, so the file needs a measure(run)")
         except UsageError as error:
             for line in error.args:
                 wrong.setdefault(line, []).append(str(i))
@@ -157,7 +158,7 @@ def read(path: Path, flags: Sequence[str] = ()) -> Sweep:
 
 
 def _fault(path: Path, numbers: Sequence[str], line: str) -> str:
-    """One line for a fault and for all cells that have it."""
+    """One line for a fault, with all cells that have it."""
     if line == "are the same":
         return f"{path}: cells {', '.join(numbers)} are the same"
     if not numbers:
@@ -167,7 +168,7 @@ def _fault(path: Path, numbers: Sequence[str], line: str) -> str:
 
 
 def placed(sweep: Sweep, out: Path) -> Sweep:
-    """The same sweep with the names of the folders that exist already, also if it has more options since."""
+    """The same sweep with the names of existing folders, which were named before an option was added."""
 
     def names(kind: str) -> dict[str, str]:
         return {path.name[-_KEY:]: path.name for path in (out / kind).glob("*-*")}
@@ -182,13 +183,13 @@ def placed(sweep: Sweep, out: Path) -> Sweep:
 
 
 def apart(cells: Sequence[Cell]) -> list[str]:
-    """The options that differ between cells, in the order of the file."""
+    """The options that differ between cells, in the order of the sweep's file."""
     every = dict.fromkeys(key for cell in cells for key in cell.said)
     return [key for key in every if len({repr(cell.said.get(key)) for cell in cells}) > 1]
 
 
 def short(key: str) -> str:
-    """An option's key as a heading.
+    """An option's key as the heading of a column.
 
     >>> short("sampler.step.name"), short("sweep.steps")
     ('sampler.step', 'steps')
@@ -197,12 +198,12 @@ def short(key: str) -> str:
 
 
 def headings(cells: Sequence[Cell]) -> list[str]:
-    """The columns of the table that are no figures."""
+    """The columns of the table without the measured values."""
     return [*map(short, apart(cells)), *_COLUMNS]
 
 
 def execute(path: Path) -> tuple[str, dict[str, Any]]:
-    """The source of a sweep's file, and its names. It can import modules beside it, as a script can."""
+    """The source of a sweep's file, and its global names. It can import modules from its folder, like a script."""
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -217,7 +218,7 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
         raise UsageError(f"{said!r} is not a dict of options")
     if "config" not in said:
-        raise UsageError("it names no config: a preset, the path of a .py file, or None if there is nothing to train")
+        raise UsageError("it has no config: give a preset, the path of a .py file, or None if nothing is trained")
     said = {key: _plain(key, value) for key, value in said.items()}
     preset = said["config"]
     own = {key: value for key, value in said.items() if key.startswith(OWN)}
@@ -225,7 +226,7 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     options = {key.removeprefix(OWN): value for key, value in own.items()}
     if preset is None:
         if twice := sorted(options.keys() & rest):
-            raise UsageError(f"{twice[0]} and {OWN}{twice[0]} are one option, where the config is None")
+            raise UsageError(f"{twice[0]} and {OWN}{twice[0]} are the same option if the config is None")
         options |= rest
         key = _digest({"options": options})
         return Cell("", key, said, None, None, options, None)
@@ -239,7 +240,7 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
     idle = {text: why for key, text in given.said().items() for why in config_lib.idle(config, {key: text})}
     if own_idle := [why for text, why in idle.items() if text not in flags]:
         raise UsageError(*own_idle)
-    # The values of the configuration: a flag wins over the file, and 1 becomes 1.0 for an option that is a float.
+    # Read from the configuration, where a flag has replaced the file's value, and 1 is 1.0 for a float option.
     changed = (key for key, _, _ in given.changes)
     rest = {key: config_lib.get(config, key) for key in (*rest, *changed)}
     used = [(key, value) for key, value in config_lib.leaves(config_lib.used(config)) if key != "name"]
@@ -252,23 +253,23 @@ def _cell(said: Any, path: Path, flags: Sequence[str]) -> Cell:
 
 
 def _repeated(argument: str, argv: Sequence[str]) -> bool:
-    """Whether a later argument sets the same option: a flag of the command line wins over the file."""
+    """Whether a later argument sets the same option, since a flag of the command line overrides the file."""
     flag = argument.partition("=")[0]
     return any(later.partition("=")[0] == flag for later in argv[argv.index(argument) + 1 :])
 
 
 def _check_headings(cells: Sequence[Cell], path: Path) -> None:
-    seen: dict[str, str] = dict.fromkeys(_COLUMNS, "a column that every table has")
+    seen: dict[str, str] = dict.fromkeys(_COLUMNS, "a column of every table")
     for key in apart(cells):
         if key == "seed":
             continue
         if short(key) in seen:
-            raise UsageError(f"{path}: {key} would be called {short(key)!r} in the table, as is {seen[short(key)]}")
+            raise UsageError(f"{path}: the column for {key} would be named {short(key)!r}, like {seen[short(key)]}")
         seen[short(key)] = key
 
 
 def _named(cells: list[Cell]) -> list[Cell]:
-    """The cells, with readable names for their folders."""
+    """The cells with readable names for their folders."""
     keys = apart(cells)
 
     def name(cell: Cell, key: str, of_training: bool) -> str:
@@ -299,7 +300,7 @@ def _plain(key: str, value: Any) -> Any:
     value = value.item() if getattr(value, "ndim", None) == 0 else value  # a scalar of NumPy's
     if isinstance(value, str | bool | int | float) or (value is None and key == "config"):
         return value
-    raise UsageError(f"{key}={value!r}: a number, a text, a bool or a tuple of these is needed")
+    raise UsageError(f"{key}={value!r}: a number, a string, a bool or a tuple of these is needed")
 
 
 def _digest(content: Any) -> str:
@@ -307,7 +308,7 @@ def _digest(content: Any) -> str:
 
 
 def stamp_of(source: str) -> str:
-    """A digest of measure(run) and of everything in its file that it names, without comments and layout."""
+    """A digest of measure(run) and of all code in its file that it uses, without comments and layout."""
     defined: dict[str, list[ast.stmt]] = {}
     for node in ast.parse(source).body:
         for name in _bound(node):
@@ -321,7 +322,7 @@ def stamp_of(source: str) -> str:
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    """The names that a top-level statement defines; "" if it changes an object, as x.y = 1 does."""
+    """The names that a top-level statement defines; "" for a statement that changes an object, such as x.y = 1."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}  # names inside are local
     if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""The table of a sweep: a row for the cells that differ by their seed alone, with standard errors."""
+"""The table of a sweep, with standard errors. Cells that differ only in their seed share a row."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from scoregen.contrib.sweep.plan import Cell, Sweep, apart, short
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Cells that differ by their seed alone; draw(rows, path) of a sweep gets a list of them.
+    """Cells that differ only in their seed. The function draw(rows, path) of a sweep gets a list of rows.
 
     Attributes:
-        options: those that distinguish the row, such as {"loss.name": "ssm"}.
-        cells: all of them.
-        results: of the finished cells, by their name.
-        failed: the reasons of the failed cells, by their name.
-        stale: the names of the cells whose results are of an older measure(run).
+        options: the options that distinguish the row, such as {"loss.name": "ssm"}.
+        cells: all cells of the row.
+        results: name of a finished cell -> its result.
+        failed: name of a failed cell -> the reason.
+        stale: the names of the cells whose results come from an older measure(run).
         out: the sweep's folder.
     """
 
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def folders(self) -> list[Path]:
-        """The folders of the finished cells, which are the `workdir` of their measure(run)."""
+        """The folders of the finished cells: `run.workdir` in their measure(run)."""
         return [folder_of(self.out, cell) for cell in self.cells if cell.name in self.results]
 
     @property
@@ -47,26 +47,26 @@ class Row:
 
     @property
     def count(self) -> str:
-        """How many cells are finished, of how many, and how many are stale."""
+        """The numbers of finished cells, of all cells if some are missing, and of stale cells."""
         text = f"{len(self.results)}" + (f" of {len(self.cells)}" if len(self.results) < len(self.cells) else "")
         return text + f", {len(self.stale)} stale" * bool(self.stale)
 
     @property
     def figures(self) -> list[str]:
-        """The names of the figures."""
+        """The names of the measured values."""
         return _once(name for result in self.results.values() for name in result["figures"])
 
     def values(self, figure: str) -> list[float]:
-        """The values of a figure in the finished cells that have it."""
+        """The values with this name in the finished cells that have it."""
         return [found["figures"][figure] for found in self.results.values() if figure in found["figures"]]
 
     def mean(self, figure: str) -> float:
-        """Their mean; nan if there are none."""
+        """The mean of `values`; nan if there are none."""
         values = self.values(figure)
         return statistics.fmean(values) if values else math.nan
 
     def error(self, figure: str) -> float | None:
-        """The standard error of their mean, s / sqrt(n) with n - 1 in s; None of fewer than two."""
+        """The standard error of the mean, s / sqrt(n) with n - 1 in s; None for fewer than two values."""
         values = self.values(figure)
         return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
@@ -81,7 +81,7 @@ class Row:
 
 
 def rows_of(sweep: Sweep, out: Path) -> list[Row]:
-    """The rows of the table, in the order of the file, with the results in the folder."""
+    """The rows of the table, in the order of the sweep's file, with the results in the folder `out`."""
     keys = [key for key in apart(sweep.cells) if key != "seed"]
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
@@ -101,7 +101,7 @@ def rows_of(sweep: Sweep, out: Path) -> list[Row]:
 
 
 def plus_minus(mean: float, error: float | None) -> str:
-    """A mean and its standard error, with two digits of the error.
+    """A mean and its standard error, rounded to two digits of the error.
 
     >>> plus_minus(0.123456, 0.00712), plus_minus(1234.5, 31.0), plus_minus(0.123456, None), plus_minus(2.0, 0.0)
     ('0.1235 ± 0.0071', '1234 ± 31', '0.1235', '2 ± 0')
@@ -118,14 +118,14 @@ def plus_minus(mean: float, error: float | None) -> str:
 
 
 def all_figures(rows: Sequence[Row]) -> list[str]:
-    """The names of the figures of all rows."""
+    """The names of the measured values of all rows."""
     return _once(name for row in rows for name in row.figures)
 
 
 def tables(rows: Sequence[Row]) -> list[tuple[list[str], list[Row]]]:
-    """The rows as tables, one for each set of figures, each with the options that its rows have.
+    """Split the rows into tables (options, rows). Rows with the same measured values share a table.
 
-    A row without a result is in the table of the row before it.
+    A row without a result goes to the table of the row before it.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     kind = next((tuple(row.figures) for row in rows if row.figures), ())
@@ -139,7 +139,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[list[str], list[Row]]]:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A line for each row: options, numbers of cells, and mean, standard error and floor of each figure."""
+    """A line for each row: options, numbers of cells, and mean, standard error and floor of each measured value."""
     figures, options = all_figures(rows), rows[0].options
     floors = [figure for figure in figures if any(row.floor(figure) is not None for row in rows)]
     head = [*map(short, options), "finished", "failed", "stale"]
@@ -155,7 +155,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def cells_csv(rows: Sequence[Row]) -> str:
-    """A line for each finished cell: its name, options, seed and figures."""
+    """A line for each finished cell: its name, options, seed and measured values."""
     figures = all_figures(rows)
     lines = [["cell", *map(short, rows[0].options), "seed", "stale", *figures, "seconds"]]
     for row in rows:
@@ -167,7 +167,7 @@ def cells_csv(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The tables in Markdown, with title, claim and failures."""
+    """The tables in Markdown, with the title, the claim and the failures."""
     parts = [f"# {sweep.title}", sweep.claim, *(_marked(*table) for table in tables(rows)), legend(rows)]
     failed = [f"- `{name}`: {reason}" for row in rows for name, reason in row.failed.items()]
     parts.append("\n".join([f"Failed, {len(failed)}:", "", *failed]) if failed else "")
@@ -196,29 +196,30 @@ def _safe(text: str) -> str:
 def stale(rows: Sequence[Row]) -> str:
     """A line about the results of an older measure(run); "" if there are none."""
     count = sum(len(row.stale) for row in rows)
-    text = f"Stale: {count}, measured before measure(run) was changed; --again measures them again."
+    text = f"Stale results: {count}, from before measure(run) was changed; --again measures them again."
     return text * (count > 0)
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """What the numbers mean."""
+    """The explanation of the numbers in the table."""
     most = max(len(row.cells) for row in rows)
-    text = "Mean ± standard error over the seeds." if most > 1 else "One cell a row, so without an error."
+    text = "Mean ± standard error over the seeds." if most > 1 else "One cell per row, so there is no standard error."
     floors = any(row.floor(figure) is not None for row in rows for figure in row.figures)
     parts = [text, "Floor: the value of a perfect sampler, computed from as many real examples." * floors, stale(rows)]
     return " ".join(filter(None, parts))
 
 
 def cell_text(row: Row, figure: str) -> str:
-    """A figure of a row as text."""
+    """The mean of a measured value, its error and its floor as text."""
     floor = row.floor(figure)
     return plus_minus(row.mean(figure), row.error(figure)) + (f" (floor {floor:.3g})" if floor is not None else "")
 
 
 def time_left(cells: Sequence[Cell], sweep: Sweep, out: Path, slots: int) -> float | None:
-    """An estimate of the seconds that these cells take, from the finished ones; None if none is finished.
+    """An estimate of the seconds that these cells take, from the finished cells; None if no cell is finished.
 
-    A cell takes the mean of its row, or of all; a training likewise, once for all cells that share it.
+    The estimate for a cell is the mean time of its row, or of all cells. The same holds for a training, which counts
+    once for all cells that share it.
     """
     rows = rows_of(sweep, out)
     finished = [found for row in rows for found in row.results.values()]

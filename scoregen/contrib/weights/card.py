@@ -1,4 +1,4 @@
-"""The card of exported weights: their origin, and every measured figure with its file."""
+"""The model card of exported weights: their origin, and every measured value with its file."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from scoregen.train.log import MetricsLog
 def card(
     config: Config, workdir: Path, step: int, weights: dict[str, Any], record: dict[str, Any], averaged: bool = True
 ) -> dict[str, Any]:
-    """The card of the weights of this step, as a table.
+    """The model card as a dict.
 
     Args:
-        config: of the run.
-        workdir: of the run.
-        step: of the exported checkpoint.
+        config: the configuration of the run.
+        workdir: the folder of the run.
+        step: the step of the exported checkpoint.
         weights: the file, its checksum, the number of parameters, and the kind of the weights.
-        record: their origin, if they were imported.
-        averaged: whether they are the average, to which all figures belong.
+        record: the origin of imported weights; empty for others.
+        averaged: whether the weights are the average (EMA). All measured values belong to the average.
 
     Raises:
-        UsageError: if a file of the run's figures is damaged.
+        UsageError: if a file with measured values is damaged.
     """
-    # The data and the training of weights that were only imported are not known.
+    # If weights were imported and not trained here, their data and training are unknown.
     known = record.get("step") != step
     card = {
         "name": config.name if known else record["source"],
@@ -53,9 +53,10 @@ def card(
 
 
 def metrics(workdir: Path, step: int, averaged: bool = True) -> list[dict[str, Any]]:
-    """Every figure that the run measured: its value, its step, how it was computed, and its file.
+    """Every value that the run measured, with its step, its settings and its file.
 
-    Of held-out losses it is the one of this `step`, or the last. Unless `averaged`, each says that it is the average's.
+    The held-out loss is from this `step`, or else the last one. Without `averaged`, each value gets a note that it
+    belongs to the average.
     """
     found: list[dict[str, Any]] = []
     name = "held-out loss"
@@ -72,7 +73,7 @@ def metrics(workdir: Path, step: int, averaged: bool = True) -> list[dict[str, A
         if not isinstance(rows, list) or not all(_sound(row, how) for row in rows):
             raise UsageError(f"{workdir / file} is damaged: make it again, or remove it")
         found += [row | how | {"from": file} for row in rows]
-    return found if averaged else [row | {"of": "the average, not these weights"} for row in found]
+    return found if averaged else [row | {"of": "for the average, not for these weights"} for row in found]
 
 
 def _lines(workdir: Path) -> list[dict[str, Any]]:
@@ -90,11 +91,11 @@ def _version() -> str:
     try:
         return installed.version("scoregen")
     except installed.PackageNotFoundError:
-        return "not installed, from its folder"
+        return "not installed, run from its folder"
 
 
 def write(folder: Path, card: dict[str, Any], use: str) -> None:
-    """Write `model_card.json`, and the same as text, `README.md`, with the code `use` that uses the weights."""
+    """Write the card as `model_card.json` and as text in `README.md`, with the example code `use`."""
     (folder / "model_card.json").write_text(json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_text(card, use), encoding="utf-8")
 

@@ -1,15 +1,16 @@
-"""Weights of other libraries in and out.
+"""Import and export the weights of other libraries.
 
     scoregen weights import FOLDER --workdir=runs/google
     scoregen weights import checkpoint_26.pth --format=ddpm --workdir=runs/song
     scoregen weights export runs/ddpm_cifar --out=exported
     scoregen weights inspect exported
 
-`import` makes a run of a diffusers folder (a pipeline's, or that of its UNet2DModel) or of a checkpoint of
-score_sde_pytorch; the run can be sampled and trained further. `export` makes a diffusers pipeline of a run, with a
-model card. No code in a file is run, and no weight changes by a bit. See docs/weights.md.
+`import` makes a run from a diffusers folder (a whole pipeline, or only its UNet2DModel) or from a checkpoint of
+score_sde_pytorch. The run can be sampled and trained further. `export` makes a diffusers pipeline from a run, with a
+model card. `inspect` lists the arrays of a run, a diffusers folder, a .safetensors or a .pth file. No code in a file is
+executed, and every weight is copied bit for bit. See docs/weights.md.
 
-Exit codes: 0 done; 2 something that you can fix, in one line each.
+Exit codes: 0 done; 2 an error that you can fix, one line each.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import Arguments, Flag, parse
-from scoregen.app.command import answer, say
+from scoregen.app.arguments import CONFIG, Arguments, Flag, parse
+from scoregen.app.command import answer, say, say_flags, say_help
 from scoregen.app.config import Config
 from scoregen.errors import UsageError
 
@@ -35,22 +36,21 @@ if TYPE_CHECKING:
 
 FLAGS = {
     "import": (
-        Flag("workdir", "the folder of the run", value="DIR"),
-        Flag("format", "the network of score_sde in a .pth file (found by its arrays)", "", value="NAME"),
+        Flag("workdir", "the folder for the run", value="FOLDER"),
+        Flag("format", "the network of a .pth file of score_sde (default: found from its arrays)", "", value="NAME"),
     ),
     "export": (
-        Flag("out", "the folder of the pipeline", value="DIR"),
-        Flag("best", "the checkpoint with the best held-out loss, not the newest", False),
-        Flag("step", "the checkpoint of this step", kind=int, value="N"),
-        Flag("raw", "the parameters, not their average", False),
+        Flag("out", "the folder for the pipeline", value="FOLDER"),
+        Flag("best", "export the checkpoint with the best held-out loss instead of the newest", False),
+        Flag("step", "export the checkpoint of this step", kind=int, value="N"),
+        Flag("raw", "export the parameters instead of their average (EMA)", False),
     ),
     "inspect": (),
 }
-HELP = {
-    "import": "import PATH\n  --config=NAME, --config.SECTION.OPTION=VALUE  the configuration (found from the file)",
-    "export": "export RUN",
-    "inspect": "inspect PATH     the kind and the arrays of a run, a diffusers folder, a .safetensors or a .pth file",
-}
+CONFIGURES = (  # the flags of `import` that `parse` adds
+    (CONFIG.usage, f"{CONFIG.help} (default: recognised from the weights)"),
+    ("--config.SECTION.OPTION=VALUE", "with --config: changes one option of it"),
+)
 USE = """from diffusers import DDPMPipeline
 
 images = DDPMPipeline.from_pretrained("FOLDER")(batch_size=4).images"""
@@ -62,11 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help(console: Console) -> None:
-    say(console, __doc__ or "")
-    for mode, text in HELP.items():
-        say(console, text)
-        for flag in FLAGS[mode]:
-            say(console, f"  {flag.usage:<14} {flag.help}")
+    lines = {mode: [(flag.usage, flag.help) for flag in flags] for mode, flags in FLAGS.items()}
+
+    def flags() -> None:
+        say_flags(console, [*lines["import"], *CONFIGURES], "Flags of `import PATH`")
+        say_flags(console, lines["export"], "Flags of `export RUN`")
+
+    say_help(console, "weights import|export|inspect PATH", __doc__, flags)
 
 
 def _run(argv: Sequence[str], console: Console) -> int:
@@ -85,19 +87,19 @@ def _run(argv: Sequence[str], console: Console) -> int:
 
 def _faults(mode: str, found: Arguments) -> Iterator[str]:
     if not found.positional:
-        yield f"{mode} what? Say: scoregen weights {mode} PATH; see --help"
+        yield f"{mode}: a path is needed: scoregen weights {mode} PATH; see --help"
     for name in ("workdir", "out"):
         if name in found.values and not found.values[name]:
-            yield f"{mode} needs --{name}=DIR, the folder to write"
+            yield f"{mode} needs --{name}=FOLDER, the folder to write"
     if mode != "import" and found.values["config"]:
-        yield f"--config: {mode} takes the configuration of the run; leave the flag out"
+        yield f"--config: {mode} uses the configuration of the run; leave the flag out"
     step = found.values.get("step")
     if step is not None and (step < 0 or found.values["best"]):
-        yield "--step=N names a checkpoint, N from 0 on, and goes without --best"
+        yield "--step=N: N is the step of a checkpoint, 0 or more, and --best cannot be combined with it"
 
 
 def _import(path: Path, workdir: Path, config: Config | None, name: str, console: Console) -> int:
-    # Here and not above: a wrong flag is answered before JAX is loaded.
+    # Imported here, so that a wrong flag is reported before JAX is loaded.
     from scoregen.contrib.weights import pipeline, source
     from scoregen.contrib.weights import workdir as runs
 
@@ -122,16 +124,16 @@ def _import(path: Path, workdir: Path, config: Config | None, name: str, console
         with runs.fresh_folder(workdir, "--workdir") as folder:
             runs.write(folder, made, trained, averaged, found.step, record)
     what = f"{kind}, {source.size(arrays):,} parameters, {', '.join(kinds)}"
-    say(console, f"{path}: {what}, now the run of step {found.step} in {workdir}")
+    say(console, f"{path}: {what}; written as a run of step {found.step} to {workdir}")
     if kind == "diffusers" and "scheduler" not in found.configs:
-        say(console, "It has no scheduler_config.json: the process and the sampler are those of the configuration")
+        say(console, "It has no scheduler_config.json, so the process and the sampler come from the configuration")
     data = " --data=DIR" if runs.reads_files(made) else ""
     say(console, f"To sample: scoregen sample {shlex.quote(str(workdir))}{data}")
     return 0
 
 
 def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dict, list, str]:
-    """The configuration, the shape of an example, the arrays that are weights, their layout, and the format."""
+    """The configuration, the shape of an example, the arrays of weights, their layout, and the format."""
     from scoregen.app.build import network
     from scoregen.contrib.weights import pipeline, unet
     from scoregen.contrib.weights import workdir as runs
@@ -139,37 +141,37 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
 
     if "unet" in source.configs:
         if name:
-            raise UsageError(f"--format={name} is for a .pth file, and this is a diffusers folder")
+            raise UsageError(f"--format={name} is for a .pth file, but this is a diffusers folder")
         net, shape = pipeline.unet_of(source.configs["unet"])
         if config is None:
             config = pipeline.config_of(net, shape, source.configs.get("scheduler"))
         elif config.net.name != "unet":
-            raise UsageError(f"config.net.name={config.net.name}: these are the weights of a unet")
+            raise UsageError(f"config.net.name={config.net.name}: the weights are for a unet")
         wrong = [
             f"config.net.unet.{field}={given}: its config.json says {theirs}"
             for field, given in config.net.unet.items()
             if field not in unet.IDLE and given != (theirs := getattr(net, field))
         ]
         if (data := runs.data_shape(config)) != shape:
-            what = f"examples of {sized(data)}, and its config.json says {sized(shape)}"
+            what = f"examples of {sized(data)}, but its config.json says {sized(shape)}"
             wrong.append(f"config.data.name={config.data.name}: {what}")
         if wrong:
             raise UsageError(*wrong)
         return config, shape, dict(source.arrays), unet.diffusers(net, shape), "diffusers"
     if source.format == "safetensors":
-        raise UsageError("it says nothing of its network: name the folder that it is in, with its config.json")
+        raise UsageError("the file does not describe its network: name the folder with this file and its config.json")
     kind = fitting(source, config, name)
     it = FORMATS[kind]
     shape = it.shape if config is None else runs.data_shape(config)
     config = it.preset() if config is None else config
     if config.net.name != it.net:
-        raise UsageError(f"config.net.name={config.net.name}: --format={kind} is a {it.net}")
+        raise UsageError(f"config.net.name={config.net.name}: --format={kind} needs a {it.net}")
     arrays = {key: array for key, array in source.arrays.items() if key not in it.buffers}
     return config, shape, arrays, it.layout(network(config), shape), kind
 
 
 def _export(path: Path, out: Path, values: dict[str, Any], console: Console) -> int:
-    import ml_dtypes  # noqa: F401 - which teaches NumPy the name bfloat16
+    import ml_dtypes  # noqa: F401 - the import teaches NumPy the name bfloat16
 
     from scoregen.app.build import network
     from scoregen.contrib.weights import card, pipeline, source, unet
@@ -181,15 +183,15 @@ def _export(path: Path, out: Path, values: dict[str, Any], console: Console) -> 
     scheduler = pipeline.scheduler_config(config)
     shape = runs.example_shape(path, config)
     if len(shape) != 3:
-        raise UsageError(f"{path} is of points, and a diffusers UNet2DModel is of images")
+        raise UsageError(f"{path} is a run on points, but a diffusers UNet2DModel is for images")
     entries = unet.diffusers(net, shape)
     ours, step = runs.read(path, runs.shapes_of(config, shape), not values["raw"], values["best"], values["step"])
     arrays = to_theirs(entries, ours)
     source.check_finite(path, arrays)
-    kind = "as trained, no average" if values["raw"] else "averaged over training"
+    kind = "as trained, not averaged" if values["raw"] else "averaged over training"
     if record.get("step") == step:
         kind = "as they were imported"
-        if record["format"] == "diffusers":  # to the last bit, and on the grid of times that it had
+        if record["format"] == "diffusers":  # exported with the same bits and the same grid of times
             kinds = record["dtypes"]
             scheduler |= {key: value for key, value in record.get("scheduler", {}).items() if key in scheduler}
             arrays = {key: a.astype(kinds if isinstance(kinds, str) else kinds[key]) for key, a in arrays.items()}
@@ -215,8 +217,8 @@ def _export(path: Path, out: Path, values: dict[str, Any], console: Console) -> 
         facts = card.card(config, path, step, weights, record, averaged=not values["raw"])
         card.write(folder, facts, USE.replace("FOLDER", out.resolve().name).replace("DDPMPipeline", pipe))
     if (name := config.sampler.step.name) != "ancestral":
-        say(console, f"the run samples by {name}, and the pipeline as its scheduler does")
-    say(console, f"{out}: a diffusers {pipe} of {weights['parameters']:,} parameters, of step {step} of {path}")
+        say(console, f"the run samples with {name}, but the pipeline samples with its own scheduler")
+    say(console, f"{out}: a diffusers {pipe} with {weights['parameters']:,} parameters, from step {step} of {path}")
     return 0
 
 
@@ -238,10 +240,10 @@ def _inspect(path: Path, console: Console) -> int:
             here, kind = f"nothing: {error}", found.format
         say(console, f"{path}: {kind}, {len(found.arrays)} arrays, {source.size(found.arrays):,} numbers")
         if found.averaged:
-            say(console, f"with an average of {len(found.averaged)} of them, of step {found.step:,}")
+            say(console, f"{len(found.averaged)} of the arrays also have an average; it is from step {found.step:,}")
         if bad:
-            say(console, f"of which {bad} arrays hold weights that are not finite")
-        say(console, f"here it would be {here}")
+            say(console, f"{bad} of the arrays hold weights that are not finite")
+        say(console, f"`import` would make of it {here}")
     return 0
 
 

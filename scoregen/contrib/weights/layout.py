@@ -1,8 +1,8 @@
-"""Where each array of another library's network lies in ours, and how it is turned: one list for both ways.
+"""Maps the arrays of another library's network to ours. One list serves both directions.
 
 A layout is a list of entries, `(theirs, ours, kind)`: the key in their state dict, the dotted path in our parameters
-(`down0_0.conv1.kernel`) and the name of how one becomes the other, in `KINDS`. Every kind is its own exact inverse
-read backwards, so what goes out and comes in again is the same to the last bit.
+(`down0_0.conv1.kernel`) and the name of the conversion in `KINDS`. Each kind has a conversion and its exact inverse, so
+exported and re-imported arrays are bit-identical.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Turn = Callable[[np.ndarray], np.ndarray]
 KINDS: dict[str, tuple[Turn, Turn]] = {
     "same": (lambda a: a, lambda a: a),
     "negated": (lambda a: -a, lambda a: -a),
-    # one row a noise level: from the noisiest <-> from the least noisy
+    # one row per noise level: noisiest first <-> least noisy first
     "reversed": (lambda a: a[::-1], lambda a: a[::-1]),
-    # weights of a matrix: [out, in] <-> [in, out]
+    # a dense layer: [out, in] <-> [in, out]
     "dense": (lambda a: a.T, lambda a: a.T),
     # a convolution: [out, in, height, width] <-> [height, width, in, out]
     "conv": (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)),
     "negated_conv": (lambda a: -a.transpose(2, 3, 1, 0), lambda a: -a.transpose(3, 2, 0, 1)),
-    # a convolution by one pixel, which is a matrix here: [out, in, 1, 1] <-> [in, out]
+    # a 1x1 convolution, which is a dense layer here: [out, in, 1, 1] <-> [in, out]
     "pointwise": (lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None]),
-    # the same over a sequence: [out, in, 1] <-> [in, out]
+    # a 1x1 convolution over a sequence: [out, in, 1] <-> [in, out]
     "pointwise1d": (lambda a: a[:, :, 0].T, lambda a: a.T[:, :, None]),
 }
 
@@ -44,7 +44,7 @@ def to_ours(layout: Iterable[Entry], theirs: Mapping[str, np.ndarray]) -> dict[s
     """Our parameters, nested, from their state dict.
 
     Raises:
-        ValueError: if an array of the layout is not there, or one is there that the layout does not have.
+        ValueError: if an array of the layout is missing, or if there is an array that is not in the layout.
 
     >>> to_ours([Entry("fc.weight", "out.kernel", "dense")], {"fc.weight": np.ones((3, 2))})["out"]["kernel"].shape
     (2, 3)

@@ -1,7 +1,7 @@
-"""The RefineNets of Song & Ermon, as `ermongroup/ncsn`, `ermongroup/ncsnv2` and `score_sde_pytorch` keep them.
+"""The layout of the RefineNets of Song & Ermon in `ermongroup/ncsn`, `ermongroup/ncsnv2` and `score_sde_pytorch`.
 
-Their checkpoints may hold more than parameters, and other names: of ncsnv2 the buffer `sigmas`, which our network
-need not know, and a prefix `module.` for each key, where the network was wrapped to run on several devices.
+Their checkpoints differ in two ways. Those of ncsnv2 hold the buffer `sigmas`, which our network does not need. If the
+network was trained on several devices, each key has the prefix `module.`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from scoregen.nets import RefineNet, RefineNetV2
 
 
 def layout(net: RefineNet | RefineNetV2) -> list[Entry]:
-    """Where each array of `CondRefineNetDilated`, or of `NCSNv2`, lies in ours.
+    """The layout of `CondRefineNetDilated` or `NCSNv2`.
 
-    Their noise level 0 is the noisiest and ours the least noisy, so the rows of the norms' tables are turned around.
+    Their noise level 0 is the noisiest, but ours is the least noisy, so the rows of the norms' tables are reversed.
 
     >>> entries = layout(RefineNet(levels=10))
     >>> entries[0], len(entries)
@@ -50,7 +50,7 @@ def layout(net: RefineNet | RefineNetV2) -> list[Entry]:
         yield from norm(f"{theirs}.normalize1", f"{ours}.norm1")
         yield from conv(f"{theirs}.conv1", f"{ours}.conv1")
         yield from norm(f"{theirs}.normalize2", f"{ours}.norm2")
-        pooled = ".conv" if (i, j) == (1, 0) else ""  # there the mean over squares is a part of their convolution
+        pooled = ".conv" if (i, j) == (1, 0) else ""  # their convolution includes the mean pooling here
         yield from conv(f"{theirs}.conv2{pooled}", f"{ours}.conv2")
         if i > 0 and j == 0:
             yield from conv(f"{theirs}.shortcut{pooled}", f"{ours}.shortcut")

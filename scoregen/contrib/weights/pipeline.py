@@ -1,4 +1,4 @@
-"""The files of a diffusers pipeline that are not weights: `unet/config.json` and the scheduler's, to ours and back."""
+"""Converts `unet/config.json` and the scheduler's configuration of a diffusers pipeline, in both directions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scoregen.app.config import Config, get, load
 from scoregen.errors import UsageError
 from scoregen.nets import UNet
 
-# The presets whose data have this shape, to begin a configuration from.
+# shape of an image -> the preset to start a configuration from.
 PRESETS = {(32, 32, 3): "ddpm_cifar", (8, 8, 1): "ddpm_digits"}
 
-# Options of UNet2DModel that must have one value: (what an absent one means to diffusers, what our U-Net is).
+# Options of UNet2DModel with only one supported value: (diffusers' default, the value of our U-Net).
 UNET: dict[str, tuple[Any, Any]] = {
     "act_fn": ("silu", "silu"),
     "add_attention": (True, True),
@@ -29,10 +29,10 @@ UNET: dict[str, tuple[Any, Any]] = {
     "time_embedding_type": ("positional", "positional"),
     "upsample_type": ("conv", "conv"),
 }
-# Options that go together: a form of our U-Net is one value of each, and diffusers' defaults are the second.
+# Options that belong together: each form of our U-Net fixes all of them. The second form has diffusers' defaults.
 FORM = ("downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps")
 FORMS = {"ddpm": (0, False, 1, 1e-6), "adm": (1, True, 0, 1e-5)}
-# And those that say what a U-Net is.
+# All options that describe a U-Net.
 SIZES = {
     *FORM,
     *("attn_norm_num_groups", "resnet_time_scale_shift"),
@@ -40,7 +40,7 @@ SIZES = {
     *("norm_num_groups", "out_channels", "sample_size", "up_block_types"),
 }
 SHIFTS = {"default": False, "scale_shift": True}
-# Options of a scheduler that must have one value.
+# Options of a scheduler with only one supported value.
 SCHEDULER: dict[str, Any] = {"rescale_betas_zero_snr": False, "thresholding": False}
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large"}
@@ -50,17 +50,17 @@ def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
     """Our network for the config.json of a `UNet2DModel`, and the shape of its images, (H, W, C).
 
     Raises:
-        UsageError: naming the option that our network cannot be, or that is damaged.
+        UsageError: with the options that our network does not support, or that are damaged.
     """
     if theirs.get("_class_name") != "UNet2DModel":
-        raise UsageError(f"its class is {str(theirs.get('_class_name'))[:40]}, and UNet2DModel alone is known here")
+        raise UsageError(f"its class is {str(theirs.get('_class_name'))[:40]}, but only UNet2DModel is supported")
     wrong = [
-        f"{option}={_shown(value)}: the U-Net here has {ours}"
+        f"{option}={_shown(value)}: only {ours} is supported"
         for option, (absent, ours) in UNET.items()
         if (value := theirs.get(option, absent)) != ours
     ]
     wrong += [
-        f"{option}={_shown(theirs[option])}: this option is not known here"
+        f"{option}={_shown(theirs[option])}: this option is not supported"
         for option in sorted(set(theirs) - set(UNET) - SIZES)
         if not option.startswith("_") and theirs[option] not in (None, False)
     ]
@@ -69,13 +69,13 @@ def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
     widths = _whole_list(theirs, "block_out_channels")
     channels = widths[0]
     if any(width % channels for width in widths):
-        raise UsageError(f"block_out_channels={_shown(widths)}: all must be multiples of the first here")
+        raise UsageError(f"block_out_channels={_shown(widths)}: all must be multiples of the first")
     side = theirs.get("sample_size")
     height, width = side if isinstance(side, list) and len(side) == 2 else (side, side)
     size = _whole("sample_size", height), _whole("sample_size", width)
     c, out = (_whole(option, theirs.get(option, 3)) for option in ("in_channels", "out_channels"))
     if c != out:
-        raise UsageError(f"out_channels={out}: as many as in_channels={c} are needed here")
+        raise UsageError(f"out_channels={out}: the same number as in_channels={c} is needed")
     down, up = (_blocks(theirs, side, len(widths)) for side in ("Down", "Up"))
     if down != up[::-1]:
         raise UsageError(
@@ -101,9 +101,9 @@ def unet_of(theirs: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
     if channels % groups:
         raise UsageError(f"norm_num_groups={groups}: they do not divide block_out_channels={channels}")
     shift = _one_of("resnet_time_scale_shift", theirs.get("resnet_time_scale_shift", "default"), SHIFTS)
-    # Without it the middle's attention has no norm there, if there is scale and shift.
+    # With scale and shift, diffusers omits the norm of the middle attention unless this option is set.
     if (norm := theirs.get("attn_norm_num_groups")) != groups and (norm is not None or shift):
-        raise UsageError(f"attn_norm_num_groups={_shown(norm)}: {groups} are needed here, as of norm_num_groups")
+        raise UsageError(f"attn_norm_num_groups={_shown(norm)}: {groups} is needed, the value of norm_num_groups")
     net = UNet(
         channels=channels,
         multipliers=tuple(width // channels for width in widths),
@@ -124,7 +124,7 @@ def config_of(net: UNet, shape: tuple[int, int, int], scheduler: dict[str, Any] 
     Without a scheduler the process is DDPM's of Ho et al. 2020.
 
     Raises:
-        UsageError: naming the scheduler's option that is not known here, or the shape that no data here have.
+        UsageError: for a scheduler's option that is not supported, or a shape without a preset.
     """
     if shape not in PRESETS:
         known = ", ".join("x".join(map(str, s)) for s in PRESETS)
@@ -189,12 +189,12 @@ def set_scheduler(config: Config, theirs: dict[str, Any]) -> None:
 
 
 def unet_config(net: UNet, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The config.json of the `UNet2DModel` that our network is."""
+    """The config.json of the `UNet2DModel` that equals our network."""
     height, width, channels = shape
     attends = ["Attn" * (height >> i in net.attention) for i in range(len(net.multipliers))]
     if net.attention_heads != 1:
         raise UsageError(
-            f"net.unet.attention_heads={net.attention_heads}: diffusers' UNet2DModel is told the channels of a head "
+            f"net.unet.attention_heads={net.attention_heads}: diffusers' UNet2DModel needs the channels per head "
             "(net.unet.head_channels), the same on every level"
         )
     groups = min(net.groups, net.channels)
@@ -220,10 +220,10 @@ def unet_config(net: UNet, shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def scheduler_config(config: Config) -> dict[str, Any]:
-    """The config.json of the `DDPMScheduler`, or without noise `DDIMScheduler`, that walks as our ancestral sampler.
+    """The config.json of a `DDPMScheduler`, or without noise `DDIMScheduler`, that samples like our ancestral sampler.
 
     Raises:
-        UsageError: for what these cannot walk, or a UNet2DModel cannot be told.
+        UsageError: for options that these schedulers or a UNet2DModel do not support.
     """
     predictions = {ours: theirs for theirs, ours in TARGETS.items()}
     never = dict.fromkeys(
@@ -277,13 +277,13 @@ def scheduler_config(config: Config) -> dict[str, Any]:
 
 
 def grid_of(theirs: dict[str, Any]) -> dict[str, Any]:
-    """What a scheduler's config.json says of the times of fewer steps, which are chosen otherwise here."""
+    """The options in a scheduler's config.json for sampling with fewer steps, which our sampler does not use."""
     kinds = {"set_alpha_to_one": bool, "steps_offset": int, "timestep_spacing": str}
     return {key: theirs[key] for key, kind in kinds.items() if type(theirs.get(key)) is kind}
 
 
 def _blocks(theirs: dict[str, Any], side: str, count: int) -> list[bool]:
-    """Whether there is attention, by block."""
+    """For each block, whether it has attention."""
     option = f"{side.lower()}_block_types"
     kinds = {f"{side}Block2D": False, f"Attn{side}Block2D": True}
     given = theirs.get(option)

@@ -1,4 +1,4 @@
-"""Opens weights: a diffusers folder, a .safetensors file, or a file of `torch.save`."""
+"""Opens files with weights: a diffusers folder, a .safetensors file, or a file of `torch.save`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scoregen.errors import UsageError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-# The names of attention's layers in diffusers before 0.15, as in the first checkpoints on the hub.
+# Attention layers: the name in diffusers before 0.15, as in the first checkpoints on the hub -> today's name.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -39,12 +39,12 @@ class Source:
 
     Attributes:
         format: the kind of the file.
-        arrays: the arrays, by name.
-        read: (name, averaged) -> the array, or its average if it has one.
+        arrays: name -> type and shape of the array.
+        read: (name, averaged) -> the array. With `averaged` it is the average, if there is one.
         averaged: the names of the arrays that have an average.
-        step: of the training, 0 if it is not known.
+        step: the training step, 0 if it is unknown.
         file: the file of the weights.
-        configs: the configurations beside it, by their part of the pipeline.
+        configs: part of the pipeline -> its configuration in the same folder.
     """
 
     format: str
@@ -62,10 +62,10 @@ class Format(NamedTuple):
     Attributes:
         layout: (our network, the shape of an example) -> the entries of its arrays.
         net: the name of our network in a configuration.
-        preset: the configuration if none is named.
-        shape: of an example of its data.
-        buffers: arrays in the state dict that are no weights.
-        fixed: weights that are not trained, and so have no average.
+        preset: returns the default configuration.
+        shape: the shape of an example.
+        buffers: arrays in the state dict that are not weights.
+        fixed: weights that are not trained, so they have no average.
     """
 
     layout: Callable[[Any, tuple[int, ...]], list[Entry]]
@@ -83,7 +83,7 @@ def _ddpm() -> Config:
 
 
 _by_sigma = functools.partial(unet.score_sde, by_sigma=True)
-# A network of theirs is one line here: its layout and its default preset.
+# Each network of score_sde is one line: its layout and its default preset.
 FORMATS: dict[str, Format] = {
     "ddpm": Format(unet.score_sde, "unet", _ddpm, (32, 32, 3)),
     "ncsnpp": Format(_by_sigma, "ncsnpp", lambda: load("ncsnpp_ve_cifar"), (32, 32, 3), fixed=("all_modules.0.W",)),
@@ -98,7 +98,7 @@ def opened(path: Path) -> Iterator[Source]:
     """The weights at a path: a pipeline's or a model's folder, a .safetensors file, or a file of `torch.save`.
 
     Raises:
-        UsageError: if there are none, or if they cannot be read.
+        UsageError: if there are no weights, or if they cannot be read.
     """
     if path.is_dir():
         with _folder(path) as source:
@@ -123,9 +123,9 @@ def _folder(path: Path) -> contextlib.AbstractContextManager[Source]:
     if (path / "checkpoints").is_dir():
         raise UsageError(f"{path} is a run of scoregen already: python -m scoregen.run --workdir={path} --mode=sample")
     if not (model / "config.json").is_file():
-        raise UsageError(f"{path} is no diffusers folder: there is no unet/config.json in it, nor a config.json")
+        raise UsageError(f"{path} is not a diffusers folder: it has neither unet/config.json nor config.json")
     configs = {"unet": read_json(model / "config.json")}
-    # Beside the model, as in the first models on the hub, or in the pipeline that it is a part of.
+    # The scheduler's file is in the pipeline, or beside the model as in the first models on the hub.
     beside = (path / "scheduler", path, *([path.parent / "scheduler"] if path.name == "unet" else []))
     found = [folder / "scheduler_config.json" for folder in beside if (folder / "scheduler_config.json").is_file()]
     if found:
@@ -140,8 +140,8 @@ def _folder(path: Path) -> contextlib.AbstractContextManager[Source]:
             raise UsageError(f"the weights in {model} are in {', '.join(p.name for p in parts[:3])}: {fix}")
         if any(model.glob("diffusion_pytorch_model*.bin")):
             raise UsageError(
-                f"{model} has its weights in a .bin file alone, a pickle, which is not read: write them with "
-                "diffusers' save_pretrained(FOLDER), which takes safetensors"
+                f"{model} has its weights only in a .bin file. This is a pickle, which is not read: save them with "
+                "diffusers' save_pretrained(FOLDER), which writes safetensors"
             )
         raise UsageError(f"there is no {WEIGHTS} in {model}")
     return _safetensors(model / WEIGHTS, "diffusers", configs)
@@ -210,7 +210,7 @@ def _trained(file: TorchFile) -> Source:
 
 
 def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The averages by name. Their list has the order of the model's arrays, without buffers and fixed weights."""
+    """Name -> average. The list of averages has the order of the model's arrays, without buffers and fixed weights."""
     if ema is None:
         return {}
     shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
@@ -228,10 +228,10 @@ def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Ten
 
 
 def fitting(source: Source, config: Config | None, name: str) -> str:
-    """The format of score_sde of these arrays.
+    """The name of the score_sde format of these arrays.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if no format fits.
     """
     from scoregen.app.build import network
     from scoregen.app.config import pick
@@ -242,7 +242,7 @@ def fitting(source: Source, config: Config | None, name: str) -> str:
     found = set(source.arrays)
     for name, it in FORMATS.items():
         if config is not None:
-            # Of two formats for one of our networks, the first has fixed weights and is recognised by them.
+            # Two formats can belong to the same network. The first is recognised by its fixed weights.
             if it.net == config.net.name and found.issuperset(it.fixed):
                 return name
         else:
@@ -250,16 +250,16 @@ def fitting(source: Source, config: Config | None, name: str) -> str:
             if {entry.theirs for entry in entries} == found - set(it.buffers):
                 return name
     known = ", ".join(FORMATS)
-    raise UsageError(f"its arrays are those of none of the networks known here ({known}); say --config=NAME")
+    raise UsageError(f"its arrays fit no known network ({known}); say --config=NAME")
 
 
 def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[str, Any]) -> None:
-    """Refuse arrays whose names or shapes are not those of the layout, before any is read.
+    """Refuse arrays whose names or shapes differ from the layout, before any array is read.
 
     Args:
         entries: the layout.
         arrays: the arrays in the file.
-        ours: our network's parameters, nested, of arrays or of shapes.
+        ours: our network's parameters, nested; arrays or shapes.
 
     Raises:
         UsageError: naming the first array that differs.
@@ -268,23 +268,23 @@ def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[s
     if missing := [name for name in wanted if name not in arrays]:
         raise UsageError(f"there is no {missing[0]} ({len(missing)} of {len(wanted)} arrays are missing)")
     if unknown := sorted(set(arrays) - set(wanted)):
-        raise UsageError(f"there is {unknown[0]}, which the network has not ({len(unknown)} such arrays)")
+        raise UsageError(f"there is {unknown[0]}, which the network does not have ({len(unknown)} such arrays)")
     for name, entry in wanted.items():
         shape: Any = ours
         for part in entry.ours.split("."):
             shape = shape[part]
         shape = KINDS[entry.kind][1](np.empty(shape.shape, np.int8)).shape
         if arrays[name].shape != shape:
-            raise UsageError(f"{name} is {sized(arrays[name].shape)}, and the network's is {sized(shape)}")
+            raise UsageError(f"{name} is {sized(arrays[name].shape)}, but the network's is {sized(shape)}")
         if arrays[name].dtype not in FLOATS:
-            raise UsageError(f"{name} holds {arrays[name].dtype}, and weights are floating-point numbers")
+            raise UsageError(f"{name} holds {arrays[name].dtype}, but weights must be floating-point numbers")
 
 
 def converted(source: Source, entries: Sequence[Entry], averaged: bool) -> dict[str, Any]:
     """Our parameters, nested, in float32, which holds half precision exactly.
 
     Raises:
-        UsageError: for weights that are not finite, or that float32 does not hold.
+        UsageError: for weights that are not finite, or that float32 cannot represent.
     """
     theirs = {entry.theirs: source.read(entry.theirs, averaged) for entry in entries}
     check_finite(source.file, theirs)
@@ -292,7 +292,7 @@ def converted(source: Source, entries: Sequence[Entry], averaged: bool) -> dict[
         with np.errstate(over="ignore"):
             theirs[name] = array.astype(np.float32)
         if array.dtype == np.float64 and (theirs[name].astype(np.float64) != array).any():
-            raise UsageError(f"{source.file}: {name} is float64, and float32 does not hold it: save it as float32")
+            raise UsageError(f"{source.file}: {name} is float64, and float32 cannot represent it: save it as float32")
     return to_ours(entries, theirs)
 
 
@@ -307,20 +307,20 @@ def check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def finite(array: np.ndarray) -> bool:
-    """Whether all numbers of an array are, of any type."""
+    """Whether all numbers of an array, of any type, are finite."""
     return bool(np.isfinite(array.astype(np.float32) if array.dtype.kind == "V" else array).all())
 
 
 def size(arrays: Mapping[str, Any]) -> int:
-    """How many numbers there are in all."""
+    """The total number of elements."""
     return sum(math.prod(array.shape) for array in arrays.values())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A table in a small JSON file.
+    """The dict in a small JSON file.
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if the file does not hold a dict.
     """
     try:
         with path.open("rb") as file:
@@ -339,7 +339,7 @@ def checksum(path: Path) -> str:
 
 
 def sized(shape: Sequence[int]) -> str:
-    """A shape as one says it.
+    """A shape as text.
 
     >>> sized((3, 3)), sized(())
     ('3x3', 'a scalar')

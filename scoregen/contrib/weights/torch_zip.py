@@ -1,14 +1,14 @@
 """Reads the files of `torch.save` without PyTorch, and without ever running what is in them.
 
-Such a file is a zip archive of a pickle (`data.pkl`), which says how tensors lie in storages, and the storages' bytes.
-A pickle is a program: it names functions and calls them. Even an Unpickler that allows few names makes the calls that
-it allows, sets attributes and builds objects. So no pickle machinery runs here. `pickletools.genops` takes the pickle
-apart into opcodes, without an effect, and a small machine of our own interprets the thirty or so that PyTorch writes.
-Its values are numbers, strings, lists, tuples, dictionaries and descriptions of tensors; a "call" of one of three
-known names makes such a description, and any other name or opcode is refused where it stands.
+Such a file is a zip archive. It holds a pickle (`data.pkl`), which describes how tensors lie in storages, and the bytes
+of the storages. A pickle is a program: it names functions and calls them. Even an Unpickler that allows only few names
+makes these calls, sets attributes and builds objects. So this module does not use the pickle machinery.
+`pickletools.genops` splits the pickle into opcodes, without side effects, and a small interpreter here handles the
+about thirty opcodes that PyTorch writes. Its values are numbers, strings, lists, tuples, dictionaries and descriptions
+of tensors. A "call" of one of three known names makes a description; any other name or opcode is refused.
 
-Sizes, strides and offsets are checked against the storage as they are read, storages against the archive, and nothing
-is allocated that the file does not hold in full: compressed members are refused.
+Sizes, strides and offsets are checked against the storage, and storages against the archive. Memory is only allocated
+for data that the file really holds, so compressed members are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 
 from scoregen.errors import UsageError
 
-# Far beyond what a table of some thousand tensors takes.
+# Far more than a table of some thousand tensors needs.
 LARGEST_PICKLE = 1 << 22
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before PyTorch 1.6: a pickle of a magic number
 
@@ -48,11 +48,11 @@ STORAGES = {
 
 
 class _Malformed(Exception):
-    """Not what torch.save writes of weights; the message goes on after the name of the file."""
+    """The file is not what torch.save writes for weights. The message follows the name of the file."""
 
 
 class Storage(NamedTuple):
-    """So many numbers in one member of the archive."""
+    """A storage: `count` numbers in one member of the archive."""
 
     dtype: np.dtype
     key: str
@@ -60,7 +60,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """How a tensor lies in a storage, in numbers, not bytes."""
+    """The place of a tensor in a storage. Offset and strides count numbers, not bytes."""
 
     storage: Storage
     offset: int
@@ -73,17 +73,18 @@ class Tensor(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """A name that the pickle may use. It stands for itself: nothing is imported."""
+    """A name that the pickle may use. Nothing is imported for it."""
 
     module: str
     name: str
 
 
 class TorchFile:
-    """An archive of `torch.save`, open: its `value`, in which tensors are `Tensor`, and `read` of one of them.
+    """An open archive of `torch.save`. Its `value` holds a `Tensor` for each tensor, and `read` reads one of them.
 
     Raises:
-        UsageError: if it is none, is cut short, holds what weights need not, or is in the format before PyTorch 1.6.
+        UsageError: if it is no such archive, is cut short, holds things that weights do not need, or is in the format
+            before PyTorch 1.6.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -139,7 +140,7 @@ class TorchFile:
     def read(self, tensor: Tensor) -> np.ndarray:
         """The numbers of a tensor, a copy in C order."""
         dtype, key, count = tensor.storage
-        # Tensors that share a storage mostly follow each other: it is read, and its checksum compared, once.
+        # Tensors that share a storage usually follow each other, so the last storage is cached.
         name, size = f"{self._folder}data/{key}", count * dtype.itemsize
         if self._last[:2] != (name, size):
             self._last = name, size, self._member(name, size, exact=True)
@@ -163,7 +164,7 @@ class TorchFile:
         return raw
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """What zipfile does, whatever it makes of a hostile archive."""
+        """Run a function of zipfile; every error that a damaged or hostile archive causes becomes a UsageError."""
         try:
             return work()
         except (
@@ -180,7 +181,7 @@ class TorchFile:
 
 
 def interpret(pickle: bytes) -> Any:
-    """What a pickle of `torch.save` says, in which tensors are `Tensor`; nothing is run.
+    """The value of a pickle of `torch.save`, with a `Tensor` for each tensor. Nothing is executed.
 
     >>> interpret(b"\\x80\\x02}X\\x04\\x00\\x00\\x00stepK\\x03s.")
     {'step': 3}
@@ -198,7 +199,7 @@ def interpret(pickle: bytes) -> Any:
 
 
 class _Machine:
-    """The values of a pickle: the stack above the last mark, what is below each mark, and the memo."""
+    """The state of the interpreter: the stack above the last mark, the stacks below the marks, and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -210,7 +211,7 @@ class _Machine:
         return above
 
     def obey(self, name: str, argument: Any) -> None:
-        """One opcode: PyTorch's protocol 2, and what the same values need in protocol 4."""
+        """Execute one opcode. It supports PyTorch's protocol 2, and the opcodes for the same values in protocol 4."""
         stack = self.stack
         match name:
             case "PROTO" | "FRAME":
@@ -239,9 +240,9 @@ class _Machine:
                 values = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.above_mark()
                 target = _as(dict, self.stack[-1])
                 for key, value in zip(values[::2], values[1::2], strict=True):
-                    if type(key) not in (str, int):  # a hash of tuples within tuples could take for ever
+                    if type(key) not in (str, int):  # hashing nested tuples could take for ever
                         raise _Malformed(f"has a key of type {type(key).__name__}, where weights have names")
-                    if type(key) is int and not 0 <= key < 1 << 31:  # beyond, many could have one and the same hash
+                    if type(key) is int and not 0 <= key < 1 << 31:  # larger keys could all have the same hash
                         raise _Malformed("has a key out of range, where weights have names")
                     target[key] = value
             case "BINPUT" | "LONG_BINPUT":
@@ -261,7 +262,7 @@ class _Machine:
                 arguments, function = _as(tuple, stack.pop()), _as(_Name, stack.pop())
                 stack.append(_call(function, arguments))
             case "BUILD":
-                # What PyTorch sets on a state dict are version numbers of modules.
+                # On a state dict, PyTorch sets only the version numbers of modules.
                 if set(_as(dict, stack.pop())) - {"_metadata"} or type(stack[-1]) is not dict:
                     raise _Malformed("sets attributes of an object, which weights do not need")
             case _:
@@ -291,7 +292,7 @@ def _allowed(module: str, name: str) -> _Name:
 def _storage(value: Any) -> Storage:
     what, kind, key, _, count = _as(tuple, value)
     if what != "storage" or type(kind) is not _Name or kind.module != "torch" or kind.name not in STORAGES:
-        raise _Malformed("refers to something else than a storage of numbers")
+        raise _Malformed("refers to something that is not a storage of numbers")
     if type(key) is not str or not re.fullmatch(r"[0-9]{1,9}", key):
         raise _Malformed("has a storage whose name is no number")
     return Storage(STORAGES[kind.name], key, _whole(count))
@@ -319,8 +320,8 @@ def _call(function: _Name, arguments: tuple) -> Any:
     axes = sorted((stride, n) for n, stride in zip(shape, strides, strict=True) if n != 1)
     if 0 not in shape and offset + sum((n - 1) * stride for stride, n in axes) >= storage.count:
         raise _Malformed("has a tensor that reaches out of its storage")
-    # No number is used twice, so that a tensor takes no more memory than its storage in the file: a step along an axis
-    # leads beyond all that the axes of smaller steps reach.
+    # No number may be used twice, so that a tensor takes no more memory than its storage in the file. For this, the
+    # stride of an axis must exceed the reach of all axes with smaller strides.
     reach = 0
     for stride, n in axes:
         if stride <= reach and 0 not in shape:

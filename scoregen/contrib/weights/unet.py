@@ -1,9 +1,9 @@
-"""Where the arrays of other libraries' U-Nets lie in ours: `UNet` and `NCSNpp`.
+"""The layouts of other libraries' U-Nets, for our `UNet` and `NCSNpp`.
 
-Of diffusers (`UNet2DModel`), of score_sde_pytorch (`ddpm`, NCSN++ and DDPM++), of improved DDPM and ADM (Dhariwal &
-Nichol 2021), and of NVlabs/edm (SongUNet). Each is a function from our network and the shape `[H, W, C]` of an example
-to a list of entries. The last two libraries have one convolution for query, key and value: `split` makes three arrays
-of each, which lie in ours as they are, and `join` is its inverse.
+The libraries are diffusers (`UNet2DModel`), score_sde_pytorch (`ddpm`, NCSN++ and DDPM++), improved DDPM and ADM
+(Dhariwal & Nichol 2021), and NVlabs/edm (SongUNet). Each layout is a function from our network and the shape
+`[H, W, C]` of an example to a list of entries. The last two libraries have one convolution for query, key and value.
+`split` splits each into the three arrays that we use, and `join` is its inverse.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from scoregen.contrib.weights.layout import Entry
 from scoregen.errors import UsageError
 from scoregen.nets import Cond, NCSNpp, UNet
 
-# Fields that change no array, and nothing of what a trained network computes but its rounding.
+# Fields that change no array, and change the output of a trained network only by rounding.
 IDLE = {"dropout", "dtype", "remat"}
 SHARED = {"channels", "multipliers", "blocks", "attention", "attention_last", "groups", *IDLE, "parent", "name"}
 THREE = ("query", "key", "value")
 
-# The layers of a residual block and of attention: ours, and those of diffusers, score_sde, ADM and EDM.
+# Layers of a residual block and of attention: our name -> the names in diffusers, score_sde, ADM and EDM.
 LAYERS = {
     "norm1": ("norm1", "GroupNorm_0", "in_layers.0", "norm0"),
     "conv1": ("conv1", "Conv_0", "in_layers.2", "conv0"),
@@ -42,7 +42,7 @@ LAYERS = {
     "proj": ("to_out.0", "NIN_3", "proj_out", "proj"),
     "": ("", "", "", ""),
 }
-# The layers outside of the blocks, of diffusers and of ADM.
+# Layers outside the blocks: our name -> the names in diffusers and ADM.
 OUTER = {
     "time1": ("time_embedding.linear_1", "time_embed.0"),
     "time2": ("time_embedding.linear_2", "time_embed.2"),
@@ -59,7 +59,7 @@ def diffusers(net: UNet, shape: tuple[int, ...]) -> list[Entry]:
     """The arrays of diffusers' `UNet2DModel`.
 
     Raises:
-        UsageError: if the network has what theirs does not have, by its fields.
+        UsageError: if a field of the network has a value that theirs does not support.
 
     >>> net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
     >>> next(entry for entry in diffusers(net, (8, 8, 1)) if entry.ours == "up1_0_attention.proj.kernel")
@@ -88,13 +88,13 @@ def diffusers(net: UNet, shape: tuple[int, ...]) -> list[Entry]:
 def score_sde(net: UNet | NCSNpp, shape: tuple[int, ...] = (32, 32, 3), by_sigma: bool = False) -> list[Entry]:
     """The arrays of score_sde_pytorch: models/ddpm.py for a `UNet`, models/ncsnpp.py for an `NCSNpp`.
 
-    Their modules are numbered in the order in which they are applied. Their checkpoints have a prefix `module.` more,
-    and a table `sigmas`, which is no weight. With `by_sigma` their network divides its output by sigma
-    (`scale_by_sigma`, as NCSN++ does under VE), so that it is the score -eps / sigma. What is divided is then -eps, so
-    the last layer changes its sign: ours has the target "eps".
+    Their modules are numbered in the order in which they are applied. The keys in their checkpoints also have a prefix
+    `module.`, and there is a table `sigmas`, which is not a weight. With `by_sigma` their network divides its output by
+    sigma (`scale_by_sigma`, as in NCSN++ under VE) to get the score -eps / sigma, so its last layer gives -eps. Our
+    network has the target "eps", so the sign of the last layer changes.
 
     Raises:
-        UsageError: if a `UNet` has what theirs does not have, by its fields.
+        UsageError: if a field of a `UNet` has a value that theirs does not support.
 
     >>> layout = score_sde(NCSNpp(), by_sigma=True)
     >>> layout[0].theirs, layout[0].ours, layout[-1].theirs, layout[-1].kind
@@ -126,8 +126,8 @@ def score_sde(net: UNet | NCSNpp, shape: tuple[int, ...] = (32, 32, 3), by_sigma
 def adm(net: UNet, shape: tuple[int, ...]) -> list[Entry]:
     """The arrays of improved DDPM and ADM, after `split(theirs, net.heads_of)`, without those of labels.
 
-    That is for their `QKVAttentionLegacy`, which every published checkpoint has. Labels are left out: theirs has no
-    row for no label, and ours has.
+    This is for their `QKVAttentionLegacy`, which all published checkpoints use. Labels are left out, since our table
+    has a row for "no label" and theirs does not.
 
     >>> entries = adm(UNet(scale_shift=True, form="adm"), (32, 32, 3))
     >>> next(entry for entry in entries if entry.ours == "up0_0.shortcut.kernel")
@@ -202,10 +202,10 @@ def edm(net: NCSNpp, shape: tuple[int, ...] = (32, 32, 3), negated: bool = False
 
 
 def split(theirs: Mapping[str, np.ndarray], heads: Callable[[int], int] = int) -> dict[str, np.ndarray]:
-    """A state dict with query, key and value apart, `[3 C, ...]` -> `[C, ...]` each, and without filters.
+    """A state dict with separate query, key and value, `[3 C, ...]` -> `[C, ...]` each, and without constant filters.
 
-    Theirs holds the three for one head after the other; `heads` says how many heads there are for C channels. EDM's
-    hold them channel by channel, as if every channel were a head. Filters are constants.
+    Their array holds the three for one head after the other; `heads` maps C channels to the number of heads. In EDM the
+    three alternate channel by channel, as if every channel were a head.
 
     >>> sorted(split({"a.qkv.bias": np.arange(6), "a.conv0.resample_filter": np.ones(4)}).items())
     [('a.key.bias', array([1, 4])), ('a.query.bias', array([0, 3])), ('a.value.bias', array([2, 5]))]
@@ -222,7 +222,7 @@ def split(theirs: Mapping[str, np.ndarray], heads: Callable[[int], int] = int) -
 
 
 def join(ours: Mapping[str, np.ndarray], heads: Callable[[int], int] = int) -> dict[str, np.ndarray]:
-    """The inverse of `split`, but for the filters: to be loaded with `strict=False`.
+    """The inverse of `split`, but without the filters, so load the result with `strict=False`.
 
     >>> join({f"a.{part}.bias": np.array([i, i + 3]) for i, part in enumerate(THREE)})
     {'a.qkv.bias': array([0, 1, 2, 3, 4, 5])}
@@ -298,7 +298,7 @@ def _parsed(module: str) -> tuple[str, int, str]:
 
 def _refuse(net: UNet, theirs: str, more: set[str]) -> None:
     if not isinstance(net, UNet):
-        raise UsageError(f"the network is no unet, and {theirs} is one: say --config.net.name=unet")
+        raise UsageError(f"the network is not a unet, but {theirs} is: say --config.net.name=unet")
     for field in dataclasses.fields(net):
         if field.name not in SHARED | more and (value := getattr(net, field.name)) != field.default:
             raise UsageError(f"net.unet.{field.name}={value}: {theirs} does not have it")

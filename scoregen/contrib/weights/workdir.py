@@ -26,18 +26,18 @@ from scoregen.times import TIMES
 from scoregen.train import State
 from scoregen.train.checkpoint import Checkpoints, reason
 
-RECORD = "weights.json"  # where imported weights came from
+RECORD = "weights.json"  # the origin of imported weights
 
 
 @contextlib.contextmanager
 def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
-    """A folder to fill beside the target. It replaces the target at the end, and is removed after an error.
+    """A temporary folder beside the target. It replaces the target at the end, and is removed after an error.
 
     Raises:
-        UsageError: if the target is there and not empty, or cannot be written.
+        UsageError: if the target exists and is not empty, or cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} is there already, and not empty: choose another {flag}")
+        raise UsageError(f"{target} exists and is not empty: choose another {flag}")
     target, beside = target.resolve(), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
         beside = fresh
         unfinished.add(beside)
         yield beside
-        if target.exists():  # and empty; it may be the current folder, which must not be replaced
+        if target.exists():  # it is empty, but may be the current folder, which must not be replaced
             for part in beside.iterdir():
                 part.rename(target / part.name)
         else:
@@ -80,7 +80,7 @@ def write(
     step: int,
     record: dict[str, Any],
 ) -> None:
-    """Fill a workdir as training leaves it: the state has a fresh optimizer."""
+    """Write a workdir as after a training, but with a new optimizer state."""
     for key in ("log_variance", "labels"):
         if config[key]:
             raise UsageError(f"config.{key}=True: the file has no weights for it: say --config.{key}=false")
@@ -99,18 +99,18 @@ def write(
 def configuration(workdir: Path) -> Config:
     """The configuration of the run in a workdir."""
     if not (workdir / "config.json").is_file():
-        raise UsageError(f"{workdir} is no workdir of a run: there is no config.json in it")
+        raise UsageError(f"{workdir} is not the folder of a run: it has no config.json")
     return config_lib.load(str(workdir / "config.json"))
 
 
 def example_shape(workdir: Path, config: Config) -> tuple[int, ...]:
-    """The shape of an example: of the imported weights, or of the data."""
+    """The shape of an example, from the record of imported weights or from the data."""
     record = record_of(workdir)
     return tuple(record["shape"]) if record else data_shape(config)
 
 
 def data_shape(config: Config) -> tuple[int, ...]:
-    """The shape of an example of the configured data, which are not read."""
+    """The shape of an example of the configured data. The data are not read."""
     options = config.data[config.data.name].to_dict()
     return shape_of(config_lib.pick(SOURCES, config.data.name, "config.data.name"), dir=config.data.dir, **options)
 
