@@ -185,11 +185,13 @@ def draw(rows, path):
     size = {"fontsize": 14}
     left.loglog(LEVELS, 0.8 / np.array(LEVELS), ":", color=INK, lw=1.5, label="1 / L")
     left.set_ylabel("Wasserstein distance from the data", fontsize=13)
-    left.set_title("Samples: all three walks come to err as 1/L", **size)
+    left.set_title("Samples: the distance of all three falls as 1/L", **size)
     right.plot([], [], "s--", color="black", mfc="none", lw=2, label="dashed: trained networks")
     right.set(xscale="log", yscale="log", ylim=(LEAST, 60))
     right.set_ylabel("nats above the exact -log p", fontsize=13)
-    right.set_title("Likelihood: with the posterior's variance the bound\nstays open on DDPM's levels", **size)
+    right.set_title(
+        "Likelihood: on the levels of DDPM, with the variance\nof the posterior, the bound keeps a gap", **size
+    )
     for panel in (left, right):
         panel.set_xlabel("levels L", fontsize=13)
         panel.set_xticks(LEVELS, map(str, LEVELS))
