@@ -1,10 +1,9 @@
 """DDPM and NCSN are one model
 
-A network that was trained as one of the two can be sampled as the other. For points there is no visible loss of
-quality; for digits the samples depend on the sampler and its number of evaluations, not on how the network was trained.
-Every term L_{t-1} of the variational bound, a divergence of two Gaussians, is denoising score matching at its noise
-level with its own weight. Distances: sliced Wasserstein distances for points, Frechet distances in the features of a
-small classifier for digits.
+A network that was trained as one of the two can be sampled as the other. Neither for points nor for small digits is
+there a visible loss of quality. Every term L_{t-1} of the variational bound, a divergence of two Gaussians, is
+denoising score matching at its noise level with its own weight. Distances: sliced Wasserstein distances for points,
+Frechet distances in the features of a small classifier for digits.
 """
 
 import jax
