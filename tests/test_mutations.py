@@ -208,13 +208,15 @@ def test_mutants_are_run(tmp_path):
     base = tmp_path / "base"
     (base / "scoregen").mkdir(parents=True)
     shutil.copytree(ROOT / "tests" / "mutations", base / "tests" / "mutations")
-    shutil.copy(ROOT / "tests" / "conftest.py", base / "tests")
+    for name in ("conftest.py", "tiers.py"):
+        shutil.copy(ROOT / "tests" / name, base / "tests")
     shutil.copy(ROOT / "setup.cfg", base)
     (base / "scoregen" / "__init__.py").write_text("")
     source = "def count(n, unused):\n    while n > 2:\n        n = n - 1\n    return n + 0.5 * (unused - 1)\n"
     (base / "scoregen" / "likelihood.py").write_text(source)
     (base / "tests" / "test_likelihood.py").write_text(
-        "from scoregen.likelihood import count\n\ndef test_count():\n    assert count(4, 1) == 2\n"
+        "import pytest\nfrom scoregen.likelihood import count\n\n"
+        "@pytest.mark.slow\ndef test_count():\n    assert count(4, 1) == 2\n"
     )
     found = {mutant.change: mutant for mutant in mutants("likelihood.py", ast.parse(source))}
     copy = Copy(base, tmp_path / "copy", tmp_path / "compiled")
