@@ -372,7 +372,7 @@ def test_what_breaks_is_said_in_one_line_and_leaves_nothing(tmp_path):
         (arrays | {name: np.full_like(arrays[name], np.nan)}, ["not finite", name, "1 arrays"]),
         (arrays | {name: np.zeros(5, np.float32)}, [name, "is 5", "is 8"]),
         (arrays | {name: np.zeros(8, np.int32)}, [name, "int32"]),
-        (arrays | {"another": np.zeros(3)}, ["another", "has not"]),
+        (arrays | {"another": np.zeros(3)}, ["another", "does not have"]),
         ({key: a for key, a in arrays.items() if key != name}, [f"no {name}", "1 of"]),
         (arrays | {name: np.full(8, 0.1)}, [name, "float64", "float32"]),
     ):
@@ -572,9 +572,9 @@ def test_inspect_says_what_it_would_be(imported, tmp_path):
     assert "import PATH" in done("-h") and done() == done("--help")
     out = done("inspect", UNET2D)
     assert re.search(r"mid_block.attentions.0.to_q.weight +float16 +8x8\n", out)
-    assert "`import` would make of it the net unet (" in out and "multipliers=(1, 2)" in out and "not finite" not in out
+    assert "`import` would give the net unet (" in out and "multipliers=(1, 2)" in out and "not finite" not in out
     out = done("inspect", UNET2D / FILE)
-    assert "`import` would make of it nothing" in out and "config.json" in out
+    assert "`import` would give nothing" in out and "config.json" in out
     out = done("inspect", imported)
     assert "ema.net.params.conv_in.kernel" in out and "a run of scoregen, step 0" in out
     count = sum(a.size for a in load_file(UNET2D / FILE).values())
@@ -582,7 +582,7 @@ def test_inspect_says_what_it_would_be(imported, tmp_path):
     arrays = load_file(UNET2D / FILE)
     arrays["conv_out.bias"] = np.full(1, np.inf, np.float32)
     save_file(arrays, tmp_path / "bad.safetensors")
-    assert "1 arrays hold weights that are not finite" in done("inspect", tmp_path / "bad.safetensors")
+    assert "1 of the arrays hold weights that are not finite" in done("inspect", tmp_path / "bad.safetensors")
     out = done("inspect", DATA / "tiny.pth")
     assert "torch, 8 arrays" in out and "an average of 7 of them, of step 7" in out
 

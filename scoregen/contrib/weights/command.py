@@ -243,7 +243,7 @@ def _inspect(path: Path, console: Console) -> int:
             say(console, f"{len(found.averaged)} of the arrays also have an average; it is from step {found.step:,}")
         if bad:
             say(console, f"{bad} of the arrays hold weights that are not finite")
-        say(console, f"`import` would make of it {here}")
+        say(console, f"`import` would give {here}")
     return 0
 
 
