@@ -584,7 +584,7 @@ def test_inspect_says_what_it_would_be(imported, tmp_path):
     save_file(arrays, tmp_path / "bad.safetensors")
     assert "1 of the arrays hold weights that are not finite" in done("inspect", tmp_path / "bad.safetensors")
     out = done("inspect", DATA / "tiny.pth")
-    assert "torch, 8 arrays" in out and "an average of 7 of them, of step 7" in out
+    assert "torch, 8 arrays" in out and "7 of the arrays also have an average; it is from step 7" in out
 
 
 # --- files of PyTorch
