@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from imports import imported
+
 import scoregen
 
 ROOT = Path(__file__).parents[1]
@@ -35,13 +37,10 @@ def module(path: Path) -> str:
 
 def names(path: Path) -> Iterator[str]:
     """Dotted names that the file imports or, outside the package, has in its strings; `sg.NAME` by its module."""
-    packages, inside = set(), path.is_relative_to(ROOT / "scoregen")
-    tree = ast.parse(path.read_text())
+    tree, inside, packages = ast.parse(path.read_text()), path.is_relative_to(ROOT / "scoregen"), set()
+    yield from imported(tree, lazy=True)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name != "scoregen")
+        if isinstance(node, ast.Import):
             packages |= {alias.asname or alias.name for alias in node.names if alias.name == "scoregen"}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not inside:
             yield from re.findall(r"\bscoregen(?:\.\w+)+", node.value)
@@ -87,14 +86,10 @@ def affected(changed: Iterable[str]) -> list[str]:
     while new:
         reached |= new
         new = {path for path, others in needed.items() if others & new} - reached
-    for path in tests:
-        text = (ROOT / path).read_text()
-        reached |= {
-            path
-            for other in changed - {path}
-            if f'"{Path(other).parts[0]}"' in text or f'"{Path(other).name}"' in text
-            if not other.startswith(("scoregen/", "tests/")) or not other.endswith(".py")
-        }
+    # Files that nobody imports, such as pages and data: a test names them, or the folder that they are in.
+    others = [Path(path) for path in changed if not (path.startswith(("scoregen/", "tests/")) and path.endswith(".py"))]
+    named = {f'"{part}"' for path in others for part in (path.parts[0], path.name)}
+    reached |= {path for path in tests if any(name in (ROOT / path).read_text() for name in named)}
     examples = [path for path in needed if path.startswith("scoregen/") and ">>> " in (ROOT / path).read_text()]
     return [path for path in (*examples, *tests) if path in reached]
 

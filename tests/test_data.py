@@ -129,7 +129,6 @@ def test_rows_that_are_not_finite_are_counted_and_the_first_is_named():
                 Dataset("bad", good, x)
 
 
-@pytest.mark.quick(23)
 @pytest.mark.parametrize("shape", [(5, 1), (5, 3), (5, 64, 2), (5, 8, 8), (5, 8, 8, 3), (5, 4, 4, 4, 1)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_floating_point_arrays_of_any_rank_are_held_as_float32(shape, dtype):

@@ -211,7 +211,6 @@ def test_edm_of_a_variance_preserving_process_is_minus_v(name):
     assert MADE[name].data_std == 1
 
 
-@pytest.mark.quick(5)
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_learned_variance_is_the_second_half(target):
     """between = (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15): v = -1 the posterior's, 1 the forward step's; the first
@@ -230,7 +229,6 @@ def test_a_learned_variance_is_the_second_half(target):
     assert (both.between[:, 0] == 0).all() and (both.between[:, 1] == 1).all()
 
 
-@pytest.mark.quick(10)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_conditions_say_how_noisy(name):
     """The index is DDPM's, and 999 t in continuous time; rescaled, of 1000 levels; log sigma; lam, finite; c_noise."""

@@ -469,7 +469,6 @@ def get_config():
 """
 
 
-@pytest.mark.quick(14)
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [

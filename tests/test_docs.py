@@ -69,14 +69,9 @@ def name_of(path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def as_they_were(monkeypatch):
-    """Entries that a page adds to the tables of the package are removed again, and no picture opens a window."""
+def no_windows(monkeypatch):
+    """No picture of a page opens one."""
     monkeypatch.setenv("MPLBACKEND", "agg")
-    before = [dict(table) for table in TABLES]
-    yield
-    for table, entries in zip(TABLES, before, strict=True):
-        table.clear()
-        table.update(entries)
 
 
 @pytest.mark.parametrize(

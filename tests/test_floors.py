@@ -4,10 +4,10 @@ import ast
 import functools
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imports import imported
 
 ROOT = Path(__file__).parents[1]
 CORE = {"random", "process", "denoiser", "times", "guidance", "losses", "samplers", "likelihood", "testing"}
@@ -23,18 +23,6 @@ def floors() -> dict[str, int]:
     found = [(name, int(floor)) for floor, names in rows for name in re.findall(r"`(\w+)`", names)]
     assert len(dict(found)) == len(found) > 15
     return dict(found)
-
-
-def imported(tree: ast.AST) -> Iterator[str]:
-    """What is imported, within functions too, and not for annotations alone: dotted names."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        yield from imported(node)
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def parameters(parts, seed=3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", "unet"])
 def test_a_label_is_added_to_the_embedding_of_the_noise(name):
     """Adding a class's row to the bias of the layer that makes that embedding does the same; no label is a row too."""
     if name == "mlp":

@@ -366,7 +366,6 @@ def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
     assert not np.allclose(np.load(tmp_path / "samples.npz")["samples"], before)
 
 
-@pytest.mark.quick(10)
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [

@@ -66,7 +66,7 @@ def test_a_whole_run_traces_step_and_held_out_loss_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [toy, digits, pytest.param(learned, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [toy, digits, learned])
 def test_a_run_that_is_cut_ends_in_the_same_bits(tmp_path, make):
     straight = make().fit(tmp_path / "straight")
     seen = []

@@ -29,7 +29,7 @@ def parts_of(name, **options):
     [
         ("ddpm_toy", {}),
         ("ddpm_toy", {"sampler__step__name": "unipc", "sampler__grid__name": "logsnr"}),
-        pytest.param("ncsn_digits", {"sampler__corrector__langevin__steps": 1}, marks=pytest.mark.slow),
+        ("ncsn_digits", {"sampler__corrector__langevin__steps": 1}),
     ],
 )
 def test_the_walk_ends_in_the_samples_of_a_run(name, options):
