@@ -1,5 +1,5 @@
 # Needs Python >= 3.11, make and git; everything else comes from the lock files into $(VENV).
-# Another Python beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
+# A second environment, with another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 py   := $(VENV)/bin/python
 pip  := $(py) -m pip --disable-pip-version-check --no-input
-# Each file in one worker, so that a worker compiles a program once and forgets it after the file.
+# All tests of a file run in one worker, so that each program is compiled by one worker and dropped after the file.
 test := $(py) -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -63,7 +63,7 @@ clean:  ## remove the environment, caches and build products; runs/ stays
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # --- the environment -------------------------------------------------------------------------------------------
-# A stamp is touched last, so an install that was interrupted has none and is begun again from an empty folder.
+# A stamp file is touched last, so an interrupted install leaves no stamp and starts again in an empty folder.
 
 $(VENV)/.locked: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -72,28 +72,28 @@ $(VENV)/.locked: requirements.lock
 	$(pip) install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
-# No dependencies and no build isolation: what the lock installed, setuptools among it, is all there is.
-# `pip check` then fails if setup.cfg asks for what the lock does not hold.
+# No dependencies and no build isolation: only locked packages are used, setuptools among them.
+# `pip check` then fails if setup.cfg needs a package that the lock file does not have.
 $(VENV)/.installed: $(VENV)/.locked setup.cfg pyproject.toml
 	$(pip) install --quiet --no-deps --no-build-isolation --editable .
 	@$(pip) check || { echo "setup.cfg and requirements.lock disagree: make lock" >&2; exit 1; }
 	@touch $@
 
-# On top of them: the tools, and what sweeps need for the tests of every launcher.
+# In addition: the development tools, and the packages for the tests of all launchers of sweeps.
 $(VENV)/.dev $(VENV)/.launchers: $(VENV)/.%: $(VENV)/.locked requirements-%.lock
 	$(pip) install --quiet --require-hashes -r requirements-$*.lock
 	@touch $@
 
 # --- the locks -------------------------------------------------------------------------------------------------
-# One file for every platform and every Python from 3.11 on. Versions already locked are kept where they still fit;
-# make lock UPGRADE=--upgrade takes the newest. UV=... uses a uv from elsewhere, should the lock itself not install.
+# Each lock file is for every platform and every Python from 3.11 on. Locked versions are kept where they still fit;
+# `make lock UPGRADE=--upgrade` takes the newest. UV=PATH uses another uv, in case the lock files cannot be installed.
 
 UV      ?=
 UPGRADE ?=
 compile  = $(or $(UV),$(py) -m uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
            --fork-strategy requires-python --no-emit-index-url --no-emit-find-links \
            --custom-compile-command "make lock" $(UPGRADE)
-# The build backend is locked with the rest; pip and friends may not be, so setuptools is named from pyproject.toml.
+# The build backend, setuptools, is locked too; its requirement is read from pyproject.toml.
 backend  = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 extras   = import sys, configparser as c; p = c.ConfigParser(); p.read("setup.cfg"); \
            print(*(p["options.extras_require"][name] for name in sys.argv[1:]))

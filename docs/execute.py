@@ -1,9 +1,10 @@
-"""The code of a page, run as a reader would: from the top, in one namespace, in an empty folder.
+"""Run the code of a page as a reader would: from the top, in one namespace, in an empty folder.
 
     python docs/execute.py docs/tour.ipynb docs/recipes/loss.md
 
-runs them, and stores what they print, and what a notebook draws, below each piece of code. tests/test_docs.py compares
-instead. A piece of code whose first line is `# NAME.py` is also written to a file of that name.
+runs these pages, and writes the output of each piece of code, and the pictures of a notebook, below the piece.
+tests/test_docs.py compares the output instead. A piece of code whose first line is `# NAME.py` is also written to a
+file of that name.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Code, and what it prints if that is shown.
+# A piece of code, and its output if the page shows it.
 FENCED = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\n\n```text\n(?P<shown>.*?)^```$)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 @dataclasses.dataclass
 class Piece:
-    """A piece of code, where it is, and what is shown below it: text, and PNGs of a notebook."""
+    """A piece of code, its place, and its output on the page: text, and PNGs of a notebook."""
 
     where: str
     code: str
@@ -48,7 +49,7 @@ def pieces(path: Path) -> list[Piece]:
 
 
 def run(path: Path, folder: Path) -> Iterator[tuple[Piece, Piece]]:
-    """Each piece of a page as it is, and as it comes out, run one after the other in `folder`."""
+    """Run the pieces of a page in order in `folder`. Yields each piece as on the page, and with its new output."""
     import matplotlib.pyplot as plt
 
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -71,10 +72,10 @@ def run(path: Path, folder: Path) -> Iterator[tuple[Piece, Piece]]:
 
 
 def same(found: str, shown: str, rough: float = 0) -> bool:
-    """Whether two outputs agree: the words, and each number to the digits that are shown, give or take one in the last.
+    """Whether two outputs agree: the same words, and each number to the digits shown, up to one in the last digit.
 
-    Or give or take the share `rough` of it, where a number is what training came to, on whatever machine. Integers are
-    compared as they are.
+    A number may also differ by the share `rough` of its value, since results of training depend on the machine.
+    Integers must be equal.
 
     >>> same("a 0.1249 b", "a  0.12 b"), same("a 0.149", "a 0.12"), same("a 1", "b 1"), same("x 1.99e-5", "x 2e-05")
     (True, False, False, True)
@@ -90,7 +91,7 @@ def same(found: str, shown: str, rough: float = 0) -> bool:
 
 
 def _last(number: str) -> float:
-    """One in the last digit of a number as it is written; 0 of an integer, which is compared as it is."""
+    """One in the last digit of a number as it is written; 0 for an integer, which must be equal."""
     mantissa, _, exponent = number.partition("e")
     if "." not in mantissa and not exponent:
         return 0
@@ -98,7 +99,7 @@ def _last(number: str) -> float:
 
 
 def store(path: Path, found: list[Piece]) -> None:
-    """Write what the pieces printed and drew below them."""
+    """Write the output and the pictures of the pieces below them."""
     if path.suffix == ".ipynb":
         page, left = json.loads(path.read_text()), iter(found)
         for cell in filter(_is_code, page["cells"]):

@@ -108,7 +108,7 @@ def kernel(process: Process, t: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def kernels() -> Path:
-    """alpha, sigma and lam of every process along its own grid, chains as dots upon their continuous twins."""
+    """alpha, sigma and lam of every process along its own grid, chains as dots on their continuous counterparts."""
     top = {
         "VP; dots: ddpm": (VP(), ddpm(), INK, "-"),
         "CosineVP; dots: cosine": (CosineVP(), cosine(), ACCENT, "-"),
@@ -123,7 +123,7 @@ def kernels() -> Path:
     }
     figure, axes = plt.subplots(2, 3, figsize=(13.5, 5.8), layout="constrained", sharex=True)
     for line, group in zip(axes, (top, bottom), strict=True):
-        drawn = line if group is top else line[1:]  # below, alpha is one line for all
+        drawn = line if group is top else line[1:]  # in the lower row, alpha is 1 for all
         for name, (process, chain, color, style) in group.items():
             if process is not None:
                 t = OwnGrid()(process, 301)[::-1]
@@ -158,7 +158,7 @@ def pitfalls() -> Path:
     """Langevin dynamics from noise with the exact score, plain and annealed, at the same number of evaluations."""
     process, count, levels, steps = ncsn(0.05, 8.0, 25), 4000, 25, 60
     denoiser, start = APART.denoiser(process), 3.0 * jax.random.normal(jax.random.key(0), (count, 2))
-    # All the evaluations at the least noisy level, with steps as large as the modes let them be.
+    # All evaluations at the least noisy level, with steps as large as the width of the modes allows.
     plain = jax.jit(Langevin(step_size=0.02, steps=levels * steps))
     annealed = Sampler(Hold(), Langevin(step_size=0.1 * 0.05**2, steps=steps))
     clouds = {
@@ -180,7 +180,7 @@ def pitfalls() -> Path:
 def learned(process: Process, data: Mixture, steps: int = 3000) -> Denoiser:
     """A perceptron trained by denoising score matching."""
     model = Model(process, MLP(width=128), unit_input=True)
-    points = np.asarray(data.sample(jax.random.key(1), 256 * steps))  # in one epoch: each is seen once
+    points = np.asarray(data.sample(jax.random.key(1), 256 * steps))  # one epoch: each point is used once
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
     state = fit(model, points, Objective(DSM()), optimizer, steps, batch=256, ema=None, progress=False)
     return model.denoiser(state.params)
@@ -229,7 +229,7 @@ def scarce() -> Path:
 
 
 def weightings() -> Path:
-    """Every weighting over the log-SNR, as the weight of an error of x0 and as that of one of eps."""
+    """Every weighting over the log-SNR, as the weight of an error of x0 and as the weight of an error of eps."""
     process = VP()
     lam = np.linspace(-9, 9, 400)
     t = process.time(jnp.asarray(lam, jnp.float32))
@@ -245,7 +245,7 @@ def weightings() -> Path:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", sharex=True)
     for name, (label, color, style) in looks.items():
         look = {"color": color, "ls": style, "lw": 1.8}
-        if name in ("constant", "sigma2"):  # broad, since others lie upon them
+        if name in ("constant", "sigma2"):  # broad, since other lines cover them
             look |= {"lw": 5.0, "alpha": 0.4}
         w = np.asarray(WEIGHTINGS[name]()(process, t), np.float64)
         axes[0].semilogy(lam, w, label=label, **look)
@@ -268,7 +268,7 @@ def left(process: Process, std: float, t: jax.Array) -> jax.Array:
 
 
 def exact_between(process: Chain, std: float) -> jax.Array:
-    """Of a chain, where the true variance of each reverse step lies, for `VLB(variance="learned")`."""
+    """For a chain, the true variance of each reverse step as `Prediction.between`, for `VLB(variance="learned")`."""
     t = jnp.arange(process.levels)
     lam, sigma = process.logsnr(t), process.sigma(t)
     snr = jnp.exp(lam)
@@ -295,7 +295,7 @@ def bound_of(process: Chain, std: float, variance: str) -> float:
 
 
 def even_bound_of(levels: int, std: float) -> float:
-    """The same for levels evenly spaced in log-SNR, x0 being read from the last as x / alpha (Kingma et al. 2021)."""
+    """The same for levels evenly spaced in log-SNR; x0 is read from level 0 as x / alpha (Kingma et al. 2021)."""
     process = ncsn(1e-3, 100.0, levels, data_std=std)
     t = jnp.arange(1, levels)
     x0 = jnp.full((levels - 1, 1), std)
@@ -336,7 +336,7 @@ def bound() -> Path:
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     one, two = axes
-    # The text counts as the paper does, from x_1; index 0 is its level.
+    # The labels count from x_1, as the paper does; the level of x_1 has index 0 here.
     one.loglog(np.asarray(t) + 1, closed, color=INK, lw=1.5, label="L$_{t-1}$ in closed form")
     one.loglog(some + 1, by_level[0], "o", ms=9, mfc="none", mec=INK, label="KL of the two posteriors, 4,000 draws")
     one.loglog(some + 1, by_level[1], "x", ms=5, color=ACCENT, label="DSM times its weight, the same draws")
@@ -378,7 +378,7 @@ def field() -> Path:
         )
         score = np.asarray(THREE.score(chain, arrows, jnp.full(len(arrows), level)))
         norm = np.linalg.norm(score, axis=1, keepdims=True)
-        arrow = sigma * score / (1 + 0.6 * sigma * norm)  # bounded in length: the direction is the point
+        arrow = sigma * score / (1 + 0.6 * sigma * norm)  # the length is bounded, since only the direction matters
         panel.quiver(*np.asarray(arrows).T, *arrow.T, color=ACCENT, width=0.0055, angles="xy", scale=22)
         panel.set(title=f"noise sigma = {sigma:.1f}", aspect="equal", xticks=[], yticks=[])
     return save(figure, "field")

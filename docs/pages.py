@@ -1,11 +1,11 @@
-"""The site's hooks (`mkdocs.yml`): what lies outside of docs/, and the pages that are made from the sources.
+"""The hooks of the site (`mkdocs.yml`): they add files outside of docs/, and pages that are made from the sources.
 
-Every link in a Markdown file is one between files of the repository, so that it works where the file is read as it
-is. Here each becomes one between pages of the site, and what it leads to is brought along: a file of docs/ is the page
-of its name, any other is at its path in the repository, and a Python file is shown as text.
+Links in Markdown files are links between files of the repository, so that they also work without the site. Here each
+becomes a link between pages of the site, and its target is added to the site: a file of docs/ becomes the page of its
+name, any other file keeps its path in the repository, and a Python file is shown as text.
 
-Formulas are typeset here too, by KaTeX (docs/katex, run by the Node.js that the development tools bring), so a page
-needs no script to show them, and a formula that KaTeX does not understand stops the build.
+Formulas are typeset here too, by KaTeX (docs/katex, run by the Node.js of the development tools). So the pages need no
+script to show formulas, and a formula that KaTeX cannot parse stops the build.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()[^)#\s:]+(?=[)#])")  # the path of a file; a URL has a colon
-# As pymdownx.arithmatex leaves it, and the punctuation after it, which becomes its last character: so it is never the
-# first of a line.
+# A formula as pymdownx.arithmatex writes it, and the punctuation after it. The punctuation becomes the last character
+# of the formula, so that no line begins with it.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*(.*?)\s*</\1>([,.;:)?]?)', re.DOTALL)
 TYPESET = """
 const katex = require(process.argv[1]);
@@ -50,7 +50,7 @@ def experiments() -> list[str]:
 
 
 def modules() -> dict[str, list[str]]:
-    """The public modules of each page of the API: those of a package, or one that stands alone."""
+    """Page of the API -> its public modules: the modules of a package, or a single module."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "scoregen").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -61,7 +61,7 @@ def modules() -> dict[str, list[str]]:
 
 
 def reference(of_it: list[str]) -> str:
-    """The page of a package, its modules in turn, or of one module; mkdocstrings fills it in."""
+    """The API page of a package and its modules, or of a single module; mkdocstrings fills the page."""
     package, *inner = of_it
     lines = ["---", "search: {boost: 0.5}", "---", f"# {package}"]  # the pages that explain come first
     lines += [f"::: {package}", "    options:", "      show_root_heading: false"]
@@ -78,7 +78,7 @@ def reference(of_it: list[str]) -> str:
 
 
 def page_of(path: str) -> str:
-    """Where a file of the repository is on the site.
+    """The path of a file of the repository on the site.
 
     >>> page_of("docs/img/digits.png"), page_of("experiments/README.md"), page_of("configs/default.py")
     ('img/digits.png', 'experiments/README.md', 'configs/default.py.md')
@@ -92,7 +92,7 @@ def page_of(path: str) -> str:
 
 
 def linked(text: str, path: str) -> dict[str, str]:
-    """Every link of a Markdown file to another of the repository: as it is written -> the path in the repository."""
+    """Every link of a Markdown file to a file of the repository: the link as written -> the path in the repository."""
     targets = {link: posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in LINK.findall(text)}
     return {link: target for link, target in targets.items() if (ROOT / target).is_file()}
 
@@ -114,10 +114,10 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def typeset(page: str) -> str:
-    """A page of HTML with its formulas set by KaTeX.
+    """A page of HTML with its formulas typeset by KaTeX.
 
     Raises:
-        PluginError: KaTeX does not understand one of them; the message names it.
+        PluginError: if KaTeX cannot parse a formula; the message names the formula.
     """
     found = []
     for _, tex, after in FORMULA.findall(page):
@@ -156,7 +156,7 @@ def wrapped(page: str) -> str:
             code = "".join(f'<span class="line">{line}</span>' for line in code.splitlines(keepends=True))
         return f"<code>{code}</code>{match[2] or ''}"
 
-    page = re.sub(r"<td>(?=[\d.]+e[-+]\d+</td>)", '<td class="number">', page)  # one with a hyphen in it
+    page = re.sub(r"<td>(?=[\d.]+e[-+]\d+</td>)", '<td class="number">', page)  # 1e-05 must not break
     return COMMANDS.sub(broken, page)
 
 
@@ -176,7 +176,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Bring in the pages from outside, and whatever a link of any page leads to."""
+    """Add the pages outside of docs/, and the target of every link."""
     for name, of_it in modules().items():
         files.append(File.generated(config, f"api/{name}.md", content=reference(of_it)))
     for path in (ROOT / "docs").glob("*.ipynb"):
@@ -186,7 +186,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, name, content=content))
     inside = [f"docs/{file.src_uri}" for file in files.documentation_pages() if not file.generated_by]
     todo = [*OUTER, *experiments(), *inside]
-    for path in todo:  # which grows
+    for path in todo:  # `todo` grows in this loop
         uri, source = page_of(path), ROOT / path
         if files.get_file_from_path(uri) is None:
             if uri == path or path == "README.md":
@@ -200,7 +200,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn every link between files of the repository into one between pages."""
+    """Turn every link between files of the repository into a link between pages."""
     del config, files
     uri = page.file.src_uri
     path = "README.md" if uri == "readme.md" else uri if (ROOT / uri).is_file() else f"docs/{uri}"
@@ -214,14 +214,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
-    """A page without sections has no table of contents, and its tables have that room."""
+    """Hide the table of contents of a page without sections, so that its tables can use the space."""
     del html, config, files
     if not any(entry.children for entry in page.toc):
         page.meta["hide"] = ["toc"]
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Set the formulas, after the search has read them as they are written, and wrap the commands."""
+    """Typeset the formulas, after the search has indexed their source, and wrap the commands."""
     del config
     try:
         return wrapped(typeset(output))
@@ -230,7 +230,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Hold every page to what the site itself has: nothing is fetched from elsewhere."""
+    """Check that no page loads anything from another host."""
     fetched = re.compile(
         r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?(?:https?:)?//[^\" >]+|"
         r"<link\b(?![^>]*rel=\"?canonical)[^>]*\bhref=\"?(?:https?:)?//[^\" >]+"
@@ -241,7 +241,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 class Prose(griffe.Extension):
-    """Docstrings as Markdown (`prose`), and the signatures of what is a dataclass by another name."""
+    """Docstrings as Markdown (`prose`), and signatures for dataclasses without the usual decorator."""
 
     def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
         marks = [str(decorator.value) for decorator in cls.decorators] + [str(base) for base in cls.bases]
@@ -256,7 +256,7 @@ class Prose(griffe.Extension):
 
 
 def prose(text: str) -> str:
-    r"""A docstring, which is written to be read as it is, as Markdown: its examples are blocks, and nothing is a link.
+    r"""A docstring as Markdown: examples become code blocks, and brackets do not become links.
 
     >>> prose("Two: [a](b).\n\n>>> 1 + 1\n2").splitlines()
     ['Two: [a]\\(b).', '', '```pycon', '>>> 1 + 1', '2', '```']
@@ -265,7 +265,7 @@ def prose(text: str) -> str:
     text = re.sub(
         r"^Call:\n((?: {4}.*\n)+)", lambda found: f"**Call:**\n{textwrap.dedent(found[1])}", text, flags=re.MULTILINE
     )
-    # Names that share a line of a section: a space would end the first.
+    # Several names in one line of a section: a normal space would end the first name.
     text = re.sub(
         r"^( {4}\w+(?:, \w+)+)(?=: )",
         lambda found: found[1].replace(", ", ",\N{NO-BREAK SPACE}"),

@@ -87,7 +87,7 @@ class Denoiser:
 
         Raises:
             TypeError: if x is not an array of floating-point numbers.
-            ValueError: unless there is one time for each example, within `process.ends`.
+            ValueError: unless there is one time for all or one for each example, within `process.ends`.
         """
         x = as_data(x, "x")
         t = self._time(x, t)
@@ -112,6 +112,7 @@ class Denoiser:
         or log sigma).
 
         Raises:
+            TypeError: unless `process` is a `Process`.
             ValueError: if `process` has levels outside the noise range of the denoiser's own process, for which the
                 network was not trained. `process.within(denoiser.process)` leaves these levels out.
 
@@ -144,6 +145,10 @@ class Denoiser:
 
         It equals f x - g^2 score / 2, with f and g from `drift_diffusion`, but it is finite where alpha = 0. t is real.
         For a chain the ODE runs through its interpolated levels, and the unit of time is one level.
+
+        Raises:
+            TypeError: if x is not an array of floating-point numbers, and for the integer times of a chain.
+            ValueError: unless there is one time for all or one for each example, within `process.ends`.
 
         >>> from scoregen.process import VP
         >>> white = Denoiser(VP(), lambda x, t: prediction_from_x0(VP(), x, t, broadcast(VP().alpha(t), x) * x))
@@ -435,7 +440,8 @@ def from_network(
             section 3.1).
 
     Raises:
-        TypeError: unless `process` is a `Process` and `apply` a function.
+        TypeError: unless `process` is a `Process`, `apply` a function and `target` a name or a function; when the
+            denoiser is called, if the network does not return an array.
         ValueError: for a name that is not in `TARGETS`; when the denoiser is called, if the network's output has the
             wrong shape.
 
@@ -519,6 +525,8 @@ def from_energy(process: Process, log_density: Callable[[Array, Array], Array]) 
     >>> float(found.x0[0, 0])  # 1 / (1 + sigma^2), with sigma^2 = 1/2
     0.666...
     """
+    if not callable(log_density):
+        raise TypeError(f"log_density is a {type(log_density).__name__}: a function is needed, (x, t [B]) -> [B]")
     if isinstance(log_density, Partial):
         return Denoiser(process, Partial(_energy_prediction, process, log_density))
     return Denoiser(process, lambda x, t: _energy_prediction(process, log_density, x, t))
@@ -530,6 +538,9 @@ def as_energy(denoiser: Denoiser) -> Denoiser:
     The score is then the gradient of a log-density. The score of any other network is a gradient only if the network is
     exact. It costs one more derivative of the network. If all data are one point, eps = (x - alpha x0) / sigma does not
     change.
+
+    Raises:
+        TypeError: unless `denoiser` is a `Denoiser`.
 
     >>> from scoregen.process import VE
     >>> point = Denoiser(VE(), lambda x, t: prediction_from_x0(VE(), x, t, jnp.ones_like(x)))

@@ -82,10 +82,29 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}={value!r}: an integer is needed") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: an integer is needed")
     if number < least:
         raise ValueError(f"{name}={number}: at least {least} is needed")
     return number
+
+
+def check_fields(part: Any, **least: int) -> None:
+    """Raises TypeError or ValueError unless these fields are integers, or tuples of integers, of at least this size.
+
+    >>> from scoregen.nets import MLP
+    >>> check_fields(MLP(width=0), width=1, depth=0)
+    Traceback (most recent call last):
+    ValueError: width=0: at least 1 is needed
+    """
+    for name, smallest in least.items():
+        value = getattr(part, name)
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        for number in numbers:
+            check_count(name, number, smallest)
+        if not numbers:
+            raise ValueError(f"{name}={value}: one or more numbers are needed")
 
 
 def check_positive(**options: float) -> None:

@@ -3,7 +3,7 @@
 Both give log p of the clean data in nats, `[B]`, with the standard error of their random draws, `[B]`. They belong to
 two models that share a network: sampling by the ODE, and sampling by random steps. Neither value bounds the other
 unless the denoiser is exact. For bytes of width `width` both give the likelihood of the bytes, by adding D log(width)
-to the density.
+to the log-density; the bound with `bins` takes the decoder's probability of the bytes instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser, check_denoiser
-from scoregen.errors import Refusal, check_positive
+from scoregen.errors import Refusal, check_fields, check_positive
 from scoregen.losses.bound import VLB, Bins, refuse_uniform_start
 from scoregen.process import Process, bottom, perturb
 from scoregen.process.kernel import as_data
@@ -106,6 +106,7 @@ class ProbabilityFlow:
             `digits` were right to 3e-4 bits per dimension.
 
     Raises:
+        TypeError: if probes or exact_dims is not an integer.
         ValueError: unless probes >= 2, exact_dims >= 0, and the other numbers are positive; when it is called without
             `top`, if `refuse` refuses the process.
 
@@ -125,9 +126,7 @@ class ProbabilityFlow:
     atol: float = 1e-4
 
     def __post_init__(self):
-        for name, least in (("probes", 2), ("exact_dims", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
+        check_fields(self, probes=2, exact_dims=0)
         check_positive(width=self.width, rtol=self.rtol, atol=self.atol)
 
     def refuse(self, process: Process) -> Refusal | None:
@@ -144,7 +143,10 @@ class ProbabilityFlow:
             top: a function for log p `[B]` of x at the noisiest level; None for `prior_log_prob`.
 
         Raises:
-            TypeError: if `denoiser` is not a `Denoiser`, or x0 not an array of floating-point numbers.
+            TypeError: if `denoiser` is not a `Denoiser`, `key` not a random key, or x0 not an array of floating-point
+                numbers.
+            ValueError: if the denoiser holds one value per example of a batch; for a wrong number of keys; without
+                `top`, if `refuse` refuses the process.
         """
         check_denoiser(denoiser)
         x0 = as_data(x0, "x0")
@@ -156,7 +158,11 @@ class ProbabilityFlow:
         return found._replace(nats=found.nats + x0[0].size * (jnp.log(alpha) + math.log(self.width)))
 
     def at_the_end(self, denoiser: Denoiser, key: Array, x: Array, top: LogProb | None = None) -> LogLikelihood:
-        """log p_{t_min} of x `[B, ...]` at the least noisy level; the arguments are as for the call."""
+        """log p_{t_min} of x `[B, ...]` at the least noisy level; the arguments are as for the call.
+
+        Raises:
+            ValueError: as for the call.
+        """
         process = denoiser.process
         if top is None:
             _check(self.refuse(process))
@@ -208,11 +214,12 @@ class Bound:
     the variance of their mean without bias.
 
     Attributes:
-        bins, variance, width: see `VLB`. A run takes bins and width from the data's scaling, and knows whether a
-            variance was learned.
+        bins, variance, width: see `VLB`. A run takes bins and width from the data's scaling, and variance="learned"
+            if the network has learned a variance under this process.
         strata: the number of strata; the network is evaluated twice in each. 0 means one for each level of a chain.
 
     Raises:
+        TypeError: if strata is not an integer.
         ValueError: if strata < 0, or as `VLB` does; when it is called, if `refuse` refuses the process.
 
     >>> from scoregen.testing.oracle import gaussian
@@ -229,8 +236,7 @@ class Bound:
     strata: int = 256
 
     def __post_init__(self):
-        if self.strata < 0:
-            raise ValueError(f"strata={self.strata}: 0 or more is needed")
+        check_fields(self, strata=0)
         self._loss()
 
     def _loss(self) -> VLB:
@@ -244,7 +250,14 @@ class Bound:
         return self._loss().refuse(process)
 
     def __call__(self, denoiser: Denoiser, key: Array, x0: Array) -> LogLikelihood:
-        """The bound on log p of the data x0 `[B, ...]`, with one key, or one for each example `[B]`."""
+        """The bound on log p of the data x0 `[B, ...]`, with one key, or one for each example `[B]`.
+
+        Raises:
+            TypeError: if `denoiser` is not a `Denoiser`, `key` not a random key, or x0 not an array of floating-point
+                numbers.
+            ValueError: for a wrong number of keys; if `refuse` refuses the process; for variance="learned", if the
+                denoiser has no learned variance.
+        """
         check_denoiser(denoiser)
         process, x0 = denoiser.process, as_data(x0, "x0")
         _check(self.refuse(process))

@@ -3,7 +3,7 @@
 The reference is `Own`, the law that the process's paper trains with. Every law gives the ratio of its density to this
 reference: `Drawn.ratio` = p_own(t) / q(t). A law with `importance` is importance sampling: losses are multiplied by the
 ratio, so that their expectation is the same as under `Own`. Any other law changes how much each time counts in
-training. With it the ratio multiplies only a loss that is an average over times by definition (the variational bound).
+training. Its ratio multiplies only a loss that is an average over times by definition (the variational bound).
 A law may learn from the losses at its draws; what it has learned is a pytree in the training state.
 """
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr, ndtri
 
-from scoregen.errors import check_positive
+from scoregen.errors import check_fields, check_positive
 from scoregen.process import EDM, Process, bottom, snr_loss_rate, top
 from scoregen.random import by_example, example_keys, split_keys
 
@@ -209,7 +209,7 @@ class LogitNormal(Fixed):
 
     def _standard(self, process: Process, t: Array) -> tuple[Array, Array]:
         """The quantile u of `Own`, and its logit as a standard normal number."""
-        # Clipped away from 0 and 1, where the logit is infinite: this moves a probability of 1e-7 at most.
+        # Clipped away from 0 and 1, where the logit is infinite: this moves 1e-7 of `Own`'s probability at each end.
         u = jnp.clip(_own(process).cdf(process, t), 1e-7, 1 - 1e-7)
         return u, (jnp.log(u) - jnp.log1p(-u) - self.mean) / self.std
 
@@ -293,14 +293,14 @@ class SecondMoment(_Importance):
     A thousandth of the draws follows `Own`. Until every bin has seen `history` losses, all draws do.
 
     Raises:
+        TypeError: if history is not an integer.
         ValueError: if history < 1.
     """
 
     history: int = 10
 
     def __post_init__(self):
-        if self.history < 1:
-            raise ValueError(f"history={self.history}: at least 1 is needed")
+        check_fields(self, history=1)
 
     def init(self, process: Process) -> Any:
         """The last losses `[M, history]` and how many there have been `[M]`."""

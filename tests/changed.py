@@ -1,4 +1,4 @@
-"""Print the test files that a change can affect, one a line: `make changed` runs them.
+"""Print the test files that a change can affect, one per line: `make changed` runs them.
 
     python tests/changed.py              # what differs from the last commit, untracked files too
     python tests/changed.py origin/main  # what differs from another commit or branch
@@ -29,14 +29,14 @@ EVERYTHING = {"tests/conftest.py", "setup.cfg", "pyproject.toml", "requirements.
 
 
 def module(path: Path) -> str:
-    """The name by which the file is imported: tests and scripts import files beside them."""
+    """The name by which the file is imported. Tests and scripts import the files beside them by the bare name."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts if parts[0] == "scoregen" else ("scoregen", *parts) if parts[0] == "configs" else parts[-1:]
     return ".".join(parts).removesuffix(".__init__")
 
 
 def names(path: Path) -> Iterator[str]:
-    """Dotted names that the file imports or, outside the package, has in its strings; `sg.NAME` by its module."""
+    """The dotted names in the file's imports and, outside the package, in its strings; `sg.NAME` with its module."""
     tree, inside, packages = ast.parse(path.read_text()), path.is_relative_to(ROOT / "scoregen"), set()
     yield from imported(tree, lazy=True)
     for node in ast.walk(tree):
@@ -54,7 +54,7 @@ def names(path: Path) -> Iterator[str]:
 
 @functools.cache
 def graph() -> dict[str, set[str]]:
-    """What each Python file depends on: paths from the root to the same."""
+    """The files that each Python file depends on directly. All paths are relative to the root."""
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
     known = {module(path): str(path.relative_to(ROOT)) for path in paths}
     needed = {}
@@ -62,11 +62,11 @@ def graph() -> dict[str, set[str]]:
         found = set()
         for name in names(path):
             parts = name.split(".")
-            # The packages above a module are imported with it, but for the first, which imports nothing by itself.
+            # The packages above a module are imported with it. `scoregen` is left out, since it imports nothing.
             found |= {".".join(parts[:n]) for n in range(1, len(parts) + 1)} - {"scoregen"}
         here = str(path.relative_to(ROOT))
         needed[here] = {known[name] for name in found if name in known} - {here}
-    # Presets are found by name, in a folder.
+    # Presets are found in their folder, without an import.
     needed["scoregen/app/config.py"] |= {path for path in needed if path.startswith("configs/")}
     return needed
 
@@ -86,7 +86,7 @@ def affected(changed: Iterable[str]) -> list[str]:
     while new:
         reached |= new
         new = {path for path, others in needed.items() if others & new} - reached
-    # Files that nobody imports, such as pages and data: a test names them, or the folder that they are in.
+    # Files that no module imports, such as pages and data, affect the tests that name them or their top folder.
     others = [Path(path) for path in changed if not (path.startswith(("scoregen/", "tests/")) and path.endswith(".py"))]
     named = {f'"{part}"' for path in others for part in (path.parts[0], path.name)}
     reached |= {path for path in tests if any(name in (ROOT / path).read_text() for name in named)}
@@ -95,7 +95,7 @@ def affected(changed: Iterable[str]) -> list[str]:
 
 
 def differing(commit: str) -> list[str]:
-    """Paths that differ from the commit, with files that git does not know yet."""
+    """Paths of the files that differ from the commit, including untracked files."""
     found = []
     for args in (["diff", "--name-only", commit], ["ls-files", "--others", "--exclude-standard"]):
         found += subprocess.run(["git", *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()

@@ -1,4 +1,4 @@
-"""Set before jax starts: cheap compiles, and every silent conversion an error."""
+"""Settings made before jax starts: compilation is cheap, and a silent conversion of types or ranks is an error."""
 
 import collections
 import gc
@@ -9,7 +9,7 @@ from pathlib import Path
 # Tests compile far more than they compute: level 1 halves their time and changes no result we assert.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# And what was compiled is kept, beside what pytest keeps: the next time most tests compute only.
+# Compiled programs are cached in pytest's cache folder, so that the next run compiles little.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -21,11 +21,11 @@ import tiers
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Networks in PyTorch, for the tests that have it: they are imported there, and hold no tests or examples themselves.
+# Networks in PyTorch, which some tests import if PyTorch is installed. They hold no tests or examples.
 collect_ignore = ["reference"]
 
 # Examples in docstrings that take some seconds.
-SLOW_EXAMPLES = {f"scoregen.testing.conformance.{name}" for name in ("check_loss", "check_process")}
+SLOW_EXAMPLES = {f"scoregen.testing.conformance.{name}" for name in ("check_loss", "check_process", "check_target")}
 
 TABLES = (
     ("scoregen.process", "PROCESSES"),
@@ -49,7 +49,7 @@ TABLES = (
 
 
 def pytest_collection_modifyitems(items):
-    """Of a test that is marked quick(n), n cases are quick and the others slow."""
+    """Mark as slow the slow examples, and all but n cases of a test that is marked quick(n)."""
     tests = collections.defaultdict(list)
     for item in items:
         if item.name in SLOW_EXAMPLES:
@@ -64,7 +64,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_go_with_the_module():
-    """Else a worker holds the programs of all tests, several gigabytes. A few stay: other modules use them too."""
+    """Without this, a worker holds the programs of all tests, several gigabytes.
+
+    Up to 0.9 GB they are kept, since other modules use some of them too.
+    """
     yield
     if resident_memory() > 0.9e9:
         jax.clear_caches()
@@ -81,7 +84,7 @@ def resident_memory() -> float:
 
 @pytest.fixture(autouse=True)
 def tables_as_they_were():
-    """A part that a test puts into a table goes with the test: no other test depends on the order."""
+    """Remove the parts that a test puts into a table, so that the order of the tests does not matter."""
     tables = [getattr(importlib.import_module(module), name) for module, name in TABLES]
     before = [dict(table) for table in tables]
     yield
@@ -93,6 +96,6 @@ def tables_as_they_were():
 
 @pytest.fixture
 def exact():
-    """Arithmetic in float64, to be checked to many digits."""
+    """Arithmetic in float64, so that results can be checked to many digits."""
     with jax.enable_x64(True):
         yield

@@ -15,7 +15,7 @@ STARTED = []
 
 @pytest.fixture(autouse=True)
 def nobody_is_left():
-    """A process whose partner failed would wait for it."""
+    """End the processes that a test leaves running: if its partner has failed, a process waits for it."""
     yield
     for process in STARTED:
         if process.poll() is None:
@@ -25,7 +25,7 @@ def nobody_is_left():
 
 
 def start(devices, *command, cwd=ROOT):
-    """A Python process that has so many CPU devices."""
+    """Start a Python process with this number of CPU devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
@@ -41,14 +41,14 @@ def start(devices, *command, cwd=ROOT):
 
 
 def address() -> str:
-    """Of this machine, with a port that is free."""
+    """An address of this machine with a free port."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return f"localhost:{found.getsockname()[1]}"
 
 
 def said(process) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr), without what the CPU collectives print, whose threads mix their lines."""
+    """(exit code, stdout, stderr), without the messages of the CPU collectives: their threads mix their lines."""
     out, err = process.communicate(timeout=900)
     out = re.sub(r"\[Gloo\].*\n|\d* is connected to .*\n", "", out)
     return process.returncode, re.sub(r"(?m)^\n", "", out), err

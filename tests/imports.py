@@ -1,4 +1,4 @@
-"""What a file of Python imports."""
+"""The imports of a Python file."""
 
 import ast
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 def imported(tree: ast.AST, lazy: bool = False) -> Iterator[str]:
     """Dotted names that are imported, within functions too.
 
-    `lazy`: also those under `if TYPE_CHECKING`: a package that imports its names when they are used lists them there,
-    beside the names for annotations.
+    With `lazy`, also the names under `if TYPE_CHECKING`: a package that imports lazily lists its names there, beside
+    the names for annotations.
     """
     for node in ast.iter_child_nodes(tree):
         if not lazy and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):

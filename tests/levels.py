@@ -1,13 +1,14 @@
-"""Noise levels of any process to test at, written without the package's grids."""
+"""Noise levels for tests of any process, computed without the package's grids."""
 
 import jax.numpy as jnp
 import numpy as np
 
 
 def levels(process, n=None):
-    """`n` times from the noisiest to the least noisy, `[n]`: of a chain by default all its levels, at most; else 1000.
+    """`n` times from the noisiest to the least noisy, `[n]`; by default all levels of a chain (never more), else 1000.
 
-    Even in the index or the time; where the time is sigma, from far below 1 to far above, in its seventh root.
+    They are even in the index or the time. If the time is sigma, from far below 1 to far above, they are even in its
+    seventh root.
     """
     low, high = process.ends
     if process.discrete:

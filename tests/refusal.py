@@ -1,4 +1,4 @@
-"""What every refusal is: a UsageError of one line that holds what a person needs."""
+"""Every refusal is a UsageError of one line, which holds what the user needs."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from scoregen.errors import UsageError
 
 
 def refused(call, *parts: str) -> str:
-    """The line that `call()` refuses with; it holds all the parts."""
+    """The message of the UsageError that `call()` raises: one line, which holds all the parts."""
     with pytest.raises(UsageError) as caught:
         call()
     message = str(caught.value)

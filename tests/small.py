@@ -1,4 +1,4 @@
-"""Small parts to train with, and what the tests of training compare."""
+"""Small parts for training runs, and comparisons of their results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def toy(net=None, process=None, model=None, **parts) -> Parts:
 
 
 def digits(net=None, **parts) -> Parts:
-    """The smallest run on images, with all that is random: dropout, flips, dequantization."""
+    """The smallest run on images, with every kind of randomness: dropout, flips, dequantization."""
     found = Parts(
         Model(sg.ddpm(), net or sg.nets.MLP(width=8, depth=1, embedding=8, dropout=0.5)),
         sg.Objective(sg.EpsilonMSE()),
@@ -103,7 +103,7 @@ def digits(net=None, **parts) -> Parts:
 
 
 def learned(**parts) -> Parts:
-    """The smallest run with all that is learned beside the network: the law of times, and the loss's variance."""
+    """The smallest run that learns more than the network: the law of times, and the loss's variance."""
     process = sg.ddpm(steps=30).between(27, 29)  # three levels
     objective = sg.Objective(sg.EpsilonMSE(), times=sg.SecondMoment(history=2))
     return toy(**({"process": process, "model": {"log_variance": True}, "objective": objective, "batch": 16} | parts))

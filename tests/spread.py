@@ -1,8 +1,8 @@
-"""What test_mesh.py compares: a few steps, a held-out loss and samples, on whatever devices this process is given.
+"""The measures that test_mesh.py compares: a few steps, a held-out loss and samples, on the devices of this process.
 
     python tests/spread.py FOLDER NAME CASE,CASE... [HOST:PORT PROCESS PROCESSES]
 
-Writes FOLDER/NAME.PROCESS.npz. Reads the checkpoint in FOLDER/one, and writes what it read as one in FOLDER/NAME.
+Writes FOLDER/NAME.PROCESS.npz. Reads the checkpoint in FOLDER/one, and writes its state to a checkpoint in FOLDER/NAME.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def parts(case):
 
 
 def sampling(case, parts):
-    """How the samples of a case are drawn: in batches, of which 8 does not divide every one."""
+    """How the samples of a case are drawn. Eight devices do not divide every batch."""
     model, labels = parts.model, parts.data.train_labels
     sampler = sg.Sampler(sg.Ancestral(), n=None if case == "learned" else 3)
     guided = {"labels": in_turns(labels), "guidance": 1.5, "batch": 6} if case == "random" else {"batch": 8}
@@ -52,7 +52,7 @@ def sampling(case, parts):
 
 
 def precise(tree, dtype):
-    """The tree with its real numbers of this type."""
+    """The tree with its floating-point arrays converted to this type."""
     change = lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a  # noqa: E731
     return jax.tree.map(change, tree)
 
@@ -68,13 +68,13 @@ def with_precise_data(parts, dtype):
 
 
 def template(case):
-    """What a checkpoint of the case is read by."""
+    """The shapes and types of the state, which restoring a checkpoint of the case needs."""
     it = parts(case)
     return abstract_state(it.model, it.objective, it.optimizer, (1, *it.data.shape))
 
 
 def measure(case, dtype="float32"):
-    """The state after a few steps, the figures on the way, and what the compiled step costs a device."""
+    """The state after a few steps, and by name the losses, the samples and the cost of the compiled step per device."""
     it = with_precise_data(parts(case), dtype)
     state, found = mesh.replicate(precise(it.init(), dtype)), {}
     step = it.step()
@@ -93,7 +93,7 @@ def measure(case, dtype="float32"):
 
 
 def flat(case, state, found):
-    """Everything by name, on the host."""
+    """The arrays of the state and the measures, by name, as NumPy arrays."""
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -102,7 +102,7 @@ def flat(case, state, found):
 
 
 def measures(cases):
-    """All of these, of which CASE64 is a case in float64."""
+    """The states and measures of all these cases; CASE64 is CASE in float64."""
     found = {}
     for case in cases:
         with jax.enable_x64(case.endswith("64")):

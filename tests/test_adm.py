@@ -17,10 +17,10 @@ IDDPM = {"blocks": 3, "attention": (16, 8), "attention_heads": 4, "scale_shift":
 def counted(
     size, channels, out, width, multipliers, blocks, attention, *, scale_shift=True, resample="conv", classes=0
 ):
-    """How many parameters the model of openai/guided-diffusion has, layer by layer as it is built there.
+    """The number of parameters of the model in openai/guided-diffusion, layer by layer as the code there builds it.
 
-    A 3x3 convolution has 9 in out + out, a dense layer in out + out, a norm 2 in, attention a norm, qkv and proj_out.
-    Without `resample="block"` it is that of openai/improved-diffusion.
+    A 3x3 convolution has 9 in out + out, a dense layer in out + out, a norm 2 in. Attention has a norm, qkv and
+    proj_out. Without `resample="block"` the model is the one in openai/improved-diffusion.
     """
     conv = lambda a, b: 9 * a * b + b  # noqa: E731
     dense = lambda a, b: a * b + b  # noqa: E731
@@ -58,8 +58,8 @@ def counted(
 
 def test_it_is_the_cifar_network_of_improved_ddpm():
     want = counted(32, 3, 6, 128, (1, 2, 2, 2), 3, (16, 8))
-    assert parameters(UNet(**IDDPM, out_channels=6), (32, 32, 3)) == want == 52_546_438  # "50M" in the name of theirs
-    assert counted(32, 3, 3, 128, (1, 2, 2, 2), 2, (16,), scale_shift=False) == 35_746_307  # and DDPM's
+    assert parameters(UNet(**IDDPM, out_channels=6), (32, 32, 3)) == want == 52_546_438  # "50M" in the published name
+    assert counted(32, 3, 3, 128, (1, 2, 2, 2), 2, (16,), scale_shift=False) == 35_746_307  # DDPM's network
 
 
 def test_it_is_the_imagenet_network_of_adm():
@@ -74,7 +74,7 @@ def test_heads_cost_nothing_and_blocks_that_resample_do():
     by_heads, by_width = base.clone(attention_heads=4), base.clone(head_channels=16)
     assert flops(base, (16, 16, 3)) == flops(by_heads, (16, 16, 3)) == flops(by_width, (16, 16, 3))
     assert (by_heads.heads_of(64), by_width.heads_of(64), by_width.heads_of(32)) == (4, 4, 2)
-    # One convolution more each, at 8x8 with 32 channels and at 16x16 with 64, and a dense layer of the time.
+    # Each block has one more convolution, at 8x8 with 32 channels and at 16x16 with 64, and a dense layer of the time.
     more = 64 * 9 * 32**2 + 256 * 9 * 64**2 + 128 * 2 * 32 + 128 * 2 * 64
     assert flops(base.clone(resample="block"), (16, 16, 3)) - flops(base, (16, 16, 3)) == 2 * more
 
@@ -101,7 +101,7 @@ def test_a_layout_has_every_array_once(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_parity_with_pytorch(name):
-    """Random weights, all of unit order; what goes out and comes in again is the same to the last bit."""
+    """With random weights of unit order. Weights converted to ours and back are the same to the last bit."""
     torch = pytest.importorskip("torch")
     from reference.adm import UNet as Reference
 
@@ -113,7 +113,7 @@ def test_parity_with_pytorch(name):
     )
     with torch.no_grad():
         for parameter in theirs.parameters():
-            if parameter.ndim == 1:  # PyTorch has biases of 0 and scales of 1 in norms, which would hide a mistake
+            if parameter.ndim == 1:  # PyTorch's initial biases and norm scales are 0 and 1, which would hide a mistake
                 parameter += 0.3 * torch.randn_like(parameter)
     state = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}
     entries = unet.adm(net, (16, 16, 3))

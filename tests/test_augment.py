@@ -1,4 +1,4 @@
-"""Augmentation: the numbers that the network is given say what was done to each example."""
+"""Augmentation: the numbers given to the network describe the change of each example."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ def test_probability_0_is_the_identity():
 
 
 def test_flips_move_pixels_only():
-    """With next to no other augmentation, half of the images are mirrored, as the numbers say, to the bit."""
+    """At a probability of 1e-9 half of the images are mirrored to the bit, as their numbers say; the others stay."""
     x, numbers = run(KEYS, images(), 1e-9)
     mirrored = np.asarray(numbers[:, 0]) == 1
     assert abs(mirrored.sum() - 200) < 60 and not numbers[:, 1:].any()
@@ -54,7 +54,7 @@ def test_each_is_as_likely_as_it_should_be_and_example_by_example():
         assert low <= which.sum() <= high, name
     none = ~np.stack(list(done.values())).any(0) & (numbers[:, 0] == 0)
     assert none.sum() > 10 and (np.asarray(x)[none] == images()[none]).all()
-    # The laws of the numbers, of those that are not 0.
+    # The distributions of the numbers that are not 0.
     for at in (2, 7, 8):
         some = numbers[:, at][numbers[:, at] != 0]
         assert abs(some.mean()) < 0.5 and 0.7 < some.std() < 1.3
@@ -62,7 +62,7 @@ def test_each_is_as_likely_as_it_should_be_and_example_by_example():
     np.testing.assert_allclose((turn[:, 3] + 1) ** 2 + turn[:, 4] ** 2, 1, atol=1e-5)
     straight = (numbers[done["stretch"], 6] == 0).sum()
     assert binom.ppf(1e-5, done["stretch"].sum(), 0.5) <= straight <= binom.ppf(1 - 1e-5, done["stretch"].sum(), 0.5)
-    # Whatever stands beside it.
+    # The change of an example does not depend on the rest of its batch.
     some, few = run(KEYS[100:107], images()[100:107], 0.3)
     np.testing.assert_allclose(some, x[100:107], atol=1e-5)
     np.testing.assert_allclose(few, numbers[100:107], atol=1e-6)
@@ -83,7 +83,7 @@ def smooth(x, y):
 
 
 def origin(numbers, u, v, c, d):
-    """Where the pixels at (u, v) come from, by the numbers and with the stretch c along d: the last move first."""
+    """Where the pixels at (u, v) come from: the moves of the numbers undone, the last first, with stretch c along d."""
     *_, a, cos, sin, _, _, e, f = numbers
     p, q = u - e * u.shape[1] / 8, v - f * v.shape[0] / 8
     along, across = np.cos(d) * p - np.sin(d) * q, np.sin(d) * p + np.cos(d) * q
@@ -103,20 +103,20 @@ def test_the_numbers_say_what_was_done():
         cosine, sine = numbers[5:7]
         c, d = np.hypot(cosine, sine), np.arctan2(sine, cosine)
         errors = []
-        for stretch in ((c, d), (-c, d)) if sine else ((cosine, 0.0),):  # an axis that is turned leaves the sign open
+        for stretch in ((c, d), (-c, d)) if sine else ((cosine, 0.0),):  # for a turned axis the sign of c is not known
             p, q = origin(numbers, u, v, *stretch)
-            # Within the image, since what is reflected at its edges is not the formula.
+            # Only inside the image, since the formula does not hold where the edges reflect.
             inside = (np.abs(p) < width / 2 - 5) & (np.abs(q) < height / 2 - 5)
             want = smooth(p * (1 - 2 * numbers[0]), q * (1 - 2 * numbers[1]))
             errors.append(np.abs(image - want)[inside].max(initial=0))
             checked += inside.sum() > 100
-        assert min(errors) < 0.06, numbers  # the filter is not quite symmetric, so turns leave a little
+        assert min(errors) < 0.06, numbers  # the filter is not quite symmetric, so turns leave a small error
     assert checked > 40
 
 
 @pytest.mark.slow
 def test_resampling_is_that_of_edm():
-    """Where theirs reflects as much as ours does: here an example of the batch needs it to."""
+    """EDM's code reflects only as many pixels as the batch needs, ours all: here one example needs all."""
     torch = pytest.importorskip("torch")
     from reference.augment import inverse
     from reference.augment import warp as theirs
@@ -131,7 +131,7 @@ def test_resampling_is_that_of_edm():
 
 
 class Spy(nn.Module):
-    """A network that hands on what it is given."""
+    """A network that passes its inputs to `note`."""
 
     note: Callable
     augment_dim: int = NUMBERS
@@ -144,7 +144,7 @@ class Spy(nn.Module):
 
 @pytest.mark.slow
 def test_the_network_is_given_the_numbers_in_training_only():
-    """What it sees was changed as the numbers say, and held-out examples are as they are."""
+    """In training its input was changed as the numbers say. Held-out examples are unchanged; their numbers are 0."""
     seen, process = [], ddpm()
     model = Model(process, Spy(seen.append), target="eps", condition="logsnr")
     objective, prepare = Objective(EpsilonMSE()), Prepare(Centered(), augment=0.5)
@@ -165,7 +165,7 @@ def test_the_network_is_given_the_numbers_in_training_only():
     assert not nothing.any() and nothing.shape == (5, NUMBERS) and not sampling.any()
     np.testing.assert_array_equal(given_numbers, numbers)
     assert given_numbers.any(1).sum() >= 3
-    # The numbers are those of the images: with the same noise, what is shown differs by what was done alone.
+    # The numbers belong to the images: with the same noise, the two inputs differ only by the augmentation.
     np.testing.assert_allclose(training - held_out, alpha * (x0 - plain), atol=1e-5)
 
 

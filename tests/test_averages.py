@@ -1,4 +1,4 @@
-"""What each law's decays add up to: the weight of the parameters of step k in the average after n steps."""
+"""The average that each law of decays gives: the weight of the parameters of step k after n steps."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from scoregen.train.ema import AVERAGES, Decay, HalfLife, NoAverage, Power
 
 
 def weights(law, steps, batch=1):
-    """Of the start, and of the parameters after each step, `[steps + 1]`: (1 - d_k) d_{k+1} ... d_n."""
+    """The weights of the initial parameters and of those after each step, `[steps + 1]`: (1 - d_k) d_{k+1} ... d_n."""
     kept = np.broadcast_to(law(jnp.arange(steps), batch), steps).astype(np.float64)
     later = np.append(np.cumprod(kept[::-1])[::-1], 1.0)  # d_k ... d_n
     return np.append(later[0], (1 - kept) * later[1:])
@@ -34,13 +34,13 @@ def test_a_ramp_telescopes():
     """While (1 + k) / (10 + k) is less than the rate, the product over n steps is n! 9! / (n + 9)!."""
     found = weights(Decay(0.9), 30)
     assert found[0] == pytest.approx(1 / np.prod((np.arange(1, 10) + 30) / np.arange(1, 10)), rel=1e-4)
-    # From step 80 on it is the constant.
+    # From step 80 on the decay is the rate itself.
     np.testing.assert_allclose(weights(Decay(0.9), 100)[81:], 0.1 * 0.9 ** np.arange(19, -1, -1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [64, 256])
 def test_what_was_averaged_weighs_half_after_a_half_life(batch):
-    """After 5120 images, whatever the batch; with the ramp, from 1/20 of the images seen to H."""
+    """After 5120 images, whatever the size of the batch. A large `ramp` has no effect."""
     half = 5120 // batch
     assert weights(HalfLife(5120, ramp=1e9), half, batch)[0] == 0  # the start is forgotten at once
     assert weights(HalfLife(5120, ramp=1e9), 1 + half, batch)[1] == pytest.approx(0.5, rel=1e-5)
@@ -52,14 +52,14 @@ def test_the_ramp_keeps_the_half_life_to_a_share_of_the_images_seen():
     law = HalfLife(images=10**9, ramp=0.5)
     kept = [float(law(jnp.array(k), 64)) for k in (0, 1, 2, 100)]
     assert kept == pytest.approx([0, 0.25, 0.5, 2**-0.02], rel=1e-5)
-    product = weights(law, 2000)[:1001].sum()  # what the average of 1000 steps still weighs
+    product = weights(law, 2000)[:1001].sum()  # the weight of the average of 1000 steps after 2000
     assert product == pytest.approx(2 ** (-np.log(2) / 0.5), rel=1e-3)
     assert float(HalfLife(images=640, ramp=0.5)(jnp.array(1000), 64)) == pytest.approx(2**-0.1)
 
 
 @pytest.mark.parametrize("std", [0.05, 0.1, 0.25])
 def test_the_power_function_weighs_as_a_power_of_the_step(std):
-    """The product telescopes: ((k / n)^(gamma + 1) - ((k - 1) / n)^(gamma + 1)), of deviation `std` over k / n."""
+    """The product telescopes to (k / n)^(gamma + 1) - ((k - 1) / n)^(gamma + 1): `std` is the deviation of k / n."""
     law, n = Power(std), 4000
     power, tau = law.gamma + 1, np.arange(n + 1) / n
     found = weights(law, n)
@@ -71,7 +71,7 @@ def test_the_power_function_weighs_as_a_power_of_the_step(std):
 
 
 def test_the_power_function_late_in_training():
-    """1 - d = (gamma + 1) / n, of which float32 would have lost 3 % had 1 - 1 / n been rounded."""
+    """1 - d = (gamma + 1) / n. Rounding 1 - 1 / n to float32 would change it by 3 %."""
     law, n = Power(0.1), np.arange(1_000_001, 1_000_101)
     kept = np.asarray(law(jnp.asarray(n - 1), 64), np.float64)
     np.testing.assert_allclose(1 - kept, (law.gamma + 1) / n, rtol=5e-3)
@@ -84,7 +84,7 @@ def test_the_power_function_late_in_training():
         (lambda: Decay(-0.1), "rate=-0.1"),
         (lambda: HalfLife(0), "images=0: a positive number is needed"),
         (lambda: HalfLife(ramp=0.0), "ramp=0.0"),
-        (lambda: Power(0.0), "std=0.0: between 0 and 0.2886 is needed"),
+        (lambda: Power(0.0), r"std=0.0: between 0 and 12\^\(-1/2\) = 0.2887 is needed"),
         (lambda: Power(0.3), "std=0.3"),
     ],
 )

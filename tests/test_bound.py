@@ -17,7 +17,7 @@ from scoregen.process import EDM, VE, VP, CosineVP, Flow, Noised, betas, cosine,
 from scoregen.random import broadcast
 from scoregen.times import own_density
 
-LEVELS = 40  # of all, so that every program is compiled once
+LEVELS = 40  # the same for all chains, so that every program is compiled once
 CHAINS = {
     "ddpm": lambda: ddpm(0.001, 0.3, LEVELS, rescale=False),
     "cosine": lambda: cosine(LEVELS),
@@ -49,7 +49,7 @@ def batch(process, t, dims=3, seed=0):
 
 
 def test_every_step_of_ddpm_is_its_weighted_dsm_term():
-    """THEORY 4 and 13: L_{t-1} = beta^2 / (2 Sigma alpha (1 - abar)) ||eps - eps_theta||^2, at every t of all."""
+    """THEORY 4 and 13: L_{t-1} = beta^2 / (2 Sigma alpha (1 - abar)) ||eps - eps_theta||^2, at every t."""
     process, t = ddpm(), jnp.arange(1, 1000)
     noised, found = batch(process, t)
     beta = np.linspace(1e-4, 0.02, 1000)
@@ -66,13 +66,13 @@ def test_every_step_of_ddpm_is_its_weighted_dsm_term():
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_step_is_the_divergence_of_two_posteriors(name, variance):
-    """Given x0, and given its estimate with a variance of the model's; the forward step's is Nichol's beta."""
+    """The posterior given x0, and the one given its estimate, with the model's variance. "large" is Nichol's beta."""
     process = CHAINS[name]()
     t = jnp.arange(1, process.levels)
     noised, found = batch(process, t)
     mean, std = map(np.asarray, posterior(process, noised.x, noised.x0, t, t - 1))
     other, _ = posterior(process, noised.x, found.x0, t, t - 1)
-    # sigma_t^2 w: what a forward step adds to the noise, (1 - alpha_t^2 / alpha_s^2) with unit variance.
+    # sigma_t^2 w: the variance that a forward step adds; 1 - alpha_t^2 / alpha_s^2 if the total variance is 1.
     a, s = np.asarray(process.alphas), np.asarray(process.sigmas)
     forward = s[1:] ** 2 - (a[1:] / a[:-1] * s[:-1]) ** 2
     mix = np.random.default_rng(1).uniform(-0.2, 1.2, noised.x0.shape)
@@ -100,7 +100,7 @@ def test_in_continuous_time_it_is_the_limit_of_short_steps(process):
 
 @pytest.mark.parametrize("make", [ddpm, lambda: ncsn(0.1, 2.0, 5), lambda: ncsn(data_std=0.0), VP, VE, Flow])
 def test_prior_kl_is_the_divergence_of_two_gaussians(make):
-    """Of p(x_T | x_0) from N(0, sigma^2 + alpha^2 data_std^2)."""
+    """The divergence of p(x_T | x_0) from N(0, sigma^2 + alpha^2 data_std^2)."""
     process = make()
     x0 = np.random.default_rng(0).standard_normal((4, 2, 3))
     a, s = float(process.alpha(top(process))), float(process.sigma(top(process)))
@@ -126,7 +126,7 @@ def test_the_bins_are_those_of_a_gaussian_and_have_all_of_it(mean, std):
     """Ho et al. 2020, eq. 13, and the probabilities of the 256 levels add up to one."""
     nll = np.asarray(decode(BYTE, mean, std))
     want = bins_by_hand(BYTE, mean, std, -1.0, 1.0, 2 / 255)
-    # Far out the two ends agree to more digits than there are: both are then what the near one alone would be.
+    # Far from the mean the mass beyond a bin's far end is negligible: both results are then the near end's alone.
     np.testing.assert_allclose(nll, want, rtol=1e-7, atol=1e-9)
     assert abs(np.exp(-nll).sum() - 1) < 1e-9
 
@@ -140,7 +140,7 @@ def decode(levels, mean, std, bins=BYTES):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("std", [1e-3, 0.02, 1.0])
 def test_the_tails_of_the_decoder_are_finite(dtype, std):
-    """An estimate that is off by hundreds of deviations has a likelihood and a gradient that leads back."""
+    """An estimate that is off by hundreds of standard deviations has a finite likelihood and the right gradient."""
     x0 = jnp.asarray(BYTE, dtype)[:, None]
 
     def nll(mean, log_var):
@@ -166,7 +166,7 @@ def test_points_have_a_density():
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_decoder_begins_with_the_variance_of_the_next_step(name):
-    """PRESETS: "fixedlarge" and "fixedsmall" both have btilde_2 first; a learned one lies between it and beta_1."""
+    """PRESETS: "fixedlarge" and "fixedsmall" both start with btilde_2; a learned one is between btilde_2 and beta_1."""
     process = CHAINS[name]()
     a, s = np.asarray(process.alphas), np.asarray(process.sigmas)
     forward = s[1] ** 2 - (a[1] / a[0] * s[0]) ** 2
@@ -186,7 +186,7 @@ def left(process, std, t):
 
 
 def gaussian_denoiser(process, std, between=None):
-    """The exact one of N(0, std^2) data; `between` is a function of t."""
+    """The exact denoiser of N(0, std^2) data; `between` is a function of t."""
 
     def predict(x, t):
         alpha, sigma = (broadcast(a, x) for a in (process.alpha(t), process.sigma(t)))
@@ -199,7 +199,7 @@ def gaussian_denoiser(process, std, between=None):
 
 
 def true_between(process, std):
-    """Where the variance of p(x_s | x_t), and of p(x_0 | x_1), lies, when nothing but x_t is known."""
+    """The `between` of the true variance of p(x_s | x_t), and of p(x_0 | x_1) first, as a function of t."""
     a, s = np.asarray(process.alphas), np.asarray(process.sigmas)
     known = np.asarray(left(process, std, jnp.arange(process.levels)))
     forward = s[1:] ** 2 - (a[1:] / a[:-1] * s[:-1]) ** 2
@@ -212,7 +212,7 @@ def true_between(process, std):
 
 
 def corners(process, std, t, dims=2):
-    """Noised data over which the mean of what is quadratic in (x0, eps) is its expectation, exactly."""
+    """Noised data over which the mean of any quadratic function of (x0, eps) is exactly its expectation."""
     points = np.sqrt(2 * dims) * np.concatenate([np.eye(2 * dims), -np.eye(2 * dims)])
     x0, eps = (np.tile(part, (len(t), 1)) for part in (std * points[:, :dims], points[:, dims:]))
     at = jnp.repeat(t, len(points))
@@ -252,12 +252,12 @@ def bound_by_hand(process, std, dims=2):
 @pytest.mark.parametrize("unit", ["nats", "bits"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_bound_of_gaussian_data_has_its_closed_form(name, unit):
-    """THEORY 3: every part of it; and the mean over uniform t of one part an example is their sum."""
+    """THEORY 3: each example has one part of the bound, and the mean over uniform t is the sum of all parts."""
     process, std = CHAINS[name](), 0.6
     found = expected(VLB(None, unit), process, std).mean() * (2 * math.log(2) if unit == "bits" else 1)
     np.testing.assert_allclose(found, bound_by_hand(process, std).sum(), rtol=1e-9)
     assert found > entropy(std)
-    # At the least noisy level alone, L_T and N L_0.
+    # At the least noisy level the loss is L_T + N L_0.
     end, _, last = bound_by_hand(process, std)
     first = expected(VLB(None), process, std)[0] * 2 * math.log(2)
     np.testing.assert_allclose(first, end + process.levels * last, rtol=1e-9)
@@ -265,7 +265,7 @@ def test_the_bound_of_gaussian_data_has_its_closed_form(name, unit):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_with_the_true_variances_the_bound_is_the_entropy(name):
-    """THEORY 3: of Gaussian data every reverse step is Gaussian, so nothing is lost but where sampling starts."""
+    """THEORY 3: for Gaussian data every reverse step is Gaussian, so the bound loses only the prior's divergence."""
     process, std = CHAINS[name](), 0.6
     found = expected(VLB(None, "nats", "learned"), process, std, true_between(process, std)).mean()
     np.testing.assert_allclose(found, entropy(std) + top_gap(process, std), rtol=1e-8)
@@ -274,7 +274,7 @@ def test_with_the_true_variances_the_bound_is_the_entropy(name):
 
 
 def even_vp(n):
-    """Variance-preserving, with levels as far apart in the log-SNR as each other."""
+    """A variance-preserving chain whose levels are evenly spaced in the log-SNR."""
     abar = 1 / (1 + np.exp(-np.linspace(9, -9, n)))
     return betas(tuple(1 - abar / np.append(1.0, abar[:-1])))
 
@@ -283,9 +283,9 @@ def even_vp(n):
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("make", [even_vp, lambda n: ncsn(0.01, 50.0, n)])
 def test_the_steps_lose_nothing_in_the_limit_of_many(make, variance):
-    """THEORY 3: whichever variance; from above, and by one over their number. The decoder is taken to be the true one.
+    """THEORY 3: with either variance the loss of the steps is positive and falls as one over their number.
 
-    It has to be: its own variance, that of the next step, falls with the number of steps.
+    The decoder here is the true one, because the variance of the bound's decoder falls with the number of steps.
     """
     std, gaps = 0.6, []
     for n in (100, 1000, 4000):
@@ -301,7 +301,7 @@ def test_the_steps_lose_nothing_in_the_limit_of_many(make, variance):
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [VP(), CosineVP(), VE(), EDM(), Flow()])
 def test_the_bound_in_continuous_time_is_the_entropy(process):
-    """Kingma et al. 2021: but for the ends the integral over t is D/2 log of (1 + std^2 SNR), from end to end."""
+    """Kingma et al. 2021: the integral over t is the difference of D/2 log(1 + std^2 SNR) between the two ends."""
     std, loss, key = 0.6, VLB(None, "nats"), jax.random.key(0)
     t = jnp.asarray(np.geomspace(process.t_min, process.t_max, 3000))
     t = jnp.concatenate([t, jnp.linspace(float(t[-2]), process.t_max, 100)[1:-1], t[-1:]])
@@ -309,7 +309,7 @@ def test_the_bound_in_continuous_time_is_the_entropy(process):
     noised = corners(process, std, t)
 
     exact = gaussian_denoiser(process, std)
-    # One that knows the answer loses nothing on the way: only the two ends are left.
+    # A denoiser that returns x0 itself loses nothing between the ends: only the terms of the ends are left.
     knowing = Denoiser(process, lambda x, t: exact(x, t)._replace(x0=noised.x0))
     ends = np.asarray(loss(knowing, noised, key))
     whole = np.asarray(loss(exact, noised, key))
@@ -319,7 +319,7 @@ def test_the_bound_in_continuous_time_is_the_entropy(process):
     np.testing.assert_allclose(way, np.log((1 + std**2 * low) / (1 + std**2 * high)), rtol=2e-5)
 
     end = np.asarray(prior_kl(process, noised.x0)).mean()
-    decoder = entropy(low**-0.5)  # a normal one of the noise's width
+    decoder = entropy(low**-0.5)  # a normal law with the noise's deviation
     assert abs(ends.mean() - end - decoder) < 4.5 * ends.std() / math.sqrt(len(ends))
     np.testing.assert_allclose(
         way + end + decoder, entropy(std) + top_gap(process, std) + np.log1p(1 / (std**2 * low)), atol=2e-4
@@ -328,7 +328,7 @@ def test_the_bound_in_continuous_time_is_the_entropy(process):
 
 @pytest.mark.slow
 def test_discrete_data_have_their_bins_in_the_bound():
-    """And the unit is bits a dimension: N times -log2 of the bin's probability at the least noisy level."""
+    """At the least noisy level of a chain the loss is L_T plus N times -log2 of the bin's probability, in bits."""
     process = ddpm(steps=10, rescale=False)
     x0 = jnp.asarray(BYTE[[0, 3, 200, 255]])[:, None]
     found = Prediction(0.9 * x0, x0, x0)
@@ -352,7 +352,7 @@ def test_discrete_data_have_their_bins_in_the_bound():
 
 
 def test_a_wild_estimate_leaves_the_gradient_finite():
-    """In float32, as in training: where there is much noise it may be off so far that no decoder could tell."""
+    """In float32, as in training: at high noise the estimate may be so far off that the decoder's tails underflow."""
     with jax.enable_x64(False):
         process, x0 = ddpm(), jnp.asarray(BYTE[[0, 3, 200, 255]], jnp.float32)[:, None]
 
@@ -373,7 +373,7 @@ def test_a_wild_estimate_leaves_the_gradient_finite():
 
 @pytest.mark.slow
 def test_the_hybrid_trains_the_mean_by_one_term_and_the_variance_by_the_other():
-    """Nichol & Dhariwal 2021, eq. 16: gradients as those of L_simple alone, and of share L_vlb alone."""
+    """Nichol & Dhariwal 2021, eq. 16: L_simple alone gives the mean's gradient, share L_vlb alone the variance's."""
     process, rng, key = ddpm(steps=20, rescale=False), np.random.default_rng(0), jax.random.key(0)
     noised, _ = batch(process, jnp.arange(20))
     x0 = jnp.asarray(rng.choice(BYTE[1:-1], (20, 3)))
@@ -406,7 +406,7 @@ def test_the_hybrid_trains_the_mean_by_one_term_and_the_variance_by_the_other():
 @pytest.mark.parametrize("loss", [VLB(None, "nats", "learned"), Hybrid(None, 1.0)])
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_variance_that_is_learned_is_the_true_one(name, loss):
-    """At the variance of p(x_s | x_t) of Gaussian data the gradient vanishes, at every level; beside it it does not."""
+    """On Gaussian data the gradient vanishes at the variance of p(x_s | x_t), at every level, and not beside it."""
     process, std = CHAINS[name](), 0.6
     true = true_between(process, std)
     noised = corners(process, std, jnp.arange(process.levels))
@@ -432,7 +432,7 @@ def test_a_variance_that_was_not_learned_is_missed(loss):
 
 
 def test_bytes_with_noise_spread_over_them_are_counted_as_bytes():
-    """Theis et al. 2016: of a density on [0, 1), 8 bits a dimension more than of the bytes."""
+    """Theis et al. 2016: the bytes have 8 bits per dimension more than their density on [0, 1)."""
     process, t = CHAINS["ddpm"](), jnp.array([0, 1, 30])
     noised, found = batch(process, t)
 

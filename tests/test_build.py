@@ -1,4 +1,4 @@
-"""Every preset is built as it stands, every preset takes a step under every loss, and what cannot be is refused."""
+"""Every preset is built as it stands and takes a step under every loss, and impossible configurations are refused."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from scoregen.train import init_state, make_step
 PRESETS = [name for name in presets() if name != "default"]
 
 
-SIDE = [32]  # of the made-up images
+SIDE = [32]  # the last number is the side of the made-up images
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def preset(name: str, **overrides):
 
 
 def plain(config):
-    """Without a warm-up, at whose first step nothing moves, and without a clip."""
+    """The configuration without a warm-up, whose first step changes nothing, and without a clip."""
     for schedule in ("constant", "cosine", "linear", "inverse_sqrt"):
         config.schedule[schedule].warmup = 0
     config.train.clip = 0.0
@@ -76,14 +76,14 @@ def plain(config):
 def test_presets_are_built_as_they_stand(name):
     config = load(name)
     if config.data.name in ("cifar10", "fashion_mnist"):
-        config.eval.samples = 16  # of as many made-up images
+        config.eval.samples = 16  # as many as there are made-up training images
     parts = build(config)
     shapes = {"mixture": (2,), "digits": (8, 8, 1), "cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
     assert parts.dataset.shape == shapes[config.data.name]
 
 
 def repaired(config):
-    """The parts; while they are refused, the configuration is changed as the first reason says."""
+    """The built parts. As long as they are refused, the configuration is changed as the first reason says."""
     for _ in range(8):
         try:
             return build(config)
@@ -105,19 +105,19 @@ def repaired(config):
 
 
 def takes_a_step(parts):
-    """One step changes every parameter, down the gradient of the loss that it reports, as its differences confirm.
+    """One step changes every parameter, and finite differences of the reported loss confirm its gradient.
 
     Adam's first average holds the gradient: m = (1 - 0.9) g. With it, L(p + h g) - L(p - h g) = 2 h |g|^2.
     """
     of = parts.model, parts.objective, parts.optimizer
     step = make_step(*of, parts.average, prepare=parts.prepare, seed=parts.config.seed)
     raw = parts.dataset.batch(0, 0, 4)
-    # Not the network's own start, where the output layer is nearly zero and hides the gradients of the others.
+    # Not the network's initial parameters: their output layer is nearly zero and hides the other layers' gradients.
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(lambda: init_state(*of, (1, *parts.dataset.shape)))
 
     def draw(a):
-        # A convolution keeps the size of its input: a deep network would else bend within the step below.
+        # Convolutions keep the size of their input. Else the loss of a deep network is not linear over the step h.
         scale = np.prod(a.shape[:-1]) ** -0.5 if a.ndim == 4 else 0.3
         return np.float32(scale) * rng.standard_normal(a.shape, np.float32)
 
@@ -133,12 +133,12 @@ def takes_a_step(parts):
     for path, a in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path)
         b = functools.reduce(lambda tree, key: tree[key.key], path, state.params)
-        assert (a != np.asarray(b)).any() == ("frequencies" not in name), name  # Fourier's are drawn once
+        assert (a != np.asarray(b)).any() == ("frequencies" not in name), name  # Fourier frequencies are not trained
 
     gradient = jax.tree.map(lambda m: np.asarray(m) / (1 - 0.9), optax.tree.get(state.opt_state, "mu"))
     norm = float(optax.tree.norm(gradient))
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
-    if isinstance(parts.objective.loss, Hybrid):  # one term of it holds the mean, so its gradient is none of its value
+    if isinstance(parts.objective.loss, Hybrid):  # one of its terms stops the mean's gradient
         return
     h = 1e-3 / norm
     up, down = (
@@ -157,12 +157,12 @@ def cases():
 
 @pytest.mark.parametrize(("name", "loss"), list(cases()))
 def test_every_preset_takes_a_step_under_every_loss(name, loss):
-    """Or says what to change for it, and then takes one."""
+    """Or its refusal says what to change, and the changed preset takes a step."""
     config = plain(preset(name, loss__name=loss))
-    if config.learned_variance and loss not in ("hybrid", "vlb"):  # the reason names other losses than this one
+    if config.learned_variance and loss not in ("hybrid", "vlb"):  # the refusal would propose another loss
         config.learned_variance, config.sampler.step.ancestral.variance = False, "small"
-    # These take a minute to compile: they are kept for the losses that their presets name. (The second's ssm has jumps,
-    # as its docstring says, and differences would show them.)
+    # RefineNets take a minute to compile: they are kept for the losses that their presets name, and a U-Net replaces
+    # them elsewhere. (RefineNetV2's ssm has jumps, as its docstring says, which finite differences would show.)
     kept = {"refinenet": ("dsm", "ssm"), "refinenet_v2": ("dsm",)}
     if loss not in kept.get(config.net.name, (loss,)):
         config.net.name = "unet"
@@ -176,7 +176,7 @@ ALL_WEIGHTINGS = [name for name in WEIGHTINGS if name != "own"]
 @pytest.mark.quick(1)
 @pytest.mark.parametrize(("number", "process"), list(enumerate(PROCESSES)))
 def test_every_process_takes_a_step(number, process):
-    """Between them with every law of times, every weighting, with and without a variance of the loss."""
+    """Together the cases have every law of times and every weighting, with and without a variance of the loss."""
     config = plain(preset("ddpm_toy", process__name=process, target="v", sampler__n=0))
     config.times.name, config.weighting.name = LAWS[number % len(LAWS)], ALL_WEIGHTINGS[number % len(ALL_WEIGHTINGS)]
     config.loss.name, config.log_variance, config.net.unit_input = ("x0", "eps")[number % 2], number % 2 == 0, True
@@ -186,7 +186,7 @@ def test_every_process_takes_a_step(number, process):
 
 @pytest.mark.slow
 def test_a_learned_variance_is_trained():
-    """By vlb too, and not only by its hybrid; the network then gives twice as much."""
+    """By the loss vlb too, and not only by hybrid. The network then has twice the output channels."""
     config = plain(preset("ddpm_toy", loss__name="vlb", learned_variance=True))
     config.loss.vlb.variance = "learned"
     parts = build(config)
@@ -266,7 +266,7 @@ def test_nonsense_is_refused_before_anything_compiles(name, overrides, parts):
 
 
 def test_everything_that_does_not_fit_is_said_at_once():
-    """Each with a flag, and in one error."""
+    """One error holds all reasons, with flags that change them."""
     config = preset(
         "ddpm_toy", train__batch=-1, sampler__x0__name="clip", target="velocity", sampler__step__name="heun"
     )
@@ -377,7 +377,7 @@ def test_the_network_sees_centred_data_and_the_noise_as_its_condition_says():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["edm_toy", "ddpm_cifar", "ncsn_cifar"])
 def test_a_network_sees_data_of_unit_variance_if_the_configuration_says_so(name):
-    """EDM's c_in = 1 / sqrt(sigma^2 + (alpha data_std)^2); pixels of [0, 1] are centred, to twice the deviation."""
+    """EDM's c_in = 1 / sqrt(sigma^2 + (alpha data_std)^2). Pixels of [0, 1] are also centred; the deviation stays 1."""
     parts, seen = spied(build(preset(name, net__unit_input=True)))
     process = parts.model.process
     x = jnp.full((2, *parts.dataset.shape), 0.75, jnp.float32)
@@ -390,7 +390,7 @@ def test_a_network_sees_data_of_unit_variance_if_the_configuration_says_so(name)
 
 @pytest.mark.slow
 def test_a_network_is_called_in_the_terms_of_its_training():
-    """Under DDPM a network of NCSN's sees x / alpha at the level where sigma' is DDPM's sigma / alpha."""
+    """Under DDPM a network trained with NCSN sees x / alpha at the level whose sigma is DDPM's sigma / alpha."""
     parts, seen = spied(build(preset("ncsn_toy", sampler__process__name="ddpm")))
     walk, x = parts.sampling.process, jnp.array([[0.3, -0.8]], jnp.float32)
     t = jnp.array([int(walk.ends[1] + 1) // 2], jnp.int32)
@@ -401,7 +401,7 @@ def test_a_network_is_called_in_the_terms_of_its_training():
     assert 0.02 < sigma / alpha < 6.0
 
 
-# Drawing: one program, whatever the number of batches and whoever listens
+# Drawing: one program, whatever the number of batches, with or without a callback
 
 
 def counting(parts):
@@ -428,7 +428,7 @@ def test_a_sampler_is_compiled_once_and_says_how_far_it_is():
     before, heard = count[0], []
     sampling(params, 3)
     once = count[0] - before
-    # The move, the last denoising, and the check of shapes.
+    # Python runs the network for the step, for the last denoising, and for the check of shapes.
     assert 1 <= once <= 3
     sampling(params, 10, heard.append)
     sampling(other, 4, seed=7)

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, or the one before does, or one line says why not."""
+"""A checkpoint is restored bit for bit, or else the previous checkpoint is, or else one line says why not."""
 
 import os
 import signal
@@ -203,7 +203,7 @@ def test_any_damaged_file_falls_back(tmp_path, state, how, capfd):
             assert "damaged" in said[0]
             refused(lambda: Checkpoints(tmp_path, say=said.append).restore(state, step=2), "no readable", "2")
         file.write_bytes(intact)
-    assert passed_over >= len(files) - 2  # two hold only what orbax notes for itself
+    assert passed_over >= len(files) - 2  # two files hold only orbax's own notes
     assert capfd.readouterr() == ("", "")
     for file in tmp_path.glob("*/contents"):
         spoil(file, how)

@@ -30,7 +30,7 @@ NOT_JUDGED = ("--noconfig.eval.at_end",)
 
 @pytest.fixture
 def performed(monkeypatch):
-    """What the command line hands over, in place of doing it."""
+    """The calls of `perform` that the command line makes; nothing is performed."""
     calls = []
 
     def perform(mode, config, workdir, console, again, **more):
@@ -50,7 +50,7 @@ def say(*argv, entry=main.main) -> tuple[int, str, str]:
 
 
 def refused(*argv, parts=(), lines=1, entry=main.main) -> str:
-    """What the command refuses, in so many lines."""
+    """The error output of a command that is refused with this number of lines."""
     code, out, err = say(*argv, entry=entry)
     assert code == 2 and out == ""
     assert [line.startswith("scoregen: ") for line in err.splitlines()] == [True] * lines, err
@@ -60,7 +60,7 @@ def refused(*argv, parts=(), lines=1, entry=main.main) -> str:
 
 
 def done(performed, *argv, entry=main.main):
-    """What a command that ends well hands over."""
+    """The call of `perform` that a successful command makes."""
     code, _, err = say(*argv, entry=entry)
     assert (code, err) == (0, "")
     return performed.pop()
@@ -68,23 +68,23 @@ def done(performed, *argv, entry=main.main):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder as training leaves it, as far as the command line looks."""
+    """The folder of a trained run, with only the files that the command line reads."""
     config = parse(["--config=ddpm_toy", "--config.train.steps=40", "--config.sampler.n=50"]).config
     return run_of(tmp_path_factory.mktemp("runs") / "made", config)
 
 
 def run_of(folder: Path, config) -> Path:
-    """A folder with a configuration and a checkpoint, as far as the command line looks."""
+    """The folder of a run with this configuration and an empty checkpoint: the command line reads no more."""
     (folder / "checkpoints" / "40").mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(C.to_json(config))
     return folder
 
 
-# What is declared of options
+# The declared effects of options
 
 
 def test_what_every_option_changes():
-    """All that is not listed here changes the trained network."""
+    """An option that is not listed here changes the trained network."""
     sections = {"results": ("sampler", "eval"), "training": ("data.dir",), "nothing": ()}
     training = {f"train.{key}": "training" for key in ("steps", "microbatch", "checkpoint_every", "keep")}
     nothing = dict.fromkeys(
@@ -108,7 +108,7 @@ def test_what_an_option_changes_may_depend_on_others():
 
 
 def test_conditions_are_of_options_that_are_there():
-    """A condition on a misspelt key, or a value that cannot be, would never hold."""
+    """A condition on a misspelt key or an impossible value would never hold."""
     for key in KEYS:
         for mode in ("", *MODES):
             for condition in options._conditions(key, DEFAULT, mode):
@@ -121,7 +121,7 @@ def test_conditions_are_of_options_that_are_there():
 
 
 def another(value):
-    """A value of the same type."""
+    """Another value of the same type."""
     if value is None:
         return 7
     if isinstance(value, bool):
@@ -139,7 +139,7 @@ PARTS = [key for key in KEYS if not key.endswith("name") and C.idle(DEFAULT, [ke
 @pytest.mark.quick(72)
 @pytest.mark.parametrize("key", PARTS)
 def test_an_option_without_effect_is_named_with_what_would_give_it_one(key):
-    """The line names the option and its part; with the flags that it proposes, the option counts."""
+    """The line names the option. With the flags that the line proposes, the option has an effect."""
     (line,) = C.idle(DEFAULT, {key: f"--config.{key}=..."})
     assert line.startswith(f"--config.{key}=... has no effect: ")
     fixed = with_values(DEFAULT, dict(re.findall(r"--config\.([\w.]+)=(\w+)(?! or)", line.split(" or --config")[0])))
@@ -163,7 +163,7 @@ def with_values(config, values):
 
 
 def test_what_is_idle_is_not_used():
-    """By parts, conditions and both; and what counts is kept."""
+    """Options are idle because of parts, conditions or both. All other options are kept."""
     all_others = with_values(DEFAULT, {key: another(C.get(DEFAULT, key)) for key in PARTS})
     assert len(C.changes(DEFAULT, all_others)) == len(PARTS) > 100
     assert C.used(all_others).to_dict() == C.used(DEFAULT).to_dict()
@@ -196,7 +196,7 @@ def test_the_presets_set_nothing_that_has_no_effect(name):
         (["--data=/photos"], ["--data=/photos has no effect", "the data is 'mixture'"]),
         (["--config.label_dropout=0.2"], ["config.labels is False", "add --config.labels=true"]),
         (["--config.sampler.guidance=2.0"], ["config.labels is False"]),
-        (["--config.sampler.label=3", "--config.eval.at_end=false"], ["config.labels is False"]),
+        (["--config.sampler.label=3"], ["config.labels is False"]),
         (["--config.eval.samples=5", "--config.eval.at_end=false"], ["config.eval.at_end is False"]),
         (["--config.eval.likelihood.examples=5"], ["`scoregen train`", "likelihood uses it"]),
         (["--config.sampler.best=true"], ["sample, eval, trajectory and likelihood use it"]),
@@ -284,7 +284,7 @@ def test_an_option_of_another_command_is_an_error(mode, argv, part, made, perfor
         ("likelihood", ["--config.eval.likelihood.name=ode", "--config.eval.likelihood.ode.rtol=1e-3"]),
         ("likelihood", ["--config.eval.likelihood.ode.rtol=1e-3", "--config.eval.likelihood.bound.strata=8"]),  # both
         ("trajectory", ["--n=20", "--config.sampler.denoise=false", "--seed=4"]),
-        ("sample", ["--config.train.steps=40", "--config.sampler.n=50"]),  # what the run has
+        ("sample", ["--config.train.steps=40", "--config.sampler.n=50"]),  # the run's own values
     ],
 )
 def test_options_that_a_command_uses(mode, argv, made, performed):
@@ -301,7 +301,7 @@ def test_a_condition_may_be_of_one_command_alone(tmp_path, performed):
 
 
 def test_a_run_can_be_named_by_the_flags_that_trained_it(made, tmp_path, monkeypatch, performed):
-    """As `--config=PRESET --mode=sample` with the same flags; the run's own values are no error."""
+    """With `--config=PRESET --mode=sample` and the same flags. Flags with the run's own values are no error."""
     monkeypatch.chdir(tmp_path)
     name = "ddpm_toy,loss=ssm"
     argv = ["--config=ddpm_toy", "--config.loss.name=ssm", "--config.train.steps=40"]
@@ -314,7 +314,7 @@ def test_a_run_can_be_named_by_the_flags_that_trained_it(made, tmp_path, monkeyp
 
 
 def test_a_preset_file_is_warned_of_an_option_that_it_makes_idle(tmp_path, performed):
-    """Once, and only of what it sets itself, and not of what flags make idle."""
+    """Once, and only about options that the file itself sets, not about options that flags make idle."""
     (path := tmp_path / "mine.py").write_text(
         "from scoregen.app.config import load\n\ndef get_config():\n    config = load('edm_toy')\n"
         "    config.loss.ssm.slices = 4\n    config.data.dir = 'photos'\n    config.label_dropout = 0.0\n"
@@ -370,13 +370,13 @@ def test_short_flags(argv, key, value, made, performed):
 
 
 def test_the_four_ways_to_say_the_same(performed, made):
-    """The command and its module; and `python -m scoregen.run`, which the commands are equal to."""
+    """`scoregen MODE` is equal to `python -m scoregen.run --mode=MODE`."""
     for mode in MODES:
         flags = ["--config=ddpm_toy", f"--workdir={made}", "--config.sampler.process.name=vp"]
         calls = [done(performed, mode, *flags), done(performed, *flags, f"--mode={mode}", entry=main.run)]
         assert calls[0].config == calls[1].config and {call.mode for call in calls} == {mode}
         assert {call.workdir for call in calls} == {made}
-        assert calls[0].again == f"scoregen {mode} {' '.join(flags)}".replace(str(made), str(made))
+        assert calls[0].again == f"scoregen {mode} {' '.join(flags)}"
         assert calls[1].again.startswith("python -m scoregen.run --config=ddpm_toy ")
     assert done(performed, "--config=ddpm_toy", entry=scoregen.run.main).mode == "train"
     assert done(performed, "sample", made, "--out=a b").out == Path("a b")
@@ -414,7 +414,7 @@ def test_every_package_is_shipped():
         (["train", "ddpm_toy", "--config=ncsn_toy"], ["both name a configuration"]),
         (["train", "ddpm_toy", "more"], ["unexpected argument 'more'"]),
         (["train", "ddpm_toy", "--mode=eval"], ["no flag '--mode'"]),
-        # What is suggested has an effect in this command, or is said to be of another.
+        # A suggested option has an effect in this command, or the line names the command that uses it.
         (["sample", "RUN", "--steps=4"], ["'--config.train.steps=4'", "of `scoregen train`?"]),
         (["likelihood", "RUN", "--seed=3"], ["'--config.seed=3' of `scoregen train`?"]),
         (["sample", "RUN", "--lable=3"], ["did you mean '--config.sampler.label=3'?"]),
@@ -481,7 +481,7 @@ def get_config():
 
 
 def test_a_preset_with_parts_and_declarations_of_its_own(tmp_path, performed):
-    """Its file is named beside the run, and its options are as good as any."""
+    """Its file is given with the run, and its options behave like the package's own."""
     (path := tmp_path / "mine.py").write_text(OWN)
     config = done(performed, "train", path, "--config.loss.huber.sharp=no", "--config.loss.huber.delta=2").config
     assert (config.loss.huber.delta, config.loss.huber.sharp) == (2.0, False)
@@ -523,7 +523,7 @@ def test_seeds_have_one_range_that_is_checked_first(key, seed, performed):
     done(performed, *argv[:2], f"--config.{key}=4294967295", *argv[3:])
 
 
-# What was meant
+# Suggestions
 
 
 @pytest.mark.parametrize(
@@ -573,12 +573,12 @@ def test_the_chosen_part_comes_first(performed):
     for name in ("moons", "cifar10"):
         line = refused("train", "ddpm_toy", f"--config.data.name={name}", "--config.data.size=64")
         assert f"did you mean config.data.{name}.size?" in line
-    line = refused("train", "ddpm_digits", "--config.data.size=64")  # digits have none
+    line = refused("train", "ddpm_digits", "--config.data.size=64")  # the digits have no size
     assert line.partition("did you mean ")[2].partition("? ")[0].count(".size") == 3
 
 
 def test_suggestions_need_a_configuration():
-    """A command without one suggests its own flags alone."""
+    """A command without a configuration suggests only its own flags."""
     refuses(lambda: parse(["--loss=ssm"], (Flag("out"),), needed=False), "no flag '--loss'", "--config, --out")
 
 
@@ -621,7 +621,7 @@ def test_the_examples_of_the_help_are_understood(mode, made, tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", C.preset_names())
 def test_the_commands_of_a_preset_are_understood(name, tmp_path, monkeypatch, performed):
-    """Those in its docstring, and every switch in the text: it is an option, and of a value that it can have."""
+    """The commands in its docstring are understood, and every flag in the text names an option and a possible value."""
     monkeypatch.chdir(tmp_path)
     text = re.sub(r" *\\\n *", " ", (ROOT / "configs" / f"{name}.py").read_text())
     run_of(Path("runs", name), C.load(name))
@@ -689,7 +689,7 @@ def test_the_devices_are_looked_for_first(monkeypatch, performed):
     monkeypatch.setattr(jax, "devices", no_device)
     refused("train", "ddpm_toy", parts=PLATFORMS["cuda"])
     assert not performed
-    done(performed, "train", "ddpm_toy", "--coordinator=host:1234")  # where processes are to be joined before
+    done(performed, "train", "ddpm_toy", "--coordinator=host:1234")  # the processes have to be joined first
 
 
 @pytest.mark.parametrize("platform", ["cuda", "cdua"])

@@ -1,4 +1,4 @@
-"""Every way to say a configuration, and every way to say it wrong."""
+"""Every way to specify a configuration, and the refusals of wrong ones."""
 
 import dataclasses
 import json
@@ -268,7 +268,7 @@ def test_a_short_flag_is_an_option(folder):
 
 
 def all_at_once(what) -> tuple[str, ...]:
-    """The lines of what is refused."""
+    """The lines of the refusal."""
     with pytest.raises(UsageError) as caught:
         what()
     return caught.value.args
@@ -386,4 +386,4 @@ def test_json(folder):
     def no_constant(name):
         raise AssertionError(name)
 
-    json.loads(text, parse_constant=no_constant)  # no Infinity or NaN, which are no JSON
+    json.loads(text, parse_constant=no_constant)  # no Infinity or NaN, which JSON does not have

@@ -1,4 +1,4 @@
-"""The conformance matrix: small here, whole in the slow test; that it would notice; and that it finds what is new."""
+"""The conformance matrix, in part and whole: it passes, it finds errors, and it includes new entries of the tables."""
 
 import dataclasses
 import errno
@@ -19,12 +19,12 @@ from scoregen.process import PROCESSES, VP, Flow, snr_loss_rate
 from scoregen.testing import check_loss, check_process, check_target, conformance
 from scoregen.testing.conformance import OUTPUTS, WEIGHTS, Cell, check, columns, combinations, table
 
-# The cells that are refused, among the entries that are shipped: a rule that refuses too much must not pass.
+# With these chains `refused` lists the refused cells of the package's own entries, so that no rule refuses too much.
 CHAINS = ("ddpm", "cosine", "ncsn", "betas", "sigmas")
 
 
 def refused(process, target, loss):
-    """A derivative in time of a chain, alpha = 0 at the noisiest level, and a variance where steps have no length."""
+    """Refused: the time derivative of a chain, alpha = 0 at the noisiest level, step variances in continuous time."""
     if process in CHAINS:
         return target == "velocity" or loss == "flow"
     return (process == "flow" and target in ("eps", "score")) or loss == "hybrid"
@@ -40,8 +40,8 @@ def _names(cell):
     return cell.process, cell.target, cell.loss
 
 
-def test_what_is_shipped_is_spelled_out_anew():
-    """And the matrix has a row or a column for every entry of the tables, and for both forms of SSM."""
+def test_the_matrix_has_every_entry_of_the_tables():
+    """`OUTPUTS` and `WEIGHTS` name entries of the tables. The matrix has every entry and both forms of SSM."""
     assert {*OUTPUTS} <= {*TARGETS} and {*WEIGHTS} <= {*columns()}
     assert {name.split("-")[0] for name in columns()} == {*LOSSES}
     assert {columns()[name].variance_reduced for name in ("ssm", "ssm-plain")} == {True, False}
@@ -76,7 +76,7 @@ def test_the_whole_matrix(tmp_path, capsys):
 
 
 def wrong(change):
-    """DSM, but for the change, in the place of the loss `dsm`."""
+    """DSM with this change, to put in the place of the loss `dsm`."""
 
     class Wrong(DSM):
         def __call__(self, denoiser, noised, key):
@@ -104,14 +104,14 @@ def test_an_error_in_a_loss_fails(monkeypatch, change):
 
 @pytest.mark.slow
 def test_an_error_in_a_target_fails(monkeypatch):
-    """The output of a shipped target is spelled out anew, so the sign of its row is seen."""
+    """The matrix has its own formula for a shipped target's output, so it notices a wrong sign in `TARGETS`."""
     monkeypatch.setitem(TARGETS, "v", lambda process, t: (process.sigma(t), process.alpha(t)))
     assert not check("vp", "v", "dsm").passed
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaled(Loss):
-    """A loss as a stranger would add it: a formula, its weight, two forms."""
+    """A loss as a user would add it: a formula, its weight, two forms."""
 
     power: float = 1.0
     mean: bool = False
@@ -135,7 +135,7 @@ class Boasting(Scaled):
 
 
 class Bare(Loss):
-    """Without a weight, and not least at the conditional mean."""
+    """A loss without a weight, whose minimum is not at the conditional mean."""
 
     def __call__(self, denoiser, noised, key):
         return sum_dims(jnp.abs(noised.eps - denoiser(noised.x, noised.t).eps))
@@ -172,7 +172,7 @@ def test_one_line_in_a_table_is_all_that_a_new_part_needs(monkeypatch):
 
 @pytest.mark.slow
 def test_checks_of_one_part_say_what_does_not_hold():
-    """As someone who adds a part calls them."""
+    """Called as by a user who adds a part."""
     for loss in (Scaled(), Scaled(1.0, True), Bare(), lambda d, n, key: Bare()(d, n, key)):
         check_loss(loss)
     check_loss(Scaled(), PROCESSES["ddpm"])
@@ -192,7 +192,7 @@ def test_checks_of_one_part_say_what_does_not_hold():
 
 @dataclasses.dataclass(frozen=True)
 class Slow(Flow):
-    """A process of one's own, right; below it, each time with something wrong."""
+    """A correct process of one's own. Each of the classes below has one error."""
 
     def alpha(self, t):
         return 1 - t**2
@@ -268,7 +268,7 @@ def test_the_table_names_its_reasons():
 
 @pytest.fixture
 def one_cell(monkeypatch):
-    """A matrix that is made in no time."""
+    """A matrix of one cell that is not computed."""
     monkeypatch.setattr(conformance, "combinations", lambda small: [("vp", "v", "dsm")])
     monkeypatch.setattr(conformance, "check", lambda *names: Cell(*names))
 
@@ -342,7 +342,7 @@ def test_help_names_the_flags_and_exit_codes_and_nothing_of_the_inside(capsys):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("program", ["app.conformance", "contrib.design.command"])
 def test_what_is_heavy_is_loaded_where_an_interrupt_is_heard(program):
-    """Ctrl-C in the first second: nothing of JAX, SciPy or matplotlib is loaded outside the guarded work."""
+    """For Ctrl-C in the first second: JAX, SciPy and matplotlib are loaded where an interrupt is handled."""
     code = f"import sys; import scoregen.{program}; "
     code += "print([name for name in ('jax', 'scipy', 'matplotlib', 'flax') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

@@ -1,4 +1,4 @@
-"""The data that a run sees do not depend on where it was cut, and a damaged file is never trained on."""
+"""An interruption does not change the data of a run, and a damaged file is never trained on."""
 
 import email.message
 import gzip
@@ -273,7 +273,7 @@ def test_hold_out_loses_and_repeats_nothing():
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_shape_is_known_without_files(name):
-    """All sources that read files declare it, with their default options; else the data are made and have it."""
+    """Sources that read files declare their shape for the default options; other sources make the data."""
     make = SOURCES[name]
     assert reads_files(make) == (name in ("cifar10", "fashion_mnist"))
     shape = shape_of(make, dir="no such folder")
@@ -283,7 +283,7 @@ def test_a_shape_is_known_without_files(name):
 
 
 def test_a_source_of_ones_own():
-    """A plain function is a source; with a declaration its shape is known from those options that it needs."""
+    """A plain function is a source. A declared shape is computed from the options that it needs."""
 
     def lines(dir: str, length: int = 5) -> Dataset:
         return Dataset("lines", np.zeros((3, length, int(dir))))
@@ -322,7 +322,7 @@ def test_points_are_centred_of_unit_scale_and_drawn_anew(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_messages_of_the_library_name_no_flags(name, tmp_path):
-    """A source that has a folder without its files, and one with an option out of range."""
+    """The messages about a folder without the files, and about an option out of range."""
     make = SOURCES[name]
     bad = {"dir": str(tmp_path)} if reads_files(make) else {"seed": -1}
     with pytest.raises((UsageError, ValueError)) as raised:
@@ -364,7 +364,7 @@ def test_log_density_is_that_of_the_points(name, options):
     mean = p @ grid
     assert mean == pytest.approx(0, abs=1e-4)
     assert np.cov(data.train.T) == pytest.approx((p[:, None] * grid).T @ grid, abs=0.05)
-    # by halves of the diagonal: a mean and a covariance do not tell the weights from the places
+    # the mass above the diagonal: mean and covariance alone do not separate the modes' weights from their places
     above = grid.sum(axis=1) > 0
     assert np.mean(data.train.sum(axis=1) > 0) == pytest.approx(p[above].sum(), abs=0.015)
     # E log p over the points = -entropy
@@ -440,7 +440,7 @@ def test_digits_fill_the_range_of_bytes_and_keep_their_labels():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Files of four records, labelled 0..3, every byte of a plane its own number."""
+    """Files of four records with random bytes, labelled 0..3."""
     monkeypatch.setattr(cifar, "RECORDS", 4)
     rng = np.random.default_rng(0)
     return {
@@ -579,7 +579,7 @@ def test_a_damaged_archive_is_refused(small, tmp_path, damage):
 
 
 def test_an_archive_damaged_far_inside_a_file_is_refused(tmp_path, monkeypatch):
-    # beyond what is read ahead of the first header, where the decompressor's own exception comes through
+    # the damage is beyond the part that is read with the first header, so the decompressor's own exception is raised
     monkeypatch.setattr(cifar, "RECORDS", 200)
     records = np.random.default_rng(0).integers(10, size=200 * 3073, dtype=np.uint8).tobytes()
     raw = packed({cifar.FILES[0]: records})
@@ -885,7 +885,7 @@ def test_preparation_of_points_and_what_it_refuses():
     for bad in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"augment={bad}: a probability"):
             Prepare(Identity(), augment=bad)
-    assert Prepare(Unit(False), True, 0.2) == Prepare(Unit(False), True, 0.2)  # one program serves equal ones
+    assert Prepare(Unit(False), True, 0.2) == Prepare(Unit(False), True, 0.2)  # so that equal ones share a program
     hash(Prepare(Unit(False), True, 0.2))
 
 

@@ -1,4 +1,4 @@
-"""Every process x target: the targets invert, and are the papers'; and the bridge between processes."""
+"""Every process x target: the targets can be inverted, and agree with the papers. Also the bridge between processes."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def why_not(name, target):
 
 
 def target_of(name, target):
-    """The target that can be trained; the others are skipped, and a test of its own says which they are."""
+    """The target, if it can be trained under the process. Others are skipped; the next test lists them."""
     if refusal := why_not(name, target):
         pytest.skip(str(refusal))
     return TARGETS[target]
@@ -55,7 +55,7 @@ def test_only_these_targets_have_no_inverse():
 
 
 def test_refusals_of_targets_name_what_would_fit():
-    """By name and as functions; every target that is named as a fix is one."""
+    """For targets given by name and as functions; every target that a refusal names does fit."""
     chain = why_not("ddpm", "velocity")
     assert "chain has levels" in chain.reason and chain.fixes == ("target=v", "process=vp")
     for target in ("eps", TARGETS["score"]):
@@ -64,14 +64,14 @@ def test_refusals_of_targets_name_what_would_fit():
         assert refusal.fixes == ("target=x0", "target=v", "target=velocity", "target=edm")
     for process in (dataclasses.replace(ddpm(), data_std=0.0), EDM(data_std=0.0)):
         assert refuse_target(process, "edm").fixes[0] == "process.data_std=0.5"
-    # The noise is no fix where the data are gone, and edm is none where their deviation is not known.
+    # The score is no fix where alpha = 0, and edm is none where the deviation of the data is not known.
     assert refuse_target(Flow(data_std=0.0), "eps").fixes == ("target=x0", "target=v", "target=velocity")
     # A chain that ends in pure noise: as in continuous time, but a chain has no velocity.
     alphas = jnp.array([0.9, 0.5, 0.0])
     lam = 2 * jnp.log(alphas) - jnp.log1p(-(alphas**2))
     chain = Chain(alphas, jnp.sqrt(1 - alphas**2), lam)
     assert refuse_target(chain, "eps").fixes == ("target=x0", "target=v", "target=edm")
-    # Tables without values are not looked at, and the rest is.
+    # Tables without values, as under jit, are not checked. Everything else is.
     assert jax.jit(lambda c: (refuse_target(c, "eps") is None) & (refuse_target(c, "velocity") is not None))(chain)
     assert jax.jit(lambda t: t if refuse_target(Flow(), "eps") else -t)(1.0) == 1.0
     with pytest.raises(ValueError, match="no target 'epsilon': did you mean 'eps'"):
@@ -79,7 +79,7 @@ def test_refusals_of_targets_name_what_would_fit():
 
 
 def test_refusals_of_ones_own_targets():
-    """x itself, from which nothing follows; one that needs derivatives; one that says itself what it needs."""
+    """A target that is x itself, which says nothing; one that needs derivatives; one with its own `refuse`."""
 
     def x_itself(process, t):
         return process.alpha(t), process.sigma(t)
@@ -144,7 +144,7 @@ def test_targets_invert(name, target):
 
 
 def asked_for(process, target, t, x0, eps):
-    """What the network is to give, in the words of its paper, from alpha(t) and sigma(t) alone, in float64."""
+    """The output of an exact network by the target's paper, from alpha(t) and sigma(t) alone, in float64."""
 
     def at(t):
         return (np.asarray(f(jnp.asarray(t)), np.float64)[:, None] for f in (process.alpha, process.sigma))
@@ -213,8 +213,8 @@ def test_edm_of_a_variance_preserving_process_is_minus_v(name):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_learned_variance_is_the_second_half(target):
-    """between = (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15): v = -1 the posterior's, 1 the forward step's; the first
-    half is what it would be alone."""
+    """between = (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15): v = -1 is the posterior's variance, 1 the forward step's.
+    The first half gives the same prediction as without a learned variance."""
     process = MADE["vp" if target == "velocity" else "ddpm"]
     t = levels(process, 4)[1:]
     x, output, v = jax.random.normal(jax.random.key(0), (3, 3, 5, 2))
@@ -231,7 +231,7 @@ def test_a_learned_variance_is_the_second_half(target):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_conditions_say_how_noisy(name):
-    """The index is DDPM's, and 999 t in continuous time; rescaled, of 1000 levels; log sigma; lam, finite; c_noise."""
+    """index is DDPM's, 999 t in continuous time; rescaled is of 1000 levels; then log sigma, a finite lam, c_noise."""
     process = MADE[name]
     t = levels(process, 5)
     alpha, sigma = (np.asarray(a, np.float64) for a in (process.alpha(t), process.sigma(t)))
@@ -248,7 +248,7 @@ def test_conditions_say_how_noisy(name):
 @pytest.mark.quick(3)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_tweedie(name):
-    """THEORY 8: the exact denoiser, its noise and its score are one thing: x0 = (x + sigma^2 score) / alpha."""
+    """THEORY 8: the exact denoiser, its noise and its score determine each other: x0 = (x + sigma^2 score) / alpha."""
     process = MADE[name]
     t = levels(process, 6)[1:]
     x = jax.random.normal(jax.random.key(0), (5, 2))
@@ -325,7 +325,7 @@ def test_bridge_of_every_pair_carries_a_point_over(source, target):
     """Where the data are one point, x0 is that point under any process: the bridge has to scale x right."""
     source, target = MADE[source], MADE[target].within(MADE[source])
     point = jnp.array([[0.5, -2.0]])
-    # It knows x0 only from x: at x = alpha c + sigma e it gives c, if it is given x as its own process makes it.
+    # This denoiser has a fixed noise: its x0 is the point only if x is scaled as by the denoiser's own process.
     noise = jnp.array([[0.3, -0.1]])
     denoiser = Denoiser(source, lambda x, t: from_eps(source, x, t, noise))
     t = levels(target, 5)[1:-1]
@@ -344,7 +344,7 @@ def from_eps(process, x, t, eps):
 
 @pytest.mark.slow
 def test_a_learned_variance_does_not_cross_the_bridge():
-    """It is one of the source's steps."""
+    """It is the variance of a step of the source."""
 
     def learned(x, t):
         return Prediction(x, x, x, jnp.full_like(x, 0.5))
@@ -365,7 +365,7 @@ def test_bridge_refuses_what_the_source_never_saw():
 
 @pytest.mark.slow
 def test_the_bridge_is_refused_while_a_sampler_is_traced():
-    """The ranges of constants are known then; those of a chain that is an argument are not, and nothing is checked."""
+    """The noise ranges of constants are known then. The range of a traced chain is not, so nothing is checked."""
     denoiser = TWO_MODES.denoiser(ncsn())
     x = jnp.ones((2, 2))
     with pytest.raises(ValueError, match="outside the noise range"):
@@ -407,6 +407,7 @@ def test_the_bridge_is_refused_while_a_sampler_is_traced():
         (lambda: TWO_MODES.denoiser(ddpm())(jnp.ones((2, 2)), -1), ValueError, "t from -1 to -1"),
         (lambda: from_network(VP(), "eps", lambda x, t: (x, x))(jnp.ones((2, 3)), 0.5), TypeError, "gives tuple"),
         (lambda: from_energy(VP, lambda x, t: x), TypeError, r"say VP\(\)"),
+        (lambda: from_energy(VP(), 3), TypeError, "log_density is a int: a function is needed"),
         (lambda: from_energy(VP(), lambda x, t: x)(jnp.ones((2, 3)), 0.5), ValueError, r"gives \[2, 3\] for 2"),
         (lambda: as_energy(lambda x, t: x), TypeError, "a Denoiser is needed, not function"),
     ],
@@ -435,7 +436,7 @@ def test_a_whole_number_is_a_time_where_times_are_real():
 
 
 def dtypes_of(call, *arrays):
-    """Of what `call(*arrays)` gives, without the cost of it."""
+    """The dtypes of the result of `call(*arrays)`, which is not computed."""
     return {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(call, *arrays))}
 
 
@@ -475,8 +476,8 @@ def test_dtypes_of_x_are_kept_under_x64(name, before, dtype):
 
 @pytest.mark.slow
 def test_a_denoiser_is_an_argument_of_jit():
-    """Its parameters are leaves if `predict` is a Partial: new ones need no new program, and have an effect. So are the
-    tables of a chain; what a plain function closes over is a constant."""
+    """The parameters in a Partial `predict` and the tables of a chain are leaves: new values have an effect and need no
+    new program. The values that a plain function closes over are constants."""
     traces = []
 
     @jax.jit

@@ -45,7 +45,7 @@ from scoregen.samplers import Langevin
 V1, V2 = 100 ** (1 / 9), 5000 ** (1 / 231)  # the ratios of Song & Ermon 2019 and 2020
 
 
-DIGITS = ("--config=ncsn_digits", "--config.net.name=mlp")  # a network that is made in no time
+DIGITS = ("--config=ncsn_digits", "--config.net.name=mlp")  # a network that is quick to build
 
 
 def main(*argv) -> tuple[int, str, str]:
@@ -83,7 +83,7 @@ def test_the_largest_distance_is_that_of_all_pairs(monkeypatch, size, dims):
 
 
 def test_examples_on_a_sphere_are_compared_in_full(monkeypatch):
-    """All as far from the mean: nothing can be left out, and the farthest pair is in different blocks."""
+    """All are equally far from the mean: none can be left out, and the farthest pair is in different blocks."""
     monkeypatch.setattr(techniques, "BLOCK", 4)
     for seed in range(30):
         x = np.random.default_rng(seed).normal(size=(21, 3))
@@ -94,13 +94,13 @@ def test_examples_on_a_sphere_are_compared_in_full(monkeypatch):
 def test_duplicates_have_no_distance_and_change_none(monkeypatch):
     monkeypatch.setattr(techniques, "BLOCK", 4)
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    wide = np.random.default_rng(1).normal(size=(1, 50))  # 49 of them have a mean that is off by a rounding
+    wide = np.random.default_rng(1).normal(size=(1, 50))  # the mean of 49 copies is off by a rounding error
     assert all(largest_distance(np.repeat(wide, n, axis=0)) == 0.0 for n in range(1, 50))
     assert largest_distance(np.repeat(x, 3, axis=0)) == pytest.approx(largest_distance(x), rel=1e-12)
 
 
 def test_no_digits_are_lost_far_from_the_origin():
-    """The squares of these are 1e16, of which float64 keeps the ones; the squares of their distances are about 10."""
+    """The squares of these are 1e16, which float64 keeps to the ones. The squares of their distances are about 10."""
     for seed in range(30):
         x = 1e8 + np.random.default_rng(seed).normal(size=(20, 2))
         assert largest_distance(x) == pytest.approx(brute_force(x), rel=1e-7)
@@ -108,7 +108,7 @@ def test_no_digits_are_lost_far_from_the_origin():
 
 
 def test_outer_examples_suffice(monkeypatch):
-    """Of a ball with one far pair, only the first block is looked at: the budget for it is enough."""
+    """With one pair far outside a ball, only the first block is compared, for which the budget is enough."""
     monkeypatch.setattr(techniques, "BLOCK", 4)
     x = np.random.default_rng(0).normal(size=(400, 2))
     x = np.concatenate([x / 10, [[-5.0, 0.0], [5.0, 0.0]]])
@@ -122,7 +122,7 @@ def test_bounds_hold_when_the_budget_runs_out(monkeypatch, budget):
         x = np.random.default_rng(seed).normal(size=(60, 20))
         low, high = distance_bounds(x, budget)
         assert low <= brute_force(x) * (1 + 1e-12) and brute_force(x) <= high * (1 + 1e-12)
-        assert low < high  # so much is not compared by then
+        assert low < high  # not all pairs were compared
 
 
 # Technique 2
@@ -131,7 +131,7 @@ def test_bounds_hold_when_the_budget_runs_out(monkeypatch, budget):
 def test_the_published_ratio_and_levels():
     assert ratio(3072, 0.5) == pytest.approx(1.0398, abs=5e-5)
     assert 219 <= levels(0.01, 50.0, ratio(3072, 0.5)) <= 225
-    assert coverage(3072, V2) == pytest.approx(0.567, abs=5e-4)  # what the paper's 232 levels come to
+    assert coverage(3072, V2) == pytest.approx(0.567, abs=5e-4)  # the overlap of the paper's 232 levels
     assert levels(0.01, 50.0, ratio(3072, coverage(3072, V2))) == 232
 
 
@@ -143,7 +143,7 @@ def test_the_ratio_leaves_the_overlap(dims, overlap):
     assert gamma > 1
     mean, std = math.sqrt(dims), math.sqrt(0.5)
     low, high = gamma * (mean - 3 * std), gamma * (mean + 3 * std)
-    low, high = max(low, mean - 12 * std), min(high, mean + 12 * std)  # else quad looks past the bump
+    low, high = max(low, mean - 12 * std), min(high, mean + 12 * std)  # else quad misses the bump
 
     def density(r: float) -> float:
         return math.exp(-0.5 * ((r - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
@@ -179,7 +179,7 @@ def test_levels_are_the_fewest(gamma):
 
 def test_a_ratio_that_fits_costs_no_level():
     assert all(levels(0.01, 0.01 * 1.1**n, 1.1) == n + 1 for n in range(1, 200))
-    assert levels(1.0, 1 + 1e-12, 1.1) == 2  # though it would seem to be one
+    assert levels(1.0, 1 + 1e-12, 1.1) == 2  # one, by the formula alone
 
 
 @pytest.mark.parametrize("wrong", [(0.0, 1.0, 1.1), (1.0, 1.0, 1.1), (2.0, 1.0, 1.1), (0.1, 1.0, 1.0)])
@@ -201,7 +201,7 @@ def test_the_published_steps():
 @pytest.mark.parametrize("gamma", [1.01, V2, V1, 4.0])
 @pytest.mark.parametrize("steps", [1, 2, 5, 100])
 def test_the_variance_is_that_of_the_recursion(sigma_min, gamma, steps):
-    """v <- (1 - h / s^2)^2 v + 2 h at the least noisy level, from the variance of the one before."""
+    """v <- (1 - h / s^2)^2 v + 2 h at the least noisy level, from the variance of the level before."""
     for h in sigma_min**2 * np.array([1e-4, 0.0618, 0.3, 1.0, 1.5]):
         v = (gamma * sigma_min) ** 2
         for _ in range(steps):
@@ -212,7 +212,7 @@ def test_the_variance_is_that_of_the_recursion(sigma_min, gamma, steps):
 @pytest.mark.parametrize("gamma", [1.001, V2, V1, 4.0, 100.0])
 @pytest.mark.parametrize("steps", [1, 2, 5, 100, 10_000])
 def test_no_other_step_is_nearer(gamma, steps):
-    """Of all in (0, 2 sigma_min^2), and those just beside it are farther."""
+    """No step in (0, 2 sigma_min^2) is nearer, and the steps on both sides are farther."""
     best = step_size(0.1, gamma, steps)
     value = final_variance(best, 0.1, gamma, steps)
     assert value > 1
@@ -226,7 +226,7 @@ def test_no_other_step_is_nearer(gamma, steps):
 def test_our_sampler_ends_with_that_variance(index):
     """`samplers.Langevin` with the exact score of data at a point, coming from the level before.
 
-    An empirical variance of n normals has the relative standard error sqrt(2 / n); it is within four.
+    An empirical variance of n normals has the relative standard error sqrt(2 / n). The test allows four of them.
     """
     process = ncsn(0.02, 2.0, 10)
     gamma, n = V1, 200_000
@@ -261,7 +261,7 @@ def test_a_design_joins_the_techniques():
     found = design(64, 9.6271, 0.01, 5)
     assert found.sigma_max == 9.63
     assert found.gamma <= ratio(64, 0.5) < (963 ** (1 / (found.levels - 2)))
-    assert found.step_size == pytest.approx(step_size(0.01, found.gamma, 5), rel=5e-3)  # of the levels' own ratio
+    assert found.step_size == pytest.approx(step_size(0.01, found.gamma, 5), rel=5e-3)  # for the levels' own ratio
     assert found.step_size != pytest.approx(step_size(0.01, ratio(64, 0.5), 5), rel=5e-3)
     assert found.step_size is not None and found.final_variance == final_variance(found.step_size, 0.01, found.gamma, 5)
     assert found.evaluations == 5 * found.levels
@@ -294,7 +294,7 @@ def test_the_present_levels_are_those_that_are_walked():
 @pytest.mark.slow
 def test_examples_are_as_the_network_sees_them():
     """Every training image once, scaled by the configuration's own scaling; its noise follows the seed."""
-    config = with_settings(load("ncsn_digits"), {"net.name": "mlp"})  # which is made in no time
+    config = with_settings(load("ncsn_digits"), {"net.name": "mlp"})  # quick to build
     parts = build(config)
     x, raw = command.examples(parts), parts.dataset.train
     np.testing.assert_allclose(x, raw.reshape(len(raw), -1) / 127.5 - 1, atol=1e-6)
@@ -329,12 +329,12 @@ def test_the_drawn_density_is_one(dims):
 # The command line
 
 
-UNIT = "ddpm_digits,scaling=unit,sigma_min=0.02_designed"  # what was asked for is in the name
+UNIT = "ddpm_digits,scaling=unit,sigma_min=0.02_designed"  # the name has the chosen options
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """Where it wrote to, and what it said, of digits in [0, 1]."""
+    """The folder and the output of a design for digits in [0, 1]."""
     folder = tmp_path_factory.mktemp("my designs") / "deep"
     code, out, err = main("--config=ddpm_digits", "--config.scaling.name=unit", "--sigma_min=0.02", f"--out={folder}")
     assert (code, err) == (0, "")
@@ -352,7 +352,7 @@ def test_the_preset_and_the_command_are_the_same(digits):
     path = folder / f"{UNIT}.py"
     preset, flagged = load(str(path)), parse(command_in(out)).config
     assert [key for key, _, _ in changes(preset, flagged)] == ["name"]
-    assert preset.scaling.name == "unit" and preset.net.unet.channels == 32  # what was asked for, and the base's
+    assert preset.scaling.name == "unit" and preset.net.unet.channels == 32  # a chosen option, and one of the base
     assert f"--config={shlex.quote(str(path))}" in out
 
 
@@ -379,7 +379,7 @@ def test_the_preset_is_ncsn_at_the_designed_levels(digits):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ncsn_cifar", "ncsnv2_cifar"])
 def test_the_design_of_a_paper_s_preset_is_ncsn_v2(name, tmp_path, monkeypatch):
-    """With the paper's network, and nothing but the numbers of the levels apart from the preset of that name."""
+    """It has the paper's network, and differs from the preset ncsnv2_cifar only in the numbers of the levels."""
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     monkeypatch.setitem(SOURCES, "cifar10", lambda dir: Dataset("cifar10", images[:10], images[10:]))
     small = ("--config.net.refinenet_v2.channels=8", "--config.eval.samples=2")
@@ -402,13 +402,13 @@ def test_the_figure_shows_the_design(digits, tmp_path):
     height, width = page.shape[0] // 2, page.shape[1] // 2
     for rows_ in (slice(0, height), slice(height, None)):
         for columns in (slice(0, width), slice(width, None)):
-            assert (np.abs(page[rows_, columns] - accent).max(-1) < 0.01).sum() > 50  # the choice, in every panel
+            assert (np.abs(page[rows_, columns] - accent).max(-1) < 0.01).sum() > 50  # each panel has the choice
     found = design(64, 9.0, 0.01, 5)
     pages = [
         imread(figure.save_figure(tmp_path / f"{i}.png", np.linspace(1, 9, 100), 64, found, now))
         for i, now in enumerate((None, Levels(0.05, 10.0, 60, None, None)))
     ]
-    for panel in (np.s_[:height, :width], np.s_[height:, :width]):  # where what the configuration has stands beside
+    for panel in (np.s_[:height, :width], np.s_[height:, :width]):  # these panels also show the configuration's levels
         assert (pages[0][panel] != pages[1][panel]).any()
     middle = page[height // 2 : int(0.8 * height), :width]  # of the first panel, beneath the legend
     assert (
@@ -548,7 +548,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
 
 @pytest.mark.slow
 def test_designs_of_other_data_or_options_lie_beside_each_other(tmp_path):
-    """Also where the run would be refused because so many samples cannot be judged, which is no business of this."""
+    """Also with too few examples to evaluate a run, which training would refuse: a design evaluates nothing."""
     mixture, moons = ("--config.data.mixture.size=300",), ("--config.data.name=moons", "--config.data.moons.size=300")
     for more in (mixture, moons, (*mixture, "--steps=6")):
         code, _, err = main("--config=ncsn_toy", f"--out={tmp_path}", *more)

@@ -63,7 +63,7 @@ def alive(net, shape, seed=7):
 
 
 def test_by_hand():
-    """Every formula of the docstrings in float64 NumPy, on an image that is no square, token by token."""
+    """Every formula of the docstrings in float64 NumPy, on an image that is not square, token by token."""
     net = DiT(patch=2, width=8, depth=2, attention_heads=2, expansion=3, num_classes=5, out_channels=6)
     params = alive(net, (4, 6, 3))
     rng = np.random.default_rng(0)
@@ -120,7 +120,7 @@ def test_by_hand():
 
 @pytest.mark.slow
 def test_a_new_block_is_the_identity():
-    """And a new network is almost zero, whatever it is shown."""
+    """The output of a new network is almost zero for any input."""
     net = DiT(patch=2, width=8, depth=1, attention_heads=2)
     x, cond = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), Cond(noise=jnp.ones(2))
     quick = {"xla_backend_optimization_level": 0}
@@ -137,7 +137,7 @@ def test_a_new_block_is_the_identity():
 
 @pytest.mark.slow
 def test_layers_start_with_their_variance():
-    """Query, key and value as one layer of three times the width, 2 / (C + 3 C); others 1 / C."""
+    """Query, key and value have the variance of one layer of three times the width, 2 / (C + 3 C); others 1 / C."""
     net = DiT(patch=2, width=256, depth=1, attention_heads=2)
     x, cond = jnp.zeros((1, 4, 4, 1)), Cond(noise=jnp.ones(1))
     quick = {"xla_backend_optimization_level": 0}
@@ -203,7 +203,7 @@ def test_parity_with_diffusers():
         for parameter in theirs.parameters():
             parameter.normal_(0, parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
     first = theirs.transformer_blocks[0].norm1.emb
-    # Theirs divides by half - 1, where the code of the paper, and the weights they load, have half.
+    # diffusers divides by half - 1. The paper's code, and the weights that diffusers loads, use half.
     first.time_proj.downscale_freq_shift = 0
     for block in theirs.transformer_blocks:
         block.norm1.emb = first

@@ -1,4 +1,4 @@
-"""The documentation is true: its code runs and prints what it shows, its commands are understood, its links lead on."""
+"""The documentation is true: code runs and prints what is shown, commands are understood, and links lead to files."""
 
 import contextlib
 import doctest
@@ -56,7 +56,7 @@ TEXTS = [
 ]
 PAGES = [path for path in [*TEXTS, *sorted((ROOT / "docs").glob("*.ipynb"))] if execute.pieces(path)]
 QUICK = {"README.md"}
-# The interfaces, in the words of Python but with bodies left out.
+# Pages whose Python shows interfaces without bodies, which cannot run.
 NO_PROGRAM = {"docs/architecture.md"}
 TABLES: tuple[dict[str, Any], ...] = (
     *(PROCESSES, TARGETS, CONDITIONS, TIMES, LOSSES, WEIGHTINGS, STEPS, CORRECTORS, GRIDS, NETS, SOURCES),
@@ -70,7 +70,7 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def no_windows(monkeypatch):
-    """No picture of a page opens one."""
+    """The pictures of a page open no window."""
     monkeypatch.setenv("MPLBACKEND", "agg")
 
 
@@ -106,15 +106,15 @@ def test_examples_of_the_tools(name):
 
 
 class Parsed(BaseException):
-    """A command line was understood, and what follows is not done."""
+    """Raised in place of the action of a command line, which was understood."""
 
 
 # `scoregen SUBCOMMAND ...`, also by a path, within quotes or after other commands; and the modules that are commands.
 COMMAND = r"""(?:python -m scoregen(?:\.[\w.]+)?|(?<![\w.-])scoregen)(?= [a-z-])[^\">`&|;\n]*"""
-# What stands for something else in a usage line such as `scoregen train RUN --steps=N`.
+# The values of the placeholders in a usage line such as `scoregen train RUN --steps=N`.
 PLACEHOLDERS = {"RUN": "runs/ddpm_toy", "PRESET": "ddpm_toy", "N": "100", "NAME": "ddpm_toy", "MODE": "train"}
 RUN_COMMANDS = set(COMMANDS)
-# The preset of a page that names one and does not show it.
+# The preset mine.py, for pages that name it and do not show it.
 MINE = """from scoregen.app.config import load
 
 
@@ -124,12 +124,12 @@ def get_config():
 
 
 def commands(path: Path) -> list[str]:
-    """The command lines of the package in a file, but for those in brackets, which say how others are made."""
-    text = re.sub(r" *\\\n *", " ", path.read_text())  # what goes on in the next line
+    """The package's command lines in a file. Lines with brackets are left out: they are patterns, not commands."""
+    text = re.sub(r" *\\\n *", " ", path.read_text())  # joins continued lines
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     blocks = (re.sub(r"\s#\s.*", "", line) for line in re.findall(r"^ {4,}(.*)$", text, re.MULTILINE))
     lines = [found for line in blocks for found in re.findall(COMMAND, line)]
-    # In prose a line of code may be broken.
+    # In prose, a command may contain a line break.
     lines += [" ".join(found.split()) for found in re.findall(f"`({COMMAND})`".replace(r"\n", ""), text)]
     lines = [line.rstrip() for line in lines if "[" not in line and "=..." not in line]
     return [re.sub(r"\b([A-Z]+)\b", lambda found: PLACEHOLDERS.get(found[1], found[1]), line) for line in lines]
@@ -152,10 +152,10 @@ def test_commands_are_found():
 
 
 def made(folder: Path, name: str) -> str:
-    """A run as far as a command line looks: its configuration, of the preset that the folder is named after.
+    """The folder of a run, with only what a command line reads: a configuration, from the preset in the folder's name.
 
-    What follows in the name, such as labels=True, is what was changed of it. A run with another name is of the page's
-    own preset, or has weights from elsewhere.
+    The rest of the name, such as labels=True, gives the changed options. A run with another name has the preset that
+    the page shows, or imported weights.
     """
     run = folder / "made" / name.strip("/")
     preset, *changed = run.name.split(",")
@@ -170,7 +170,7 @@ def made(folder: Path, name: str) -> str:
 
 
 def as_if_there(command: str, argv: list[str], folder: Path) -> list[str]:
-    """The arguments with what they take as given: a run that was made, a sweep's file; of a sweep nothing is run."""
+    """The arguments, with the runs and sweep files that they name made up; a sweep becomes a dry run."""
     if command in RUN_COMMANDS:
         flags = dict(arg.split("=", 1) for arg in argv if "=" in arg)
         named = [arg for arg in argv if not arg.startswith("-") and "/" in arg]  # a preset has no folder
@@ -189,7 +189,7 @@ def as_if_there(command: str, argv: list[str], folder: Path) -> list[str]:
 
 
 def understood(line: str, folder: Path, monkeypatch) -> Parsed | None:
-    """What a command line means, up to where something is done; None for one that does nothing but look.
+    """The mode and configuration of a command line, whose action is left out; None for a command that only prints.
 
     Raises:
         UsageError: with the lines that it is refused with.
@@ -237,7 +237,7 @@ def understood(line: str, folder: Path, monkeypatch) -> Parsed | None:
 
 
 def test_a_shell_reads_the_commands():
-    """Brackets, for one, want quotes."""
+    """Brackets, for example, need quotes."""
     for path, line in LINES:
         done = subprocess.run(["bash", "-n"], input=line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{path}: {line}: {done.stderr}"
@@ -245,7 +245,7 @@ def test_a_shell_reads_the_commands():
 
 @pytest.mark.parametrize(("path", "line"), LINES, ids=[f"{name_of(path)}-{i}" for i, (path, _) in enumerate(LINES)])
 def test_commands_are_understood(path, line, tmp_path, monkeypatch):
-    """Every command, flag, preset and option, none without effect; of a page's own preset also that its parts fit."""
+    """Every command, flag, preset and option exists and has an effect. The parts of a page's own preset also fit."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(MINE)
     for piece in execute.pieces(path):
@@ -275,7 +275,7 @@ def test_commands_are_understood(path, line, tmp_path, monkeypatch):
     ],
 )
 def test_a_wrong_command_is_found(line, reason, tmp_path, monkeypatch):
-    """The check of commands would see a mistake."""
+    """The check of commands finds mistakes."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=re.escape(reason)):
         understood(line, tmp_path, monkeypatch)
@@ -317,7 +317,7 @@ def test_make_knows_its_targets():
 
 
 def test_links_lead_to_files():
-    """Where a file is read as it is; on the site, mkdocs looks for itself."""
+    """For files that are read as they are. mkdocs checks the links of the site."""
     for path in TEXTS:
         for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", re.sub(r"`[^`\n]*`", "", path.read_text())):
             assert (path.parent / target).exists(), f"{name_of(path)}: {target}"

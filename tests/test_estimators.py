@@ -28,7 +28,7 @@ def _double():
 
 
 class Case:
-    """Data, a network whose weights are all of unit order, and the gradients of losses in them."""
+    """Data, a network with weights of unit order, and the gradients of losses in these weights."""
 
     def __init__(self, name):
         self.net, self.data, self.shape = {
@@ -59,7 +59,7 @@ class Case:
         return jax.tree.map(lambda a: a.reshape(count, size, *a.shape[1:]), noised)
 
     def gradients(self, loss, batches, share=1.0):
-        """Of each batch's sum of share times the loss, `[count, P]`; each has directions of its own."""
+        """The gradient of each batch's sum of share times loss, `[count, P]`. Each batch has its own directions."""
 
         def total(weights, noised, key, share):
             denoiser = from_network(PROCESS, "eps", functools.partial(self.apply, weights))
@@ -82,7 +82,7 @@ def case(name):
 
 @functools.cache
 def exact(name):
-    """Batches, and their gradients of `ISM`."""
+    """Batches, and the gradients of `ISM` on them."""
     batches = case(name).batches(*{"mlp": (1, 8), "unet": (40, 6)}[name])
     return batches, case(name).gradients(ISM(), batches)
 
@@ -95,7 +95,7 @@ def over_all_directions(name, cls, **options):
 
 
 def all_directions(cls):
-    """`cls` along sqrt(D) e_i for every i: the mean of v v' is I with no chance left."""
+    """`cls` along sqrt(D) e_i for every i: the mean of v v' is exactly I."""
 
     class AllDirections(cls):
         def directions(self, key, x):
@@ -111,7 +111,7 @@ def relative(a, b):
 
 
 def z_scores(differences):
-    """Of the mean of observations `[M, P]`; a parameter that has no spread is left out."""
+    """The z-scores of the mean of observations `[M, P]`, where they have a spread, and the norm of its error."""
     error = differences.std(0, ddof=1) / math.sqrt(len(differences))
     seen = error > 1e-4 * error.max()
     return differences.mean(0)[seen] / error[seen], np.linalg.norm(error)
@@ -168,7 +168,7 @@ def test_random_directions_are_unbiased_for_the_gradient(loss):
 def test_denoising_gradient_is_the_exact_one_in_the_plane(logsnr):
     """THEORY 8 against 7, by quadrature over (x0, eps).
 
-    Rotated, so that x_t = alpha m + rho u depends on u alone; in w DSM is a square, for which two nodes do.
+    x0 and eps are rotated to u and w. Then x_t = alpha m + rho u, and DSM is quadratic in w, so two nodes suffice.
     """
     t = PROCESS.time(jnp.asarray(logsnr))
     alpha, sigma = float(PROCESS.alpha(t)), float(PROCESS.sigma(t))

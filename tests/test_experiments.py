@@ -1,4 +1,4 @@
-"""Every experiment that is a sweep can be read, and its page, figure and table are there and are its own."""
+"""Every experiment that is a sweep can be read, and has a page, a figure and a table of its own."""
 
 import contextlib
 import csv
@@ -87,7 +87,7 @@ def test_it_can_be_read_and_its_table_is_of_it(path):
 
 @pytest.mark.slow
 def test_losses_have_one_budget():
-    """The steps of each loss cost as much as another's: to the nearest step, and the four digits of its cost."""
+    """The training of every loss costs the budget, to the nearest step and to the four digits of COST."""
     path = ROOT / "experiments" / "losses" / "sweep.py"
     _, script = plan.execute(path)
     for cell in plan.read(path).cells:

@@ -11,7 +11,7 @@ from scoregen.files import from_json, to_json
 
 
 def strict(text):
-    """What a reader gives that knows no other numbers than JSON's."""
+    """The text as parsed by a reader that allows only JSON's own numbers."""
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
@@ -34,7 +34,7 @@ def test_what_is_written_is_json_and_comes_back(name, indent):
     text = to_json(VALUES[name], indent)
     strict(text)
     assert text.endswith("\n") and (indent or text.count("\n") == 1)
-    plain = json.loads(json.dumps(VALUES[name], default=lambda value: value.tolist()))  # with Infinity, as JSON has not
+    plain = json.loads(json.dumps(VALUES[name], default=lambda value: value.tolist()))  # with Infinity, no JSON
     assert from_json(text) == plain and to_json(from_json(text), indent) == text
 
 

@@ -1,4 +1,4 @@
-"""`fit` trains any network on any array; with a folder it goes on where it was, whatever stopped it."""
+"""`fit` trains any network on any array. With a folder it resumes after any interruption."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Waves(nn.Module):
-    """A convolutional network in one dimension, [B, L, C] -> [B, L, C], as a stranger may write it."""
+    """A convolutional network in one dimension, [B, L, C] -> [B, L, C], as a user may write it."""
 
     width: int = 16
 
@@ -51,7 +51,7 @@ def series(count=400, length=64):
 
 
 def test_a_network_of_ones_own_on_an_array_of_ones_own():
-    """Float64 [400, 64, 2], a step of one's own function as loss, and samples of the same shape."""
+    """Float64 data [400, 64, 2], one's own function as the loss, and samples of the same shape."""
     model = Model(sg.VP(), Waves(), target="v")
 
     def huber(denoiser, noised, key):
@@ -99,7 +99,7 @@ class Paired(nn.Module):
 
 
 class Labelled(nn.Module):
-    """A network with classes, as a stranger may write it."""
+    """A network with classes, as a user may write it."""
 
     num_classes: int = 8
 
@@ -198,7 +198,7 @@ def test_all_that_is_wrong_with_a_fit_is_said_at_once():
 
 
 def test_seeds():
-    """Every seed of the range has keys of its own, and so has the noise of the held-out loss."""
+    """Every seed of the range has keys of its own, and the held-out loss accepts the largest seed."""
     seeds = [0, 1, np.int64(7), 2**31, 2**32 - 1]
     keys = {jax.random.key_data(jax.random.key(check_seed(seed))).tobytes() for seed in seeds}
     assert len(keys) == len(seeds) and type(check_seed(np.int64(7))) is int
@@ -210,7 +210,7 @@ def test_seeds():
 
 @pytest.mark.slow
 def test_images_of_bytes_are_centered_and_labels_are_given():
-    """Without `prepare`; a network with classes learns from the labels of the data set."""
+    """Images are centred if `prepare` is None. A network with classes learns from the labels of the data set."""
     images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), np.uint8)
     seen = []
 

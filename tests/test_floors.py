@@ -1,4 +1,4 @@
-"""A module imports only from floors below its own: docs/architecture.md says which is where."""
+"""A module imports only from floors below its own. docs/architecture.md lists the floors."""
 
 import ast
 import functools
@@ -27,7 +27,7 @@ def floors() -> dict[str, int]:
 
 @functools.cache
 def sources() -> dict[str, list[str]]:
-    """Of every file, by its dotted name, what it imports."""
+    """The imports of every file, by its dotted name."""
     package = ROOT / "scoregen"
     found = {}
     for path in sorted(package.rglob("*.py")):

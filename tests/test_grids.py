@@ -64,7 +64,7 @@ def test_grids_can_be_made_inside_jit(name, grid):
     """With the process as an argument."""
     process = PROCESSES[name]()
     if name == "flow" and grid == "karras":
-        process = Flow(t_max=0.999)  # where the two differ in rounding only
+        process = Flow(t_max=0.999)  # so that the two results differ in rounding only
     found = jax.jit(lambda process: GRIDS[grid]()(process, 5))(process)
     close(found, GRIDS[grid]()(process, 5), rtol=1e-6)
 
@@ -123,7 +123,7 @@ def test_a_chains_levels_are_taken_once():
     levels = np.asarray(EvenLogSNR()(ddpm(), 100))
     lam = np.asarray(ddpm().logsnr(jnp.asarray(levels)))
     assert (np.diff(levels) < 0).all()
-    free = levels > 60  # where there is room, it is the nearest level to the even lam
+    free = levels > 60  # there the levels are dense, and each is the nearest to an even lam
     want = np.linspace(*np.asarray(ddpm().logsnr(jnp.array([999, 0]))), 100)
     assert (abs(lam - want)[free] <= np.abs(np.gradient(np.asarray(ddpm().logsnrs)))[levels[free]]).all()
 
@@ -151,7 +151,7 @@ def test_a_list_that_is_none_is_refused(times, process, n, said):
 
 
 def test_a_walk_may_begin_below_the_noisiest_level():
-    """With the law of x there, not with that of the top, which for EDM is of a deviation of 80."""
+    """Its x is drawn from the law at its first level, not from the law at the top, where EDM has a deviation of 80."""
     levels = Listed(tuple(np.geomspace(5.0, 0.0021, 60).tolist()))
     drawn, walk = Sampler(Ancestral(0.0), grid=levels).trajectory(TWO_MODES.denoiser(EDM()), KEY, (4000, 2))
     assert float(walk[0].std()) == pytest.approx(math.hypot(5.0, 0.5), rel=0.03)
@@ -183,7 +183,7 @@ def test_a_list_is_visited_as_it_stands():
 @pytest.mark.parametrize("n", [None, 0, 3])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_list_may_have_the_processs_own_ends(name, n, x64):
-    """As they are written, and as arrays of times have them: rounded to float32, which may lie beyond them."""
+    """As they are written, and rounded to float32 as in arrays of times, which may move them out of the range."""
     with jax.enable_x64(x64):
         process = PROCESSES[name]()
         low, high = process.ends
@@ -196,7 +196,7 @@ def test_a_list_may_have_the_processs_own_ends(name, n, x64):
 
 
 def test_rounding_does_carry_an_end_beyond_itself():
-    """So the test above is one."""
+    """Otherwise the test above would test nothing."""
     assert any(
         float(np.float32(high)) > high or float(np.float32(low)) < low
         for low, high in (make().ends for make in PROCESSES.values())

@@ -86,7 +86,7 @@ def law(draws):
 
 
 def agrees(draws, mean, cov, extra=0.0):
-    """Mean and covariance within five standard errors, and what error is allowed besides, in standard deviations."""
+    """Mean and covariance agree within five standard errors plus `extra` standard deviations of the law."""
     ours, spread = law(np.asarray(draws, np.float64))
     scale = np.sqrt(np.outer(np.diag(cov), np.diag(cov)))
     np.testing.assert_array_less(np.abs(ours - mean) / np.sqrt(np.diag(cov)), 5 / math.sqrt(len(draws)) + extra)
@@ -106,7 +106,7 @@ def fixed(x0):
 
 
 def test_a_clip_by_hand():
-    """x0 held in the range, and eps what is left of x: (x - alpha x0) / sigma."""
+    """x0 is clipped to the range, and eps follows from x: (x - alpha x0) / sigma."""
     process, x, t = VP(), jnp.array([[0.4, 0.4, 0.4]]), jnp.array([0.3])
     found = Clip(-1.0, 0.5)(fixed([[-3.0, 0.2, 0.7]]))(x, t)
     np.testing.assert_array_equal(found.x0, np.float32([[-1.0, 0.2, 0.5]]))
@@ -117,7 +117,7 @@ def test_a_clip_by_hand():
 
 
 def test_a_dynamic_threshold_by_hand():
-    """In [0, 2] about 1: of |u| = 0, 1, 2, 3, 4 the quantile 3/4 is s = 3, so u is clipped to 3 and divided by it."""
+    """The range is [0, 2], so u = x0 - 1. The 3/4 quantile of |u| = 0, ..., 4 is s = 3: u is clipped to 3, over 3."""
     x, t = jnp.zeros((2, 5)), jnp.array([0.3, 0.3])
     x0 = 1 + np.array([[0.0, -1.0, 2.0, -3.0, 4.0], [0.0, 0.1, -0.2, 0.3, -0.9]])
     found = DynamicThreshold(0.0, 2.0, quantile=0.75)(fixed(x0))(x, t)
@@ -169,10 +169,9 @@ def test_guidance_is_linear_in_all_that_is_said():
         np.testing.assert_allclose(getattr(found, field), want, rtol=1e-4, atol=1e-5)
     gradient = jax.grad(lambda x: guided(x, t).log_density.sum())(x)
     np.testing.assert_allclose(gradient, found.score, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(found.x0, prediction_from_x0(process, x, t, found.x0).x0)
     np.testing.assert_allclose(found.eps, prediction_from_x0(process, x, t, found.x0).eps, rtol=1e-3, atol=1e-3)
     learned = Denoiser(process, lambda x, t: one(x, t)._replace(between=jnp.full_like(x, 0.25)))
-    assert (ClassifierFree(two, 2.0)(learned)(x, t).between == 0.25).all()  # the conditional one's
+    assert (ClassifierFree(two, 2.0)(learned)(x, t).between == 0.25).all()  # the conditional denoiser's
 
 
 def test_at_the_ends_of_the_scale_the_other_is_not_evaluated():
@@ -198,7 +197,7 @@ def test_guidance_is_under_one_process():
         Clip(-1.0, 1.0)(lambda x, t: x)
 
 
-# --- composition, and what the pieces say of themselves
+# --- composition, and the declared properties of the parts
 
 
 class Halve(Wrapper):
@@ -212,7 +211,7 @@ class Halve(Wrapper):
 
 
 def linear(gain, process):
-    """A denoiser with a leaf, as a trained network's parameters are: x0 = gain x."""
+    """A denoiser with a leaf, as for the parameters of a trained network: x0 = gain x."""
     return Denoiser(process, Partial(times_gain, process, gain))
 
 
@@ -268,7 +267,7 @@ def test_a_measurement_may_be_an_argument_of_jit():
 
 @pytest.mark.slow
 def test_a_wrapper_says_whether_a_density_is_left():
-    """It is none or one, as the wrapper says: of every table and of those that take a denoiser or data."""
+    """For the wrappers of every table, and for the wrappers that take a denoiser or data."""
     x, t = jnp.full((1, 2, 2, 3), 0.1), jnp.array([0.4])
     exact = estimating(VP(), lambda x, t: 0.5 * x)
     denoiser = Denoiser(VP(), lambda x, t: exact(x, t)._replace(log_density=jnp.zeros(len(x))))
@@ -366,7 +365,7 @@ EIGHT = Mixture((1 / 8,) * 8, tuple(zip(np.cos(RING), np.sin(RING), strict=True)
 
 
 def of_class(process, labels):
-    """The exact denoiser of the eight Gaussians' components, one label an example."""
+    """The exact denoiser of components of the eight Gaussians, one label for each example."""
     means = jnp.asarray(EIGHT.means, jnp.float32)[jnp.asarray(labels)]
 
     def x0(x, t):
@@ -379,7 +378,7 @@ def of_class(process, labels):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("step", [Ancestral(), EDMHeun(), DPMSolver(), UniPC(), Adaptive(1e-3, 1e-3)])
 def test_at_scale_1_the_draws_are_those_of_the_class(step):
-    """Every example its own class, under every kind of sampler: a solver with steps of its own for each example too."""
+    """Every example has its own class. The samplers include a solver that chooses its steps for each example."""
     process, n = VP(t_min=1e-3), 2 if isinstance(step, Adaptive) else 300 if step == Ancestral() else 40
     labels = np.arange(2400) % 8
     guided = ClassifierFree(EIGHT.denoiser(process), 1.0)(of_class(process, labels))
@@ -389,7 +388,7 @@ def test_at_scale_1_the_draws_are_those_of_the_class(step):
 
 
 def guided_flow(x, scale, means, std, process=VP()):
-    """Where the ODE of guidance ends, from x at t = 1: in NumPy, on the line, for classes N(m, std^2), the first."""
+    """The end of the guided ODE from x at t = 1, in NumPy, on the line, for the first of the classes N(m, std^2)."""
     means = np.array(means)
 
     def field(t, x):
@@ -407,7 +406,7 @@ def guided_flow(x, scale, means, std, process=VP()):
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, 7.5])
 def test_the_law_of_guidance_is_that_of_its_ode(scale):
-    """Two classes N(1, 0.5^2) and N(-1, 0.5^2): quantile by quantile, against an integration that shares nothing."""
+    """Two classes N(1, 0.5^2) and N(-1, 0.5^2): quantile by quantile, against an independent integration."""
     process = VP()
     quantiles = np.linspace(-2.0, 2.0, 9)
     want = guided_flow(quantiles, scale, (1.0, -1.0), 0.5)
@@ -459,7 +458,7 @@ def test_a_measurement_is_its_matrix(name):
 
 
 def test_colours_are_replaced_in_orthogonal_coordinates():
-    """Song et al. 2021 (appendix I.3): rotate the channels so that grey is one coordinate, put it, and rotate back."""
+    """Song et al. 2021 (appendix I.3): rotate the channels so that grey is one coordinate, replace it, rotate back."""
     basis = np.linalg.qr(np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).T)[0].T
     rng = np.random.default_rng(0)
     x, other = rng.standard_normal((2, 3, 2, 2, 3))
@@ -523,7 +522,7 @@ def test_draws_given_a_measurement_are_the_posteriors(name):
     draws = Sampler(step, grid=grid, n=n, denoise=False)(denoiser, jax.random.key(0), (4000, 3))
     mean, cov = conditioned(MEAN, COV, A, Y[0], STD)
     agrees(draws, mean, cov, extra)
-    assert np.abs(mean - MEAN).max() > 0.5  # it does say something
+    assert np.abs(mean - MEAN).max() > 0.5  # the measurement has an effect
 
 
 @pytest.mark.slow
@@ -559,9 +558,9 @@ def test_the_bias_of_posterior_sampling_without_a_covariance():
 
 @pytest.mark.slow
 def test_the_bias_of_replacement():
-    """Of N(0, 1) twice with correlation r, the first put to y: the other's mean is y (1 - sqrt(1 - r^2)) / r, not r y.
+    """Two N(0, 1) with correlation r, the first replaced by y: the second's mean is y (1 - sqrt(1 - r^2)) / r, not r y.
 
-    With v = 1 + sigma^2 / alpha^2 and D = v^2 - r^2, dm/dv = (v m - r y) / D; the variance from
+    With v = 1 + sigma^2 / alpha^2 and D = v^2 - r^2, dm/dv = (v m - r y) / D. The variance s and the covariance c have
     dc/dv = c (1 / (v - 1) + v / D) - r (v - 1) / D and ds/dv = 2 (v s - r c) / D - 1.
     """
     r, y = 0.8, 1.5
@@ -596,7 +595,7 @@ def test_known_pixels_stay_to_the_last_bit(step):
 
 @pytest.mark.slow
 def test_what_is_hidden():
-    """Each region by its count and its corners; and grey for colours."""
+    """The pixels and the count of each region; for colours, their grey."""
     clean = jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1)
     gone = {
         "left": [[0, 1]] * 4, "right": [[2, 3]] * 4, "top": [[0, 1, 2, 3]] * 2 + [[]] * 2,
@@ -664,7 +663,8 @@ def test_what_makes_no_sense_is_refused(make, message):
 # --- codes
 
 
-# Flow from 0.2 on: there alpha = 0.8 at the least noisy level, which elsewhere is too near 1 to be missed.
+# Flow(0.2) has alpha = 0.8 at the least noisy level. Elsewhere this alpha is so near 1 that a missing factor would not
+# be noticed.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "process", [VE(0.01, 30.0), Flow(), Flow(0.2), ddpm(steps=100)], ids=["VE", "Flow", "Flow-0.2", "Chain"]
@@ -740,7 +740,7 @@ def test_between_two_gaussian_examples():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_derivatives_are_counted(method):
-    """As many as are taken where the network is differentiated, for each of its evaluations."""
+    """`derivatives` is the number of times that the network is differentiated for each evaluation."""
     control, taken = Inpaint(method), []
 
     @jax.custom_vjp
@@ -761,7 +761,7 @@ def test_derivatives_are_counted(method):
 
 @pytest.mark.slow
 def test_a_chain_may_be_an_argument_of_jit():
-    """Its tables are traced then, and the likelihood's factor is what it is without."""
+    """Its tables are traced then, and the likelihood's factor is the same as without jit."""
     wrap = Posterior(Pixels(np.array([True, False])), jnp.ones((1, 1)), 0.3)
     x, t = jnp.array([[0.3, -0.2]]), jnp.array([40])
     found = lambda process: wrap(gaussian((0.0, 0.0), 1.0).denoiser(process))(x, t).x0  # noqa: E731

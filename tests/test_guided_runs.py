@@ -23,7 +23,7 @@ from scoregen.random import example_keys, split_keys
 
 
 class Told(nn.Module):
-    """A small network that hands on the labels that it is given."""
+    """A small network that passes its labels to `note`."""
 
     note: Callable[[Any], None]
     num_classes: int = 8
@@ -35,7 +35,7 @@ class Told(nn.Module):
 
 
 def told_net():
-    """Such a network, and all the labels that it was given, one array a call."""
+    """A `Told`, and the list of its labels, one array for each call."""
     labels: list[np.ndarray] = []
     return Told(lambda label: labels.append(np.asarray(label))), labels
 
@@ -59,7 +59,7 @@ def parameters(parts, seed=3):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "unet"])
 def test_a_label_is_added_to_the_embedding_of_the_noise(name):
-    """Adding a class's row to the bias of the layer that makes that embedding does the same; no label is a row too."""
+    """Adding a class's row to the bias of that layer has the same effect. The table also has a row for no label."""
     if name == "mlp":
         options: dict[str, Any] = {"width": 8, "depth": 1, "embedding": 8}
     else:
@@ -82,7 +82,7 @@ def test_a_label_is_added_to_the_embedding_of_the_noise(name):
 
 @pytest.mark.slow
 def test_labels_come_with_their_examples(tmp_path):
-    """In every step of `fit`, and they are those of the nearest mode; a network without classes gets none."""
+    """In every step of `fit` the network gets the labels of its examples, here the nearest modes."""
     net, labels = told_net()
     parts = small.toy(net=net)
     parts.fit(steps=3)
@@ -113,7 +113,7 @@ def labelled(label_dropout, **parts):
 
 @pytest.mark.slow
 def test_labels_are_dropped_as_often_as_said():
-    """By the key of each example: 8 stands for none."""
+    """The key of each example decides; the label 8 stands for none."""
     labels, keys = jnp.arange(4000) % 8, example_keys(jax.random.key(0), 4000)
     given = dropped(labelled(0.3), labels, keys)
     gone = given == 8
@@ -152,7 +152,7 @@ def test_a_run_with_labels_is_resumed_bit_for_bit(tmp_path):
 
 @pytest.mark.slow
 def test_labels_change_nothing_else_of_a_step():
-    """Times and noise are keyed as without them: a network that is never given a class takes the same step."""
+    """Times and noise have the same keys as without labels: with no class given, the loss is the same."""
     plain, with_labels = small.toy(), labelled(0.0)
     params = alive(with_labels.model.init(jax.random.key(0), (1, 2)))
     inner = params["net"]["params"]
@@ -187,7 +187,7 @@ def toy(**overrides):
 
 
 def with_told(parts):
-    """The same run with a network that hands on its labels, which are noted, and its parameters."""
+    """The same run with a `Told`, the list of its labels, and its parameters."""
     net, labels = told_net()
     model = dataclasses.replace(parts.model, net=net)
     sampling = dataclasses.replace(
@@ -218,7 +218,7 @@ def test_the_same_draw_whatever_the_batch():
 
 @pytest.mark.slow
 def test_scale_1_is_the_conditional_model_bit_for_bit():
-    """The other network is not even traced; scale 0 is the network without labels; any other scale evaluates both."""
+    """Scale 1 does not even trace the other network; scale 0 is the network without labels; other scales run both."""
     drawn, told = {}, {}
     for scale in (0.0, 1.0, 2.0):
         parts, told[scale], params = with_told(build(toy(sampler__guidance=scale)))
@@ -331,7 +331,7 @@ def test_nonsense_with_control_is_refused(overrides, parts):
 
 @pytest.mark.slow
 def test_each_sample_completes_the_held_out_image_of_its_number():
-    """Whatever the batch size; and what is seen of it is there, to the last bit."""
+    """Whatever the size of the batch. The visible half of the image is kept, up to rounding."""
     drawn = {}
     for size in (4, 7):
         parts = build(tiny(sampler__batch=size), mode="sample")
@@ -347,7 +347,7 @@ def test_each_sample_completes_the_held_out_image_of_its_number():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["replace", "dps"])
 def test_a_clip_and_a_control(method):
-    """What is measured passes a dynamic threshold untouched where it is put; a gradient is taken before a clip."""
+    """Measured values are put in after the dynamic threshold and stay exact. A gradient is taken before a clip."""
     x0 = {"replace": "dynamic", "dps": "clip"}[method]
     parts = build(tiny(sampler__x0__name=x0, sampler__control__inpaint__method=method), mode="sample")
     sampling, params = parts.sampling, parameters(parts)

@@ -1,4 +1,4 @@
-"""The command line on two processes: they stop together, go on together, and draw as one."""
+"""The command line on two processes: they stop together, resume together, and sample as one process does."""
 
 import re
 import signal
@@ -27,7 +27,7 @@ def commands(*argv, cwds=(ROOT, ROOT), devices=2):
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_process_stops_both_and_they_go_on(tmp_path, told):
-    """The checkpoint is whole, and what they end in is what one device trains without a stop."""
+    """The checkpoint is whole, and the final state is the state that one device trains without a stop."""
     workdir = tmp_path / "run"
     often = ("--config.train.checkpoint_every=100000", f"--workdir={workdir}")
     processes = commands(*TINY, *often, "--config.train.steps=100000")
@@ -109,16 +109,16 @@ def test_what_is_said_of_the_hosts_must_fit_together(monkeypatch):
 
 
 def test_all_hear_at_the_same_call_what_one_was_sent():
-    """With the answers of `mesh.loudest`, which are to what was said at the call before."""
+    """With `loudest` as in `mesh`: its answer is the result of the call before."""
     others, before = [0, 15, 0, 0], [0]
 
     def loudest(mine):
         before.append(max(mine, others.pop(0)))
         return before[-2]
 
-    signals = Signals(None, loudest)  # pyright: ignore[reportArgumentType] - it says nothing
+    signals = Signals(None, loudest)  # pyright: ignore[reportArgumentType] - it prints nothing
     assert [signals() for _ in range(3)] == [False, False, True] and signals.number == 15 and signals.caught is None
-    assert signals() and len(others) == 1  # it asks no more
+    assert signals() and len(others) == 1  # it no longer asks the others
     late = Signals(None, lambda mine: before.append(mine) or before[-2])  # pyright: ignore[reportArgumentType]
     before[:], late.caught = [0], 2
     assert late.now() and late.number == 2

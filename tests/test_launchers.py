@@ -1,4 +1,4 @@
-"""The launchers for many machines: Ray with two nodes, of which one is lost, and a stand-in of submitit's for Slurm."""
+"""The launchers for many machines: Ray with two nodes, also with a lost node, and submitit's stand-in for Slurm."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from test_sweep import ROOT, SLOW, alive, pids, ran, start, wait_until, write
 
 pytestmark = pytest.mark.slow
 
-# A cluster of a head and two nodes, for as long as its input is open; a line loses it a node, without a warning.
-# It ignores SIGINT, as a process does that a script starts with `&`.
+# A cluster of a head and two nodes, which ends when its input is closed. Each line of input removes a node without a
+# warning. The cluster ignores SIGINT, like a process that a script starts with `&`.
 CLUSTER = """
     import signal, sys
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,7 +52,7 @@ def cluster():
 
 
 def complete(path: Path, out: Path, said: str) -> None:
-    """All cells of SLOW are done, but for the one that is made to fail, which is named."""
+    """All cells of SLOW are finished, except the cell that is made to fail, which the output names."""
     assert "11 of 12 cells finished, 1 failed" in said
     assert re.findall(r"^- `n=(\d+)-\w+`: .*made to fail", said, re.MULTILINE) == ["5"]
     assert sorted(map(int, set(ran(path)))) == [n for n in range(12) if n != 5]
@@ -60,9 +60,9 @@ def complete(path: Path, out: Path, said: str) -> None:
 
 
 def test_a_sweep_on_ray_outlives_a_node(tmp_path, cluster):
-    """And the sweep itself is killed once before: what ran for it ends, and what was done is done."""
+    """The sweep itself is killed once before: its running cells end, and its finished cells are not run again."""
     address, nodes = cluster
-    # Two cells are long, so that each of the nodes is seen at work on one of them.
+    # Two cells are long, so that each node works on one of them.
     path, out = write(tmp_path / "slow", SLOW.replace("0.4", "8 if n in (6, 7) else 0.4")), tmp_path / "out"
     flags = ("--launcher=ray", f"--launch.address={address}")
     process = start(path, out, *flags)
@@ -83,7 +83,7 @@ def test_a_sweep_on_ray_outlives_a_node(tmp_path, cluster):
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 1, said
     complete(path, out, said)
-    # What ran on the node that was lost began again on the other.
+    # The cell of the lost node started again on the other node.
     cells = [line.split()[0] for line in begun.read_text().splitlines()[before:]]
     assert sorted(cells.count(n) for n in ("6", "7")) == [1, 2] and len(cells) == len(set(cells)) + 1
 
@@ -101,7 +101,7 @@ def test_ctrl_c_stops_the_cells_of_a_cluster(tmp_path, cluster):
 
 
 def test_a_sweep_of_jobs(tmp_path):
-    """Processes that submitit starts as it would submit jobs; a parameter that it has not is refused."""
+    """submitit starts local processes as it would submit jobs. A parameter that submitit lacks is refused."""
     pytest.importorskip("submitit")
     path, out = write(tmp_path / "slow", SLOW), tmp_path / "out"
     flags = ("--launcher=slurm", "--launch.cluster=local", "--workers=2")
@@ -113,7 +113,7 @@ def test_a_sweep_of_jobs(tmp_path):
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 1, said
     complete(path, out, said)
-    assert len(ran(path)) == 11  # jobs outlive the sweep that submitted them, and are not done twice
+    assert len(ran(path)) == 11  # jobs outlive the sweep that submitted them, and no job runs twice
 
     process = start(path, out, *flags, "--launch.partitoin=gpu")
     said, _ = process.communicate(timeout=60)

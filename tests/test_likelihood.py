@@ -1,4 +1,4 @@
-"""Log-likelihoods: on a mixture the ODE's is the mixture's own; the bound is averaged without bias, and lies below."""
+"""Log-likelihoods: on a mixture the ODE gives the exact one; the estimate of the bound is unbiased, and lies below."""
 
 import math
 
@@ -33,7 +33,7 @@ def ends(process):
 @pytest.mark.parametrize("strata", [0, 40])
 @pytest.mark.parametrize("make", [lambda: ddpm(0.001, 0.3, 40, rescale=False), lambda: ncsn(0.01, 20.0, 40)])
 def test_the_bound_of_gaussian_data_is_its_closed_form(exact, make, strata):
-    """And its error the scatter: over the data, and over the keys of one datum."""
+    """Its mean over data is the closed form, and its error is the scatter over the keys of one datum."""
     process, std, count = make(), 0.6, 2000
     x0 = std * jax.random.normal(jax.random.key(0), (count, 2))
     estimate = jax.jit(lambda x0: Bound(None, strata=strata)(gaussian_denoiser(process, std), jax.random.key(1), x0))
@@ -71,7 +71,7 @@ def test_in_continuous_time_too(exact, process):
 
 @pytest.mark.slow
 def test_more_strata_are_surer(exact):
-    """Four times as many have a quarter of the variance, far less than as many draws of the process's own law have."""
+    """Four times as many strata have a quarter of the variance, far less than as many draws of the process's law."""
     process, std = VP(), 0.6
     x0 = jnp.broadcast_to(jnp.array([0.5, -0.9]), (1000, 2))
     of = lambda n: jax.jit(  # noqa: E731
@@ -87,7 +87,7 @@ def test_more_strata_are_surer(exact):
 
 @pytest.mark.slow
 def test_the_bound_of_bytes_and_the_width_of_a_density(exact):
-    """As VLB has them: the options reach it."""
+    """`Bound` passes its options on to `VLB`."""
     process, x0 = ddpm(0.001, 0.3, 10, rescale=False), jnp.round(20 * TWO_MODES.sample(jax.random.key(0), 3)) / 20
     denoiser = TWO_MODES.denoiser(process)
     of = lambda **o: Bound(**{"strata": 0} | o)(denoiser, jax.random.key(1), x0).nats  # noqa: E731
@@ -102,7 +102,7 @@ def test_the_bound_of_bytes_and_the_width_of_a_density(exact):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_on_a_mixture_the_ode_has_its_density(exact, name):
-    """With the mixture at the top, as most defaults end too early for N(0, prior_std^2) to be right to 1e-3."""
+    """With the noised mixture at the top: most defaults end too early for N(0, prior_std^2) to be right to 1e-3."""
     process, x0 = PROCESSES[name](), TWO_MODES.sample(jax.random.key(0), 16)
     (alpha, sigma), (last, noise) = ends(process)
     found = jax.jit(
@@ -113,7 +113,7 @@ def test_on_a_mixture_the_ode_has_its_density(exact, name):
     want = TWO_MODES.log_prob(alpha * x0, alpha, sigma) + 2 * jnp.log(alpha)
     np.testing.assert_allclose(found.nats, want, atol=2e-5)
     assert not found.error.any() and (found.steps > 5).all() and (found.steps < 40).all()
-    # It is that of data with noise of sigma / alpha.
+    # It is the density of data with noise of deviation sigma / alpha.
     np.testing.assert_allclose(want, TWO_MODES.log_prob(x0, 1.0, sigma / alpha), rtol=1e-9)
 
 
@@ -128,7 +128,7 @@ WIDE = {
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", WIDE)
 def test_over_a_wide_range_it_is_the_density_of_the_data(exact, name):
-    """From the prior itself: nothing is known but the denoiser."""
+    """With the prior at the top: only the denoiser is exact."""
     process, x0 = WIDE[name](), TWO_MODES.sample(jax.random.key(0), 16)
     found = jax.jit(lambda x0: ProbabilityFlow(None, **EXACT)(TWO_MODES.denoiser(process), jax.random.key(1), x0))(x0)
     (alpha, sigma), _ = ends(process)
@@ -170,7 +170,7 @@ def test_it_is_the_integral_over_time_of_the_divergence(exact, process):
 
 @pytest.mark.slow
 def test_a_bridge_does_not_change_it(exact):
-    """The likelihood is the denoiser's: one for VE, evaluated under VP."""
+    """The likelihood belongs to the denoiser, here a denoiser for VE that is evaluated under VP."""
     ve, target, x0 = VE(0.01, 300.0), VP(0.1, 25.0).within(VE(0.01, 300.0)), TWO_MODES.sample(jax.random.key(0), 8)
     (alpha, sigma), (last, noise) = ends(target)
     bridged = TWO_MODES.denoiser(ve).under(target)
@@ -242,7 +242,7 @@ def test_images_and_points_are_alike(exact):
     ("scaling", "offset"), [(Unit(), 8.0), (Unit(False), math.log2(255)), (Centered(), math.log2(255 / 2))]
 )
 def test_a_density_is_counted_over_bytes(exact, scaling, offset):
-    """-log2 of the width, in bits a dimension, more than of a density: 8 of [0, 1)."""
+    """The bits per dimension are -log2(width) more than for a density: 8 more for [0, 1)."""
     process, data = EDM(0.001, 300.0), gaussian((0.4, 0.5, 0.6), 0.1)
     x0 = data.sample(jax.random.key(0), 200)
     estimate = ProbabilityFlow(scaling.bins, scaling.width, **EXACT)
@@ -253,11 +253,11 @@ def test_a_density_is_counted_over_bytes(exact, scaling, offset):
     if scaling.bins is None:
         np.testing.assert_allclose(bits, want, atol=2e-3)
     else:
-        # Spread over a byte, x0 + width (u - 1/2), there is width^2 / 12 more of the variance.
+        # The data are spread over a byte, x0 + width (u - 1/2), which adds width^2 / 12 to the variance.
         more = scaling.width**2 / 12 / (2 * 0.1**2 * math.log(2))
         apart = bits - want - more
         assert apart.std() > 0.005
-        # By so much the data move: the slope of -log2 p is x / std^2, and its square's mean 1 / std^2, a dimension.
+        # The effect of this spread: the slope of -log p is x / std^2, with mean square 1 / std^2, per dimension.
         moved = scaling.width / math.sqrt(12) / 0.1 / (math.log(2) * math.sqrt(3))
         np.testing.assert_allclose(apart.std(), moved, rtol=0.15)
         assert abs(apart.mean()) < 4 * moved / math.sqrt(200)
@@ -307,7 +307,7 @@ def test_what_cannot_be_is_refused(make, match):
 
 @pytest.mark.parametrize("estimate", [ProbabilityFlow((0.0, 255.0, 1.0)), Bound(strata=2)])
 def test_what_is_no_denoiser_and_what_are_no_data(estimate):
-    """Of bytes as integers the noise over a bin would be rounded to 0."""
+    """Integer data are refused because the noise over a bin would be rounded to 0."""
     denoiser, x0 = TWO_MODES.denoiser(VP()), jnp.ones((2, 2))
     with pytest.raises(TypeError, match="a Denoiser is needed, not function"):
         estimate(lambda x, t: x, jax.random.key(0), x0)
@@ -324,7 +324,7 @@ def test_where_the_solver_gives_up_it_is_nan():
 
 @pytest.mark.slow
 def test_data_that_are_all_one_point(exact):
-    """No variance at all: the density at the datum is that of the noise."""
+    """The data have no variance: the density at the datum is the density of the noise."""
     process, x0 = EDM(), jnp.ones((3, 2))
     point = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.ones_like(x)))
     found = jax.jit(lambda x0: ProbabilityFlow(None)(point, jax.random.key(0), x0))(x0)
@@ -334,7 +334,7 @@ def test_data_that_are_all_one_point(exact):
 
 
 def test_a_denoiser_that_knows_its_examples_is_refused():
-    """One that knows three examples cannot be evaluated for one at a time: the result would be of the first."""
+    """The solver takes one example at a time: a denoiser that holds three examples would always use the first."""
     means = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
     denoiser = Denoiser(VP(), lambda x, t: prediction_from_x0(VP(), x, t, means))
     with pytest.raises(ValueError, match="one value per example of a batch"):

@@ -97,7 +97,7 @@ def test_a_density_that_is_not_finite_is_said(trained, monkeypatch):
 
 @pytest.mark.slow
 def test_of_a_network_on_digits_the_bound_is_above_the_ode(tmp_path):
-    """With noise spread over the bytes, so that both are of one density; in bits a dimension, within their errors."""
+    """Noise is spread over the bytes, so that both estimate the same density, in bits per dimension."""
     flags = ("--config=ddpm_digits", "--config.scaling.name=unit", "--steps=300", "--batch=64")
     flags += ("--config.eval.at_end=False", f"--workdir={tmp_path}")
     likelihood = ("--n=16", "--config.eval.likelihood.ode.probes=4", "--config.eval.likelihood.ode.rtol=1e-3")

@@ -1,4 +1,4 @@
-"""A trained run in Python: loaded from its folder, whoever trained it, it draws what the command draws."""
+"""A run of the command or of `fit` is loaded in Python from its folder, and gives the command's samples."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ DIGITS = (
 
 
 def without(monkeypatch, name):
-    """Make a source of data fail, with the options that it has."""
+    """Make a source of data fail, with its signature kept."""
 
     @functools.wraps(build_lib.SOURCES[name])
     def gone(**_):
@@ -77,12 +77,12 @@ def test_a_run_of_the_command_line(trained):
     assert [line["step"] for line in run.metrics if "loss" in line] == [1, 2, 3, 4, 5, 6]
     drawn = run.sample(12)
     written = np.load(trained / "samples.npz")["samples"]
-    np.testing.assert_allclose(drawn, written[:12], rtol=1e-4, atol=1e-4)  # those of the command
+    np.testing.assert_allclose(drawn, written[:12], rtol=1e-4, atol=1e-4)  # the command's samples
     np.testing.assert_allclose(run.sample(3, batch=2), drawn[:3], rtol=1e-4, atol=1e-4)
     assert not np.allclose(run.sample(12, seed=5), drawn)
     found = run.denoiser(jnp.ones((3, 2)), 10)
     assert found.x0.shape == (3, 2) and run.denoiser.process is run.model.process
-    # As the closing table has it.
+    # The distances in the closing table of the command.
     distances = json.loads((trained / "distances.json").read_text())["distances"]
     for verdict, line in zip(run.evaluate(), distances, strict=True):
         assert (verdict.name, verdict.value) == (line["name"], pytest.approx(line["value"], rel=1e-4))
@@ -106,7 +106,7 @@ def test_images_come_in_bytes_and_by_class(digits):
 
 @pytest.mark.slow
 def test_a_run_draws_without_its_data(trained, monkeypatch):
-    """They are read when something needs them."""
+    """The data are read only when something needs them."""
     without(monkeypatch, "mixture")
     run = sg.load(trained)
     assert run.sample(3).shape == (3, 2)
@@ -244,6 +244,8 @@ def test_what_does_not_belong_to_a_run(trained, tmp_path):
         sg.load(tmp_path)
     with pytest.raises(UsageError, match="config=3: a preset's name"):
         sg.load(trained, config=3)
+    with pytest.raises(TypeError, match="best='yes': a bool is needed"):
+        sg.load(trained, best="yes")
 
 
 def test_a_folder_as_a_configuration_is_one_clear_error(trained):
@@ -330,7 +332,7 @@ def objective():
 
 
 def test_a_run_of_fit(tmp_path):
-    """Of a network of scoregen's own: the model is in the folder."""
+    """With a network of scoregen's own, whose model is described in the folder."""
     data = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
     model = sg.Model(sg.VP(), sg.nets.MLP(width=8, depth=1))
     state = fit(model, data, objective(), optax.adam(1e-3), 3, batch=16, workdir=tmp_path, progress=False)

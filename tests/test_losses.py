@@ -42,7 +42,7 @@ MAKE = {
 }
 ALL = {name: make() for name, make in MAKE.items()}
 CHAINS = {name: process for name, process in ALL.items() if process.discrete}
-# Of every loss the forms that it names itself, and two weighted; the bound's in nats, as the theory is.
+# The forms that every loss names itself, and two weighted losses. The bound is in nats, as in the theory.
 TABLE = {"vlb": VLB(unit="nats")} | {name: loss for name, loss in columns().items() if not name.startswith("vlb")}
 VARIANTS = TABLE | {
     "ssm-gaussian": SSM(3, "gaussian"),
@@ -50,17 +50,17 @@ VARIANTS = TABLE | {
     "ssm-weighted": Weighted(SSM(), WEIGHTINGS["min_snr"](5.0)),
     "ism-weighted": Weighted(ISM(), WEIGHTINGS["min_snr"](5.0)),
 }
-# Those whose weight is known by hand, below; a new loss is compared with its own, by `check_loss` and in the matrix.
+# The losses with a weight by hand, below. `check_loss` and the matrix compare a new loss with its own weight.
 KNOWN = ["eps", "eps-sum", "x0", "flow", "dsm", "ism", "ssm", "ssm-plain", "fdssm", "vlb", "hybrid"]
 KNOWN += [name for name in VARIANTS if name not in TABLE]
 
 
 def allowed(name, loss):
-    """The combination is not refused; a new loss is tried under everything that it does not refuse."""
+    """The loss does not refuse the process."""
     return loss.refuse(ALL[name]) is None
 
 
-# Options change nothing that depends on the process, so they are tried under two; the table is under all.
+# The effect of options does not depend on the process, so they are tested under two processes, the table under all.
 CASES = [
     (name, variant)
     for name in ALL
@@ -72,7 +72,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("name", columns())
 def test_every_loss_keeps_its_promises(name):
-    """Those of `check_loss`, which a loss of one's own is tried by; found through the table."""
+    """It passes `check_loss`, as a loss of one's own should. Losses are found through the table."""
     check_loss(columns()[name])
 
 
@@ -119,7 +119,7 @@ def own_density(process, t):
 
 
 def in_units_of_fisher(variant, process, t):
-    """How much sigma^2-weighted Fisher divergence each loss is, by hand.
+    """The factor by which a loss is the sigma^2-weighted Fisher divergence, by hand.
 
     An error ds of the score is sigma^2 / alpha ds of x0, -sigma ds of eps and -g^2 / 2 ds of the velocity
     (the probability-flow ODE is f x - g^2 / 2 s), and the bound weighs it by g^2 / 2 (THEORY 4, 13, 15).
@@ -222,7 +222,7 @@ def test_the_exact_score_is_the_minimum_and_losses_differ_by_a_constant(name, va
     assert is_zero(slope - slope_exact).all()
     if variant != "hybrid":  # one of its terms is in the value, but has no gradient here
         assert is_zero((one - two) - (one_exact - two_exact))
-    # and neither is the equality of two zeros
+    # neither equality is between two zeros
     assert not is_zero(one_exact - two_exact, 8)
     assert not is_zero(slope_exact, 8).any()
 
@@ -230,7 +230,7 @@ def test_the_exact_score_is_the_minimum_and_losses_differ_by_a_constant(name, va
 @pytest.mark.quick(8)
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_the_weight_is_that_of_the_error_of_x0(name, variant):
-    """What is 1/2 sigma^2 ||ds||^2 is 1/2 SNR ||dx0||^2; a loss that is a mean counts as the sum that it is of."""
+    """1/2 sigma^2 ||ds||^2 is 1/2 SNR ||dx0||^2. A loss that is a mean over dimensions counts as their sum."""
     loss = VARIANTS[variant]
     with jax.enable_x64(True):
         process = MAKE[name]()
@@ -245,7 +245,7 @@ def test_the_weight_is_that_of_the_error_of_x0(name, variant):
 @pytest.mark.quick(6)
 @pytest.mark.parametrize(("name", "variant"), [case for case in CASES if VARIANTS[case[1]].positive])
 def test_an_error_is_its_weight_times_the_error_of_x0(name, variant):
-    """Example by example, whatever the network says."""
+    """Example by example, for any output of the network."""
     loss = VARIANTS[variant]
     with jax.enable_x64(True):
         process, rng = MAKE[name](), np.random.default_rng(0)
@@ -315,7 +315,7 @@ MATRIX = ((-1.0, 2.0, 0.0), (0.5, -1.3, 1.0), (-0.7, 0.2, -0.4))  # not symmetri
 
 
 def one_point():
-    """Under sigma = 2, and what sigma^2 (tr J + 1/2 ||s||^2) is there for the linear score."""
+    """A point at sigma = 2, and sigma^2 (tr J + 1/2 ||s||^2) of the linear score there."""
     matrix, x = np.array(MATRIX), np.array([[0.3, -0.4, 0.2]])
     noised = perturb(ncsn(0.5, 2.0, 3), jax.random.key(0), jnp.zeros((1, 3)), jnp.array([2]))
     want = 4.0 * (matrix.trace() + 0.5 * ((matrix @ x[0]) ** 2).sum())
@@ -347,7 +347,7 @@ def test_ism_refuses_what_it_cannot_afford():
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("loss", [SSM(), SSM(variance_reduced=False), FDSSM()])
 def test_sliced_losses_are_unbiased_for_the_trace(projection, loss):
-    """THEORY 9: over v they average to sigma^2 (tr J + 1/2 ||s||^2), which is ISM; of a line differences are exact."""
+    """THEORY 9: over v they average to sigma^2 (tr J + 1/2 ||s||^2), which is ISM; differences of a line are exact."""
     noised, want = one_point()
     many = jax.tree.map(lambda a: jnp.repeat(a, 60_000, 0), noised)
     loss = dataclasses.replace(loss, projection=projection)
@@ -383,7 +383,7 @@ def test_spheres_are_of_radius_sqrt_d_each(data):
 
 @pytest.mark.slow
 def test_ssm_variance():
-    """Of a linear score by hand: what the reduced form and Rademacher directions save, and m slices 1/m of it.
+    """By hand for a linear score: the reduced form and Rademacher directions have less variance, m slices 1/m of it.
 
     With S the symmetric part of the matrix and Gaussian v, Var v'Sv = 2 |S|^2, Var (v's)^2 / 2 = |s|^4 / 2 and their
     covariance is s'Ss; with v of +1 and -1 the diagonal of S is without variance.
@@ -407,7 +407,7 @@ def test_ssm_variance():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("loss", [ISM(), SSM(), FDSSM()])
 def test_implicit_losses_fit_a_gaussian(loss):
-    """Minimised over a linear score -a x it finds a = 1 / variance, without ever seeing x_0 or eps."""
+    """The minimum over a linear score -a x is at a = 1 / variance, and the loss does not use x_0 or eps."""
     process, data = ncsn(0.3, 0.6, 2), gaussian((0.0, 0.0), 0.8)
     t = jnp.ones(200_000, jnp.int32)
     noised = perturb(process, jax.random.key(1), data.sample(jax.random.key(0), len(t)), t)
@@ -433,6 +433,7 @@ def test_implicit_losses_fit_a_gaussian(loss):
         lambda: VLB(None, "bytes"),
         lambda: VLB(None, "bits", "huge"),
         lambda: Hybrid(None, 0.0),
+        lambda: Hybrid(width=0.0),
     ],
 )
 def test_nonsense_is_refused(make):
@@ -476,7 +477,7 @@ def off_by_size(dtype, size, sigma, rotated):
 
     exact = of(ISM(), x.astype(jnp.float64))
     trace = exact - 0.5 * sigma**2 * np.sum(np.asarray(score(x.astype(jnp.float64), 0).score) ** 2, 1)
-    # Of each example by itself: the mean over many would hide rounding that is as good as random.
+    # For each example by itself: the mean over many would hide rounding errors, which are nearly random.
     return np.sqrt(np.mean((of(FDSSM().exact(4), x) - exact) ** 2)) / abs(trace.mean())
 
 
@@ -486,7 +487,7 @@ def off_by_size(dtype, size, sigma, rotated):
 @pytest.mark.parametrize("size", [1.0, 30.0, 300.0, 1000.0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_the_finite_difference_keeps_its_digits_whatever_the_size_of_the_data(dtype, size, sigma, rotated):
-    """A third of the error that its docstring states; in float32 at size 1000 and sigma 0.01 3 %."""
+    """The error is below a third of the error that the docstring of `FDSSM` states."""
     with jax.enable_x64(True):
         r = float(jnp.finfo(dtype).eps) / 2 * size / sigma
         stated = max(0.01, r ** (1 / 3)) ** 2 + min(r / 0.01, r ** (2 / 3))

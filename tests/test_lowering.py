@@ -60,7 +60,7 @@ def programs(parts):
 
 
 def abstract(tree):
-    """Without shardings, so that it is not bound to the devices that are there."""
+    """The tree without shardings, so that it is not bound to this machine's devices."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 

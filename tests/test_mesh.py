@@ -1,4 +1,4 @@
-"""On eight devices, and on two processes of four, training is what it is on one."""
+"""Training on eight devices, or on two processes of four devices each, gives the same results as on one device."""
 
 import jax
 import numpy as np
@@ -14,21 +14,22 @@ from scoregen.train.checkpoint import Checkpoints
 from scoregen.train.step import check_even
 
 QUICK = ("random64", "learned64")
-# A reordered sum of n numbers is off by some sqrt(n) eps; Adam's quotients of small gradients make it more. Of the
-# largest entry of an array 3e-14 and 1.4e-4 were seen. Two examples that trade their noise change it by more than 0.1.
+# A reordered sum of n numbers has an error of about sqrt(n) eps, and Adam's quotients of small gradients enlarge this
+# error. The largest errors seen, relative to the largest entry of their array, were 3e-14 in float64 and 1.4e-4 in
+# float32. If two examples swap their noise, the relative error exceeds 0.1.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-3}
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """A folder with a checkpoint and, as they are asked for, the figures of one device."""
+    """A folder with a checkpoint, and a function that measures the named cases on one device, each case once."""
     folder = tmp_path_factory.mktemp("spread")
     with Checkpoints(folder / "one") as checkpoints:
         checkpoints.save(4, spread.parts("random").init())
     kept = {}
 
     def measures(*cases):
-        with jax.numpy_dtype_promotion("standard"):  # of a float32 batch and float64 parameters
+        with jax.numpy_dtype_promotion("standard"):  # a float32 batch meets float64 parameters
             for case in set(cases) - set(kept):
                 kept[case] = spread.measures([case])
         return {name: value for case in cases for name, value in kept[case].items()}
@@ -37,14 +38,14 @@ def one(tmp_path_factory):
 
 
 def agree(one, many, processes=1):
-    """Everything, but what it cost, is the same to the rounding of sums; how far it is apart is printed (pytest -s)."""
+    """All measures but the costs agree up to the rounding of sums. `pytest -s` shows the printed differences."""
     apart = {}
     for name, value in one.items():
         case, what = name.split("/")
-        # A softmax does not see a bias of its keys, whose gradient is rounding alone; Adam makes steps of it.
+        # A bias of the keys does not change a softmax: its gradient is only rounding, which Adam turns into steps.
         if what in ("flops", "moves") or what.endswith("key.bias"):
             continue
-        if what == "levels":  # several processes count in batches
+        if what == "levels":  # several processes report their progress once a batch
             assert many[name].max() == value.max() and (processes > 1 or (many[name] == value).all())
         elif value.dtype.kind == "i":
             assert (value == many[name]).all(), name
@@ -65,7 +66,7 @@ def figures(path):
 
 
 def sound(folder, name, processes=1):
-    """What was restored from one device's checkpoint, and saved again, is what it was, bit for bit."""
+    """The state restored from one device's checkpoint, and the copy of it that was saved, are equal bit for bit."""
     template = spread.template("random")
     read, written = (Checkpoints(folder / which).restore(template) for which in ("one", name))
     assert read is not None and written is not None and same(read, written) and written[1] == 4
@@ -77,7 +78,7 @@ def sound(folder, name, processes=1):
 
 @pytest.mark.slow
 def test_eight_devices_make_the_same_steps_and_samples(one):
-    """In float64 to 1e-12; each does its share, and no example goes from one to another."""
+    """In float64 to 1e-12. Each device does its share of the work, and no example moves between devices."""
     folder, measures = one
     process = start(8, "tests/spread.py", folder, "eight", ",".join(QUICK))
     alone = measures(*QUICK)
@@ -86,7 +87,7 @@ def test_eight_devices_make_the_same_steps_and_samples(one):
     agree(alone, many)
     sound(folder, "eight")
     for case in QUICK:
-        assert many[f"{case}/flops"] < 0.4 * alone[f"{case}/flops"]  # not an eighth: the optimizer is on each
+        assert many[f"{case}/flops"] < 0.4 * alone[f"{case}/flops"]  # not an eighth: each runs the whole optimizer
         assert np.ptp(alone[f"{case}/samples"], axis=0).max() > 0.01
     assert many["random64/moves"] == 0
 
@@ -146,7 +147,7 @@ def test_a_coordinator_that_is_not_there_is_one_line(monkeypatch):
 
 
 def test_one_device_is_left_alone():
-    """No array is moved and no sharding said, so that programs are what they were."""
+    """No array is moved and no sharding is set, so compiled programs are the same as without a mesh."""
     x, keys = np.ones(3), example_keys(jax.random.key(0), 3)
     for same_ in (mesh.spread, mesh.replicate, mesh.local, mesh.keep_spread, mesh.keep_whole):
         assert same_(x) is x and same_(keys) is keys

@@ -1,4 +1,4 @@
-"""The metrics against closed forms, and the feature extractor's cache against damage."""
+"""The metrics agree with closed forms, and the feature extractor's cache survives damage."""
 
 import logging
 import types
@@ -33,7 +33,7 @@ def test_one_dimension_is_exact(n, m):
     x, y = _normal(0, n), 1 + 2 * _normal(1, m)
     want = scipy.stats.wasserstein_distance(x, y)
     np.testing.assert_allclose(sliced_wasserstein(x, y, projections=3), want, rtol=1e-12)
-    # Order 2 by brute force: repeat every point until both samples are of n m points.
+    # Order 2 by brute force: repeat every point until both samples have n m points.
     squares = np.square(np.sort(np.repeat(x, m)) - np.sort(np.repeat(y, n)))
     np.testing.assert_allclose(sliced_wasserstein(x, y, p=2), np.sqrt(squares.mean()), rtol=1e-12)
 
@@ -60,7 +60,7 @@ def test_sliced_wasserstein_is_a_distance():
     single, other = x.astype(np.float32), y.astype(np.float32)
     assert sliced_wasserstein(single, other) == sliced_wasserstein(single.astype(float), other.astype(float))
     assert mmd(single, other) == mmd(single.astype(float), other.astype(float))
-    # Bytes must not wrap around.
+    # Differences of uint8 values must not wrap around.
     assert sliced_wasserstein(np.array([[3]], np.uint8), np.array([[5]], np.uint8)) == 2
 
 
@@ -69,7 +69,7 @@ def test_projections_by_chunks(monkeypatch):
     whole = sliced_wasserstein(x, y, projections=7)
     one_by_one = np.mean([_by_hand(x, y, u) for u in _directions(2, 7)])
     np.testing.assert_allclose(whole, one_by_one, rtol=1e-12)
-    # 2^22 numbers a chunk: 900 directions of 5,000 points take two.
+    # A chunk has 2^22 numbers, so 900 directions of 5,000 points take two chunks.
     some = np.mean([_by_hand(x, y, u) for u in _directions(2, 900)])
     np.testing.assert_allclose(sliced_wasserstein(x, y, projections=900), some, rtol=1e-12)
 
@@ -131,8 +131,8 @@ def test_refusals(distance):
 
 def test_refused_options():
     x = np.arange(4.0)
-    for options in ({"p": 0.5}, {"projections": 0}):
-        with pytest.raises(ValueError, match="p >= 1 and projections >= 1"):
+    for options, message in (({"p": 0.5}, "p=0.5: at least 1"), ({"projections": 0}, "projections=0: at least 1")):
+        with pytest.raises(ValueError, match=message):
             sliced_wasserstein(x, x, **options)
     for call in (lambda: mmd(x, np.ones(4)), lambda: mmd(x, x, bandwidth=-1.0), lambda: mmd(x, x[:1])):
         with pytest.raises(ValueError, match="positive bandwidth"):
@@ -185,7 +185,7 @@ def test_floor_of_a_perfect_and_of_a_poor_sampler():
 
 
 def test_floor_subsets():
-    """They are of the samples' size, disjoint where they fit, and never have a point twice."""
+    """The subsets are as large as the samples, are disjoint if the training set allows it, and repeat no point."""
     seen = []
 
     def distance(a, b):
@@ -215,7 +215,7 @@ def test_floor_refuses():
     points = np.arange(5.0)[:, None]
     with pytest.raises(UsageError, match=r"6 samples, but the training set has only 5 points.*at most 5 samples"):
         with_floor(sliced_wasserstein, np.ones((6, 1)), points, points)
-    with pytest.raises(ValueError, match="repeats >= 1"):
+    with pytest.raises(ValueError, match="repeats=0: at least 1"):
         with_floor(sliced_wasserstein, points, points, points, repeats=0)
     assert str(WithFloor(1.0, 0.5, 0.25)) == "1 (floor 0.5 +- 0.25)"
 
@@ -237,7 +237,7 @@ def test_frechet_closed_forms():
     # Diagonal: sum of (s - r)^2
     s, r = np.arange(1.0, 6), np.full(5, 2.0)
     assert frechet_gaussians(mean, np.diag(s * s), mean, np.diag(r * r)) == pytest.approx(np.sum((s - r) ** 2))
-    # Two lines at an angle: both of rank one, where (S_x S_y)^{1/2} has the trace |cos|.
+    # Two lines at an angle: both covariances have rank one, and (S_x S_y)^{1/2} has the trace |cos|.
     a, b = np.array([1.0, 0]), np.array([np.cos(0.7), np.sin(0.7)])
     lines = frechet_gaussians(np.zeros(2), np.outer(a, a), np.zeros(2), np.outer(b, b))
     assert lines == pytest.approx(2 - 2 * np.cos(0.7))
@@ -284,7 +284,7 @@ def test_frechet_refuses(x, message):
 
 
 def _stripes(seed=0):
-    """Two classes that a small convolution tells apart: rows against columns, in noise."""
+    """Two classes that a small convolution can separate: horizontal and vertical stripes, with noise."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, 160)
     lines = np.where(np.arange(8) % 2, 180, 60)
@@ -299,7 +299,7 @@ def _stripes(seed=0):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """(data set, cache directory with the trained classifier, features, what was said)."""
+    """(data set, cache directory with the trained classifier, features, progress messages)."""
     folder, said = tmp_path_factory.mktemp("cache") / "made", []
     features = classifier_features(_stripes(), cache_dir=folder, steps=12, progress=said.append)
     return _stripes(), folder, features, said
@@ -313,10 +313,10 @@ def test_features(kept):
     assert "training the stripes classifier" in said[0] and features.name in said[-1]
     out = features(data.train)
     assert out.shape == (100, 64) and out.dtype == np.float32
-    # They tell the classes apart better than two halves of one class.
+    # The features separate the two classes more than the two halves of one class.
     rows, columns = (out[data.train_labels == label] for label in (0, 1))
     assert frechet_distance(rows, columns) > 3 * frechet_distance(rows[::2], rows[1::2])
-    # Batches of 256, the last one filled up: 600 rows give what single rows give.
+    # 600 rows take three batches of 256, the last one padded; the rows' features do not change.
     many = np.concatenate([data.train] * 6)
     np.testing.assert_allclose(features(many), np.tile(out, (6, 1)), atol=1e-5)
     assert features(data.train[:0]).shape == (0, 64)
@@ -342,7 +342,7 @@ def test_cache_is_used(kept, monkeypatch):
 
 
 def test_cache_key_sees_everything(kept, monkeypatch):
-    """Another seed, length or pixel is another classifier. (None is trained here: zeros will do.)"""
+    """Another seed, number of steps, label or pixel gives another key. No classifier is trained here: zeros suffice."""
     data, _, features, _ = kept
     monkeypatch.setattr("scoregen.metrics.features._load", lambda file, like, warn: (_zeros(like), 0.5))
     keys = {features.key, classifier_features(data, steps=12, seed=1).key, classifier_features(data, steps=13).key}
@@ -379,14 +379,14 @@ def test_corrupt_cache_is_made_again(kept, damage, tmp_path, monkeypatch, caplog
         half = len(whole) // 2
         flipped = whole[:half] + bytes([whole[half] ^ 255]) + whole[half + 1 :]
         file.write_bytes({"cut": whole[:half], "flipped": flipped, "empty": b"", "text": b"not a zip"}[damage])
-    # Training is what test_features is for: here the parameters that it made stand in.
+    # test_features covers the training; here the parameters trained for the fixture replace it.
     monkeypatch.setattr("scoregen.metrics.features._train", lambda *_: _parameters(good))
     with caplog.at_level(logging.WARNING):
         again = classifier_features(data, cache_dir=tmp_path, steps=12)
     assert [record.message.count("is made again") for record in caplog.records] == [1]
     assert str(file) in caplog.text
     np.testing.assert_array_equal(again(data.test), features(data.test))
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]  # written anew, and no temporary file left
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]  # written again, without a leftover temporary file
     caplog.clear()
     classifier_features(data, cache_dir=tmp_path, steps=12)
     assert not caplog.records

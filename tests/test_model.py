@@ -1,4 +1,4 @@
-"""A model is a network and a process: what the network sees, what its output means, and what does not go together."""
+"""A model, which is a network with a process: the network's input, the meaning of its output, and its refusals."""
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ def mlp(**fields):
 
 
 class Spy:
-    """A network that notes its arguments and gives back x."""
+    """A network that records its arguments and returns x."""
 
     def __init__(self, **fields):
         self.seen = []
@@ -34,7 +34,7 @@ class Spy:
 
 
 class Own(nn.Module):
-    """A network of one's own, of whatever type."""
+    """A user's network, with any dtype."""
 
     dtype: str = "float32"
 
@@ -97,7 +97,7 @@ def test_scaled_and_centered_inputs():
 
 
 def test_labels_and_augmentation_are_given_or_none():
-    """Without labels a network with classes is given the label of no class; without numbers, zeros."""
+    """Without labels, a network with classes gets the label of no class; without augmentation numbers, zeros."""
     spy = Spy(num_classes=5, augment_dim=9)
     model = Model(sg.ddpm(), spy)
     model.denoiser({"net": {}})(X, T)
@@ -114,7 +114,7 @@ def test_labels_and_augmentation_are_given_or_none():
 @pytest.mark.slow
 def test_dropout_is_for_training_and_hangs_on_its_key():
     model = Model(sg.ddpm(), mlp(dropout=0.5))
-    # The last layer starts at nearly zero.
+    # The last layer starts at nearly zero, which would hide the dropout.
     params = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0), (1, 4)))
     keys = None, None, jax.random.key(1), jax.random.key(1), jax.random.key(2)
     a, b, c, d, e = (model.denoiser(params, train_key=key)(X, T).x0 for key in keys)

@@ -1,4 +1,4 @@
-"""Mutations can be made where they are meant. That tests catch them is what `make mutate` finds."""
+"""The mutations can be made at their places. `make mutate` measures whether the tests catch them."""
 
 import ast
 import collections
@@ -81,7 +81,7 @@ def test_an_operator_makes(made, operator, change):
 
 
 def test_what_is_no_formula_stays(made):
-    """Docstrings, default values, checks and their messages, shapes and types."""
+    """Docstrings, default values, checks and their messages, shapes and types are not mutated."""
     tree = ast.parse(SAMPLE)
     for mutant in made:
         (step,) = mutant.apply(ast.parse(SAMPLE)).body
@@ -125,7 +125,7 @@ def test_what_is_written_by_hand_can_be_made(written):
 
 @pytest.mark.slow
 def test_every_mutant_can_be_made(everything):
-    """One of each module is."""
+    """Checked for one mutant of each module."""
     found, _ = everything
     assert len(found) > 2000
     for mutant in {mutant.module: mutant for mutant in found}.values():
@@ -147,7 +147,7 @@ def test_every_target_is_there(everything):
 
 
 def test_every_equivalent_mutant_is_there(everything):
-    """An entry that fits no mutant any more is to be deleted."""
+    """Delete an entry that no longer matches a mutant."""
     _, equivalent = everything
     assert {entry for _, entry in equivalent} == set(EQUIVALENT)
 
@@ -163,7 +163,7 @@ def test_a_sample_depends_on_the_mutant_alone(everything):
 
 
 class Recorded:
-    """In place of `Copy`: every guard passes, and the mutants of `posterior` are caught."""
+    """Replaces `Copy`: every guard passes unless its name is in `broken`, and the mutants of `posterior` are caught."""
 
     broken = ()
     first: ClassVar[list] = []
@@ -204,7 +204,7 @@ def test_a_guard_that_fails_without_a_mutation_ends_it(monkeypatch, tmp_path, ev
 
 @pytest.mark.slow
 def test_mutants_are_run(tmp_path):
-    """Caught, survived, and without an end; and the module is as it was afterwards."""
+    """One mutant is caught, one survives, and one never ends; afterwards the module has its old text again."""
     base = tmp_path / "base"
     (base / "scoregen").mkdir(parents=True)
     shutil.copytree(ROOT / "tests" / "mutations", base / "tests" / "mutations")

@@ -1,4 +1,4 @@
-"""NCSN++, DDPM++ and EDM's network: their counts, and what other libraries compute of the same weights."""
+"""NCSN++, DDPM++ and EDM's network: numbers of parameters, and parity with other libraries for the same weights."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from scoregen.process import EDM, VE, VP
 from scoregen.random import broadcast
 
 DDPMPP = {"filter": (1, 1), "progressive": "none", "embedding": "positional"}
-# One block a level on the way up, none on the way down: every kind of layer, and little to compile.
+# One block per level on the way up and none on the way down: this has every kind of layer and compiles fast.
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 0, "attention": (4,)}
 # Programs that run once are not worth optimising.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -27,7 +27,7 @@ def count(net, shape=(32, 32, 3)):
 
 
 def alive(net, x, cond, seed=7):
-    """Parameters all of unit order, since at first the layers that start at zero hide what is before them."""
+    """Parameters of unit order: at initialisation the layers that start at zero hide all layers before them."""
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, cond)
     rng = np.random.default_rng(seed)
 
@@ -43,7 +43,7 @@ def alive(net, x, cond, seed=7):
 
 
 def upfirdn_by_hand(x, taps, up, down, pad):
-    """StyleGAN2's, in its own words: zeros after each pixel, padding before and after, convolution, every down-th."""
+    """StyleGAN2's definition: zeros after each pixel, padding on all sides, convolution, and every `down`-th pixel."""
     b, h, w, c = x.shape
     k = np.outer(taps, taps) / np.sum(taps) ** 2 * up**2
     z = np.zeros((b, h * up, w * up, c))
@@ -72,7 +72,7 @@ def test_resampling_against_numpy(taps):
 
 
 def test_taps_are_a_convolutions():
-    """Not a correlation's: the first tap is at the pixel itself, the last looks back farthest."""
+    """Not a correlation: the first tap weighs the pixel itself, and the last tap the pixel farthest before it."""
     x = jnp.zeros((1, 1, 5, 1)).at[0, 0, 1, 0].set(1.0).repeat(3, 1)
     np.testing.assert_allclose(upfirdn(x, (1, 2, 5), pad=2)[0, 2, :, 0], np.array([0, 1, 2, 5, 0, 0, 0]) / 8, atol=1e-7)
 
@@ -125,8 +125,8 @@ def test_counts_of_what_is_told():
         ({"embedding": "sinusoidal"}, (1, 32, 32, 3), "embedding='sinusoidal': fourier or positional"),
         ({"channels": 48}, (1, 32, 32, 3), "norm of 144 channels would have 32 groups"),
         ({"channels": 2}, (1, 32, 32, 3), "channels=2: at least 4"),
-        ({"multipliers": ()}, (1, 32, 32, 3), r"multipliers=\(\): at least 1"),
-        ({"multipliers": (1, 0)}, (1, 32, 32, 3), r"multipliers=\(1, 0\): at least 1"),
+        ({"multipliers": ()}, (1, 32, 32, 3), r"multipliers=\(\): one or more"),
+        ({"multipliers": (1, 0)}, (1, 32, 32, 3), "multipliers=0: at least 1"),
         ({}, (4, 2), "takes images"),
     ],
 )
@@ -137,7 +137,7 @@ def test_refuses(options, shape, message):
 
 @pytest.mark.slow
 def test_fourier_features_by_hand():
-    """[sin, cos](2 pi c w), which the network alone sees: two c with the same features are the same to it."""
+    """The features are [sin, cos](2 pi c w). The network uses c only through them: equal features, equal outputs."""
     net, x = NCSNpp(**{**TINY, "attention": ()}), jnp.ones((3, 8, 8, 1))
     params = alive(net, x, Cond(noise=jnp.zeros(3)))
     w = jnp.array([1.0, 2.0, -3.0, 4.0, 5.0, 0.0, 7.0, 8.0])
@@ -147,7 +147,7 @@ def test_fourier_features_by_hand():
     angle = 2 * np.pi * np.array([[0.3], [0.25], [1.0]]) * np.asarray(w)
     np.testing.assert_allclose(found, np.concatenate([np.sin(angle), np.cos(angle)], 1), atol=2e-5)
     out = jax.jit(net.apply, compiler_options=QUICK)(params, x, Cond(noise=jnp.array([0.3, 1.3, 0.7])))
-    np.testing.assert_allclose(out[0], out[1], atol=1e-3)  # a whole turn
+    np.testing.assert_allclose(out[0], out[1], atol=1e-3)  # their c differ by a whole turn
     assert np.abs(out[0] - out[2]).max() > 1e-2
     drawn = Fourier(4096, 3.0).init(jax.random.key(0), jnp.zeros(1))["params"]["frequencies"]
     assert np.std(drawn) == pytest.approx(3, rel=0.05)
@@ -155,7 +155,7 @@ def test_fourier_features_by_hand():
 
 @pytest.mark.slow
 def test_what_is_told():
-    """Of a class and of an augmentation; no class and no augmentation leave the network what it is without."""
+    """Classes and augmentations change the output; without both, the output equals the plain network's."""
     plain, x, c = NCSNpp(**TINY), jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.full(4, 0.5)
     net = plain.clone(num_classes=3, augment_dim=9)
     params = alive(net, x, Cond(noise=c))
@@ -167,7 +167,7 @@ def test_what_is_told():
     np.testing.assert_allclose(call(params, x, Cond(c)), alone, atol=1e-5)
     np.testing.assert_allclose(out[0], alone[0], atol=1e-5)
     assert all(np.abs(out[i] - alone[i]).max() > 1e-3 for i in (1, 2, 3))
-    # They are added to the features by a matrix: a label weighs sqrt(classes), an augmentation what its number is.
+    # A matrix adds each to the features: the label's one-hot vector times sqrt(num_classes), the augmentation as it is.
     params["params"]["label"]["kernel"] = (
         params["params"]["label"]["kernel"].at[1].set(params["params"]["augment"]["kernel"][4] / jnp.sqrt(3.0))
     )
@@ -177,7 +177,7 @@ def test_what_is_told():
 
 @pytest.mark.slow
 def test_attention_starts_as_in_score_sde():
-    """Query, key and value with a tenth of the variance; and the sum is divided by sqrt(2)."""
+    """Query, key and value start with a tenth of the usual variance, and the residual sum is divided by sqrt(2)."""
     x = jax.random.normal(jax.random.key(0), (1, 2, 2, 256))
     block = AttentionBlock(scale=0.1, rescale=True)
     params = block.init(jax.random.key(1), x)["params"]
@@ -194,10 +194,11 @@ def test_half_precision_and_rematerialisation():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     half, full, again = (jax.jit(net.apply, compiler_options=QUICK)(params, x, cond) for net in nets)
     assert half.dtype == jnp.float32
-    assert 1e-5 < np.abs(full - half).max() / np.abs(full).max() < 0.1  # less: nothing ran in half precision
+    # An error below 1e-5 would mean that nothing ran in half precision.
+    assert 1e-5 < np.abs(full - half).max() / np.abs(full).max() < 0.1
     np.testing.assert_allclose(again, full, atol=1e-5)
     kept = [str(jax.make_jaxpr(lambda p, net=net: net.apply(p, x, cond))(params)).count("remat") for net in nets[1:]]
-    assert kept == [0, 1 + 3 + 4]  # of down, middle and up: one for each block and each attention
+    assert kept == [0, 1 + 3 + 4]  # down, middle and up: one for each block and each attention
 
 
 @pytest.mark.slow
@@ -246,7 +247,7 @@ def test_layouts_name_every_array_once():
 
 
 def numbered(module, seed):
-    """Random weights of unit order, the same in every place of this test."""
+    """The module in evaluation mode, with random weights of unit order from this seed. Fourier frequencies stay."""
     import torch
 
     torch.manual_seed(seed)
@@ -290,7 +291,7 @@ def test_parity_with_score_sde(kind):
     told = lambda t: Cond(noise=condition(process, t))  # noqa: E731
     denoiser = from_network(process, "eps", lambda x, t: net.apply({"params": params}, seen, told(t)))
     ours = np.asarray(jax.jit(lambda x, t: denoiser(x, t).score)(x, t))
-    # Under VE their network is told sigma and is the score; under VP it is told 999 t and is the noise.
+    # Under VE their network takes sigma and gives the score; under VP it takes 999 t and gives the noise.
     level = torch.tensor(np.asarray(sigma if ve else 999 * t))
     with torch.no_grad():
         out = theirs(torch.tensor(np.asarray(seen)).permute(0, 3, 1, 2), level).permute(0, 2, 3, 1).numpy()
@@ -331,7 +332,7 @@ def test_parity_with_edm(kind):
     t = jnp.array([0.02, 0.7, 20.0])
     x = rng.uniform(-1, 1, (3, 16, 16, 3)) + np.asarray(t)[:, None, None, None] * rng.standard_normal((3, 16, 16, 3))
     x, augment = jnp.asarray(x, jnp.float32), rng.standard_normal((3, 9)).astype(np.float32)
-    labels = jnp.array([4, 0, 5])  # and the last of none
+    labels = jnp.array([4, 0, 5])  # 5 is the label of no class
 
     def apply(x, t):
         cond = Cond(CONDITIONS["edm"](process, t), labels, augment=jnp.asarray(augment))
@@ -349,7 +350,7 @@ def test_parity_with_edm(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("fourier", [True, False])
 def test_references_have_as_many_parameters(fourier):
-    """At full size, and so do the two libraries' forms of one network."""
+    """At full size, the references of both libraries have the numbers of parameters of our networks."""
     pytest.importorskip("torch")
     from reference.ncsnpp import EDM as Theirs
     from reference.ncsnpp import ScoreSDE
@@ -371,4 +372,4 @@ def test_references_have_as_many_parameters(fourier):
     )
     told = {"augment_dim": 9, "num_classes": 10}
     ours = count(NCSNpp(multipliers=(2, 2, 2), **({} if fourier else DDPMPP), **told))[0]
-    assert sum(p.numel() for p in edm.parameters()) == ours - 128 * fourier  # whose frequencies are a buffer
+    assert sum(p.numel() for p in edm.parameters()) == ours - 128 * fourier  # EDM's Fourier frequencies are a buffer

@@ -1,4 +1,4 @@
-"""The networks against numbers worked out by hand, and against what a derivative must be."""
+"""The networks agree with numbers worked out by hand, and their derivatives are consistent."""
 
 import functools
 
@@ -12,13 +12,13 @@ from scoregen.nets import MLP, NETS, Classifier, Cond, DiT, NCSNpp, RefineNet, R
 from scoregen.nets.layers import GroupNorm, conv, dense, downsample, sinusoidal, upsample
 from scoregen.nets.unet import ResBlock
 
-# One block a level on the way up, none on the way down: every kind of layer, and little to compile.
+# One block per level on the way up and none on the way down: this has every kind of layer and compiles fast.
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 0, "attention": (4,), "groups": 4}
 TINY_DIT = {"patch": 4, "width": 8, "depth": 1, "attention_heads": 2}
 
 
 def _alive(params, seed=7):
-    """Parameters all of unit order: at initialisation the layers that start at zero hide everything before."""
+    """Parameters of unit order: at initialisation the layers that start at zero hide all layers before them."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
 
@@ -30,7 +30,7 @@ def _alive(params, seed=7):
 
 
 class Case:
-    """A small network with dropout, if it can have it, and live parameters; every jitted function is compiled once."""
+    """A small network with parameters of unit order, and with dropout unless it is a DiT; functions compile once."""
 
     def __init__(self, name):
         self.net, shape = {
@@ -120,7 +120,7 @@ def test_downsample_averages_pixels():
 
 @pytest.mark.parametrize(("padding", "first"), [("SAME", 0), (1, -1)])
 def test_where_a_convolution_of_stride_two_looks(padding, first):
-    """With "SAME" the window of output i begins at pixel 2 i, with a pixel of padding on either side at 2 i - 1."""
+    """The window of output i begins at pixel 2 i with "SAME", and at 2 i - 1 with a pixel of padding on either side."""
     layer = conv(1, stride=2, padding=padding)
     params = {"params": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros(1)}}
     x = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
@@ -134,7 +134,7 @@ def test_where_a_convolution_of_stride_two_looks(padding, first):
 @pytest.mark.parametrize("shape", [(2, 4, 6, 12), (3, 12)])
 def test_group_norm_against_numpy(shape):
     rng = np.random.default_rng(0)
-    # A mean that is large beside the spread, which the one-pass variance does not survive.
+    # The mean is large compared with the spread, so a one-pass variance would lose its digits.
     x = (1e3 + rng.standard_normal(shape)).astype(np.float32)
     scale, bias = rng.standard_normal((2, 12)).astype(np.float32)
     got = GroupNorm(groups=3).apply(
@@ -185,7 +185,7 @@ def test_unet_is_the_ddpm_cifar_network():
         *("down1_0_attention", "down1_1_attention", "middle_attention"),
         *("up1_0_attention", "up1_1_attention", "up1_2_attention"),
     ]
-    # The input of each up-block is the running width beside the kept one, in reverse order of the way down.
+    # Each up-block takes the current channels and a skip connection's channels, in reverse order of the way down.
     inputs = [params[f"up{i}_{j}"]["conv1"]["kernel"].shape[2] for i in (3, 2, 1, 0) for j in range(3)]
     assert inputs == [512, 512, 512, 512, 512, 512, 512, 512, 384, 384, 256, 256]
 
@@ -205,7 +205,7 @@ def test_unet_other_sizes():
         ({"multipliers": (1, 2)}, (1, 8, 8, 1), r"attention at \[16\].*\[8, 4\]"),
         ({"groups": 24}, (1, 32, 32, 3), "groups=24 does not divide channels=128"),
         ({"attention_heads": 3}, (1, 32, 32, 3), "3 heads do not divide 256 channels"),
-        ({"attention_heads": 0}, (1, 32, 32, 3), "0 heads do not divide 256 channels"),
+        ({"attention_heads": 0}, (1, 32, 32, 3), "attention_heads=0: at least 1 is needed"),
         ({"head_channels": 96}, (1, 32, 32, 3), "head_channels=96 does not divide the 256 channels"),
         ({"head_channels": 64, "attention_heads": 4}, (1, 32, 32, 3), "leave head_channels=0, or attention_heads=1"),
         ({"resample": "pool"}, (1, 32, 32, 3), "resample='pool': 'conv' or 'block' is needed"),
@@ -230,7 +230,7 @@ def test_mlp_refuses(x, c, message):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_where_the_embedding_enters_a_block(scale_shift):
-    """It is added before the second norm, or gives scale and shift after it: (1 + a) norm(h) + b."""
+    """The embedding is added before the second norm, or gives scale a and shift b after it: (1 + a) norm(h) + b."""
     block = ResBlock(4, 0.0, 2, jnp.dtype("float32"), scale_shift)
     x, e = _normal(1, (2, 6, 6, 4)), _normal(2, (2, 5))
     params = _alive(jax.eval_shape(lambda key: block.init(key, x, e, False), jax.random.key(0)))
@@ -263,8 +263,8 @@ def test_where_the_embedding_enters_a_block(scale_shift):
     ],
 )
 def test_starts_at_zero(net, shape, last):
-    # The last layer's output is its kernel times activations of unit order; XLA drops the drawing of the
-    # others.
+    # The last layer's output is its kernel times activations of unit order, so a small kernel suffices. XLA does not
+    # draw the other layers, which `init` leaves unused.
     init = jax.jit(lambda: net.init(jax.random.key(0), jnp.zeros(shape), Cond(noise=jnp.zeros(1)))["params"][last])
     layer = init()
     assert 0 < np.abs(layer["kernel"]).max() < 1e-4
@@ -296,7 +296,7 @@ def test_dropout_only_in_training(case):
     still = case.apply(case.params, case.x, case.c)
     np.testing.assert_array_equal(case.apply(case.params, case.x, case.c, rngs={"dropout": one}), still)
     noisy = case.noisy(case.x, one)
-    if isinstance(case.net, DiT):  # which has none: two programs of one function, each with its own rounding
+    if isinstance(case.net, DiT):  # a DiT has no dropout: the two compiled programs differ only by rounding
         np.testing.assert_allclose(noisy, still, rtol=1e-5, atol=1e-6)
         return
     assert np.abs(noisy - still).max() > 1e-2
@@ -318,14 +318,14 @@ def test_forward_mode_inside_reverse_mode(case):
 def test_every_parameter_is_used(case):
     for path, g in jax.tree_util.tree_leaves_with_path(case.sliced[0][1]):
         name = jax.tree_util.keystr(path)
-        # A bias of the keys shifts a whole row of logits, which the softmax does not see.
+        # A bias of the keys shifts all logits of a row equally, which does not change the softmax.
         assert np.abs(g).max() > (-1 if "'key']['bias" in name else 1e-6), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "points-of-two-axes", "unet", "dit"])
 def test_twice_the_outputs_are_two_networks_with_one_trunk(name):
-    """Half of the last axis is what a network with half of the last layer gives; and derivatives reach it all."""
+    """Each half of the last axis is the output of a network with half of the last layer, and derivatives reach both."""
     net, shape, last = {
         "mlp": (MLP(width=8, depth=1, embedding=8), (3, 2), "out"),
         "points-of-two-axes": (MLP(width=8, depth=1, embedding=8), (3, 4, 2), "out"),
@@ -339,7 +339,7 @@ def test_twice_the_outputs_are_two_networks_with_one_trunk(name):
     assert both.shape == (*shape[:-1], 2 * shape[-1])
 
     def half(leaf, i):
-        """Those of the last layer's columns that make half i of the last axis."""
+        """The columns of the last layer that produce half i of the last axis."""
         channels = shape[-1]
         table = leaf.reshape(*leaf.shape[:-1], -1, 2, channels)[..., i, :]
         return table.reshape(*leaf.shape[:-1], -1)
@@ -355,7 +355,8 @@ def test_twice_the_outputs_are_two_networks_with_one_trunk(name):
         full = {"params": params["params"] | {last: layer}}
         return jax.jvp(lambda x: twice.apply(full, x, cond), (x,), (v,))[1]
 
-    # And forward mode inside reverse mode reaches every unit of both. Long programs that run once: not optimised.
+    # Forward mode inside reverse mode reaches nearly all weights of both halves. A long program that runs once is not
+    # worth optimising.
     quick = {"xla_backend_optimization_level": 0}
     total = lambda layer: jnp.sum(jnp.sin(pushed(layer)))  # noqa: E731
     gradient = jax.jit(jax.grad(total), compiler_options=quick)(params["params"][last])
@@ -363,7 +364,7 @@ def test_twice_the_outputs_are_two_networks_with_one_trunk(name):
         assert (np.abs(half(gradient["kernel"], i)) > 1e-6).mean() > 0.9
 
 
-# Every network, small, with its sizes of examples; and what it has inputs for.
+# Every network in a small size with the shape of its examples, and the networks that take class labels.
 EACH = {
     "mlp": (MLP(width=8, depth=1, embedding=8), (2,)),
     "unet": (UNet(**TINY), (8, 8, 1)),
@@ -385,7 +386,7 @@ def test_each_network_is_tried():
 
 @pytest.mark.parametrize("name", EACH)
 def test_what_every_network_refuses(name):
-    """At trace time, with the right call or the right field in the message."""
+    """The refusal comes at trace time, and its message names the right call or field."""
     net, shape = EACH[name]
     x, c = jnp.zeros((2, *shape)), jnp.zeros(2)
     for cond, error, message in (
@@ -420,7 +421,7 @@ def test_labels_that_do_not_fit(name):
     for label in (jnp.zeros(3, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((2, 3), jnp.int32), jnp.zeros(2)):
         with pytest.raises(ValueError, match=r"2 examples need cond.label as integers of shape \(2,\), from 0 to 3"):
             _init(net, x, Cond(c, label))
-    with pytest.raises(ValueError, match="num_classes=-1: 0"):
+    with pytest.raises(ValueError, match="num_classes=-1: at least 0"):
         _init(net.clone(num_classes=-1), x, Cond(c))
 
 
@@ -435,14 +436,14 @@ def test_augmentations_that_do_not_fit():
     net, x = EACH["ncsnpp"][0].clone(augment_dim=9), jnp.zeros((2, 8, 8, 1))
     with pytest.raises(ValueError, match=r"cond.augment of shape \(2, 9\), as augment_dim=9 says, not \(2, 8\)"):
         _init(net, x, Cond(jnp.zeros(2), augment=jnp.zeros((2, 8))))
-    with pytest.raises(ValueError, match="augment_dim=-1: 0"):
+    with pytest.raises(ValueError, match="augment_dim=-1: at least 0"):
         _init(net.clone(augment_dim=-1), x, Cond(jnp.zeros(2)))
 
 
 @pytest.mark.quick(2)
 @pytest.mark.parametrize("name", EACH)
 def test_fields_change_the_layers_they_name_and_no_other(name):
-    """`out_channels` the last layer; `num_classes` and `augment_dim` add one layer each, which is there when unused."""
+    """`out_channels` changes the last layer. `num_classes` and `augment_dim` add a layer each, even if it is unused."""
     net, shape = EACH[name]
     x, cond = jnp.zeros((2, *shape)), Cond(jnp.zeros(2))
 
@@ -471,7 +472,7 @@ def test_fields_change_the_layers_they_name_and_no_other(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_label_is_the_label_of_none(name):
-    """And the network with classes, given labels, treats each example by its own."""
+    """No label equals the label `num_classes`. With labels, each example depends only on its own label."""
     net, shape = EACH[name]
     net, x, c = net.clone(num_classes=2), _normal(1, (3, *shape)), jnp.array([-1.0, 0.5, 2.0])
     params = _alive(_init(net, x, Cond(c)))
@@ -546,7 +547,7 @@ def test_bfloat16(make):
     assert half.dtype == jnp.float32
     error = np.abs(full - half).max() / np.abs(full).max()
     assert 1e-5 < error < 0.1  # less than 1e-5 would mean that nothing ran in half precision
-    # All products are in half precision; norms and the softmax, which alone has an exponential, in full.
+    # All products run in half precision. The norms and the softmax, the only exponential, run in full precision.
     inside = list(_inside(jax.make_jaxpr(nets[1].apply)(params, x, cond).jaxpr))
     for names, dtype in ((("dot_general", "conv_general_dilated"), "bfloat16"), (("exp", "rsqrt"), "float32")):
         found = [e.outvars[0].aval.dtype for e in inside if e.primitive.name in names]
@@ -554,7 +555,7 @@ def test_bfloat16(make):
 
 
 def _inside(jaxpr):
-    """All operations of a program, those of the programs in it too."""
+    """All operations of a program and of the programs nested in it."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
@@ -564,7 +565,7 @@ def _inside(jaxpr):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "dit", "ncsnpp"])
 def test_remat_computes_the_same_twice(name):
-    """Same parameters by name, same dropout, same gradients; and every block is a program to be run again."""
+    """Names of parameters, dropout and gradients stay the same, and every block is rematerialised."""
     net, blocks = {
         # Two residual blocks in the middle and one a level on the way up; attention in the middle and at 4 pixels.
         "unet": (UNet(**TINY, dropout=0.3), 2 + 2 + 2),

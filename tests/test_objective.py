@@ -1,4 +1,4 @@
-"""Objectives: a loss, a weighting and a law of times make one number an example, and say what does not go together."""
+"""An objective makes a loss, a weighting and a law of times into one number per example, and refuses wrong parts."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Huber(Loss):
-    """As someone would write it: only the formula."""
+    """A user's loss that defines only the formula."""
 
     delta: float = 1.0
 
@@ -132,7 +132,7 @@ def test_a_weighting_on_a_loss_without_a_weight_is_refused_with_the_reason(loss,
 
 @pytest.mark.slow
 def test_it_is_the_loss_at_the_times_that_it_drew():
-    """Nothing more: keys of four kinds, the noised batch, the loss."""
+    """An objective only splits the keys in four, draws times, noises the batch and calls the loss."""
     model, x0, key = Linear(VP()), data(), jax.random.key(3)
     found = Objective(DSM()).evaluate(model, model.init(), key, x0)
     times, noise, inner, _ = split_keys(example_keys(key, 64), 4)
@@ -166,7 +166,7 @@ def test_the_weighting_and_the_uncertainty_come_in():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("times", TIMES)
 def test_which_laws_of_times_are_importance_sampling(times):
-    """An ordinary loss is multiplied by p / q where the law says so, the bound always."""
+    """An ordinary loss is multiplied by p / q if the law is importance sampling; the bound always is."""
     model, x0, key, law = Linear(VP()), data(), jax.random.key(3), TIMES[times]()
     for loss in (DSM(), VLB()):
         found = Objective(loss, times=law).evaluate(model, model.init(), key, x0)
@@ -181,9 +181,9 @@ def test_which_laws_of_times_are_importance_sampling(times):
 )
 @pytest.mark.parametrize("process", [VP(t_min=0.1), EDM(0.3, 5.0)], ids=["vp", "edm"])
 def test_the_bound_is_the_same_under_every_law_of_times(process, law):
-    """It is an average over the process's own times by definition, whatever times are drawn.
+    """The bound is by definition an average over the process's own times, whatever law draws the times.
 
-    In bits a dimension, between noise levels that leave no law with a heavy tail.
+    The means are in bits per dimension, between noise levels at which no law has a heavy tail.
     """
 
     class Exact(Linear):
@@ -248,7 +248,7 @@ def test_the_key_for_dropout_reaches_the_model():
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("x64", [False, True])
 def test_the_terms_keep_the_dtype_of_the_data(x64, name):
-    """In float32, whatever the law of times and its weighting; also where JAX's default is float64."""
+    """The terms stay float32 for every law of times and weighting, also if JAX's default is float64."""
     with jax.enable_x64(x64):
         model, x0 = Linear(PROCESSES[name]()), data(4).astype(jnp.float32)
         for law in TIMES.values():
@@ -266,7 +266,7 @@ def test_the_terms_keep_the_dtype_of_the_data(x64, name):
 LEARNED = VLB(variance="learned")
 PLAIN = functools.partial(Linear, target="eps")
 
-# An objective and a model that do not go together, a word of the reason, the fixes, and what two of them lead to.
+# A refused objective and model, a part of the reason, one of the fixes, and an objective and model that are accepted.
 REFUSED = {
     "velocity of a chain": (Objective(DSM()), Linear(ddpm(), "velocity"), "derivative in time", "target=v",
                             Objective(DSM()), Linear(VP(), "velocity")),
@@ -330,13 +330,13 @@ def test_what_is_refused_says_why_and_what_to_do_instead(case):
 
 
 def test_all_reasons_come_together_and_once():
-    """A uniform start and a weighting of a bound, a variance that none gives, and one that would never end."""
+    """A uniform start, a weighted bound, no learned variance, and an uncertainty for a loss that may be negative."""
     model = PLAIN(ncsn(start="uniform"), log_variance=True)
     found = [refusal.reason for refusal in Objective(LEARNED, MinSNR()).refuse(model)]
     assert len(found) == len(set(found)) == 4
     for word in ("uniform", "make it a bound", "trains the variance", "negative"):
         assert sum(word in reason for reason in found) == 1
-    # Both the loss and the model need the variance of a step: one reason.
+    # The loss and the model both need the variance of a step, which is one reason.
     both = Objective(VLB(variance="learned")).refuse(PLAIN(VP(), learned_variance=True))
     assert len(both) == 1
 
@@ -357,7 +357,7 @@ def test_every_law_of_times_is_for_every_loss(loss, times):
 
 
 def test_an_uncertainty_is_for_what_is_positive():
-    """A loss says so of itself, and a weighting does not change it."""
+    """A loss declares whether it is positive, and a weighting does not change this."""
     model = PLAIN(ddpm(), log_variance=True)
     for loss in (EpsilonMSE(), DSM(), X0MSE(), Huber(), absolute, Weighted(DSM(), EDMWeight())):
         assert Objective(loss).refuse(model) == []
@@ -369,7 +369,7 @@ def test_an_uncertainty_is_for_what_is_positive():
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_what_is_allowed_works(name, target):
-    """Of all processes x targets x losses: the term is finite from end to end, or there is a reason."""
+    """For all processes x targets x losses: the terms of a batch are finite, or the combination is refused."""
     process, x0 = PROCESSES[name](), data(8)
     for loss_name, kind in LOSSES.items():
         for loss in kind.variants().values():

@@ -1,6 +1,6 @@
-"""Update formulas as other libraries write them, spelled out in NumPy, and ours: the same numbers in float64.
+"""Our samplers give the same numbers in float64 as the update formulas of other libraries, written out in NumPy.
 
-benchmarks/parity runs the schedulers of diffusers themselves; here nothing but NumPy is needed.
+benchmarks/parity runs the schedulers of diffusers themselves; these tests need no other library.
 """
 
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_unipc_is_bh2_with_its_corrector(order):
     x, found, taken, corrected = ours[0], [], 0, None
     for k, t in enumerate(TIMES[:-1]):
         m = network(x, t)
-        if k:  # what was predicted is corrected, and the next step goes from there
+        if k:  # correct the prediction, from which the next step starts
             h = lam[k] - lam[k - 1]
             places = [(lam[k - 1 - i] - lam[k - 1]) / h for i in range(1, taken)]
             others = [found[k - 1 - i] for i in range(1, taken)]
@@ -137,7 +137,7 @@ def karras(first, last, n, rho=7.0):
 
 
 def test_karras_sigmas():
-    """Of EDM, and as a grid of any process between its own ends."""
+    """EDM's own grid, and the grid of Karras for another process, between the ends of that process."""
     np.testing.assert_allclose(OwnGrid()(EDM(), 18), karras(80.0, 0.002, 18), rtol=1e-6)
     process = VP()
     found = np.exp(-0.5 * np.asarray(process.logsnr(Karras()(process, 12))))

@@ -1,4 +1,4 @@
-"""Steps and correctors, against the papers' formulas spelled out, and what all of them must keep."""
+"""Steps and correctors agree with the papers' formulas, and all of them keep dtypes and refuse wrong combinations."""
 
 import contextlib
 import dataclasses
@@ -74,14 +74,14 @@ def close(a, b, **options):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("noise", [True, False])
 def test_reverse_diffusion_of_ddpm_is_song_et_al(noise):
-    """x - f + G^2 s + G z with f = (sqrt(1 - beta) - 1) x and G = sqrt(beta); of the ODE half the score, and no z."""
+    """x - f + G^2 s + G z with f = (sqrt(1 - beta) - 1) x and G = sqrt(beta); the ODE has half the score and no z."""
     process = ddpm()
     x, t, _ = batch(process)
     beta = column(np.linspace(1e-4, 0.02, 1000)[t])
     score = np.asarray(TWO_MODES.denoiser(process)(x, t).score)
     want = (2 - np.sqrt(1 - beta)) * x + (1 if noise else 0.5) * beta * score
     want += noise * np.sqrt(beta) * np.asarray(normal(KEY, x.shape))
-    # in float32 the tables' last digits are in lam, of which w is a small difference
+    # the tolerance also suits float32 tables, where the variance loses digits as a small difference in lam
     close(step(ReverseDiffusion(noise), process, x, t, t - 1), want, rtol=2e-4, atol=2e-6)
 
 
@@ -99,7 +99,7 @@ def test_reverse_diffusion_of_ncsn_is_song_et_al():
 
 @pytest.mark.parametrize(("process", "sub"), [(VP(), False), (SubVP(), True)])
 def test_euler_maruyama_is_song_et_al(process, sub):
-    """f = -beta x / 2 and g^2 = beta, of the sub-VP times 1 - e^(-2 B), with beta and B = int beta as in eq. 29."""
+    """f = -beta x / 2 and g^2 = beta, for sub-VP times 1 - e^(-2 B), with beta and B = int beta as in eq. 29."""
     x, t, s = batch(process)
     at, h = column(t), column(t - s)
     beta, whole = 0.1 + 19.9 * at, 0.1 * at + 0.5 * 19.9 * at**2
@@ -110,7 +110,7 @@ def test_euler_maruyama_is_song_et_al(process, sub):
 
 
 def test_euler_and_heun_follow_the_straight_path():
-    """Of flow matching the velocity is eps - x0."""
+    """The velocity of flow matching is eps - x0."""
     process = Flow()
     x, t, s = batch(process)
     denoiser, h = TWO_MODES.denoiser(process), column(s - t)
@@ -138,9 +138,9 @@ def test_euler_is_the_published_ode(name):
     close(step(Euler(), process, x, t, s), want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("churn", [0.0, 2.0, 40.0])  # of which the last alone is held at sqrt(2) - 1
+@pytest.mark.parametrize("churn", [0.0, 2.0, 40.0])  # only the last reaches the limit sqrt(2) - 1 of gamma
 def test_edm_is_karras_et_al(churn):
-    """Algorithm 2, with D for the denoiser; 7 levels, noise 1.003, and churn between 0.05 and 50 alone."""
+    """Algorithm 2, with D for the denoiser; 7 levels, noise 1.003, and churn only for sigma between 0.05 and 50."""
     process = EDM()
     sigma = np.array([60.0, 20.0, 1.3, 0.3, 0.01])
     following = np.array([40.0, 3.0, 0.4, 0.1, 0.004])
@@ -164,7 +164,7 @@ def test_edm_is_karras_et_al(churn):
 )
 @pytest.mark.parametrize("name", ["vp", "subvp", "flow", "ddpm"])
 def test_what_walks_in_sigma_over_alpha_walks_alike_under_every_process(predictor, name):
-    """x / alpha at a noise of sigma / alpha is all that these know: EDM's walk, seen through another process."""
+    """These steps use only x / alpha and sigma / alpha, so under every process they equal the step under EDM."""
     process, plain = PROCESSES[name](), EDM(1e-4, 1e4)
     x, t, s = batch(process)
     ratio = lambda u: process.sigma(u) / process.alpha(u)  # noqa: E731
@@ -182,7 +182,7 @@ def test_consistent_sampling_is_jolicoeur_martineau_et_al():
     b = np.sqrt(1 - ((1 - 0.4) * sigma / following) ** 2)
     want = x + 0.4 * sigma**2 * score + following * b * np.asarray(normal(KEY, x.shape))
     close(step(Consistent(0.4), process, x, t, s), want, rtol=1e-4, atol=1e-5)
-    # less than DDIM's step would leave too much noise, and DDIM's is taken
+    # an eta below DDIM's would leave too much noise, so DDIM's step is taken
     close(step(Consistent(0.01), process, x, t, s), step(Ancestral(0.0), process, x, t, s), atol=1e-6)
     mean, std = posterior(process, x, TWO_MODES.denoiser(process)(x, t).x0, t, s)
     own = Consistent(float(1 - (following / sigma)[0, 0] ** 2))
@@ -195,7 +195,7 @@ def test_consistent_sampling_is_jolicoeur_martineau_et_al():
 
 
 def test_the_first_steps_of_the_multistep_methods():
-    """With nothing before, DPM-Solver is DDIM, or for the SDE ancestral sampling, and UniPC too is DDIM."""
+    """The first step of DPM-Solver is DDIM, or for the SDE ancestral sampling; the first step of UniPC is DDIM."""
     process = VP()
     x, t, s = batch(process)
     close(step(DPMSolver(), process, x, t, s), step(Ancestral(0.0), process, x, t, s))
@@ -204,9 +204,9 @@ def test_the_first_steps_of_the_multistep_methods():
 
 
 def test_dpm_solver_is_lu_et_al():
-    """x_s = (sigma_s / sigma_t) x - alpha_s (e^-h - 1) D with D = (1 + 1 / 2r) x0 - x0_before / 2r, of the ODE.
+    """x_s = (sigma_s / sigma_t) x - alpha_s (e^-h - 1) D with D = (1 + 1 / 2r) x0 - x0_before / 2r, for the ODE.
 
-    Of the SDE it is (sigma_s / sigma_t) e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
+    For the SDE it is (sigma_s / sigma_t) e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
     """
     process = VP()
     half = lambda t: 0.5 * np.asarray(process.logsnr(t))  # noqa: E731
@@ -231,7 +231,7 @@ def test_dpm_solver_is_lu_et_al():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("predictor", [UniPC(1), UniPC(2), UniPC(3), DPMSolver()])
 def test_the_ode_is_solved_exactly_where_x0_does_not_change(predictor):
-    """The linear part is: x = alpha x0 + (sigma_s / sigma_t) (x - alpha x0), whatever the steps are."""
+    """The linear part is solved exactly, whatever the steps: x = alpha x0 + (sigma_s / sigma_t) (x - alpha x0)."""
     process = VP()
     denoiser = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.full_like(x, 1.7)))
     start = normal(KEY, (3, 2))
@@ -248,7 +248,7 @@ def test_the_ode_is_solved_exactly_where_x0_does_not_change(predictor):
     ids=["VP", "Flow", "DDPM"],
 )
 def test_adaptive_solves_the_ode_to_its_tolerance(make, t, s):
-    """Gaussian data: x - alpha m is scaled by the ratio of the standard deviations. Down, and the second up."""
+    """For Gaussian data x - alpha m is scaled by the ratio of the standard deviations, also when time rises."""
     data, process = gaussian((0.5, -0.2), 0.3), make()
     x, t, s = jnp.array([[0.3, -1.0], [2.0, 0.1]]), jnp.array(t), jnp.array(s)
     mean = jnp.array([[0.5, -0.2]])
@@ -262,7 +262,7 @@ def test_adaptive_solves_the_ode_to_its_tolerance(make, t, s):
 
 
 def by_norms(snr, score, z, batch_mean):
-    """h = 2 (snr ||z|| / ||s||)^2 of Song et al. 2021, algorithm 5, of the batch's norms or of each example's."""
+    """h = 2 (snr ||z|| / ||s||)^2 of Song et al. 2021, algorithm 5, with the batch's mean norms or each example's."""
     norms = [np.linalg.norm(a, axis=1, keepdims=True) for a in (z, score)]
     noise, signal = (a.mean(keepdims=True) if batch_mean else a for a in norms)
     return 2 * (snr * noise / signal) ** 2
@@ -270,8 +270,8 @@ def by_norms(snr, score, z, batch_mean):
 
 @pytest.mark.slow
 def test_langevin_by_signal_to_noise_is_song_et_al():
-    """Algorithm 5: x + h s + sqrt(2 h) z, with the norms of the batch behind their switch; by default the h that
-    these have in many dimensions, 2 (snr sigma)^2."""
+    """Algorithm 5: x + h s + sqrt(2 h) z. With `batch_mean`, h comes from the norms of the batch. By default h is the
+    value that these norms give in many dimensions, 2 (snr sigma)^2."""
     process, dims = ncsn(0.01, 5.0, 20), 4096
     t = jnp.array([19, 19, 19])
     denoiser = gaussian((0.0,) * dims, 0.05).denoiser(process)
@@ -313,15 +313,15 @@ def anisotropic(process, stds):
     [(ncsn(0.01, 10.0, 10), 0), (ncsn(0.01, 10.0, 10), 4), (ncsn(0.01, 10.0, 10), 9), (ddpm(), 300), (VP(), 0.2)],
 )
 def test_langevin_by_signal_to_noise_settles_at_the_exact_variance(process, t, dims):
-    """On anisotropic Gaussians, from a direction that is all noise to one that is wide: in every direction at the
-    docstring's V / (1 - snr^2 sigma^2 / V), so at most snr^2 / (1 - snr^2) above V."""
+    """The data are Gaussians whose directions range from nearly no width to a large one. In every direction the
+    variance settles at V / (1 - snr^2 sigma^2 / V), as the docstring says: at most snr^2 / (1 - snr^2) of V above V."""
     snr, count, steps = 0.4, 10_000, 100
     denoiser, variance = anisotropic(process, np.geomspace(1e-3, 1.0, dims) if dims > 1 else [0.02])
     t = jnp.asarray(t)
     v, sigma2 = variance(t), float(process.sigma(t)) ** 2
     settled = v / (1 - snr**2 * sigma2 / v)
     assert (settled <= v / (1 - snr**2) * (1 + 1e-6)).all()
-    # Each step shrinks the distance to it by (1 - h / V)^2, which is slow where the data are wide.
+    # Each step multiplies the distance to `settled` by (1 - h / V)^2, which is slow where the data are wide.
     want = settled + (v - settled) * (1 - 2 * snr**2 * sigma2 / v) ** (2 * steps)
     run = jax.jit(lambda x: SNRLangevin(snr, steps)(denoiser, KEY, x, jnp.full(count, t)))
     x = np.asarray(run(jnp.sqrt(v)[None] * normal(jax.random.key(3), (count, dims))))
@@ -331,8 +331,8 @@ def test_langevin_by_signal_to_noise_settles_at_the_exact_variance(process, t, d
 @pytest.mark.slow
 @pytest.mark.parametrize(("dims", "factor"), [(2, 4.0), (4, 2.5), (16, 1.3)])
 def test_norms_of_each_example_would_not(dims, factor):
-    """Why the default is no ratio of norms: in the tightest direction it settles at 6.1, 3.7 and 1.6 times the exact
-    variance, and with the batch's norms at 1.02."""
+    """This is why the default uses no ratio of norms. With each example's norms, the variance of the tightest direction
+    settles at 6.1, 3.7 and 1.6 times the exact variance in 2, 4 and 16 dimensions; with the batch's norms at 1.02."""
     process = ncsn(0.1, 10.0, 10)
     denoiser, variance = anisotropic(process, np.geomspace(0.01, 1.0, dims))
     v, t = variance(jnp.asarray(0)), jnp.zeros(4000, jnp.int32)
@@ -365,7 +365,7 @@ def test_langevin_by_signal_to_noise_does_not_depend_on_the_batch(dims):
 
 @pytest.mark.slow
 def test_mala_has_no_bias_where_langevin_has():
-    """A step that Langevin answers with a variance of V / (1 - h / 2V) leaves it V with the acceptance."""
+    """With a step h, Langevin settles at the variance V / (1 - h / 2V), while MALA's acceptance keeps V."""
     process, data = ncsn(0.4, 0.8, 2), gaussian((0.0, 0.0), 0.6)
     t, count = jnp.zeros(20_000, jnp.int32), 20_000
     v = 0.36 + 0.16
@@ -375,7 +375,7 @@ def test_mala_has_no_bias_where_langevin_has():
     biased = np.asarray(Langevin(0.5, 20)(data.denoiser(process), KEY, start, t))
     assert biased.var() == pytest.approx(v / (1 - 0.5 / (2 * v)), rel=0.05)
     still = np.asarray(MALA(0.5, 1)(data.denoiser(process), KEY, start, t)) == np.asarray(start)
-    assert 0.05 < still.mean() < 0.95  # moves are refused, whole
+    assert 0.05 < still.mean() < 0.95  # some moves are refused, in all dimensions at once
     assert (still[:, 0] == still[:, 1]).all()
     without = Denoiser(process, lambda x, t: data.denoiser(process)(x, t)._replace(log_density=None))
     with pytest.raises(ValueError, match="score alone"):
@@ -386,7 +386,7 @@ def test_mala_has_no_bias_where_langevin_has():
 
 @pytest.mark.slow
 def test_an_energy_has_the_score_for_its_gradient():
-    """Of the mixture's density it is the exact denoiser; of any network's noise, -||eps||^2 / 2 by differences."""
+    """The mixture's energy gives the exact denoiser. `as_energy` has the score of -||eps||^2 / 2, by differences."""
     process = VP()
     x, t, _ = batch(process)
     exact = TWO_MODES.denoiser(process)
@@ -404,7 +404,7 @@ def test_an_energy_has_the_score_for_its_gradient():
 
 
 def test_the_range_of_the_data():
-    """Clip holds x0; the dynamic threshold divides what a high quantile leaves outside; eps is what is left of x."""
+    """Clip clips x0, and the dynamic threshold scales x0 by a high quantile; eps follows from x and the new x0."""
     process = VP()
     x, t = jnp.ones((1, 4)), jnp.array([0.5])
     denoiser = Denoiser(process, lambda x, t: prediction_from_x0(process, x, t, jnp.array([[0.5, -3.0, 1.5, 2.0]])))
@@ -412,7 +412,7 @@ def test_the_range_of_the_data():
     for wrapper, want in (
         (Clip(-1.0, 1.0), [0.5, -1.0, 1.0, 1.0]),
         (DynamicThreshold(-1.0, 1.0, 1.0), [0.5 / 3, -1.0, 0.5, 2 / 3]),
-        (DynamicThreshold(-1.0, 1.0, 1 / 3), [0.5 / 1.5, -1.0, 1.0, 1.0]),  # of 0.5, 1.5, 2 and 3 the second
+        (DynamicThreshold(-1.0, 1.0, 1 / 3), [0.5 / 1.5, -1.0, 1.0, 1.0]),  # the quantile of |x0| is 1.5
         (DynamicThreshold(0.0, 4.0, 1.0), [2 - 1.5 / 2.5, 0.0, 2 - 0.5 / 2.5, 2.0]),
         (DynamicThreshold(-9.0, 9.0, 1.0), [0.5, -3.0, 1.5, 2.0]),
     ):
@@ -424,7 +424,7 @@ def test_the_range_of_the_data():
 
 
 def test_the_weights_of_unipc_keep_their_digits_in_short_steps():
-    """In float32 the recursion for phi loses all of them; the series does not."""
+    """In float32 the recursion for phi loses all digits in short steps; the series does not."""
     for order in (2, 3):
         for h in (1e-3, 4e-3, 0.02, 0.29, 0.31, 2.0):
             found = {}
@@ -446,12 +446,12 @@ def test_all_noise_may_be_fresh_also_where_alpha_is_0():
 
 
 def sampler_of(step, n):
-    """A sampler with this step, as its attributes say that it can be used."""
+    """A sampler with this step, and with the corrector and n that the attributes of the step ask for."""
     return Sampler(step, SNRLangevin(0.1) if step.needs_corrector else None, n=2 if step.adaptive else n)
 
 
 def with_options(make):
-    """The part with its defaults, and with each of its options that are numbers changed, where it allows that."""
+    """The part with its defaults, and copies with one real option changed, for each option that accepts the change."""
     parts = [make()]
     for name, value in vars(parts[0]).items():
         if isinstance(value, float) and math.isfinite(value):
@@ -475,8 +475,8 @@ def test_an_example_does_not_depend_on_its_batch(name):
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("key", PROCESSES)
 def test_a_step_is_refused_or_keeps_the_dtype(name, key):
-    """The sampler refuses before it is called and when it is called alike. What runs stays float32 with JAX_ENABLE_X64,
-    the step itself and the sampler, and the state keeps its types too."""
+    """`refuse` and the call of a sampler give the same reason. With JAX_ENABLE_X64 a float32 x stays float32 in the
+    step and in the sampler, and the state keeps its types."""
     process, shape = PROCESSES[key](), (3, 2)
     denoiser, keys = TWO_MODES.denoiser(process), jax.random.split(KEY, 3)
     start = (process.prior_std() * normal(KEY, shape)).astype(jnp.float32)
@@ -492,7 +492,7 @@ def test_a_step_is_refused_or_keeps_the_dtype(name, key):
         grid = sampler.levels(process)
         state = step.init(denoiser, start, grid)
         arguments = (denoiser, keys, start, jnp.full(3, grid[0]), jnp.full(3, grid[1]), state)
-        if step.adaptive:  # whose programs are large
+        if step.adaptive:  # its programs are large, so the step is only traced
             moved, after = jax.eval_shape(step.step, *arguments)
         else:
             moved, after = step.step(*arguments)
@@ -507,11 +507,11 @@ def test_a_step_is_refused_or_keeps_the_dtype(name, key):
 @pytest.mark.parametrize("name", [name for name, make in CORRECTORS.items() if make() is not None])
 @pytest.mark.parametrize("key", PROCESSES)
 def test_a_corrector_keeps_the_dtype_and_the_law(name, key):
-    """From the exact law at a level: float32 stays float32 also with JAX_ENABLE_X64, and the variance what it was."""
+    """From the exact law at a level, x stays float32 with JAX_ENABLE_X64, and its variance does not change."""
     process, count = PROCESSES[key](), 4000
     denoiser = gaussian((0.0, 0.0), 0.5).denoiser(process)
     corrector = CORRECTORS[name]()
-    if hasattr(corrector, "step_size"):  # a tenth of the noise at the least noisy level
+    if hasattr(corrector, "step_size"):  # a tenth of the noise variance at the least noisy level
         corrector = dataclasses.replace(corrector, step_size=0.1 * float(process.sigma(levels(process, 2)[1])) ** 2)
     if hasattr(corrector, "steps"):
         corrector = dataclasses.replace(corrector, steps=3)
@@ -527,7 +527,7 @@ def test_a_corrector_keeps_the_dtype_and_the_law(name, key):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_codes_keep_the_dtype(name):
-    """Float32 also with JAX_ENABLE_X64; on a chain and on an SDE they come back to the data, too."""
+    """Codes stay float32 with JAX_ENABLE_X64. For a chain and an SDE, decoding them gives the data again."""
     process, x0 = PROCESSES[name](), jnp.array([[0.5, -0.2], [1.0, 0.1]], jnp.float32)
     denoiser, solver = gaussian((0.0, 0.0), 0.5).denoiser(process), Adaptive(1e-4, 1e-4)
     for function in (encode, decode):
@@ -553,7 +553,7 @@ def test_wrong_codes_are_refused(call, said):
 
 @pytest.mark.slow
 def test_nor_on_how_many_devices_there_are(tmp_path):
-    """The same draws from a batch that lies on one device and on four."""
+    """A batch on one device and a batch on four devices give the same draws."""
     code = """
 import jax, sys, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -584,7 +584,7 @@ np.save(sys.argv[1], np.asarray(x))
         (ddpm(), Sampler(UniPC(3), n=10), 10),
         (ddpm(), Sampler(DPMSolver(1.0), n=10), 10),
         (ncsn(), Sampler(Hold(), Langevin(2e-5, 7)), 71),
-        (ncsn(), Sampler(Hold(), MALA(2e-5, 7)), 81),  # one more a level, for where it starts
+        (ncsn(), Sampler(Hold(), MALA(2e-5, 7)), 81),  # one more per level, at the start of its moves
         (ncsn(), Sampler(ReverseDiffusion(), SNRLangevin(0.16, 2)), 30),
     ],
 )
@@ -612,7 +612,7 @@ def test_a_trajectory_is_the_walk_of_the_draws(step):
     start = normal(jax.random.key(3), shape)
     _, other = sampler.trajectory(denoiser, KEY, shape, start)
     close(other[0], start)
-    if step == Ancestral():  # every step is a draw from the posterior: it lies within 6 of its deviations
+    if step == Ancestral():  # every step is a draw from the posterior, within 6 standard deviations of its mean
         grid = sampler.levels(process)
         for k in range(5):
             t, s = jnp.full(3, grid[k]), jnp.full(3, grid[k + 1])
@@ -658,7 +658,7 @@ def test_what_does_not_go_together_is_refused_once(process, sampler, reason, fix
 
 
 def test_all_refusals_are_given_together():
-    """And each goes away with the first of its fixes."""
+    """Samplers with the fixes applied are accepted."""
     sampler = Sampler(Heun(), MALA(), n=2000)
     assert len(sampler.refuse(ddpm())) == 3
     assert len(Sampler(Hold(), n=2000).refuse(ddpm())) == 2

@@ -1,4 +1,4 @@
-"""The presets that bear a paper's name have the paper's numbers, all that can be told apart."""
+"""The CIFAR-10 presets have the numbers of their papers."""
 
 import pytest
 
@@ -280,6 +280,6 @@ def test_a_preset_has_its_paper_s_numbers(name):
 
 
 def test_edm_s_own_law_and_grid_are_its_paper_s():
-    """The preset takes them by the name `own`: ln sigma ~ N(-1.2, 1.2^2), and rho = 7."""
+    """The preset chooses the law and the grid by the name `own`: ln sigma ~ N(-1.2, 1.2^2), and rho = 7."""
     assert OWN[EDMProcess] == LogNormal(-1.2, 1.2)
     assert grids.OWN[EDMProcess] == grids.Karras(7.0)

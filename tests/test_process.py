@@ -1,4 +1,4 @@
-"""Every process: the kernel, its times, its posterior, its differential equation, its prior; and a user's own."""
+"""Every process: kernel, times, posterior, differential equation and prior; and processes that a user writes."""
 
 import copy
 import dataclasses
@@ -79,7 +79,7 @@ def kernel(name, t):
             steps = [min(1 - abar[i + 1] / abar[i], 0.999) for i in range(1000)]
         case "betas":
             steps = [1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9]
-        case _:  # a process that was added: held to itself in float64, and its own test says what it should be
+        case _:  # a process that was added: compared with itself in float64; its own test checks its formulas
             with jax.enable_x64(True):
                 added = PROCESSES[name]()
                 alpha2 = np.asarray(added.alpha(jnp.asarray(t))) ** 2
@@ -119,7 +119,7 @@ def published_sde(name, t):
 @pytest.mark.quick(3)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_kernel_is_the_papers(name):
-    """alpha, sigma and lam = log(alpha^2 / sigma^2), falling, in float32 against float64."""
+    """alpha, sigma and lam = log(alpha^2 / sigma^2) agree in float32 with float64, and lam falls."""
     process: Process = MADE[name]
     t = levels(process)[::-1]
     alpha2, sigma2 = kernel(name, t)
@@ -135,7 +135,7 @@ def test_kernel_is_the_papers(name):
 def test_time_inverts_logsnr_and_is_held_at_the_ends(name):
     process = MADE[name]
     t = levels(process)
-    # In float32, lam is known to 1e-6 of itself, and the time to that over dlam/dt.
+    # In float32, lam has a relative error of 1e-6, and the time has the error of lam divided by dlam/dt.
     np.testing.assert_allclose(process.time(process.logsnr(t)), t, rtol=3e-5, atol=1e-5)
     with jax.enable_x64(True):
         process = PROCESSES[name]()
@@ -170,7 +170,7 @@ def test_real_times_lie_between_levels(name):
 @pytest.mark.quick(5)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_rate_is_the_loss_of_signal_to_noise(name):
-    """-dlam/dt by finite differences; of a chain, (SNR_{t-1} - SNR_t) / SNR_t."""
+    """-dlam/dt by finite differences; for a chain, (SNR_{t-1} - SNR_t) / SNR_t."""
     with jax.enable_x64(True):
         process = PROCESSES[name]()
         if process.discrete:
@@ -187,7 +187,7 @@ def test_rate_is_the_loss_of_signal_to_noise(name):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_single_steps_have_the_law_of_the_one_jump(name):
-    """THEORY 1: x_t walked one level at a time has alpha_t and sigma_t^2: variances add, not deviations."""
+    """THEORY 1: noise added one level at a time gives alpha_t and sigma_t^2: variances add, not standard deviations."""
     chain = MADE[name]
     alpha, sigma = (np.asarray(f(levels(chain)[::-1]), np.float64) for f in (chain.alpha, chain.sigma))
     mean, var = alpha[0], sigma[0] ** 2
@@ -216,7 +216,7 @@ def test_perturb_draws_from_the_kernel(name):
     assert (abs(x.std(1) / sigma - 1) < 5 / np.sqrt(2 * 20_000)).all()
     again = 1.5 * alpha[:, None] + sigma[:, None] * np.asarray(noised.eps).reshape(3, 20_000, 2)
     np.testing.assert_allclose(x, again, rtol=3e-6, atol=3e-6)
-    # Dimensions are independent of one another: at the noisiest level their correlation is noise.
+    # Dimensions are independent: the correlation of their noise is only statistical.
     assert abs(np.corrcoef(np.asarray(noised.eps).T)[0, 1]) < 5 / np.sqrt(60_000)
 
 
@@ -269,7 +269,7 @@ def test_broadcast_has_the_dtype_of_x_only_among_real_numbers():
     ],
 )
 def test_what_is_no_key_is_refused_with_the_right_call(key, message):
-    """Wherever a key is taken, and also under `jit`."""
+    """Every function that takes a key refuses it, also under `jit`."""
     x0, t = jnp.ones((2, 3)), jnp.array([0, 1])
     for call in (
         lambda: check_key(key),
@@ -285,7 +285,7 @@ def test_what_is_no_key_is_refused_with_the_right_call(key, message):
 @pytest.mark.parametrize(
     ("process", "x0", "t", "error", "message"),
     [
-        # Fractions of the way, as in continuous time, would be almost no noise on a chain.
+        # Times from 0 to 1, as in continuous time, would mean almost no noise on a chain.
         (
             ddpm(),
             jnp.ones((2, 3)),
@@ -332,7 +332,7 @@ def test_perturb_refuses_what_it_cannot_mean(process, x0, t, error, message):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_ends_may_be_rounded(name, dtype):
-    """To the dtype of the times, which may carry them beyond themselves: 0.999 is 1 in bfloat16."""
+    """The dtype of the times may round an end to a time beyond the end: 0.999 is 1 in bfloat16."""
     process = PROCESSES[name]()
     noised = perturb(process, jax.random.key(0), jnp.ones((2, 3)), jnp.array(process.ends, dtype))
     assert bool(jnp.isfinite(noised.x).all())
@@ -356,7 +356,7 @@ def test_perturb_takes_lists_and_integers_of_continuous_time():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_perturb_is_the_same_inside_jit(name):
-    """With the times as an argument, and as an array from outside; real times of a chain are refused when traced."""
+    """Times may be an argument or a constant of the function. Real times of a chain are refused during tracing too."""
     process, key, x0 = MADE[name], jax.random.key(0), jnp.ones((3, 2))
     t = levels(process, 3)
     want = perturb(process, key, x0, t).x
@@ -378,7 +378,8 @@ def test_perturb_is_the_same_inside_jit(name):
 @pytest.mark.parametrize("before", [True, False], ids=["made before x64", "made under x64"])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_dtypes_of_data_are_kept_under_x64(name, before, dtype):
-    """Of perturb and posterior, with times that are 64 bits wide, or 32; of real times by the differential equation."""
+    """perturb and posterior keep the dtype of the data for times of 64 or 32 bits. Functions of real times keep the
+    dtype of the times."""
     process = PROCESSES[name]() if before else None
     with jax.enable_x64(True):
         process = process or PROCESSES[name]()
@@ -408,7 +409,7 @@ def bayes(name, t, s, x, x0):
 @pytest.mark.quick(4)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_posterior_is_bayes_rule(name):
-    """Between all pairs of levels of a grid; at the end of flow matching x_t says nothing of x_s, and all is finite."""
+    """For all pairs of levels of a grid, also at the end of flow matching, where x_t does not depend on x_s."""
     with jax.enable_x64(True):
         process = PROCESSES[name]()
         grid = np.asarray(levels(process, 9))
@@ -423,13 +424,13 @@ def test_posterior_is_bayes_rule(name):
 @pytest.mark.quick(6)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_posterior_keeps_its_digits_between_neighbours(name):
-    """In float32, where the difference of two variances would have lost them."""
+    """In float32, where a difference of two variances would lose these digits."""
     process = MADE[name]
     grid = levels(process)[1 if name == "flow" else 0 :]
     t, s = grid[:-1], grid[1:]
     mean, std = posterior(process, jnp.full((len(t), 1), 0.7), jnp.full((len(t), 1), -0.4), t, s)
     want = bayes(name, t, s, 0.7, -0.4)
-    # lam is known to 1e-6, or to 1e-7 of itself: so is their difference, w, and with it std^2.
+    # lam has an absolute error of 1e-6 or a relative error of 1e-7. This error of lam enters w, and with it std^2.
     np.testing.assert_allclose(mean[:, 0], want[0], rtol=5e-4, atol=1e-5)
     np.testing.assert_allclose(std, want[1], rtol=5e-4)
 
@@ -487,15 +488,15 @@ def test_drift_of_flow_matching_is_infinite_where_the_data_are_gone():
 def test_the_differential_equation_has_the_kernel(name):
     """dm/dt = f m and dV/dt = 2 f V + g^2, integrated by Runge-Kutta from the least noisy time, give alpha, sigma^2.
 
-    A chain's is the equation through its levels, of which there is one in each step: it has a kink at every level.
+    A chain's equation passes through its levels and has a kink at each of them, so the levels lie on edges of steps.
     """
     with jax.enable_x64(True):
         process = PROCESSES[name]()
         if process.discrete:
-            last = process.levels - 1  # which is far from the one before it, where beta is nearly one
+            last = process.levels - 1  # far from the level before it, if beta is nearly one
             edges = [np.arange(0, last - 2, 0.25 if last > 99 else 0.01), np.linspace(last - 2, last, 401)]
             edges = np.concatenate(edges)
-        else:  # f is infinite, or nearly, at the end of some
+        else:  # f is infinite or very large at the end of some
             edges = np.linspace(process.t_min, process.t_max - 0.05 * (process.t_max - process.t_min), 1001)
         h = np.diff(edges)
         nodes = np.stack([edges[:-1] + 1e-7 * h, edges[:-1] + 0.5 * h, edges[1:] - 1e-7 * h])  # on either side of kinks
@@ -557,7 +558,7 @@ def test_levels_of_ncsn_lie_on_ve():
 
 @pytest.mark.parametrize("steps", [25, 50, 100, 1000, 4000])
 def test_ddpm_of_any_length_ends_in_noise(steps):
-    """Its betas are those of 1000 steps times 1000 / steps (the code of Nichol & Dhariwal 2021): abar of the last level
+    """Betas from 1e-4 to 0.02 are multiplied by 1000 / steps (code of Nichol & Dhariwal 2021): abar of the last level
     is near exp(-10.05), the continuous limit, with second-order terms that fall with the length."""
     chain, betas = ddpm(steps=steps), np.linspace(1e-4, 0.02, steps) * 1000 / steps
     np.testing.assert_allclose(np.asarray(chain.alphas, np.float64) ** 2, np.cumprod(1 - betas), rtol=5e-6)
@@ -579,7 +580,7 @@ def test_ddpm_is_refused_where_its_betas_would_reach_one(beta_max, least):
 
 
 def test_ends_are_times():
-    """Their dtype is that of the times of the process, so that they can be given to it."""
+    """The ends have the dtype of the process's times, so they can be passed to the process."""
     for process in MADE.values():
         assert top(process).dtype == bottom(process).dtype == (jnp.int32 if process.discrete else jnp.float32)
         assert (bottom(process), top(process)) == tuple(np.asarray(process.ends, top(process).dtype))
@@ -638,7 +639,7 @@ def test_within_keeps_the_covered_levels():
 
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_within_cuts_a_continuous_process_to_the_covered_times(name):
-    """Its ends have the other's sigma / alpha, 0.05 and 8, and what is covered whole stays as it is, to the digit."""
+    """The ends have the other's sigma / alpha, 0.05 and 8. A process that is covered entirely stays equal to itself."""
     whole = MADE[name]
     part = whole.within(ncsn(0.05, 8.0, 20))
     t = levels(part)[jnp.array([-1, 0])]
@@ -646,19 +647,20 @@ def test_within_cuts_a_continuous_process_to_the_covered_times(name):
     np.testing.assert_allclose(np.sqrt(sigma2 / alpha2), [0.05, 8.0], rtol=1e-4)
     assert type(part) is type(whole) and (t[0], t[1]) == (np.float32(part.t_min), np.float32(part.t_max))
     assert part.data_std == whole.data_std
-    # The schedule within is that of the whole: at the same time the same noise.
+    # The part keeps the schedule of the whole process: the same noise at the same time.
     np.testing.assert_array_equal(part.logsnr(t), whole.logsnr(t))
     assert whole.within(whole) == whole and part.within(whole) == part
-    assert whole.within(ncsn(1e-5, 1e5, 10)) == (whole if name != "flow" else whole.within(ncsn(1e-5, 1e5, 10)))
+    if name != "flow":  # which has noise levels above 1e5 too
+        assert whole.within(ncsn(1e-5, 1e5, 10)) == whole
     assert covers(ncsn(0.05, 8.0, 20), part.logsnr(levels(part))).all()
     for apart in (ncsn(1e5, 1e6, 10), ncsn(1e-8, 1e-7, 10)):
-        if name != "flow":  # which has every noise level, however high
+        if name != "flow":
             with pytest.raises(ValueError, match="share no noise levels"):
                 whole.within(apart)
 
 
 def test_covers_to_one_percent():
-    """sigma / alpha from 0.01 to 1, give or take 1 %: lam = -2 log sigma gets 0.02."""
+    """sigma / alpha from 0.01 to 1 with a tolerance of 1 %, which is 0.02 in lam = -2 log sigma."""
     sigma = np.array([0.0098, 0.00992, 0.01, 0.5, 1.0, 1.008, 1.02])
     want = [False, True, True, True, True, True, False]
     assert covers(ncsn(0.01, 1.0, 10), jnp.asarray(-2 * np.log(sigma), jnp.float32)).tolist() == want
@@ -772,7 +774,7 @@ def test_continuous_processes_are_constants_under_jit(name):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(Continuous):
-    """As docs/recipes/process.md writes one: a frozen dataclass, without another decorator."""
+    """A process as in docs/recipes/process.md: a frozen dataclass, without another decorator."""
 
     most: float = 9.0
     least: float = -9.0
@@ -806,11 +808,11 @@ class RecipeInSlots(Recipe):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RecipeRegistered(Recipe):
-    """By a user who knows JAX: the numbers become leaves."""
+    """A process that the user registers with JAX: the numbers become leaves."""
 
 
 class Plain(Process):
-    """The same without a dataclass: all abstract methods, and an __init__ of its own."""
+    """`Recipe` without a dataclass: all abstract methods, and an __init__ of its own."""
 
     def __init__(self, most=9.0, least=-9.0):
         self.lam = {"most": jnp.asarray(most), "least": jnp.asarray(least)}
@@ -837,7 +839,7 @@ class Plain(Process):
 
 
 class Faster(Process):
-    """Another process at the square of the time: a process that holds one."""
+    """Another process at the square of the time: a process with a process in a field."""
 
     def __init__(self, inner):
         self.inner, self.name = inner, "faster"
@@ -873,10 +875,10 @@ CUSTOM = {
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", CUSTOM)
 def test_a_process_of_ones_own_is_as_good_as_ours(kind):
-    """An argument of jit, under vmap and grad; with all that follows from a kernel."""
+    """It works as an argument of jit, under vmap and grad, and in all functions that take a process."""
     make, leaves = CUSTOM[kind]
     process, t = make(), jnp.array([0.1, 0.5, 0.9])
-    process.logsnr(t)  # what a cached property has seen changes nothing
+    process.logsnr(t)  # the value of a cached property must not become a leaf
     assert len(jax.tree.leaves(process)) == leaves
     traces = []
 
@@ -891,14 +893,15 @@ def test_a_process_of_ones_own_is_as_good_as_ours(kind):
     np.testing.assert_allclose(jax.vmap(type(process).alpha, (None, 0))(process, t), process.alpha(t), rtol=1e-6)
     slope = jax.vmap(jax.grad(lambda t: process.logsnr(t)))(t)
     np.testing.assert_allclose(jax.jit(snr_loss_rate)(process, t), -slope, rtol=1e-6)
-    if leaves in (2, 5):  # and the derivative in what it holds
+    if leaves in (2, 5):  # and the derivative with respect to its leaves
         held = jax.grad(lambda process: process.logsnr(t).sum())(process)
         assert type(held) is type(process) and max(float(jnp.abs(a)) for a in jax.tree.leaves(held)) > 0.5
     noised = jax.jit(perturb)(process, jax.random.key(0), jnp.ones((3, 2)), t)
     mean, std = jax.jit(posterior)(process, noised.x, noised.x0, t, 0.5 * t)
     assert mean.shape == (3, 2) and (std > 0).all() and not vanishes(process)
     np.testing.assert_allclose(process.prior_std(), 1, rtol=1e-5)
-    assert process.within(process) is not None if kind not in ("plain", "nested", "nested, plain") else True
+    if kind not in ("plain", "nested", "nested, plain"):
+        np.testing.assert_allclose(process.within(process).ends, process.ends, rtol=1e-6)
 
 
 TAKEN_APART = {name: make for name, (make, _) in CUSTOM.items() if name != "registered"}  # JAX calls its __init__
@@ -907,7 +910,7 @@ TAKEN_APART |= {"ddpm": ddpm, "ncsn": ncsn, "edm": EDM}
 
 @pytest.mark.parametrize("name", TAKEN_APART)
 def test_a_process_survives_being_taken_apart(name):
-    """JAX puts other things than arrays where leaves were: None, numbers, shapes; twice over, and back again."""
+    """JAX may replace leaves by None, numbers or shapes. Flattening and unflattening twice changes nothing."""
     process = TAKEN_APART[name]()
     leaves, structure = jax.tree.flatten(process)
     for put in (lambda _: None, lambda _: 0, lambda _: object(), lambda a: jax.ShapeDtypeStruct(jnp.shape(a), float)):
@@ -940,7 +943,7 @@ def test_a_process_with_a_field_that_cannot_be_a_constant_says_which():
 
 @dataclasses.dataclass(frozen=True)
 class Halving(Process):
-    """A chain of one's own that is no `Chain`: sigma doubles from level to level."""
+    """A user's chain that is no `Chain`: sigma doubles from level to level."""
 
     first: int = 0
     last: int = 9
@@ -980,16 +983,16 @@ def test_within_of_a_chain_of_ones_own_keeps_the_covered_levels():
 @pytest.mark.parametrize("other", PROCESSES)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_within_is_what_both_have(name, other):
-    """Every pair of processes shares noise, and the part of one that lies in the other has the ends it should have."""
+    """Every pair of processes shares noise levels, and `within` keeps the part of the first in the shared range."""
     process, other = MADE[name], MADE[other]
     part = process.within(other)
     theirs = [float(other.logsnr(end)) for end in (top(other), bottom(other))]
     low, high = (float(part.logsnr(end)) for end in (top(part), bottom(part)))
     assert theirs[0] - 0.021 <= low < high <= theirs[1] + 0.021
     whole = [float(process.logsnr(end)) for end in (top(process), bottom(process))]
-    if not process.discrete:  # as far as either goes
+    if not process.discrete:  # the range of lam that both have
         np.testing.assert_allclose(high, min(theirs[1], whole[1]), atol=0.021)
-        if max(theirs[0], whole[0]) > -12:  # beyond, where alpha is nearly 0, float32 has no time for it
+        if max(theirs[0], whole[0]) > -12:  # below -12, alpha is nearly 0 and float32 cannot resolve the time
             np.testing.assert_allclose(low, max(theirs[0], whole[0]), atol=0.021)
     else:
         lam = np.asarray(process.logsnrs)

@@ -1,4 +1,4 @@
-"""NCSN's networks against their parts by hand, in NumPy, and against PyTorch."""
+"""NCSN's networks agree with their parts written out in NumPy, and with PyTorch."""
 
 import functools
 
@@ -29,7 +29,7 @@ def normal(*shape):
 
 
 def alive(shapes):
-    """Arrays of unit order, by which each layer keeps the size of what it is given, about."""
+    """Random arrays of these shapes, with which each layer roughly keeps the size of its input."""
     return jax.tree.map(lambda a: normal(*a.shape) / np.sqrt(np.prod(a.shape[:-1]) if a.ndim == 4 else 1), shapes)
 
 
@@ -39,7 +39,7 @@ def shapes_of(net, shape=SHAPE):
 
 @functools.cache
 def case(name):
-    """A small network, live parameters, and its output for x."""
+    """A small network, parameters of unit order, an x, the jitted network, and its output for x."""
     net, x = small(name), normal(*SHAPE)
     params = alive(shapes_of(net))
     # Long programs that run a few times: they are not worth optimising.
@@ -60,7 +60,7 @@ def norm_by_hand(x, gamma, alpha, beta):
 
 
 def conv_by_hand(x, layer, dilation=1):
-    """A sum over what lies dilation pixels apart, outside of the image 0."""
+    """A sum over pixels that lie `dilation` apart, with zeros outside the image."""
     kernel = np.asarray(layer["kernel"], np.float64)
     far = dilation * (kernel.shape[0] // 2)
     padded = np.pad(x, ((0, 0), (far, far), (far, far), (0, 0)))
@@ -83,7 +83,7 @@ def elu(x):
 
 
 def scaled(name):
-    """A norm that cannot be taken for another, and says which it is: times a number of its name."""
+    """In place of a norm: multiplication by a number that depends on the name, so that no two norms are confused."""
     factor = np.float32(0.5 + sum(map(ord, name)) % 97 / 97)
     return lambda x, at: x * factor
 
@@ -95,7 +95,7 @@ def scaled(name):
 @pytest.mark.parametrize("levels", [None, 3])
 def test_instance_norm_plus_against_numpy(levels):
     net = InstanceNormPlus(levels)
-    # A mean that is large beside the spread, and few channels, where C and C - 1 are far apart.
+    # The mean is large compared with the spread, and C is small, so that dividing by C or by C - 1 differs much.
     x = (100 * normal(1, 1, 1, 4) + normal(3, 5, 7, 4)).astype(np.float32)
     if levels is None:
         at, constants = None, {name: normal(4) for name in ("gamma", "alpha", "beta")}
@@ -129,7 +129,7 @@ def test_poolings_by_hand():
     x = normal(2, 6, 7, 3) - 1
     np.testing.assert_array_equal(max_pool(x), pool_by_hand(x, np.max, -np.inf))
     np.testing.assert_allclose(mean_pool(x), pool_by_hand(x, np.mean, 0.0), atol=1e-6)
-    # A maximum has the derivative of the pixel that it is of.
+    # The derivative of a maximum goes to the pixel that attains it.
     counts = jax.grad(lambda x: max_pool(x).sum())(x)
     want = np.zeros(x.shape)
     for b, i, j, c in np.ndindex(x.shape):
@@ -189,7 +189,7 @@ def test_residual_block_by_hand(dilation, down, features, size):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("pool", [mean_pool, max_pool])
 def test_refine_block_by_hand(pool):
-    """Two inputs of other sizes and widths, and one unit at the end."""
+    """Two inputs of different sizes and widths, and one residual unit at the end."""
     xs = (normal(1, 4, 6, 3), normal(1, 2, 3, 2))
     block = RefineBlock(4, scaled, pool, jnp.dtype("float32"))
     params = alive(jax.eval_shape(block.init, jax.random.key(0), xs, None))
@@ -235,7 +235,7 @@ def test_the_layout_is_of_all_parameters_both_ways(name):
     theirs = to_theirs(layout(net), params["params"])
     back = to_ours(layout(net), theirs)
     jax.tree.map(np.testing.assert_array_equal, back, params["params"])
-    if name == "refinenet":  # its noisiest level is the first there, and the last here
+    if name == "refinenet":  # the noisiest level is the first in their table, and the last in ours
         table = params["params"]["up2"]["fuse1_norm"]["table"]
         np.testing.assert_array_equal(theirs["refine2.msf.norms.1.embed.weight"][0], table[4])
         np.testing.assert_array_equal(theirs["refine2.msf.norms.1.embed.weight"][4], table[0])
@@ -246,9 +246,9 @@ def test_every_level_has_its_own_constants():
     same = np.broadcast_to(x[:1], SHAPE)
     at = [apply(params, same, np.full(3, c, np.float32))[0] for c in range(5)]
     assert min(np.abs(a - b).max() for i, a in enumerate(at) for b in at[:i]) > 0.1
-    # Example and level belong together, whatever stands beside them.
+    # The output for an example depends on its own level, not on the rest of the batch.
     np.testing.assert_allclose(apply(params, x[::-1], TOLD["refinenet"][::-1])[::-1], out, atol=1e-4)
-    # A row of the table is that of its index, and of no other.
+    # A row of the table changes only the output at the level with its index.
     path = ("up0", "pool1_norm", "table")
     other = jax.tree_util.tree_map_with_path(
         lambda keys, a: (
@@ -270,7 +270,7 @@ def test_the_second_is_told_sigma_and_divides_by_it():
     plain = apply(params, x, np.zeros(3, np.float32))
     np.testing.assert_allclose(out, plain / sigma[:, None, None, None], rtol=1e-5, atol=1e-6)
     assert np.abs(plain).max() > 0.1
-    # The score is divided, and channels beyond it are not.
+    # The channels of the score are divided by sigma, and further channels are not.
     twice = net.clone(out_channels=6)
     two = alive(shapes_of(twice))
     both = jax.jit(twice.apply, compiler_options={"xla_backend_optimization_level": 0})
@@ -306,7 +306,7 @@ def test_half_precision(name):
 
 
 class Blocks(nn.Module):
-    """One of each kind of block: what the networks are made of, and little to compile."""
+    """One block of each kind, which compiles faster than a whole network."""
 
     conditional: bool
 

@@ -1,4 +1,4 @@
-"""A refusal says why, and what would be accepted; that is accepted, and whatever is accepted works."""
+"""Each refusal gives a reason and fixes, the fixes are accepted, and every accepted combination works."""
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +36,12 @@ VARIANCE = VLB(None, variance="learned")
 
 
 def reasons(process, target, loss, *, dims=1, times=None, net=None, weighting=None, **options) -> list[Refusal]:
-    """Why such a network cannot be trained so."""
+    """The reasons why this model cannot be trained with this loss."""
     model = Model(process, net or MLP(), target, **options)
     return refusals(model, Objective(loss, weighting, times or TIMES["own"]()), dims)
 
 
-# What is refused, words of its reason and its fixes, and what they lead to.
+# Refused arguments of `reasons`, parts of the reasons and fixes, and arguments that are accepted.
 REFUSED = {
     "velocity-of-a-chain": (
         ((ddpm(), "velocity", DSM()), {}),
@@ -191,7 +191,7 @@ def test_a_refusal_says_why_and_its_fixes_are_accepted(case):
 
 
 def test_a_learned_variance_of_the_loss_is_for_losses_that_are_positive():
-    """A loss says so of itself, and a weighting does not change it."""
+    """A loss declares whether it is positive, and a weighting does not change this."""
     for loss, weighting in ((EpsilonMSE(), None), (DSM(), None), (X0MSE(), None), (DSM(), EDMWeight())):
         assert not reasons(ddpm(), "eps", loss, weighting=weighting, log_variance=True)
     for loss, weighting in ((ISM(), None), (SSM(), None), (SSM(), EDMWeight())):
@@ -201,7 +201,7 @@ def test_a_learned_variance_of_the_loss_is_for_losses_that_are_positive():
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("loss", [DSM(), VLB(None)])
 def test_every_law_of_times_is_for_every_loss(times, loss):
-    """An average over time by definition is multiplied by p_own / q, so no law changes it (see test_bound)."""
+    """A loss that is by definition an average over time is multiplied by p_own / q, so no law changes its mean."""
     assert not reasons(ddpm(), "eps", loss, times=TIMES[times]())
 
 
@@ -209,7 +209,7 @@ def test_every_law_of_times_is_for_every_loss(times, loss):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_whatever_is_accepted_works(name, target):
-    """For all processes x targets x losses: the loss is finite from end to end, or there is a reason."""
+    """For all processes x targets x losses: the loss is finite from end to end, or the combination is refused."""
     process = PROCESSES[name]()
     t = OwnGrid()(process, 4)
     noised = perturb(process, jax.random.key(0), jnp.array([[0.3, -0.2], [0.9, 0.1], [-0.5, 0.4], [0.2, 0.8]]), t)
@@ -227,7 +227,7 @@ def test_whatever_is_accepted_works(name, target):
         assert np.isfinite(value).all(), (loss_name, value)
 
 
-# Samplers: what is refused, words of it, and what would be accepted
+# Refused samplers, parts of the reasons and fixes, and samplers that are accepted
 
 SAMPLERS = {
     "heun-on-a-chain": ((Sampler(Heun()), ddpm(), {}), ["Heun", "step=ancestral"], (Sampler(Ancestral()), ddpm(), {})),
@@ -281,7 +281,7 @@ def test_a_sampler_says_why_and_its_fixes_are_accepted(case):
 
 
 def test_every_fix_names_an_option_of_the_command_line():
-    """All fixes of the cases above; an option of one part alone is looked for in any part of its section."""
+    """Checks all fixes of the cases above. An option that only one part has may be in any part of its section."""
     config = load("default")
     config.sampler.corrector.name = "langevin"
     found = [refusal for (refused, options), _, _ in REFUSED.values() for refusal in reasons(*refused, **options)]

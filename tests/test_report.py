@@ -62,7 +62,7 @@ def found_in(page, block):
 
 
 def test_samples_stand_below_real_images_pixel_by_pixel(tmp_path):
-    """Both are named, neither is blurred, and real images come from all of the data, not from the first class."""
+    """Both have a name, neither is blurred, and real images come from all of the data, not only the first class."""
     rng = np.random.default_rng(0)
     samples, real = (rng.integers(256, size=(n, 8, 8, 1), dtype=np.uint8) for n in (9, 50))
     path = save_samples(tmp_path / "samples.png", samples, real, "digits, step 3", side=90)
@@ -97,7 +97,7 @@ def test_a_title_says_preset_step_and_distance():
 
 @pytest.mark.parametrize("losses", [[], [0.5], [3.0 / k for k in range(1, 9)], [-1.0 * k for k in range(8)]])
 def test_a_curve_is_drawn_of_any_losses(tmp_path, losses):
-    """None yet, one, many, and those of sliced score matching, which are negative and have no logarithm."""
+    """No loss yet, one loss, many losses, and negative losses, as of sliced score matching, without a logarithm."""
     with MetricsLog(tmp_path, 0) as log:
         for step, loss in enumerate(losses, 1):
             log.write(step, loss=loss)
@@ -132,7 +132,7 @@ def test_a_curve_says_its_loss_in_plain_numbers(tmp_path):
 
 
 def test_a_curve_leaves_out_what_is_not_finite(tmp_path):
-    """It is null in metrics.jsonl."""
+    """A loss that is not finite is null in metrics.jsonl."""
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": null}\n{"step": 3, "loss": 0.5}\n'
     )
@@ -177,7 +177,7 @@ def test_marginals_say_how_many_of_the_coordinates_they_show():
 
 
 def test_columns_keep_their_names():
-    """Those of a table, or given; one name for each coordinate."""
+    """The names come from a table or from an argument, with one name for each coordinate."""
 
     class Table:
         columns = ("age", "height")
@@ -195,7 +195,7 @@ def test_columns_keep_their_names():
 
 @pytest.mark.parametrize("scale", [1.0, 1e6])
 def test_marginals_show_samples_that_leave_the_range_of_the_data(scale):
-    """Without a warning, which a histogram without an example in its range would be (warnings are errors here)."""
+    """A histogram without an example in its range would warn, and warnings are errors in these tests."""
     data = wide(4)
     samples = data.train.copy()
     samples[:, 1] += 100 * scale
@@ -231,7 +231,7 @@ def test_marginals_show_samples_that_are_off(tmp_path):
 
 
 def test_metrics_and_the_table():
-    """Three figures each, or a sentence; the notes are for the JSON, and the last line names the page that explains."""
+    """A metric has three figures or a sentence. Notes are only in the JSON. The last line names the page to read."""
     metrics = [
         Metric("sliced Wasserstein", 0.0205, 0.027, 0.0049, note="key 28bf8c5d"),
         Metric("MMD", 0.03, 0.016, 0.001),
@@ -258,7 +258,7 @@ def test_metrics_and_the_table():
 
 
 def strict(path: Path):
-    """What is in a file of strict JSON."""
+    """The content of a file of strict JSON."""
 
     def refuse(name):
         raise ValueError(f"{name} is no JSON")
@@ -267,7 +267,7 @@ def strict(path: Path):
 
 
 def test_verdicts_are_kept_as_json(tmp_path):
-    """With what is needed to repeat them; an infinity is a string, as JSON has none."""
+    """The file has all that repeating the metrics needs. An infinity is a string, as JSON has no infinity."""
     config = load("ddpm_toy")
     config.sampler.process.name = "edm"
     config.sampler.step.name = "edm"
@@ -292,7 +292,7 @@ def test_likelihoods_are_kept_as_json(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
 def test_figures_do_not_depend_on_the_backend_of_the_environment(tmp_path, backend):
-    """A notebook names a backend of its own for all that it starts, which may not be installed there."""
+    """A notebook sets its own backend for the processes that it starts, where the backend may not be installed."""
     code = f"""
 import os, sys
 import numpy as np
@@ -354,7 +354,7 @@ def test_points_of_the_truth_score_the_floor_and_others_do_not(monkeypatch):
 
 
 def test_points_of_any_rank_are_judged():
-    """Series `[N, T, C]` as points `[N, T C]`."""
+    """Series `[N, T, C]` are judged as points `[N, T C]`."""
     rng = np.random.default_rng(0)
     train, test, fresh = (rng.normal(size=(n, 8, 2)).astype(np.float32) for n in (400, 300, 200))
     scaling = build(load("ddpm_toy")).scaling
@@ -377,7 +377,7 @@ def test_images_of_the_truth_score_the_floor_and_noise_does_not():
     assert memorised.floor is not None and memorised.floor < 2
     assert memorised.text == "100.0 % of the samples are closer to a training image than 99 % of held-out images"
     assert "grey levels; for held-out images" in near.text and not frechet.text
-    # A tenth of copies moves no median, and shows all the same.
+    # If a tenth of the samples are copies, the median does not move, but the memorised share shows the copies.
     mixed = rng.uniform(-1, 1, real.shape).astype(np.float32)
     mixed[:30] = real[:30]
     noise, _, memorised = evaluate(dataset, scaling, mixed)

@@ -1,4 +1,4 @@
-"""The command line, as a person meets it: what it writes, how it goes on, and how it says no."""
+"""The command line as a user sees it: what a run writes, how it continues, and how it is refused."""
 
 import contextlib
 import io
@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small import same
 
 from scoregen import files, run
 from scoregen.app import actions
@@ -43,7 +44,7 @@ TINY = (
 
 
 def once(argv) -> list[str]:
-    """The command line with the last of flags that are given twice, and without the samples of no distance."""
+    """The arguments with only the last of repeated flags, and without `eval.samples` if no distance is computed."""
     flags = {str(arg).partition("=")[0]: str(arg) for arg in argv}
     if flags.get("--config.eval.at_end") == "--config.eval.at_end=False":
         flags.pop("--config.eval.samples", None)
@@ -52,7 +53,7 @@ def once(argv) -> list[str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def few_held_out_points():
-    """The distances are computed in no time."""
+    """Few held-out points, so that the distances take little time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(points, "TEST_SIZE", 100)
         yield
@@ -74,7 +75,7 @@ def done(*argv) -> str:
 
 
 def refused(*argv, parts=(), lines=1) -> str:
-    """The lines, one as a rule, of a run that cannot be."""
+    """The lines, usually one, with which a run is refused."""
     code, out, err = main(*argv)
     assert code == 2
     assert err.startswith("scoregen: ") and err.count("\n") == lines, err
@@ -98,20 +99,16 @@ def state_of(workdir, *argv):
     return found
 
 
-def same(a, b) -> bool:
-    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(*map(jax.tree.leaves, (a, b))))  # noqa: B905
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A run from beginning to end with its distances: (workdir, what it said)."""
+    """A run from beginning to end with its distances: (workdir, stdout)."""
     workdir = tmp_path_factory.mktemp("runs") / "deep" / "first run"
     return workdir, done(*TINY, f"--workdir={workdir}")
 
 
 @pytest.fixture
 def trained(first, tmp_path):
-    """A copy of that run's folder, to do with as one likes."""
+    """A copy of that run's folder, which a test may change."""
     return Path(shutil.copytree(first[0], tmp_path / "run"))
 
 
@@ -130,7 +127,7 @@ def test_a_run_writes_what_its_table_names(first):
     assert samples.shape == (30, 2) and np.isfinite(samples).all() and samples.std(0).min() > 0
     distances = json.loads((workdir / "distances.json").read_text())
     assert (distances["step"], distances["samples"]) == (6, 30)
-    assert all(row["value"] > row["floor"] > 0 for row in distances["distances"])  # after six steps it knows nothing
+    assert all(row["value"] > row["floor"] > 0 for row in distances["distances"])  # six steps are too few to learn
     assert json.loads((workdir / "model.json").read_text())["batch"] == 8
     assert steps_logged(workdir) == [1, 2, 3, 4, 5, 6]
     assert json.loads((workdir / "config.json").read_text())["train"]["batch"] == 8
@@ -201,7 +198,7 @@ def elsewhere(*argv, **env) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_figures_do_not_depend_on_the_backend_of_a_notebook(tmp_path):
-    """As `!python -m scoregen.run` in a notebook has it."""
+    """A notebook sets this backend for `!python -m scoregen.run`."""
     backend = "module://matplotlib_inline.backend_inline"
     found = elsewhere(*TINY, "--config.train.steps=2", f"--workdir={tmp_path}", MPLBACKEND=backend)
     assert (found.returncode, found.stderr) == (0, "")
@@ -210,7 +207,7 @@ def test_figures_do_not_depend_on_the_backend_of_a_notebook(tmp_path):
 
 @pytest.mark.slow
 def test_likelihoods_with_64_bit_types(trained):
-    """Of float32 data, by the bound and by the ODE."""
+    """The bound and the ODE of float32 data are finite."""
     few = ("--config.eval.likelihood.examples=4", "--config.eval.likelihood.bound.strata=8")
     found = elsewhere("--mode=likelihood", f"--workdir={trained}", *few, JAX_ENABLE_X64="1")
     assert (found.returncode, found.stderr) == (0, "")
@@ -228,7 +225,7 @@ def test_everything_that_cannot_be_is_said_each_on_a_line(tmp_path):
 
 @pytest.mark.slow
 def test_the_best_checkpoint_can_be_sampled(tmp_path, monkeypatch):
-    """Here the held-out loss only rises, so the best is the first; unasked, the newest is taken."""
+    """Here the held-out loss only rises, so the first checkpoint is the best. By default the newest is sampled."""
     rising = itertools.count()
     monkeypatch.setattr(loop, "make_eval", lambda *_, **__: lambda *_: float(next(rising)))
     done(*TINY, f"--workdir={tmp_path}")
@@ -248,7 +245,7 @@ def test_two_trainings_go_to_two_folders(tmp_path, monkeypatch):
 
 @pytest.fixture
 def steps_of_any_size(monkeypatch):
-    """Langevin steps that are bound to diverge are refused; here they shall."""
+    """Langevin steps that must diverge are refused by default. These tests need them to diverge."""
     monkeypatch.setattr(Langevin, "refuse", lambda self, process: None)
 
 
@@ -278,6 +275,7 @@ def test_images_come_as_grids(tmp_path):
     assert np.load(tmp_path / "samples.npz")["samples"].shape == (9, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_and_goes_on_ends_in_the_same_bits(first, tmp_path):
     done(*TINY, "--config.train.steps=3", f"--workdir={tmp_path}")
     out = done(*TINY, "--config.train.steps=6", f"--workdir={tmp_path}")
@@ -324,7 +322,7 @@ def test_eval_takes_the_newest_checkpoint(first, trained):
 
 @pytest.mark.slow
 def test_as_many_samples_are_drawn_as_the_command_needs(first, trained, tmp_path):
-    """`eval` draws those that it evaluates; training also draws for the picture, and the table says so."""
+    """`eval` draws the samples that it evaluates; training also draws for the picture, and the table says so."""
     assert "evaluated" not in first[1]
     out = done(*TINY, "--mode=eval", "--config.eval.samples=10", f"--workdir={trained}")
     assert re.search(r"sampled +10 by", out) and "evaluated" not in out
@@ -438,7 +436,7 @@ def test_a_damaged_checkpoint_is_passed_over(trained):
     out = done(*TINY, f"--workdir={trained}")
     assert f"checkpoint {checkpoints / '6'} is damaged" in out
     assert "found the checkpoint of step 3" in out and "continuing to step 6" in out
-    assert same(whole, state_of(trained, *TINY))  # it was made again, as it was
+    assert same(whole, state_of(trained, *TINY))  # the checkpoint was made again with the same bits
     assert steps_logged(trained) == [1, 2, 3, 4, 5, 6]
 
     for step in ("3", "6"):
@@ -466,7 +464,7 @@ def test_other_options_are_refused_and_named(trained):
 
 @pytest.mark.slow
 def test_options_that_do_not_touch_the_training_are_free(trained):
-    """Those of the sampler, of how long and how often."""
+    """Options of the sampler, of the length of the training, and of how often it logs and saves."""
     out = done(
         *(*TINY, f"--workdir={trained}", "--config.train.steps=7", "--config.train.log_every=5"),
         *("--config.train.keep=1", "--config.sampler.n=4", "--config.sampler.step.ancestral.eta=0.0"),
@@ -478,7 +476,7 @@ def test_options_that_do_not_touch_the_training_are_free(trained):
 
 @pytest.mark.slow
 def test_a_loss_that_explodes(tmp_path):
-    """Nothing is saved of it; and what the line advises can be done in the same folder."""
+    """Nothing of such a run is saved, and the advice of the message works in the same folder."""
     wild = ("--config.train.learning_rate=1e30", "--config.train.clip=0.0")
     refused(*TINY, *wild, f"--workdir={tmp_path}", parts=["became", "nothing was saved yet", "learning rate"])
     assert not list(tmp_path.glob("checkpoints/*"))
@@ -488,8 +486,8 @@ def test_a_loss_that_explodes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [300, 5000, 20_000])
 def test_a_full_disk(tmp_path, limit):
-    """Files can grow no larger than this: too small for the configuration, a checkpoint, the figure."""
-    # A process of its own, to its very end: what a failed write leaves behind is complained of when it is collected.
+    """Files can grow no larger than `limit`, which is too small for the configuration, a checkpoint or the figure."""
+    # A separate process that runs to its end, since objects left by a failed write may warn when they are collected.
     (tmp_path / "run").mkdir()
     argv = [*TINY, f"--workdir={tmp_path / 'run'}"]
     code = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
@@ -503,7 +501,7 @@ def test_a_full_disk(tmp_path, limit):
 
 
 def start(cwd: Path, *argv, before: str = "pass") -> subprocess.Popen:
-    """The command line in a process of its own, that says every fifth of a second how far it is."""
+    """The command line in a separate process that prints its progress every fifth of a second."""
     code = f"import sys; from scoregen import run; from scoregen.train.log import Bar; Bar.every = 0.2; {before}; "
     code += "sys.exit(run.main())"
     return subprocess.Popen(
@@ -517,7 +515,7 @@ def start(cwd: Path, *argv, before: str = "pass") -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen, what: str) -> str:
-    """What it said up to the first line that begins with `what`."""
+    """The output of the process up to the first line that begins with `what`."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -556,12 +554,12 @@ def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("gone", ["terminal", "reader"])
 def test_a_run_whose_output_nobody_reads_any_more_saves(tmp_path, gone):
-    """The terminal is closed, which sends SIGHUP; or what it was piped into has died, and later a signal stops it."""
+    """The terminal is closed, which sends SIGHUP; or the reader of the pipe ends, and later a signal stops the run."""
     argv = (*TINY, *LONG, "--config.train.log_every=50", "--workdir=run")
     if gone == "terminal":
         output, terminal = pty.openpty()
-        # The process takes the terminal for its own, without a fork of this one, in which JAX has threads. SIGHUP is
-        # not ignored, even where the tests run under nohup.
+        # The new process itself makes the terminal its controlling terminal, as no Python code is safe between fork and
+        # exec: JAX has threads here. SIGHUP gets its default action, since the tests may run under nohup.
         own = (
             "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
             "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -584,7 +582,7 @@ def test_a_run_whose_output_nobody_reads_any_more_saves(tmp_path, gone):
         process = start(tmp_path, *argv)
         wait_for(process, "training 1")
         process.stdout.close()
-        time.sleep(1)  # it says more, to nobody
+        time.sleep(1)  # it writes more, which nobody reads
         process.terminate()
         with process.stderr:
             assert process.wait(60) == 128 + signal.SIGTERM and process.stderr.read() == ""
@@ -730,7 +728,7 @@ def test_the_digits_come_near_the_floor(tmp_path, name):
     ],
 )
 def test_a_network_serves_the_other_process_as_well_as_its_own(toys, name, sampler):
-    """Its samples are within half of what a perfect sampler scores, and no worse than the native ones'."""
+    """The distance is at most 1.5 floors, and at most four of the floor's standard deviations above the native one."""
     workdir, native = toys[name]
     done(f"--config={name}", f"--workdir={workdir}", "--mode=eval", *sampler)
     bridged = verdict(workdir)
@@ -741,11 +739,11 @@ def test_a_network_serves_the_other_process_as_well_as_its_own(toys, name, sampl
 
 @pytest.mark.slow
 def test_what_was_compiled_is_kept_for_the_next_time(tmp_path):
-    """In a folder that may be damaged, or not be there to be written, without a word."""
+    """A damaged cache, or a cache folder that cannot be written, causes no warning."""
     kept = tmp_path / "cache" / "compiled"
     env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMP", "JAX_PERS"))}
     env |= {"SCOREGEN_CACHE": str(tmp_path / "cache"), "JAX_EXPLAIN_CACHE_MISSES": "true"}
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # however fast this machine compiles
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # programs that compile fast are kept too
 
     def go(name):
         command = [sys.executable, "-m", "scoregen.run", *TINY, f"--workdir={tmp_path / name}"]
@@ -754,7 +752,7 @@ def test_what_was_compiled_is_kept_for_the_next_time(tmp_path):
         return done.stderr
 
     assert "jit_step" in go("first") and any(path.name.startswith("jit_step") for path in kept.iterdir())
-    assert "jit_step" not in go("second")  # no miss of that one
+    assert "jit_step" not in go("second")  # no cache miss of the step
     for path in kept.glob("jit_step*-cache"):
         path.write_bytes(path.read_bytes()[:100])
     assert "Warning" not in go("third")

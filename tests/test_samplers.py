@@ -1,4 +1,4 @@
-"""Every sampler, with the exact score: it must draw from the mixture, not merely draw."""
+"""Every sampler with the exact score draws from the law of the mixture."""
 
 import dataclasses
 import functools
@@ -42,13 +42,13 @@ from scoregen.samplers import (
 from scoregen.testing.oracle import TWO_MODES, Mixture, gaussian
 
 COUNT = 20_000
-# For annealed Langevin, which evaluates the denoiser some ten thousand times; and for continuous processes, whose
-# steps here are fewer and longer.
+# The number of samples for annealed Langevin, which evaluates the denoiser about ten thousand times, and for continuous
+# processes, which have fewer and longer steps in these tests.
 FEWER = 5_000
 # The least noisy level is far below the modes' widths, the noisiest far above their distance.
 LEVELS = ncsn(0.01, 30.0, 300)
 LANGEVIN = Langevin(step_size=0.1 * 0.01**2, steps=30)
-# Options of the shipped parts that have a test of their own. What is in the tables is found there, below.
+# The shipped parts with particular options. Tests below find the entries of the tables and use their defaults.
 DRAWS = {
     "ddpm ancestral": (ddpm(), Sampler(Ancestral())),
     "ddpm ancestral, large variance": (ddpm(), Sampler(Ancestral(variance="large"))),
@@ -92,14 +92,14 @@ def exact(process):
 
 
 def move(step, denoiser, key, x, t, s):
-    """x at s, of a step that remembers nothing."""
+    """x at s, by a step without a memory of earlier steps."""
     return step.step(denoiser, key, x, t, s, step.init(denoiser, x, jnp.stack([t[0], s[0]])))[0]
 
 
 @pytest.mark.quick(2)
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "flow"])
 def test_the_exact_denoiser_is_tweedies(name):
-    """By modes, and by Tweedie's formula from the gradient of the density."""
+    """The posterior over the modes agrees with Tweedie's formula and the gradient of the log density."""
     process = PROCESSES[name]()
     t = levels(process, 6)
     x = normal(jax.random.key(0), (6, 2)) * process.prior_std()
@@ -111,7 +111,7 @@ def test_the_exact_denoiser_is_tweedies(name):
 
 
 def the_sampler(step, process, n=300):
-    """A sampler with this step, as its attributes say that it can be used, or a reason why it cannot."""
+    """A sampler with this step and with the corrector and n that the step asks for, and the reasons to refuse it."""
     sampler = Sampler(step, LANGEVIN if step.needs_corrector else None, n=2 if step.adaptive else n)
     refusals = sampler.refuse(process, density=True)
     return sampler, "; ".join(map(str, refusals))
@@ -130,7 +130,7 @@ def is_the_mixture(x, weight, mean, std):
 @pytest.mark.parametrize("process", [LEVELS, VE(0.01, 30.0), VP()], ids=["chain", "VE", "VP"])
 @pytest.mark.parametrize("name", STEPS)
 def test_every_step_of_the_table_draws_the_mixture(name, process):
-    """With its own defaults, to the accuracy that 300 levels have at order 1: who adds a step is tested here."""
+    """With its defaults, to the accuracy of 300 levels at order 1. A step that is added to the table is tested too."""
     sampler, reason = the_sampler(STEPS[name](), process)
     if reason:
         with pytest.raises(ValueError, match="take"):
@@ -143,7 +143,7 @@ def test_every_step_of_the_table_draws_the_mixture(name, process):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", CORRECTORS)
 def test_every_corrector_of_the_table_draws_the_mixture(name):
-    """As the moves between steps that are themselves exact; few of them, if the corrector has a number of steps."""
+    """The corrector moves between ancestral steps, which draw the mixture by themselves. Few moves suffice."""
     corrector = CORRECTORS[name]()
     if hasattr(corrector, "steps"):
         corrector = dataclasses.replace(corrector, steps=2)
@@ -151,13 +151,13 @@ def test_every_corrector_of_the_table_draws_the_mixture(name):
     is_the_mixture(x, weight=0.05, mean=0.06, std=0.12)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 def test_draws_are_those_of_the_mixture(name):
     """Weights, means and variances of the modes, and the distance to exact draws.
 
-    The modes are 6 standard deviations apart, so each draw belongs to one of them beyond doubt. For chains the sliced
-    Wasserstein distance to exact draws is what it is between two sets of exact draws.
+    The modes are 6 standard deviations apart, so each draw belongs clearly to one of them. For chains the sliced
+    Wasserstein distance to exact draws is as small as between two sets of exact draws.
     """
     process, sampler = DRAWS[name]
     shape = (COUNT if process.discrete and sampler.step != Hold() else FEWER, 2)
@@ -171,7 +171,7 @@ def test_draws_are_those_of_the_mixture(name):
     for mode, mine in enumerate((first, ~first)):
         part, std = x[mine], TWO_MODES.stds[mode]
         assert (abs(part.mean(0) - TWO_MODES.means[mode]) < 4 * std / np.sqrt(len(part))).all()
-        # 0.5 % beside the statistical error: the last, denoising step takes sigma_min^2 off the variance
+        # 0.5 % in addition to the statistical error: the last, denoising step takes sigma_min^2 off the variance
         # (0.25 % here), and a chain of n levels is itself an approximation of order 1/n.
         assert (abs(part.std(0) / std - 1) < 0.005 + 4 / np.sqrt(2 * len(part))).all()
 
@@ -352,7 +352,7 @@ def keys(count):
 
 @pytest.mark.slow
 def test_langevin_settles_at_the_level():
-    """One Gaussian level: the chain's variance is V / (1 - h / 2V), the docstring's, not V / 2 nor 2 V."""
+    """For Gaussian data at one level, the variance is V / (1 - h / 2V), as in the docstring, and not V / 2 or 2 V."""
     data, process = Mixture((1.0,), ((0.0, 0.0),), (0.6,)), ncsn(0.4, 0.8, 2)
     for level in (0, 1):
         t = jnp.full(COUNT, level)
@@ -379,7 +379,7 @@ def test_langevin_step_is_song_and_ermon():
 @pytest.mark.parametrize("process", [ncsn(0.01, 30.0, 60), ddpm(), EDM()])
 @pytest.mark.parametrize("step", [Ancestral(), Ancestral(0.0), Hold()])
 def test_draws_do_not_depend_on_the_batch(process, step):
-    """The same seed gives the same example whatever stands beside it."""
+    """The same seed gives the same example, whatever the rest of the batch."""
     sampler = Sampler(step, Langevin(2e-6, 1) if step == Hold() else None, n=20)
     few, many = (sampler(exact(process), jax.random.key(1), (n, 2)) for n in (2, 5))
     np.testing.assert_allclose(few, many[:2], rtol=1e-4, atol=1e-4)
@@ -394,7 +394,7 @@ def test_draws_do_not_depend_on_the_batch(process, step):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize(("denoise", "corrector", "evaluations"), [(True, 3, 13), (False, 3, 12), (True, 0, 4)])
 def test_network_evaluations(denoise, corrector, evaluations):
-    """n for an ancestral walk, n T + 1 for annealed Langevin; counted where they happen."""
+    """n for an ancestral walk, n T + 1 for annealed Langevin; the denoiser counts its calls."""
     calls = []
     process = ncsn(0.1, 10.0, 4)
 
@@ -461,7 +461,7 @@ def _apply(params, x, t, traces):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("trajectory", [False, True])
 def test_other_parameters_do_not_compile_again(trajectory):
-    """Also with a sampler that is made anew; another shape does."""
+    """A new but equal sampler does not compile again either; another shape does."""
     traces = []
     key = jax.random.key(0)
 
@@ -482,7 +482,7 @@ def test_other_parameters_do_not_compile_again(trajectory):
 
 @pytest.mark.slow
 def test_a_network_without_leaves_is_sampled_too():
-    """Parameters that are closed over, a network that cannot be hashed, and a process with a list in it."""
+    """Parameters that are closed over, a network that cannot be hashed, and a `Partial` with a string as its leaf."""
 
     class Unhashable:
         __hash__ = None
@@ -503,7 +503,7 @@ def test_a_network_without_leaves_is_sampled_too():
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [ddpm(), VP()], ids=["chain", "VP"])
 def test_a_sampler_works_inside_jit(process):
-    """With the denoiser, and so a chain's tables, as an argument; with all refusals that need no values."""
+    """The denoiser, and so a chain's tables, is an argument. Refusals that need no values of arrays still come."""
     sampler = Sampler(Ancestral(0.0), Langevin(1e-5, 1), n=6)
     run = jax.jit(lambda denoiser, key: sampler(denoiser, key, (3, 2)))
     found = run(exact(process), jax.random.key(0))
@@ -521,7 +521,7 @@ def test_a_sampler_works_inside_jit(process):
 
 
 class Jump(Step):
-    """Noise the denoised mean again; it holds an array and a list, and counts its steps."""
+    """Adds noise to the denoised mean. The step holds an array and a list, and counts its calls in the state."""
 
     def __init__(self, scale):
         self.scale, self.names = jnp.asarray(scale), ["cannot be hashed"]
@@ -538,7 +538,7 @@ class Jump(Step):
 
 
 class Plain:
-    """No subclass of anything: `step` alone."""
+    """A step without a base class: it has only the method `step`."""
 
     def step(self, denoiser, key, x, t, s, state):
         return Jump(1.0).step(denoiser, key, x, t, s, jnp.zeros((), jnp.int32))[0], state
@@ -559,7 +559,7 @@ class Halves(Grid):
 @pytest.mark.parametrize("corrector", [Shake(), lambda denoiser, key, x, t: x, None])
 @pytest.mark.parametrize("grid", [Halves(), lambda process, n: jnp.linspace(1.0, 0.01, n)])
 def test_parts_of_ones_own(step, corrector, grid):
-    """A class each, or a function, and nothing else: with the defaults of everything that they do not say."""
+    """Each part is a class or a function, and all that it does not define has a default."""
     sampler = Sampler(step, corrector, grid, 9)
     assert sampler.refuse(VP()) == []
     x = sampler(exact(VP()), jax.random.key(0), (400, 2))
@@ -584,7 +584,7 @@ def test_a_part_of_ones_own_is_refused_by_what_it_says():
 
 
 class Wide(Step):
-    """A step that does not heed the dtype of x."""
+    """A step that ignores the dtype of x."""
 
     def step(self, denoiser, key, x, t, s, state):
         assert denoiser(x, t).x0.dtype == x.dtype == jnp.float32
@@ -684,7 +684,7 @@ def test_wrong_use_is_one_clear_error(call, error, said):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_gap_is_the_share_of_the_deviation_that_is_data(name):
-    """By drawing x at a level: the regression of x on alpha x0, in units of x's deviation."""
+    """The gap equals the correlation of x and x0 among draws at a level."""
     process = PROCESSES[name]()
     for t in (levels(process, 5)[0], levels(process, 5)[2]):
         x0 = process.data_std * normal(jax.random.key(0), (40_000, 1))
@@ -705,8 +705,8 @@ def test_the_gap_is_the_share_of_the_deviation_that_is_data(name):
     ],
 )
 def test_a_start_far_from_the_prior_is_said_with_the_number(process, sampler):
-    """The samples of data of mean 1 have a mean that is short of it by about the gap; with a given start, or with
-    Langevin moves, there is no warning."""
+    """For data of mean 1, the samples have a smaller mean, and the more so the larger the gap. A given start and
+    Langevin moves cause no warning."""
     denoiser = gaussian((1.0, 1.0), process.data_std).denoiser(process)
     first = sampler.levels(process)[0]
     gap = start_gap(process, first)
@@ -725,7 +725,7 @@ def test_a_start_far_from_the_prior_is_said_with_the_number(process, sampler):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name not in ("ncsn", "sigmas")])
 def test_the_published_processes_start_at_the_prior(name):
-    """NCSN's own levels end at the deviation 1, and `sigmas` at 3: NCSN runs Langevin moves, which forget the start."""
+    """Not `ncsn` and `sigmas`, which end at sigma = 1 and 3: the Langevin moves of NCSN forget the start."""
     process = PROCESSES[name]()
     assert start_gap(process, levels(process, 2)[0]) < 0.1
     Sampler(Ancestral(), n=2)(exact(process), jax.random.key(0), (2, 2))

@@ -1,4 +1,4 @@
-"""Every time law: its density, what it draws, and what its ratios make of expectations."""
+"""Every law of times: its density, its draws, and expectations weighted by its ratios."""
 
 import math
 
@@ -27,12 +27,12 @@ MADE = {name: make() for name, make in PROCESSES.items()}
 
 
 def phi(z):
-    """The standard normal's share below z."""
+    """The standard normal distribution function at z."""
     return 0.5 * (1 + np.vectorize(math.erf)(np.asarray(z, np.float64) / math.sqrt(2)))
 
 
 def own_quantile(process, t):
-    """The share of the published law below t: uniform, but for EDM, whose ln t ~ N(-1.2, 1.2^2) is cut at its ends."""
+    """The published distribution function at t: uniform, but for EDM ln t ~ N(-1.2, 1.2^2), truncated at the ends."""
     t = np.asarray(t, np.float64)
     low, high = process.ends
     if isinstance(process, EDM):
@@ -55,7 +55,7 @@ def assert_shares(counts, shares):
 
 
 def state_after_losses(law, process):
-    """What a law has learned when every bin has seen a full history of losses of its own size."""
+    """A law's state after every bin has seen a full history of losses, whose size differs between bins."""
     state = law.init(process)
     if not isinstance(law, SecondMoment):
         return state
@@ -97,8 +97,8 @@ def law_and_state(name, process):
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("law", LAWS)
 def test_densities_are_the_law_of_the_draws(law, name):
-    """They integrate to one, the draws follow them (Kolmogorov-Smirnov, or counts of levels), and `ratio` is the own
-    law's density over it."""
+    """Densities integrate to one, the draws follow them (Kolmogorov-Smirnov, or counts of levels), and `ratio` is the
+    density of the process's own law divided by this density."""
     process = MADE[name]
     law, state = law_and_state(law, process)
     got = drawn(law, process, seed=5, state=state)
@@ -136,7 +136,7 @@ def test_quantiles_invert_distribution_functions(law, name):
         process = PROCESSES[name]()
         u = jnp.linspace(0.001, 0.999, 101)
         t = law.quantile(process, u)
-        if process.discrete:  # of the level that holds the quantile u the edges hold u between them
+        if process.discrete:  # u lies between the edges of the level that is its quantile
             assert (law.cdf(process, t) <= u + 1e-12).all() and (u - 1e-12 <= law.cdf(process, t + 1)).all()
             at = jnp.arange(process.levels)
             np.testing.assert_allclose(
@@ -153,7 +153,7 @@ def test_quantiles_invert_distribution_functions(law, name):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_own_is_the_published_law(name):
-    """Uniform in the level or the time; Karras et al.'s log-normal one. Its ratio is one."""
+    """The law is uniform in the level or the time, and for EDM the log-normal law of Karras et al. Its ratio is one."""
     process = MADE[name]
     got = drawn(Own(), process)
     assert (got.ratio == 1).all() and (got.bin == 0).all()
@@ -165,7 +165,7 @@ def test_own_is_the_published_law(name):
     assert got.t.min() == 0 and got.t.max() == n - 1
     bins = min(n, 10)
     assert_shares(np.bincount(got.t * bins // n, minlength=bins), np.bincount(np.arange(n) * bins // n) / n)
-    # Level j holds the quantiles from j/N to (j+1)/N, and 1 does not fall off the end.
+    # Level j holds the quantiles from j/N to (j+1)/N, and the last level also holds the quantile 1.
     np.testing.assert_array_equal(Own().quantile(process, jnp.asarray((np.arange(n) + 0.5) / n)), np.arange(n))
     assert int(Own().quantile(process, jnp.array(1.0))) == n - 1
     np.testing.assert_allclose(Own().density(process, jnp.arange(n)), np.full(n, 1 / n), rtol=1e-6)
@@ -195,7 +195,7 @@ def test_a_process_that_extends_another_has_its_own_law():
 
 @pytest.mark.slow
 def test_ratios_are_finite_in_the_farthest_tails():
-    """For every quantile that can be drawn, down to 2^-24: a loss that is multiplied by it stays a number."""
+    """For every quantile that can be drawn, down to 2^-24, except under the log-normal law of flow matching."""
     u = jnp.array([0.0, 2.0**-24, 1e-6, 0.5, 1 - 1e-6, 1 - 2.0**-24])
     for process in MADE.values():
         for law in (law for law in LAWS.values() if isinstance(law, Fixed)):
@@ -208,7 +208,7 @@ def test_ratios_are_finite_in_the_farthest_tails():
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("law", [name for name, law in TIMES.items() if law.importance])
 def test_weighted_expectations_are_those_under_the_process_law(law, name):
-    """E[w h(t)] = E_own[h(t)] for h the powers of the own law's quantile, of which the means are 1 / (k + 1)."""
+    """E[w h(t)] = E_own[h(t)] for h the powers of the own law's quantile, whose means are 1 / (k + 1)."""
     process, law = MADE[name], TIMES[law]()
     got = drawn(law, process, state=state_after_losses(law, process))
     if process.discrete:
@@ -221,7 +221,7 @@ def test_weighted_expectations_are_those_under_the_process_law(law, name):
         assert abs(terms.mean() - want[k]) < 5 * terms.std() / np.sqrt(COUNT) + 1e-4
     if law == Own():
         return
-    # The bin is that of the time drawn, so that a loss is booked where it arose; within it all quantiles are as likely.
+    # The drawn time lies in `bin`, so a loss is recorded where it arose. In a bin all quantiles are equally likely.
     if process.discrete:
         np.testing.assert_array_equal(got.bin, got.t)
     else:
@@ -233,7 +233,7 @@ def test_weighted_expectations_are_those_under_the_process_law(law, name):
 @pytest.mark.quick(3)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_lognormal_is_normal_in_log_sigma_over_alpha(name):
-    """Of a chain to the nearest level in lam, beyond the ends the last one; in continuous time cut at the ends."""
+    """For a chain, a draw moves to the nearest level in lam. In continuous time the law is truncated at the ends."""
     process, law = MADE[name], LogNormal(mean=-1.0, std=1.5)
     t = drawn(law, process).t
     if process.discrete:
@@ -253,7 +253,7 @@ def test_lognormal_is_normal_in_log_sigma_over_alpha(name):
 
 
 def test_lognormal_is_the_law_of_edm():
-    """With the same mean and standard deviation, but for the tails that EDM cuts: 4e-4 of it."""
+    """The mean and standard deviation are the same, but EDM truncates the tails."""
     for law in (LogNormal(), Own()):
         t = drawn(law, EDM(sigma_min=1e-4)).t
         counts = np.histogram(np.log(t), np.linspace(-4.8, 2.4, 13))[0]
@@ -269,7 +269,7 @@ def test_logitnormal_is_esser_et_al(mean, std):
     shares = density.reshape(20, -1).mean(1) / 20
     got = drawn(LogitNormal(mean, std), Flow(t_min=1e-6)).t
     assert_shares(np.histogram(got, 20, (0, 1))[0], shares / shares.sum())
-    # Of any other process it is the law of the quantile.
+    # For other processes it is the law of the quantile under the process's own law.
     u = np.clip(own_quantile(EDM(), drawn(LogitNormal(mean, std), EDM()).t), 0, 1)
     assert_shares(np.histogram(u, 20, (0, 1))[0], shares / shares.sum())
     levels = drawn(LogitNormal(mean, std), ddpm()).t
@@ -278,13 +278,13 @@ def test_logitnormal_is_esser_et_al(mean, std):
 
 @pytest.mark.parametrize("chain", [ddpm(), ncsn(), betas()], ids=["ddpm", "ncsn", "betas"])
 def test_uniform_logsnr_draws_a_level_as_often_as_lam_falls_there(chain):
-    """P(t) ~ lam_{t-1} - lam_t, and at level 0, which no step leads to, as at level 1; a thousandth is uniform."""
+    """P(t) ~ lam_{t-1} - lam_t, and level 0, which no step leads to, has P(1). A share of a thousandth is uniform."""
     n = chain.levels
     got = drawn(UniformLogSNR(), chain)
     lam = 2 * np.log(np.asarray(chain.alphas, np.float64) / np.asarray(chain.sigmas, np.float64))
     gaps = np.concatenate([lam[:1] - lam[1:2], lam[:-1] - lam[1:]])
     shares = 0.999 * gaps / gaps.sum() + 0.001 / n
-    # In bins of (nearly) equal fall in lam, where the draws are then equally many.
+    # In bins over which lam falls (nearly) equally, so that they get equally many draws.
     bins = np.minimum(((lam[0] - lam) / (lam[0] - lam[-1]) * min(n, 10)).astype(int), min(n, 10) - 1)
     assert_shares(np.bincount(bins[got.t], minlength=bins[-1] + 1), np.bincount(bins, shares))
     np.testing.assert_allclose(got.ratio, 1 / (n * shares[got.t]), rtol=2e-3)
@@ -299,7 +299,7 @@ def test_uniform_logsnr_draws_a_level_as_often_as_lam_falls_there(chain):
     "process", [VP(), VE(), VE(0.01, 5000.0), PROCESSES["vp_cosine"]()], ids=["vp", "ve", "ve_wide", "vp_cosine"]
 )
 def test_uniform_logsnr_has_uniform_logsnr(process):
-    """Each of the hundred bins of t gets its share of the fall of lam; a thousandth is uniform in t."""
+    """Each of the hundred bins of t gets its share of the fall of lam. A share of a thousandth is uniform in t."""
     edges = np.linspace(*process.ends, 101)
     with jax.enable_x64(True):
         lam = np.asarray(process.logsnr(jnp.asarray(edges)))
@@ -307,7 +307,7 @@ def test_uniform_logsnr_has_uniform_logsnr(process):
     got = drawn(UniformLogSNR(), process)
     assert_shares(np.bincount(got.bin, minlength=100), shares)
     np.testing.assert_allclose(got.ratio, 0.01 / shares[got.bin], rtol=2e-3)
-    # So lam is uniform: its quantiles at a tenth, two tenths ... of the fall, read between the edges of bins.
+    # So lam is uniform: the share of draws above the edge of a bin is the share of the fall of lam above this edge.
     at = np.asarray(process.logsnr(jnp.asarray(got.t)), np.float64)
     for edge in lam[[1, 5, 20, 50, 80, 95]]:
         share = (lam[0] - edge) / (lam[0] - lam[-1])
@@ -326,7 +326,7 @@ def fed(law, process, rounds, losses):
 
 @pytest.mark.parametrize("process", [ncsn(), VP()], ids=["ncsn", "vp"])
 def test_second_moment_is_nichol_and_dhariwal(process):
-    """P ~ sqrt(mean of the last ten squared losses), eq. 18, a thousandth uniform; and uniform until all have ten."""
+    """P ~ sqrt(mean of the last ten squared losses), eq. 18, a thousandth uniform. P is uniform until all have ten."""
     law = SecondMoment()
     bins = 10 if process.discrete else 100
     rng = np.random.default_rng(0)
@@ -345,7 +345,7 @@ def test_second_moment_is_nichol_and_dhariwal(process):
 
 
 def test_second_moment_waits_for_the_last_bin():
-    """One bin that has seen nine losses is enough to keep all uniform."""
+    """While one bin has only nine losses, the law stays uniform."""
     law, chain = SecondMoment(), ncsn()
     state = fed(law, chain, 9, lambda i: np.arange(1.0, 11))
     nine = Drawn(jnp.zeros(9), jnp.ones(9), jnp.arange(9, dtype=jnp.int32))
@@ -359,7 +359,7 @@ def test_second_moment_waits_for_the_last_bin():
 
 @pytest.mark.slow
 def test_second_moment_records_every_duplicate_in_a_batch():
-    """Twelve losses of one bin in one batch: the last ten are kept, in a ring, and its probability is theirs."""
+    """Twelve losses of one bin in one batch: the last ten are kept, in a ring, and give the bin's probability."""
     law, chain = SecondMoment(), ncsn()
     state = fed(law, chain, 10, lambda i: np.ones(10))
     again = Drawn(jnp.zeros(13), jnp.ones(13), jnp.array([3] * 12 + [7], jnp.int32))

@@ -1,4 +1,4 @@
-"""The step is the one that the equations say, it is traced once, and a run can be cut anywhere, bit for bit."""
+"""The step follows the equations and is traced once, and a run that is cut anywhere ends in the same bits."""
 
 import dataclasses
 import io
@@ -57,7 +57,7 @@ def test_every_program_is_traced_once():
 
 @pytest.mark.slow
 def test_a_whole_run_traces_step_and_held_out_loss_once(tmp_path):
-    """With checkpoints, held-out losses and a callback along the way; before, shapes alone are looked at once."""
+    """With checkpoints, held-out losses and a callback. A first trace, with 2 examples, evaluates only shapes."""
     parts, sizes = counted(toy())
     seen = []
     parts.fit(tmp_path, callback=lambda step, state: seen.append((step, int(state.step))))
@@ -77,7 +77,7 @@ def test_a_run_that_is_cut_ends_in_the_same_bits(tmp_path, make):
     for part in ("params", "ema", "opt_state", "times"):
         assert same(getattr(straight, part), getattr(second, part)), part
     assert not same(straight.params, straight.ema)
-    if make is learned:  # the law was no longer even when the run was cut
+    if make is learned:  # the law was no longer uniform when the run was cut
         losses, seen = first.times
         assert seen.min() >= 2 and np.ptp(np.sqrt(np.mean(losses**2, 1))) > 0.01
         moved = jax.tree.map(lambda a: float(np.abs(a).max()) > 1e-5, straight.params["log_variance"])
@@ -121,7 +121,7 @@ def test_metrics_are_strict_json(tmp_path):
 def test_the_loss_is_the_hand_written_one():
     """Ho et al. 2020, eq. 14, spelled out: x = sqrt(abar) x0 + sqrt(1 - abar) eps, and the mean of (eps - net)^2.
 
-    And the keys: of the step, then of the example, then half of that for the objective, which splits it in four.
+    The keys too: the step's key gives each example's key, and one half of this key is the objective's, split in four.
     """
     parts = toy(batch=5, seed=3)
     state = dataclasses.replace(parts.init(), step=jnp.int32(7))
@@ -144,11 +144,11 @@ def test_the_loss_is_the_hand_written_one():
     assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [toy, learned])
 def test_microbatches_make_the_same_step(make):
     states, losses = [], []
-    # A gradient that is clipped: what follows the sum must follow it once.
+    # The gradient is clipped: all that comes after the sum of the microbatches must happen once.
     optimizer = make_optimizer("adam", "constant", 0.01, clip=0.1)
     for microbatch in (0, 2):
         parts = make(microbatch=microbatch, optimizer=optimizer)
@@ -187,7 +187,7 @@ def test_the_first_average_has_buffers_of_its_own_and_the_state_is_donated():
 
 @pytest.mark.slow
 def test_training_keeps_float32_where_64_bit_types_are_on():
-    """With a law of times and a variance that learn, whose own numbers may have 64 bits."""
+    """With a learned law of times and a learned variance of the loss, which may hold 64-bit numbers."""
     with jax.enable_x64(True):
         parts = learned()
         state, metrics = parts.step()(parts.init(), parts.x0(0))
@@ -249,12 +249,12 @@ def test_the_terms_are_the_losses_with_ratio_and_learned_variance():
 
 @pytest.mark.slow
 def test_a_step_draws_by_its_law_and_the_held_out_loss_by_the_processes_own():
-    """So the second compares between laws; and a law learns from the losses."""
+    """So held-out losses can be compared between laws. A law learns from the losses of the step."""
     held_out, steps = [], []
     for law in (sg.Own(), sg.LogNormal(), sg.SecondMoment()):
         parts = toy(objective=sg.Objective(sg.EpsilonMSE(), times=law))
         state = parts.init()
-        # The last layer starts at nearly zero, where the loss is that of the noise alone.
+        # The last layer starts at nearly zero, where the loss depends only on the noise.
         state = dataclasses.replace(state, params=jax.tree.map(lambda a: a + 0.1, state.params))
         held_out.append(parts.eval()(state.params))
         state, metrics = parts.step()(state, parts.x0(0))
@@ -266,7 +266,7 @@ def test_a_step_draws_by_its_law_and_the_held_out_loss_by_the_processes_own():
 
 
 class Numbers(nn.Module):
-    """A network that gives the mean of the numbers of the augmentation."""
+    """A network whose output is the mean of the augmentation numbers."""
 
     augment_dim: int = 9
 
@@ -277,7 +277,7 @@ class Numbers(nn.Module):
 
 @pytest.mark.slow
 def test_training_data_are_augmented_and_held_out_data_are_not():
-    """The network is given the numbers in training, and zeros elsewhere; each example has a key of its own."""
+    """The network gets the augmentation numbers in training, and zeros otherwise. Each example has its own key."""
     seen = []
 
     def prepare(raw, keys, train=True):
@@ -294,7 +294,7 @@ def test_training_data_are_augmented_and_held_out_data_are_not():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize(("batch", "microbatch", "most"), [(8, 0, 8), (6, 3, 3), (500, 0, 64)])
 def test_the_held_out_loss_is_that_of_all_at_once_in_batches_that_fit(batch, microbatch, most):
-    """512 examples, of which 3 is no divisor: none is lost, none counted twice, and none is too many at a time."""
+    """3 does not divide the 512 examples: none is lost or counted twice, and no batch is too large."""
     parts, sizes = counted(toy(batch=batch, microbatch=microbatch, seed=4))
     params = parts.init().params
     found = parts.eval()(params)
@@ -305,7 +305,7 @@ def test_the_held_out_loss_is_that_of_all_at_once_in_batches_that_fit(batch, mic
 
 
 def test_a_held_out_loss_is_left_out_once_the_run_is_stopped(tmp_path):
-    """Between two batches; what is saved then has no loss, and is not the best."""
+    """The evaluation stops between two batches. The checkpoint then has no held-out loss and is not the best."""
     parts, heard = toy(), []
     evaluate = parts.eval()
     progress = lambda done, total: heard.append((done, total))  # noqa: E731

@@ -1,4 +1,4 @@
-"""The walk that is shown is the walk of the samples, and the pictures hold it."""
+"""The walk that is drawn is the walk that ends in the samples, and the pictures show this walk."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def test_the_walk_ends_in_the_samples_of_a_run(name, options):
     assert seen.x.shape == seen.x0.shape == (9, 4, *parts.dataset.shape)
     levels = sampling.sampler.levels(process)
     np.testing.assert_allclose(seen.noise, process.sigma(levels) / process.alpha(levels), rtol=1e-4)
-    # Noise of a sigma of 10 or of alpha near 0 is shown with the spread of data, here 1.
+    # x is scaled to the spread of the data, here 1, also where sigma is 10 or alpha is near 0.
     assert 0.5 < seen.x[0].std() < 1.6
 
 
@@ -65,7 +65,7 @@ def test_long_walks_are_thinned_and_drawn(tmp_path):
 
 
 def test_levels_are_even_in_log_snr_where_the_noise_is_visible():
-    """Not even in number: of a chain most levels are noise, or data, to the eye."""
+    """Not even in the index: most levels of a chain look like pure noise or like data."""
     noise = np.geomspace(160, 0.001, 400)
     for spread in (1.0, 10.0):
         some = levels_to_show(noise, spread)
@@ -106,7 +106,7 @@ def test_samples_that_leave_the_range_of_the_data_are_shown(offset):
     (low, high), (left, right) = last.get_ylim(), last.get_xlim()
     x, y = seen.x0[-1][:, :2].T
     assert np.mean((x > left) & (x < right) & (y > low) & (y < high)) > 0.95
-    # Estimates on the way that are elsewhere are drawn at the edge, and their share is said.
+    # Estimates outside the axes are drawn at the edge, and a text gives their share.
     far = seen._replace(x0=np.concatenate([seen.x0[:-1] + 9 * offset, seen.x0[-1:]]))
     first = sheet_of(data, None, far).axes[len(page.axes) // 2]
     assert [text.get_text() for text in first.texts] == ["100 % outside"]

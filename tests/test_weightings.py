@@ -1,4 +1,4 @@
-"""Weightings: each is what its paper says, and means the same whatever the network gives and the loss is."""
+"""Each weighting has its paper's formula, and has the same meaning for every target and every loss."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("exact")
 
 
 def times(process, n=20):
-    """All levels of a chain but the first, or times where there is data left."""
+    """All levels of a chain but the first, or times with alpha > 0."""
     if process.discrete:
         return jnp.arange(1, process.ends[1] + 1)
     t = jnp.geomspace(*process.ends, n) if isinstance(process, EDM) else jnp.linspace(*process.ends, n)
@@ -27,7 +27,7 @@ def times(process, n=20):
 
 
 def counts(process, t, target):
-    """The squared error of what `target` gives, where x0 is off by one: the noise is then off by -alpha / sigma."""
+    """The squared error of the output for `target`, if x0 has the error 1 and so the noise the error -alpha / sigma."""
     alpha, sigma = np.asarray(process.alpha(t)), np.asarray(process.sigma(t))
     a, b = map(np.asarray, TARGETS[target](process, t))
     return (a - b * alpha / sigma) ** 2
@@ -45,7 +45,7 @@ def test_errors_in_other_terms():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()])
 def test_the_published_forms(process):
-    """Each as the weight of the error that its paper has it of, with sigma / alpha where the paper's alpha is 1."""
+    """Each formula weighs the error that its paper uses, with sigma / alpha for sigma if the paper's alpha is 1."""
     t = times(process)
     snr = np.asarray(process.alpha(t) / process.sigma(t)) ** 2
     eps, score = counts(process, t, "eps"), counts(process, t, "score")
@@ -68,24 +68,24 @@ def test_the_published_forms(process):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow()])
 def test_the_sigmoid_weighs_the_bound(process):
-    """Kingma & Gao 2023: -lam' sigmoid(b - lam) of the error of eps, here with the slope as a difference."""
+    """Kingma & Gao 2023: -lam' sigmoid(b - lam) weighs the error of eps. Here a difference gives lam'."""
     t = jnp.sort(times(process))[1:-1]
     h = 1e-6 * t
     lam, slope = np.asarray(process.logsnr(t)), np.asarray((process.logsnr(t + h) - process.logsnr(t - h)) / (2 * h))
     want = -slope / (1 + np.exp(lam - 2.0)) * counts(process, t, "eps") / np.asarray(own_density(process, t))
     np.testing.assert_allclose(Sigmoid(2.0)(process, t), want, rtol=1e-5)
-    # where there is much noise, it is twice the bound itself
+    # where lam is far below b, the weight is twice the weight of the bound
     np.testing.assert_allclose(Sigmoid(200.0)(process, t), 2 * np.asarray(Likelihood()(process, t)), rtol=1e-9)
 
 
 @pytest.mark.slow
 def test_the_bounds_weights_do_not_depend_on_the_law_of_the_times():
-    """VE and EDM between the same noise levels are one process at two paces: the mean of w f over own times is one."""
+    """VE and EDM between the same noise levels are one process at two paces, with equal means of w f over own times."""
     ends = {"sigma_min": 0.01, "sigma_max": 50.0}
     wide, u = LogNormal(std=3.0), jnp.asarray((np.arange(200_000) + 0.5) / 200_000)
     for weighting in (Likelihood(), Sigmoid()):
         means = []
-        # EDM's own law has so little in its tails that the mean is taken by a wider one, and weighted back.
+        # EDM's own law has little mass in its tails, so the times follow a wider law, and the ratio corrects the mean.
         for process, law in ((VE(**ends, t_min=1e-9), Own()), (EDM(**ends), wide)):
             t = law.quantile(process, u)
             ratio = own_density(process, t) / law.density(process, t)
@@ -96,7 +96,7 @@ def test_the_bounds_weights_do_not_depend_on_the_law_of_the_times():
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("process", [ddpm, lambda: ncsn(0.01, 20.0, 30)])
 def test_of_a_chain_the_likelihood_is_the_divergence_of_two_steps(process):
-    """L_{t-1} with the posterior's variance is (difference of the means)^2 / (2 variance); of N levels, N times."""
+    """L_{t-1} with the posterior's variance is (difference of the means)^2 / (2 variance); N levels give a factor N."""
     process = process()
     t = times(process)
     x, zero = jnp.ones((len(t), 1)), jnp.zeros((len(t), 1))
@@ -117,7 +117,7 @@ def test_with_the_weighting_edm_the_output_of_the_target_edm_counts_one(name):
 @pytest.mark.parametrize("weighting", NAMED)
 @pytest.mark.parametrize("name", ["ddpm", "ncsn", "vp", "edm", "flow"])
 def test_a_weighting_is_the_same_of_every_loss(name, weighting):
-    """Example by example w ||x0 - x0_theta||^2, and the weighting is not that of the loss."""
+    """The loss of each example is w ||x0 - x0_theta||^2, and w replaces the loss's own weight."""
     process, by = PROCESSES[name](), NAMED[weighting]()
     t, rng = times(process, 12), np.random.default_rng(0)
     x0, eps, wrong = jnp.asarray(rng.standard_normal((3, len(t), 2)))

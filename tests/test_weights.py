@@ -1,4 +1,4 @@
-"""Weights in and out: nothing changes by a bit, nothing of a file is run, and the networks give what theirs give."""
+"""Import and export change no bit and run no code of a file, and our networks give the outputs of other libraries."""
 
 import contextlib
 import io
@@ -55,7 +55,7 @@ def done(*argv) -> str:
 
 
 def answered(*argv, parts=()) -> str:
-    """The one line of a call that cannot be."""
+    """The one line with which a call is refused."""
     code, out, err = main(*argv)
     assert code == 2
     assert err.startswith("scoregen: ") and err.count("\n") == 1
@@ -67,7 +67,7 @@ def answered(*argv, parts=()) -> str:
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """The tiny pipeline as a run."""
+    """The tiny pipeline, imported as a run."""
     target = tmp_path_factory.mktemp("runs") / "tiny"
     done("import", UNET2D, f"--workdir={target}")
     return target
@@ -78,7 +78,7 @@ def imported(tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_diffusers_gives(imported):
-    """In float32 to 1e-4, at three times; the weights are of unit order, so a layer amiss would show."""
+    """Our output equals diffusers' to 1e-4 in float32, at three times. Weights of unit order show a wrong layer."""
     config = workdir.configuration(imported)
     shape = workdir.example_shape(imported, config)
     params, _ = workdir.read(imported, workdir.shapes_of(config, shape))
@@ -99,13 +99,13 @@ def test_in_and_out_again_changes_no_bit(imported, tmp_path):
         before, after = (json.loads((folder / part).read_text()) for folder in (UNET2D, tmp_path / "out"))
         said = {key: value for key, value in before.items() if key in after}
         assert said == after
-        # What it leaves out is either a remark, or not looked at by what it says.
+        # The export leaves out only a remark and options that other options switch off.
         assert set(before) - set(after) <= {"_diffusers_version", "dynamic_thresholding_ratio", "sample_max_value"}
 
 
 @pytest.mark.slow
 def test_the_types_are_kept(tmp_path):
-    """Array by array, where they differ."""
+    """Each array keeps its own type."""
     theirs, kinds = shutil.copytree(UNET2D, tmp_path / "theirs"), ("bfloat16", "float64", "float32", "float16")
     halves = sorted(load_file(theirs / FILE).items())
     before = {name: a.astype(np.float32).astype(kinds[i % 4]) for i, (name, a) in enumerate(halves)}
@@ -118,7 +118,7 @@ def test_the_types_are_kept(tmp_path):
 
 @pytest.mark.slow
 def test_names_of_older_files(tmp_path):
-    """The first checkpoints on the hub call attention's layers otherwise."""
+    """The first checkpoints on the hub have other names for the layers of attention."""
     theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     arrays = load_file(theirs / FILE)
@@ -134,7 +134,7 @@ def test_names_of_older_files(tmp_path):
 
 @pytest.mark.slow
 def test_the_run_samples_and_trains_on(imported, tmp_path):
-    """The workdir alone says what to do."""
+    """Both commands need only the workdir."""
     there = shutil.copytree(imported, tmp_path / "run")
     few = ("--config.sampler.n=2", "--config.sampler.images=2", "--config.sampler.batch=2")
     train = ("--steps=2", "--config.eval.at_end=false")
@@ -156,7 +156,7 @@ def shapes_there(there):
 
 
 def test_the_run_is_what_was_imported(imported):
-    """Average and parameters are the same, and the configuration is that of the pipeline's files."""
+    """Average and parameters are the same, and the configuration comes from the pipeline's files."""
     there = imported
     config = load(str(there / "config.json"))
     assert (config.name, config.process.name, config.sampler.x0.name) == ("ddpm_digits", "ddpm", "clip")
@@ -186,7 +186,7 @@ def test_the_card_says_where_figures_are_from(imported, tmp_path):
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| held-out loss | 0.25 | 5 (another than the weights) |" in text and f"{count:,} parameters" in text
     assert "1000 samples, floor 1.5, features of a classifier, key abc | distances.json |" in text
-    # Of what was only imported, the data and the training are not known: those are the preset's.
+    # Data and training of imported weights are not known: the configuration has only the preset's.
     assert card["name"] == "unet2d" and not {"data", "loss", "training"} & set(card)
     assert "ddpm_digits" not in text and "| data | not known here, scaled by centered |" in text
 
@@ -214,7 +214,7 @@ def test_the_card_says_where_figures_are_from(imported, tmp_path):
 
 
 def test_the_cifar_network_has_the_layout_of_google_s():
-    """As many parameters as google/ddpm-cifar10-32, and its attention where the blocks' types say."""
+    """As many parameters as google/ddpm-cifar10-32, and attention in the same blocks."""
     theirs = pipeline.unet_config(UNet(), (32, 32, 3))
     assert theirs["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
     assert theirs["up_block_types"] == ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
@@ -399,7 +399,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(imported, tmp_path):
 
 @pytest.mark.slow
 def test_the_scheduler_is_found_where_diffusers_finds_it(imported, tmp_path, monkeypatch):
-    """Beside the model's own config.json, as the first models of the hub have it; and beside its folder."""
+    """Either beside the model's config.json, as in the first models of the hub, or in a folder beside the model's."""
     flat = shutil.copytree(UNET2D / "unet", tmp_path / "flat")
     shutil.copy(UNET2D / "scheduler" / "scheduler_config.json", flat)
     for path, name in ((flat, "one"), (UNET2D / "unet", "two")):
@@ -434,7 +434,7 @@ def test_a_configuration_of_other_data_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_sampler_without_noise_stays_one(tmp_path):
-    """And what is said there of fewer steps comes out as it came in."""
+    """The options of DDIM for fewer steps are exported as they were imported."""
     theirs = shutil.copytree(UNET2D, tmp_path / "theirs")
     file = theirs / "scheduler" / "scheduler_config.json"
     options = {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "steps_offset": 1}
@@ -476,7 +476,7 @@ def test_other_forms_in_and_out_again(changed, fields):
 
 @pytest.mark.slow
 def test_only_what_is_new_is_removed(tmp_path, monkeypatch):
-    """Of two imports side by side, or of a folder that a user has under such a name."""
+    """A folder under the temporary name stays: another import or the user may own it."""
     (tmp_path / f".run.{os.getpid()}").mkdir()
     answered("import", UNET2D, f"--workdir={tmp_path / 'run'}", "--format=ddpm", parts=["--format"])
     done("import", UNET2D, f"--workdir={tmp_path / 'run'}")
@@ -506,7 +506,7 @@ with fresh_folder(Path({str(tmp_path / "run")!r}), "--workdir") as folder:
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path):
-    """Of a file that may have no more than 8 kB: orbax writes in threads, which complain of it by themselves."""
+    """No file may exceed 8 kB. Orbax writes in threads, which would print errors of their own."""
     line = f"ulimit -f 8; exec {sys.executable} -m scoregen weights import {UNET2D} --workdir={tmp_path / 'run'}"
     found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=200)
     assert found.returncode == 2 and found.stderr.count("\n") == 1
@@ -564,7 +564,7 @@ def test_all_faults_of_a_command_line_are_said_at_once():
         code, out, err = main(*argv)
         lines = err.splitlines()
         assert (code, out, len(lines)) == (2, "", len(parts)), err
-        assert all(line.startswith("scoregen: ") and part in err for line, part in zip(lines, parts, strict=True))
+        assert all(line.startswith("scoregen: ") and part in line for line, part in zip(lines, parts, strict=True)), err
 
 
 @pytest.mark.slow
@@ -591,7 +591,7 @@ def test_inspect_says_what_it_would_be(imported, tmp_path):
 
 
 def test_a_file_of_pytorch_without_pytorch():
-    """Every type, strides and an offset, DataParallel's prefix, the buffer that has no average: number for number."""
+    """Every type, strides and an offset, DataParallel's prefix and a buffer without an average are read exactly."""
     held = np.load(DATA / "tiny.npz")
     with source.opened(DATA / "tiny.pth") as found:
         assert found.step == 7 and "sigmas" in found.arrays and "sigmas" not in found.averaged
@@ -616,7 +616,7 @@ def archive(path: Path, pickled: bytes, **more: bytes) -> Path:
 
 
 class Calls:
-    """Unpickled, it calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -639,7 +639,7 @@ class Calls:
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, call, protocol):
     made = tmp_path / "made"
     pickled = pickle.dumps({"model": {"a": call(made)}, "step": 1}, protocol)
-    if call(made).call[0] is not getattr:  # a real one, that does what it says
+    if call(made).call[0] is not getattr:  # the attack works with `pickle` itself
         pickle.loads(pickled)
         assert made.exists()
         made.rmdir() if made.is_dir() else made.unlink()
@@ -740,7 +740,7 @@ def test_an_archive_that_is_amiss_is_refused(tmp_path):
     refused(lambda: read(archive(path, state(tensor()), **{"data/0": b"\0" * 12})), "12 bytes", "16")
     refused(lambda: read(archive(path, state(tensor()), byteorder=b"big")), "big-endian")
     refused(lambda: read(archive(path, b"\0" * (torch_zip.LARGEST_PICKLE + 1))), "data.pkl", "bytes")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:  # a bomb: a gigabyte in a megabyte
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:  # a megabyte could hold a gigabyte
         file.writestr("archive/data.pkl", state(tensor()))
     refused(lambda: read(path), "compressed")
     with zipfile.ZipFile(path, "w") as file:
@@ -790,7 +790,7 @@ def test_averages_that_are_not_the_model_s_are_refused(tmp_path):
 
 
 def test_score_sde_s_ddpm_lies_in_ours_array_by_array():
-    """All of ours, each once; there and back it is the same; it attends once a level on the way up."""
+    """All our arrays go there and back unchanged. On the way up there is attention once per level."""
     net = UNet(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), attention_last=True)
     config = load("ddpm_digits")
     for field in config.net.unet:
@@ -811,16 +811,16 @@ def test_score_sde_s_ddpm_lies_in_ours_array_by_array():
     assert theirs["all_modules.17.weight"].shape == (1, 32, 3, 3)
 
 
-# --- beside the libraries themselves
+# --- compared with the libraries themselves
 
 
 def shown(x: np.ndarray) -> np.ndarray:
-    """Theirs, [B, C, H, W], as ours, [B, H, W, C]."""
+    """Their images, [B, C, H, W], in our order, [B, H, W, C]."""
     return np.asarray(x).transpose(0, 2, 3, 1)
 
 
 def theirs_alive(options: dict, folder: Path, **scheduler) -> Any:
-    """A pipeline of diffusers whose parameters are all of unit order, and saved."""
+    """A pipeline of diffusers with parameters of unit order, which is also saved in `folder`."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     model, generator = diffusers.UNet2DModel(**options), torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -849,7 +849,7 @@ SMALL = json.loads((UNET2D / "unet" / "config.json").read_text()) | {
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "whole", "heads", "scale_shift", "defaults"])
 def test_diffusers_itself(tmp_path, size):
-    """Forward, back and forth; the whole one is google/ddpm-cifar10-32's, with its 35.7 million parameters.
+    """Outputs and files agree after import and export. "whole" is google/ddpm-cifar10-32, with 35.7 million parameters.
 
     Diffusers' own defaults, but for the sizes, are the form of ADM with heads of 8 channels.
     """
@@ -904,7 +904,7 @@ def test_ddim_ends_in_the_same_image(tmp_path):
     sampler = Sampler(Ancestral(0.0), grid=Listed(tuple(int(t) for t in scheduler.timesteps)))
     denoiser = from_network(process, "eps", apply)
     final, _ = sampler.trajectory(denoiser, jax.random.key(0), start.shape, start=jnp.asarray(start))
-    # In units of the image: no clip hides a difference, and what is not trained ends far from [-1, 1].
+    # Relative to the image's deviation: no clip hides a difference, and an untrained network ends far from [-1, 1].
     np.testing.assert_allclose(final / np.std(final), shown(x.numpy()) / np.std(final), atol=1e-3)
     assert np.std(final) > 1
 
@@ -1033,7 +1033,7 @@ def song_s_ddpm(torch: Any, nf: int, mult: tuple[int, ...], blocks: int, attenti
 
 @pytest.mark.slow
 def test_a_checkpoint_of_score_sde_s_ddpm(tmp_path):
-    """Written by PyTorch, with DataParallel, sigmas and optimizer: parameters and average each give the same."""
+    """Written by PyTorch, with DataParallel, sigmas and optimizer: parameters and average give the same outputs."""
     torch = pytest.importorskip("torch")
     theirs = song_s_ddpm(torch, 32, (1, 2), 1, (4,), 8)
     shadow = [parameter.detach() * 1.1 for parameter in theirs.parameters()]
@@ -1083,12 +1083,12 @@ def test_every_format_is_known_by_its_arrays_and_has_all_of_ours(name):
     arrays = {entry.theirs: source.Array("float32", ()) for entry in entries}
     found = source.Source("torch", arrays | dict.fromkeys(it.buffers, source.Array("float32", ())), lambda *_: None)
     assert source.fitting(found, None, "") == name
-    assert source.fitting(found, config, "") == name  # of two that are one network of ours, the right one
+    assert source.fitting(found, config, "") == name  # fixed weights distinguish formats of one network
 
 
 @pytest.mark.slow
 def test_ncsnpp_comes_in_as_the_noise():
-    """Its last layer has the other sign there, but under VP."""
+    """The last layer has the opposite sign of ours in score_sde's NCSN++, and our sign in its DDPM++, for VP."""
     last = {
         name: FORMATS[name].layout(network(FORMATS[name].preset()), (32, 32, 3))[-1] for name in ("ncsnpp", "ddpmpp")
     }

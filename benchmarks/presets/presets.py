@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
 BEGIN = "<!-- This table is written by benchmarks/presets/presets.py. -->\n"
-END = "<!-- So far. -->\n"
+END = "<!-- End of the table. -->\n"
 BATCH = 4
 OPTIONS = (
     *(f"--config.train.batch={BATCH}", "--config.train.microbatch=0", "--config.train.steps=3"),

@@ -361,7 +361,7 @@ def draw_figure(path, dims, middle, slices, steps, errors, times, memory, by_ste
         panels[0, 1],
         dims,
         [(name, over_dims(name, 2), colour, "s--" if name == "FD-SSM" else "o-") for name, colour in COLOURS.items()],
-        "All noise of the gradient, that of the data included,\none direction",
+        "Noise of the gradient, with the noise of the data,\none direction",
         "dimensions D of the data",
         "RMS error of one example's gradient\n/ ||E gradient||",
     )

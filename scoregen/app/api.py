@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
+import numbers
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +49,16 @@ def load(
             the configuration.
 
     Raises:
-        UsageError: if the folder does not exist or has no run or no readable checkpoint, or if the run has your own
-            parts and they are not given here.
+        UsageError: if the folder does not exist or has no run or no readable checkpoint, if the run has your own parts
+            and they are not given here, or if `config` or `model` does not belong to the run.
+        TypeError: if `best` is not a bool, or `model` not a `Model`.
 
     >>> load("no/such/folder")
     Traceback (most recent call last):
     scoregen.errors.UsageError: no run in no/such/folder: there is no such folder
     """
+    if best is not None:
+        check_kind("best", best, bool, "best=True")
     workdir = Path(folder).expanduser()
     by_command = _check_folder(workdir)
     if by_command and model is not None:
@@ -174,7 +179,7 @@ class Run:
         Raises:
             ValueError: for a number out of range, a process that shares no noise levels with the run's process, and
                 parts that cannot be combined.
-            TypeError: for arguments of another type. One error lists all problems.
+            TypeError: for one argument of another type. Several problems give one ValueError that lists all of them.
             UsageError: if samples are not finite, because the sampler diverged.
         """
         problems = Problems()
@@ -188,8 +193,8 @@ class Run:
             problems.attempt(check_kind, "process", process, Process, "sg.ncsn()")
         if sampler is not None:
             problems.attempt(check_kind, "sampler", sampler, Sampler, "sg.Sampler(sg.Ancestral(), n=100)")
-        if guidance is not None and not self.model.num_classes:
-            problems.errors.append(ValueError(f"guidance={guidance}: this network has no classes"))
+        if guidance is not None:
+            problems.attempt(self._check_guidance, guidance)
         problems.check()
         sampling = self._variant(process, sampler, guidance)
         samples = sampling(self.params, n, seed=seed, labels=labels, batch=batch or sampling.batch_for(n))
@@ -218,7 +223,8 @@ class Run:
 
         Raises:
             ValueError: if x is not finite or has another shape or type than the data, for an unknown class, and for a
-                number out of range. One error lists all problems.
+                number out of range.
+            TypeError: for one argument of another type. Several problems give one ValueError that lists all of them.
             UsageError: if the likelihood does not exist under this process.
         """
         from scoregen.app.evaluate import in_batches
@@ -248,7 +254,9 @@ class Run:
 
         Raises:
             ValueError: for data of another shape than the run's, or for a number of samples that is out of range.
-            UsageError: if the data are missing, have no held-out part, or are images without labels.
+            TypeError: if `samples` is not an integer.
+            UsageError: if the data are missing, have no held-out part, or are images without labels; if samples are not
+                finite, or if a distance cannot be computed.
         """
         from scoregen.app.evaluate import check_held_out, evaluate
         from scoregen.data import as_dataset
@@ -263,6 +271,14 @@ class Run:
         assert drawn is not None
         check_finite(drawn)
         return evaluate(dataset, self.sampling.scaling, drawn)
+
+    def _check_guidance(self, guidance: Any) -> None:
+        if isinstance(guidance, bool) or not isinstance(guidance, numbers.Real):
+            raise TypeError(f"guidance={guidance!r}: a number is needed")
+        if not self.model.num_classes:
+            raise ValueError(f"guidance={guidance}: this network has no classes")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance={guidance}: a finite number is needed")
 
     def _labels(self, label: Any, count: int) -> np.ndarray:
         """The classes of `count` examples, one for all of them or one for each."""

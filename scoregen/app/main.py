@@ -320,10 +320,11 @@ def _unfit(mode: str, found: Arguments) -> list[str]:
             f"config.sampler.control.name={sampler.control.name} completes held-out images, which only "
             "`scoregen sample` can do: add --config.sampler.control.name=none"
         )
-    if sampler.label >= 0 and (mode == "eval" or (mode == "train" and found.config.eval.at_end)):
+    compares = mode == "eval" or (mode == "train" and found.config.eval.at_end)
+    if compares and found.config.labels and sampler.label >= 0:  # without labels the option has no effect at all
         lines.append(
             f"config.sampler.label={sampler.label} draws one class, but samples are compared with held-out data of all "
-            "classes: add --config.sampler.label=-1, or use `scoregen sample`"
+            "classes: use --config.sampler.label=-1, or `scoregen sample`"
         )
     return lines
 

@@ -166,8 +166,8 @@ def read_array(path: str) -> np.ndarray:
 def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels: np.ndarray | None = None) -> Dataset:
     """Split `examples` `[N, ...]` by a seeded permutation: round(fraction * N) of them become `test`.
 
-    Raises UsageError if one of the two parts would be empty, and in the same cases as `Dataset`. The message names a
-    wrong example or label by its index in `examples`.
+    Raises UsageError if one of the two parts would be empty, for a negative seed, if all examples are the same, and in
+    the same cases as `Dataset`. The message names a wrong example or label by its index in `examples`.
 
     >>> data = hold_out("line", np.arange(10, dtype=np.float32)[:, None], fraction=0.2, seed=0)
     >>> len(data.train), len(data.test)

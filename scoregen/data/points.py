@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.data.dataset import Dataset
-from scoregen.errors import UsageError
+from scoregen.errors import UsageError, check_count
 
 TEST_SIZE = 10_000
 
@@ -28,7 +28,7 @@ def mixture(modes: int = 8, radius: float = 1.4, std: float = 0.15, size: int = 
     >>> data.train.shape, round(float(data.log_density(np.zeros((1, 2), np.float32))[0]), 4)  # -log(2 pi)
     ((5, 2), -1.8379)
     """
-    _require(modes >= 1, "mixture", f"modes={modes} must be at least 1")
+    _check_count("mixture", modes=modes)
     _require(radius >= 0, "mixture", f"radius={radius} must not be negative")
     angle = 2 * np.pi * np.arange(modes) / modes
     means = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -113,7 +113,7 @@ def checkerboard(cells: int = 4, size: int = 20_000, seed: int = 0) -> Dataset:
     >>> bool(np.abs(checkerboard(size=100).train).max() <= np.float32(3**0.5))
     True
     """
-    _require(cells >= 1, "checkerboard", f"cells={cells} must be at least 1")
+    _check_count("checkerboard", cells=cells)
     black = np.argwhere(np.indices((cells, cells)).sum(axis=0) % 2 == 0)
 
     def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, None]:
@@ -142,12 +142,20 @@ def _gaussians(name: str, means: np.ndarray, std: float, weights: np.ndarray, si
 
 
 def _dataset(name: str, draw: Callable, size: int, seed: int, log_density: Callable | None = None) -> Dataset:
-    _require(size >= 1, name, f"size={size} must be at least 1")
+    _check_count(name, size=size)
     _require(seed >= 0, name, f"seed={seed} must not be negative")
     first, second = np.random.default_rng(seed).spawn(2)
     train, test = draw(first, size), draw(second, TEST_SIZE)
     labels, test_labels = (None if label is None else label.astype(np.int32) for _, label in (train, test))
     return Dataset(name, train[0].astype(np.float32), test[0].astype(np.float32), labels, test_labels, log_density)
+
+
+def _check_count(name: str, **counts: int) -> None:
+    for option, value in counts.items():
+        try:
+            check_count(option, value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}: {error}") from None
 
 
 def _require(holds: bool, name: str, message: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from scoregen.denoiser import Denoiser, Prediction, prediction_from_x0
-from scoregen.errors import Refusal, check_positive
+from scoregen.errors import Refusal, check_count, check_fields, check_positive
 from scoregen.guidance.wrappers import Node, Wrapper
 from scoregen.process import Process, vanishes
 from scoregen.random import broadcast, widest
@@ -40,7 +40,7 @@ class Pixels(Linear):
     """A measurement that selects some of the numbers of an example.
 
     Args:
-        seen: which ones, booleans in the shape of an example.
+        seen: booleans in the shape of an example, True for the selected numbers.
 
     Raises:
         TypeError: if `seen` holds anything but booleans.
@@ -73,10 +73,14 @@ class Grey(Linear):
 
     Let Q be an orthogonal matrix whose first row is (1, ..., 1) / sqrt(C). The mean of a pixel is the first coordinate
     of Q x divided by sqrt(C), so `nearest` replaces this coordinate, as in Song et al. 2021 (appendix I.3).
+
+    Raises:
+        TypeError: if `channels` is not an integer.
+        ValueError: if it is less than 1; when it is called, for images with another number of channels.
     """
 
     def __init__(self, channels: int = 3):
-        self.channels = channels
+        self.channels = check_count("channels", channels)
 
     def __call__(self, x: Array) -> Array:
         if x.shape[-1] != self.channels:
@@ -269,7 +273,12 @@ class Control(abc.ABC):
     """A measurement of images and the method that uses it: `control(clean) -> Wrapper`.
 
     Attributes:
+        method, std, scale, max_measured: see `Inpaint`.
         keeps_density: whether the wrapped denoiser has a density; with a control it has none.
+
+    Raises:
+        TypeError: if max_measured is not an integer.
+        ValueError: for a method that does not exist, and unless std > 0 and max_measured >= 1.
     """
 
     keeps_density: ClassVar[bool] = False
@@ -281,6 +290,7 @@ class Control(abc.ABC):
 
     def __post_init__(self):
         check_positive(std=self.std)
+        check_fields(self, max_measured=1)
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r}: one of {', '.join(METHODS)} is needed")
 

@@ -84,7 +84,7 @@ class Wrapper(Node, abc.ABC):
         """What the wrapped denoiser predicts for x `[B, ...]` at the times t `[B]`."""
 
     def refuse(self, process: Process) -> Refusal | None:
-        """Why it cannot be used under a process, or None."""
+        """Why the wrapper cannot be used under `process`, or None if it can."""
         return None
 
 
@@ -186,7 +186,8 @@ class ClassifierFree(Wrapper):
 
     Raises:
         TypeError: when it is called, unless both are denoisers.
-        ValueError: when it is called, if the two denoisers are under different processes.
+        ValueError: when it is called with a scale other than 0 and 1, if the two denoisers are under different
+            processes.
 
     >>> from scoregen.testing.oracle import gaussian
     >>> from scoregen.process import VE

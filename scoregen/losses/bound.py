@@ -1,8 +1,8 @@
-"""The variational bound: -log p(x0) <= E[ L_T + sum_{t >= 1} L_{t-1} + L_0 ] (Ho et al. 2020, eq. 5), and its parts.
+"""The variational bound: -log p(x0) <= E[ L_T + sum_{t > 1} L_{t-1} + L_0 ] (Ho et al. 2020, eq. 5), and its parts.
 
-The parts are in nats and summed over data dimensions, `[B]`. In continuous time the sum is an integral
-(Kingma et al. 2021, eq. 17). Each example gets one part, at its own random time. With times from `times.Own`, the
-mean of `VLB` is the bound.
+The paper counts levels from 1: its level t is level t - 1 here. The parts are in nats and summed over data dimensions,
+`[B]`. In continuous time the sum is an integral (Kingma et al. 2021, eq. 17). Each example gets one part, at its own
+random time. With times from `times.Own`, the mean of `VLB` is the bound.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def refuse_step_variance(process: Process) -> Refusal | None:
 class VLB(Loss):
     """The whole bound, one random part for each example: the mean over times, noise and data is the bound.
 
-    For a chain of N levels it is N L_{t-1} for t >= 1, or N L_0 for t = 0, plus L_T. In continuous time it is the
+    For a chain of N levels it is N `step_kl` for t >= 1, or N L_0 for t = 0, plus L_T. In continuous time it is the
     integrand divided by the density of t (`own_density`), plus L_0 and L_T. There L_0 needs no network: at t_min,
     p(x0 | x) is taken to be normal with mean x / alpha and standard deviation sigma / alpha (as in Kingma et al. 2021,
     section 3.3). The bound is tight if this deviation is well below the width of a bin: choose t_min accordingly.
@@ -204,7 +204,7 @@ class VLB(Loss):
         return total / (x0[0].size * math.log(2)) if self.unit == "bits" else total
 
     def weight(self, process: Process, t: Array) -> Array:
-        """`bound_weight`, divided by log 2 for bits; for the posterior's variance, and not at level 0 of a chain.
+        """`bound_weight`, divided by log 2 for bits. It holds for variance="small", and not at level 0 of a chain.
 
         The factor 1 / D of a mean over D dimensions is left out, as in every loss.
         """
@@ -232,7 +232,8 @@ class Hybrid(Loss):
         width: see `VLB`. It adds a constant.
 
     Raises:
-        ValueError: unless share > 0; when it is called, if the network gives no variance.
+        ValueError: unless share > 0 and width > 0; when it is called, if the network gives no variance, and in
+            continuous time.
     """
 
     bins: Bins | None = None
@@ -243,7 +244,7 @@ class Hybrid(Loss):
     trains_variance = True
 
     def __post_init__(self):
-        check_positive(share=self.share)
+        check_positive(share=self.share, width=self.width)
 
     def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
         found = denoiser(noised.x, noised.t)

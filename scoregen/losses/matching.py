@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 
 from scoregen.denoiser import Denoiser, velocity_target
-from scoregen.errors import Refusal, check_positive
+from scoregen.errors import Refusal, check_fields, check_positive
 from scoregen.process import Noised, Process, snr_loss_rate
 from scoregen.random import broadcast, by_example
 from scoregen.times import own_density
@@ -190,6 +190,9 @@ class FlowMatching(Loss):
 
     u_theta = alpha' x0_theta + sigma' eps_theta is the velocity, for any target of the network. For the process `Flow`
     the first two terms are eps - x0 (their eq. 23; Liu et al. 2023, eq. 1). The loss needs continuous time.
+
+    Raises:
+        TypeError: when it is called, for the integer times of a chain.
     """
 
     continuous_only = True
@@ -261,6 +264,7 @@ class ISM(_HalfSNR):
         max_dims: data of more dimensions are refused.
 
     Raises:
+        TypeError: if max_dims is not an integer.
         ValueError: if max_dims < 1; when it is called, if the data have more dimensions.
     """
 
@@ -268,8 +272,7 @@ class ISM(_HalfSNR):
     positive = False
 
     def __post_init__(self):
-        if self.max_dims < 1:
-            raise ValueError(f"max_dims={self.max_dims}: at least 1 is needed")
+        check_fields(self, max_dims=1)
 
     def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
         dims = noised.x[0].size
@@ -309,7 +312,7 @@ def _sphere(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _all_signs(key: Array, shape: tuple[int, ...]) -> Array:
-    """All 2^D directions `[2^D, ...]` of entries +1 and -1: their mean is the expectation over "rademacher"."""
+    """All 2^D directions `[2^D, ...]` of entries +1 and -1. A mean over them is the expectation over "rademacher"."""
     return jnp.asarray(np.array(list(itertools.product((-1.0, 1.0), repeat=math.prod(shape[1:])))).reshape(shape))
 
 
@@ -335,8 +338,7 @@ class _Sliced(_HalfSNR):
     positive = False
 
     def __post_init__(self):
-        if self.slices < 1:
-            raise ValueError(f"slices={self.slices}: at least 1 is needed")
+        check_fields(self, slices=1)
         if not callable(self.projection) and self.projection not in PROJECTIONS:
             raise ValueError(f"projection={self.projection!r}: one of {', '.join(PROJECTIONS)} is needed")
 
@@ -368,6 +370,7 @@ class SSM(_Sliced):
         variance_reduced: whether to use the second formula.
 
     Raises:
+        TypeError: if slices is not an integer.
         ValueError: if slices < 1, or for an unknown projection.
     """
 
@@ -416,6 +419,7 @@ class FDSSM(_Sliced):
         step: the smallest step h of the difference, in units of sigma_t.
 
     Raises:
+        TypeError: if slices is not an integer.
         ValueError: if slices < 1, for an unknown projection, or if step <= 0.
     """
 

@@ -135,7 +135,7 @@ class Objective:
         train_key: Array | None = None,
         state: Any = None,
     ) -> Array:
-        """The term of each example, `[B]`; training minimises their mean. For the arguments see `evaluate`."""
+        """The term of each example, `[B]`; training minimises their mean. For arguments and errors see `evaluate`."""
         return self.evaluate(model, params, key, x0, cond, train_key=train_key, state=state).terms
 
     def evaluate(
@@ -161,7 +161,9 @@ class Objective:
             state: the state of the law of times, see `init`; None for its first state.
 
         Raises:
-            ValueError: if parts cannot be combined (see `refuse`), with the first reason.
+            TypeError: if `key` is not a random key, or x0 not an array of floating-point numbers.
+            ValueError: if parts cannot be combined (see `refuse`), with the first reason; for a wrong number of keys;
+                unless the loss gives one number for each example.
         """
         x0 = jnp.asarray(x0)
         refused = self.refuse(model, x0[0].size if x0.ndim else None)

@@ -76,7 +76,7 @@ class Weighted(Loss):
 
     @property
     def positive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the loss is."""
+        """Whether `loss` is never negative."""
         return self.loss.positive
 
     def __call__(self, denoiser: Denoiser, noised: Noised, key: Array) -> Array:
@@ -174,7 +174,7 @@ class EDMWeight:
         return snr(process, t) + 1 / process.data_std**2
 
     def refuse(self, process: Process) -> Refusal | None:
-        """Refused where data_std = 0."""
+        """Why the weighting cannot be used under `process`, if data_std = 0; else None."""
         if process.data_std != 0:
             return None
         return Refusal(
@@ -188,7 +188,7 @@ class Sigmoid:
     """w = rate SNR sigmoid(bias - lam) / p(t) (Kingma & Gao 2023; Hoogeboom et al. 2024).
 
     It is twice the bound, with each level weighted by sigmoid(bias - lam): the least noisy levels count less, and
-    levels with lam below `bias` count nearly in full.
+    levels with lam far below `bias` count nearly in full.
     """
 
     bias: float = -1.0

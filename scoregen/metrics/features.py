@@ -31,7 +31,7 @@ class Features:
     Attributes:
         name: for reports, such as "digits classifier, 98.1 % held-out accuracy".
         accuracy: share of the held-out images that the classifier gets right, in [0, 1].
-        key: a hexadecimal hash of data, architecture, seed and version. Compare results only at equal keys.
+        key: a hexadecimal hash of data, architecture, seed, steps and version. Compare results only at equal keys.
         shape: (H, W, C) of the images.
     """
 
@@ -72,8 +72,8 @@ def classifier_features(
     second distance too. A Frechet distance in them is not an FID, which needs Inception features.
 
     The trained classifier is cached in one .npz file, named by a hash of the images and labels, the
-    architecture, the seed and a version. If the file cannot be read or does not fit, it is made again. If the
-    folder cannot be written, nothing is cached. Both give a warning of one line.
+    architecture, the seed, the steps and a version. If the file cannot be read or does not fit, it is made
+    again. If the folder cannot be written, nothing is cached. Both give a warning of one line.
 
     Args:
         dataset: has `name`, uint8 images `train` and `test` [N, H, W, C], and integer `train_labels` and
@@ -84,7 +84,8 @@ def classifier_features(
         progress: a function that gets one line of text now and then. None gives only warnings, by `logging`.
 
     Raises:
-        UsageError: if the data set has no labels, no uint8 images, or no held-out ones.
+        UsageError: if the data set has no labels, no uint8 images, or no held-out ones, or if the labels are not one
+            class, counted from 0, for each image.
     """
     say = progress or (lambda line: None)
     warn = progress or _log.warning

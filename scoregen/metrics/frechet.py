@@ -68,6 +68,9 @@ def frechet_gaussians(mean_x: ArrayLike, cov_x: ArrayLike, mean_y: ArrayLike, co
         mean_x, mean_y: [F].
         cov_x, cov_y: symmetric [F, F], positive semi-definite up to rounding.
 
+    Raises:
+        ValueError: if the shapes do not fit, or a value is not finite.
+
     >>> frechet_gaussians([0.0], [[4.0]], [1.0], [[9.0]])
     2.0
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scoregen.errors import UsageError
+from scoregen.errors import UsageError, check_count
 
 _ROWS = 1024  # rows in a block of pairwise distances: memory must hold 1,024 x M numbers
 
@@ -42,6 +42,7 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, projections: int = 256, se
         SW_p, in the units of the data.
 
     Raises:
+        TypeError: if `projections` is not an integer.
         ValueError: if the dimensions differ, a sample is empty, a value is not finite, p < 1 or
             projections < 1.
 
@@ -49,8 +50,9 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, projections: int = 256, se
     2.0
     """
     x, y = _points(x, y)
-    if p < 1 or projections < 1:
-        raise ValueError(f"p >= 1 and projections >= 1 are needed, not p={p}, projections={projections}")
+    if not p >= 1:
+        raise ValueError(f"p={p}: at least 1 is needed")
+    check_count("projections", projections)
     directions = np.random.default_rng(seed).standard_normal((x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
     # On [0, 1] both quantile functions are constant between neighbours of the set {i/N} u {j/M}. In units of
@@ -133,8 +135,8 @@ def nearest_neighbours(samples: ArrayLike, train: ArrayLike, held_out: ArrayLike
         samples, train, held_out: [N, ...], [K, ...], [M, ...] in one unit. N and M need not be equal.
 
     Raises:
-        ValueError: if the dimensions differ, a sample is empty, a value is not finite, or at least half of
-            the held-out points are in the training set, which leaves no distance to compare with.
+        ValueError: if the dimensions differ, a sample is empty, a value is not finite, or more than half of
+            the held-out points are in the training set, so that their median distance is 0.
 
     >>> nearest_neighbours([[1.0]], [[0.0], [3.0]], [[5.0]]).ratio
     0.5
@@ -143,7 +145,7 @@ def nearest_neighbours(samples: ArrayLike, train: ArrayLike, held_out: ArrayLike
     from_held_out, _ = _nearest(held_out, train)
     usual = float(np.median(from_held_out))
     if usual == 0:
-        raise ValueError("at least half of the held-out points are training points: held-out data are needed")
+        raise ValueError("more than half of the held-out points are training points: held-out data are needed")
     return Neighbours(from_samples, from_held_out, index, float(np.median(from_samples)) / usual)
 
 
@@ -196,6 +198,7 @@ def with_floor(
 
     Raises:
         UsageError: if there are more samples than training points.
+        TypeError: if `repeats` is not an integer.
         ValueError: if repeats < 1.
 
     >>> points = np.arange(12.0)[:, None]
@@ -203,8 +206,7 @@ def with_floor(
     96 (floor 1.517 +- 0.43)
     """
     samples, train, test = np.asarray(samples), np.asarray(train), np.asarray(test)
-    if repeats < 1:
-        raise ValueError(f"repeats >= 1 is needed, not {repeats}")
+    check_count("repeats", repeats)
     n = len(samples)
     if n > len(train):
         raise UsageError(
@@ -258,8 +260,8 @@ def _nearest(points: ArrayLike, train: ArrayLike) -> tuple[np.ndarray, np.ndarra
         raise ValueError("the training set is empty")
     centre = points.mean(axis=0)
     # The search runs in float32, which is twice as fast, and by blocks, so that a training set in bytes is never
-    # held in memory at eight times its size. Rounding can only change which of two equally near training points
-    # is found.
+    # held in memory at eight times its size. Rounding can only change which training point is found if two are nearly
+    # equally near.
     centred = (points - centre).astype(np.float32)
     best, index = np.full(len(points), np.inf, np.float32), np.zeros(len(points), np.int64)
     for first in range(0, len(train), _ROWS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from scoregen.errors import check_fields
 from scoregen.nets.layers import GroupNorm, conv, dense, downsample
 
 
@@ -29,7 +30,7 @@ class Classifier(nn.Module):
         [B, F]), both float32.
 
     Raises:
-        ValueError: if x is not an image.
+        ValueError: if x is not an image, or if `width` or `features` is above 8 and not a multiple of 8.
 
     >>> import jax.numpy as jnp
     >>> net, x = Classifier(classes=10, features=32), jnp.zeros((2, 8, 8, 1))
@@ -44,6 +45,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        check_fields(self, classes=1, width=1, features=1)
         if x.ndim != 4:
             raise ValueError(f"Classifier takes images [B, H, W, C], not {x.shape}")
         stride = 2 if min(x.shape[1:3]) >= 16 else 1

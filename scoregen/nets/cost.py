@@ -36,6 +36,9 @@ def operations(function: Callable, *args: Any) -> int:
 def flops(net: nn.Module, shape: tuple[int, ...]) -> int:
     """The operations of a forward pass for one example of this shape, `[H, W, C]` or `[D]`.
 
+    Raises:
+        NotImplementedError: as for `operations`.
+
     >>> from scoregen.nets import MLP
     >>> flops(MLP(width=8, depth=0, embedding=4), (2,)) == 2 * (4 * 2 + 2 * 8 + 8 * 2)  # time, in, out
     True

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.cond import Cond
+from scoregen.errors import check_fields
 from scoregen.nets.layers import add_label, conditioning, dense, full_precision, outputs, self_attention, sinusoidal
 
 
@@ -95,10 +96,11 @@ class DiT(nn.Module):
         dropout, so `train` has no effect.
 
     Raises:
-        TypeError: if cond is not a `Cond`.
-        ValueError: if x is not an image, if `patch` does not divide its sides, if `attention_heads` does not divide
-            `width`, if `width` is not a multiple of 4 (which the positions need), if the noise level is not [B], or if
-            cond holds something that the network has no input for.
+        TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
+        ValueError: if x is not a floating-point image, if `patch` does not divide its sides, if `attention_heads` does
+            not divide `width`, if `width` is not a multiple of 4 (which the positions need), if `num_classes` or
+            `out_channels` is out of range, if the noise level is not [B], or if cond holds something that the network
+            has no input for.
 
     >>> net = DiT(patch=4, width=8, depth=1, attention_heads=2)
     >>> x, cond = jnp.zeros((2, 8, 12, 3)), Cond(noise=jnp.zeros(2))
@@ -149,12 +151,13 @@ class DiT(nn.Module):
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse settings that would fail later without a reason."""
-        if self.patch < 1 or shape[1] % self.patch or shape[2] % self.patch:
+        check_fields(self, patch=1, width=4, depth=0, attention_heads=1, expansion=1)
+        if shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(
                 f"images of {shape[1]}x{shape[2]} cannot be cut into squares of patch={self.patch}: pad or crop to a "
                 "multiple of it, or take another patch"
             )
-        if self.width < 4 or self.width % 4:
+        if self.width % 4:
             raise ValueError(f"width={self.width}: a multiple of 4 is needed, for the features of a token's position")
-        if self.attention_heads < 1 or self.width % self.attention_heads:
+        if self.width % self.attention_heads:
             raise ValueError(f"attention_heads={self.attention_heads} does not divide width={self.width}")

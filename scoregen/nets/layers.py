@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.cond import Cond
+from scoregen.errors import check_count
 
 
 def conditioning(
@@ -59,6 +60,8 @@ def conditioning(
         raise ValueError(f"{name} takes points [B, ..., C] with at least one axis beside B, not {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} takes examples of a floating-point dtype, not {x.dtype}: scale and cast them first")
+    check_count("num_classes", classes, 0)
+    check_count("augment_dim", augment_dim, 0)
     batch = x.shape[0]
     if cond.noise is None:
         raise ValueError(f"{name} needs a noise level for each of the {batch} examples: say Cond(noise=...)")
@@ -71,8 +74,6 @@ def conditioning(
 
 
 def _label(name: str, batch: int, classes: int, label: jax.Array | None) -> jax.Array | None:
-    if classes < 0:
-        raise ValueError(f"num_classes={classes}: 0 (no class labels) or more is needed")
     if not classes:
         if label is not None:
             raise ValueError(
@@ -91,8 +92,6 @@ def _label(name: str, batch: int, classes: int, label: jax.Array | None) -> jax.
 
 
 def _augment(name: str, batch: int, numbers: int, augment: jax.Array | None) -> jax.Array | None:
-    if numbers < 0:
-        raise ValueError(f"augment_dim={numbers}: 0 (no augmentation input) or more is needed")
     if not numbers:
         if augment is not None:
             raise ValueError(
@@ -114,13 +113,12 @@ def outputs(net: Any, x: jax.Array) -> int:
     """Channels of the network's output: its field `out_channels`, or as many as x has.
 
     Raises:
-        ValueError: if `out_channels` is less than one.
+        TypeError: if `out_channels` is not an integer.
+        ValueError: if it is less than one.
     """
     if net.out_channels is None:
         return x.shape[-1]
-    if net.out_channels < 1:
-        raise ValueError(f"out_channels={net.out_channels}: at least 1 is needed, or None for as many as x has")
-    return net.out_channels
+    return check_count("out_channels", net.out_channels)
 
 
 def add_label(

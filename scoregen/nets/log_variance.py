@@ -17,6 +17,9 @@ class LogVariance(nn.Module):
     Call:
         `net.apply(params, c)` with c [B] returns [B].
 
+    Raises:
+        ValueError: if c is not [B], or if `features` < 4.
+
     >>> import jax.numpy as jnp
     >>> net = LogVariance()
     >>> net.apply(net.init(jax.random.key(0), jnp.ones(3)), jnp.ones(3)).shape

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scoregen.cond import Cond
+from scoregen.errors import check_fields
 from scoregen.nets.layers import add_label, conditioning, dense, outputs, sinusoidal
 
 
@@ -24,7 +25,7 @@ class MLP(nn.Module):
     The sinusoidal features (Ho et al. 2020) have frequencies from 1 to 1e-4 radians per unit. The same network
     therefore serves a log-SNR within some ten units of 0 and an index up to 1000, and is smooth in both. The inner
     layers preserve the variance of their input (fan-in scaling: with a fan average, the two coordinates of a plane
-    would enter at a tenth of their size). The last layer starts at (nearly) zero. Each layer is modulated by its own
+    would enter at a fifth of their size). The last layer starts at (nearly) zero. Each layer is modulated by its own
     scale and shift ("FiLM", Perez et al. 2018), which learns faster than adding e once.
 
     Fields:
@@ -41,9 +42,10 @@ class MLP(nn.Module):
         parameters are (with `jax.enable_x64`). Points of more than one axis are flattened internally.
 
     Raises:
-        TypeError: if cond is not a `Cond`.
-        ValueError: if x has no axis beside B, if the noise level is not [B], or if cond holds something that the
-            network has no input for.
+        TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
+        ValueError: if x has no axis beside B or is not floating-point, if `embedding` < 4, `width` < 1 or `depth` < 0,
+            if `num_classes` or `out_channels` is out of range, if the noise level is not [B], or if cond holds
+            something that the network has no input for.
 
     >>> net, x, cond = MLP(width=8), jnp.ones((5, 2)), Cond(noise=jnp.zeros(5))
     >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
@@ -60,6 +62,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        check_fields(self, width=1, depth=0, embedding=4)
         noise, label, _ = conditioning(self, x, cond, images=False)
         out = outputs(self, x)
         inner = nn.initializers.lecun_normal()

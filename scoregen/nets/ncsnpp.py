@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from scoregen.cond import Cond
+from scoregen.errors import check_fields
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
@@ -145,10 +146,13 @@ class NCSNpp(nn.Module):
         [B, H, W, out_channels].
 
     Raises:
-        TypeError: if cond is not a `Cond`.
-        ValueError: if x is not an image, if its sides cannot be halved `len(multipliers) - 1` times, if `attention`
-            names a height that no level has, if `filter`, `progressive` or `embedding` is unknown, if the noise level
-            is not [B], or if cond holds something that the network has no input for.
+        TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
+        ValueError: if x is not a floating-point image, if its sides cannot be halved `len(multipliers) - 1` times, if
+            `channels` < 4, if `blocks` < 0, if `multipliers` is empty or has a number below 1, if the groups of a norm
+            (a quarter of its channels, at most 32) do not divide its channels, if `attention` names a height that no
+            level has, if `filter`, `progressive` or `embedding` is unknown, if `num_classes`, `augment_dim` or
+            `out_channels` is out of range, if the noise level is not [B], or if cond holds something that the network
+            has no input for.
 
     >>> net = NCSNpp(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
     >>> x, cond = jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
@@ -235,13 +239,7 @@ class NCSNpp(nn.Module):
         return conv(out, scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        for name, least, given in (
-            ("channels", 4, (self.channels,)),
-            ("blocks", 0, (self.blocks,)),
-            ("multipliers", 1, self.multipliers),
-        ):
-            if not given or min(given) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: at least {least} is needed")
+        check_fields(self, channels=4, blocks=0, multipliers=1)
         check_levels(shape, len(self.multipliers), self.attention)
         taps = tuple(self.filter)
         if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) <= 0:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.cond import Cond
+from scoregen.errors import check_fields
 from scoregen.nets.layers import conditioning, downsample, full_precision, outputs
 
 # norm(name=...) is a layer (x [B, H, W, C], at) -> [B, H, W, C]; `at` [B, L] weights the noise levels, or is None.
@@ -262,6 +263,7 @@ def _refine_net(
 def _noise(net: RefineNet | RefineNetV2, x: jax.Array, cond: Cond) -> jax.Array:
     """The noise level [B], after checks that x are images with even sides and that there are no labels."""
     name = type(net).__name__
+    check_fields(net, channels=2)
     if isinstance(cond, Cond) and (net.num_classes or cond.label is not None):
         raise ValueError(
             f"{name} has no input for class labels: leave num_classes=0 and cond.label=None, or use UNet, NCSNpp or DiT"
@@ -301,9 +303,10 @@ class RefineNet(nn.Module):
         constants are interpolated. There is no dropout, so `train` has no effect.
 
     Raises:
-        TypeError: if cond is not a `Cond`.
-        ValueError: if x is not an image of even sides, if the noise level is not [B], or if cond holds something that
-            the network has no input for, such as a label.
+        TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
+        ValueError: if x is not a floating-point image of even sides, if `channels` < 2, if `num_classes` is not 0, if
+            `out_channels` < 1, if the noise level is not [B], or if cond holds something that the network has no input
+            for, such as a label.
 
     >>> net, x, cond = RefineNet(levels=3, channels=2), jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
     >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
@@ -323,6 +326,7 @@ class RefineNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        check_fields(self, levels=1)
         noise, out = _noise(self, x, cond), outputs(self, x)
         dtype = jnp.dtype(self.dtype)
         norm = functools.partial(InstanceNormPlus, self.levels)
@@ -368,9 +372,10 @@ class RefineNetV2(nn.Module):
         are not divided. There is no dropout, so `train` has no effect.
 
     Raises:
-        TypeError: if cond is not a `Cond`.
-        ValueError: if x is not an image of even sides, if the noise level is not [B], or if cond holds something that
-            the network has no input for, such as a label.
+        TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
+        ValueError: if x is not a floating-point image of even sides, if `channels` < 2, if `num_classes` is not 0, if
+            `out_channels` < 1, if the noise level is not [B], or if cond holds something that the network has no input
+            for, such as a label.
 
     >>> net, x, cond = RefineNetV2(channels=2), jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
     >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)

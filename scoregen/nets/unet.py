@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scoregen.cond import Cond
+from scoregen.errors import check_fields
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
@@ -124,11 +125,12 @@ class UNet(nn.Module):
         [B, H, W, out_channels]. The caller decides what the noise level means: an index, log sigma, a log-SNR.
 
     Raises:
-        TypeError: if cond is not a `Cond`.
-        ValueError: if x is not an image, if its sides cannot be halved `len(multipliers) - 1` times, if `attention`
-            names a height that no level has, if `groups` does not divide `channels`, if the attention heads do not
-            divide a level's channels or are given in two ways, if `resample` or `form` is unknown, if the noise level
-            is not [B], or if cond holds something that the network has no input for.
+        TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
+        ValueError: if x is not a floating-point image, if its sides cannot be halved `len(multipliers) - 1` times, if
+            `channels` < 4, if `attention` names a height that no level has, if `groups` does not divide `channels`, if
+            the attention heads do not divide a level's channels or are given in two ways, if `resample` or `form` is
+            unknown, if `num_classes` or `out_channels` is out of range, if the noise level is not [B], or if cond holds
+            something that the network has no input for.
 
     >>> net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
     >>> x, cond = jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
@@ -220,13 +222,18 @@ class UNet(nn.Module):
         return conv(out, scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
 
     def heads_of(self, width: int) -> int:
-        """Number of attention heads for this number of channels."""
+        """Number of attention heads for this number of channels.
+
+        Raises:
+            ValueError: if `head_channels` does not divide `width`.
+        """
         if self.head_channels and width % self.head_channels:
             raise ValueError(f"head_channels={self.head_channels} does not divide the {width} channels of a level")
         return width // self.head_channels if self.head_channels else self.attention_heads
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse settings that would fail later, or that would silently give another network."""
+        check_fields(self, channels=4, blocks=0, multipliers=1, attention_heads=1, head_channels=0, groups=1)
         check_levels(shape, len(self.multipliers), self.attention)
         if self.channels % min(self.groups, self.channels):
             raise ValueError(f"groups={self.groups} does not divide channels={self.channels}")

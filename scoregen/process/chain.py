@@ -112,11 +112,12 @@ def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000, resc
         x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z      (eq. 2)
         alpha^2 = abar_t = prod_{i <= t} (1 - beta_i),   sigma^2 = 1 - abar_t      (eq. 4)
 
-    Index t here is the paper's t + 1. At the last level abar is 4e-5, not 0. If `steps` is not 1000, the betas are
-    multiplied by 1000 / steps, as in the code of Nichol & Dhariwal 2021, so that the last level is still noise.
+    Level t here is the paper's level t + 1. At the last level abar is 4e-5, not 0. If `steps` is not 1000, the betas
+    are multiplied by 1000 / steps, as in the code of Nichol & Dhariwal 2021, so that the last level is still noise.
     `rescale=False` leaves the betas unchanged.
 
     Raises:
+        TypeError: if steps is not an integer.
         ValueError: unless 0 < beta_min <= beta_max < 1, also after rescaling, and steps >= 2.
 
     >>> float(ddpm().alpha(jnp.array(999)) ** 2)
@@ -146,6 +147,7 @@ def cosine(steps: int = 1000) -> Chain:
     The clip of beta keeps the last level from being pure noise.
 
     Raises:
+        TypeError: if steps is not an integer.
         ValueError: if steps < 2.
 
     >>> float(cosine().sigma(jnp.array(0)))  # beta_1 = 4.13e-5: the first level is barely noisy
@@ -171,6 +173,7 @@ def ncsn(
     N(0, sigma_max^2 + data_std^2).
 
     Raises:
+        TypeError: if levels is not an integer.
         ValueError: unless 0 < sigma_min < sigma_max < inf, levels >= 2, data_std >= 0 and start is "normal" or
             "uniform".
 

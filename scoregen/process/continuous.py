@@ -21,6 +21,9 @@ class Continuous(Process):
     """The base class of processes with real times in [t_min, t_max].
 
     Sampling and training go no lower than `t_min`, since at t = 0 there is no noise and no score.
+
+    Raises:
+        ValueError: unless 0 < t_min < t_max <= 1 and data_std >= 0.
     """
 
     discrete = False

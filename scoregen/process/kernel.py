@@ -45,6 +45,9 @@ class Process(abc.ABC):
         discrete: whether times are the integers 0 .. N-1 rather than reals.
         data_std: the assumed standard deviation of the data in each dimension. The prior, EDM's preconditioning and
             EDM's weight all read it here, so they always agree.
+
+    Raises:
+        TypeError: when JAX flattens the process, if an attribute neither holds arrays nor is hashable.
     """
 
     discrete: bool = False
@@ -113,7 +116,11 @@ class Process(abc.ABC):
         return self.between(least, most)
 
     def between(self, t_min: float, t_max: float) -> Process:
-        """This process with other ends: from t_min to t_max."""
+        """This process with other ends: from t_min to t_max.
+
+        Raises:
+            ValueError: if the process has no fields t_min and t_max.
+        """
         names = {field.name for field in dataclasses.fields(self)} if dataclasses.is_dataclass(self) else set()
         if not {"t_min", "t_max"} <= names:
             raise ValueError(f"{type(self).__name__} has no fields t_min and t_max to be cut by: define `between`")
@@ -172,7 +179,7 @@ def has_values(*trees: Any) -> bool:
 
 
 def check_process(process: Any) -> None:
-    """Raises TypeError unless it is a process. For a class or function that makes one, the message shows the call."""
+    """Raises TypeError unless `process` is a `Process`. If it is a class or a function, the message shows a call."""
     if not isinstance(process, Process):
         name = getattr(process, "__name__", None)
         hint = f"{name}: say {name}()" if name else f"{process!r}: say scoregen.process.ddpm(), for example"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser
-from scoregen.errors import Refusal, check_positive
+from scoregen.errors import Refusal, check_fields, check_positive
 from scoregen.process import Process, bottom
 from scoregen.random import broadcast, example_keys, fold_keys, normal, split_keys
 
@@ -42,8 +42,7 @@ class _Langevin(Corrector):
     steps: int
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: at least 1 is needed")
+        check_fields(self, steps=1)
 
     @abc.abstractmethod
     def length(self, process: Process, score: Array, z: Array, t: Array) -> Array:
@@ -82,6 +81,7 @@ class Langevin(_Langevin):
         steps: the number of steps at each level.
 
     Raises:
+        TypeError: if steps is not an integer.
         ValueError: if step_size <= 0 or steps < 1.
     """
 
@@ -137,6 +137,7 @@ class SNRLangevin(_Langevin):
         batch_mean: whether to use the mean norms of the batch, as the paper's code does.
 
     Raises:
+        TypeError: if steps is not an integer.
         ValueError: if snr <= 0, if snr >= 1 without `batch_mean` (the steps would diverge), or if steps < 1.
     """
 
@@ -176,6 +177,7 @@ class MALA(Corrector):
         step_size, steps: as for `Langevin`.
 
     Raises:
+        TypeError: if steps is not an integer.
         ValueError: if step_size <= 0 or steps < 1; when it is called, if the denoiser has no density.
     """
 
@@ -185,8 +187,7 @@ class MALA(Corrector):
     needs_density = True
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: at least 1 is needed")
+        check_fields(self, steps=1)
         check_positive(step_size=self.step_size)
 
     def __call__(self, denoiser: Denoiser, key: Array, x: Array, t: Array) -> Array:

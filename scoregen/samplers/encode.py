@@ -42,7 +42,11 @@ def encode(denoiser: Denoiser, x0: Array, solver: Adaptive = Adaptive()) -> Arra
 
 
 def decode(denoiser: Denoiser, code: Array, solver: Adaptive = Adaptive()) -> Array:
-    """The data of a latent code, `[B, ...]`: x at the least noisy time of its path, divided by alpha."""
+    """The data of a latent code, `[B, ...]`: x at the least noisy time of its path, divided by alpha.
+
+    Raises:
+        TypeError: if `denoiser` is not a `Denoiser`, or `code` not an array of floating-point numbers.
+    """
     check_denoiser(denoiser)
     return call(_decode, (solver,), denoiser, as_data(code, "code", axes=2))
 
@@ -64,8 +68,8 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
         sin((1 - f) angle) / sin(angle) a + sin(f angle) / sin(angle) b,     cos(angle) = a.b / (|a| |b|)
 
     Draws from a Gaussian prior in many dimensions lie near a sphere. Points on the arc do too, but points on the
-    straight line do not. The straight line is used only where a and b point in the same or in opposite directions (no
-    arc is then the shortest).
+    straight line do not. The straight line is used only where a and b point in the same direction or in opposite
+    directions (where no arc is the shortest).
 
     Raises:
         TypeError: if a or b is not an array of floating-point numbers.
@@ -97,6 +101,10 @@ def interpolate(denoiser: Denoiser, a: Array, b: Array, fraction: Array, solver:
 
     It needs a Gaussian prior around 0, which all processes have except NCSN with its uniform start. The fractions 0 and
     1 give a and b.
+
+    Raises:
+        TypeError: if `denoiser` is not a `Denoiser`, or a or b not an array of floating-point numbers.
+        ValueError: unless a and b have the same shape, and the fractions are `[N]`.
     """
     codes = slerp(encode(denoiser, a, solver), encode(denoiser, b, solver), fraction)
     return jnp.stack([decode(denoiser, code, solver) for code in codes])

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser, prediction_from_x0
+from scoregen.errors import check_fields
 from scoregen.process import Process
 from scoregen.random import broadcast
 from scoregen.samplers.steps import Ancestral, Step, check_eta
@@ -105,6 +106,7 @@ class UniPC(Step):
         order: p, 1 to 3.
 
     Raises:
+        TypeError: if order is not an integer.
         ValueError: for another order.
     """
 
@@ -113,7 +115,8 @@ class UniPC(Step):
     excludes_corrector = True
 
     def __post_init__(self):
-        if self.order not in (1, 2, 3):
+        check_fields(self, order=1)
+        if self.order > 3:
             raise ValueError(f"order={self.order}: 1, 2 or 3 is needed")
 
     def init(self, denoiser: Denoiser, x: Array, grid: Array) -> History:

@@ -57,7 +57,8 @@ class Sampler:
         denoise: whether to end with the denoised mean; False returns the last x, as NCSN v1 does.
 
     Raises:
-        TypeError: if the step is not a `Step`, or the corrector or the grid cannot be called.
+        TypeError: if the step is not a `Step`, if the corrector or the grid cannot be called, or if n is neither an
+            integer nor None.
 
     >>> from scoregen.process import ddpm
     >>> from scoregen.samplers import Ancestral
@@ -104,9 +105,10 @@ class Sampler:
                 and at the last level. Another function compiles the sampler again.
 
         Raises:
-            TypeError: if `key` is not a random key, or `start` not an array of floating-point numbers.
-            ValueError: if shape, keys, start and denoiser do not fit each other, or if the parts cannot be combined
-                with each other or with the process (see `refuse`).
+            TypeError: if `denoiser` is not a `Denoiser`, `key` not a random key, or `start` not an array of
+                floating-point numbers; if the denoiser or the step returns a wrong type.
+            ValueError: if shape, keys, start and denoiser do not fit each other, if a part returns x of another shape,
+                or if the parts cannot be combined with each other or with the process (see `refuse`).
 
         Warns:
             StartWarning: if the prior is far from the law of x at the first level (see `start_gap`). There is no
@@ -123,14 +125,20 @@ class Sampler:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Array, Array]:
-        """The samples of a call, with their path: (x0 `[B, ...]`, x at every level before its moves `[n, B, ...]`)."""
+        """The samples of a call, with their path: (x0 `[B, ...]`, x at every level before its moves `[n, B, ...]`).
+
+        Raises:
+            TypeError: as for a call.
+            ValueError: as for a call.
+        """
         return self._draw(denoiser, key, shape, start, progress, record=True)
 
     def levels(self, process: Process) -> Array:
         """The noise levels that the sampler visits, noisiest first, `[n]`.
 
         Raises:
-            ValueError: if there is no grid for this process and n, or if the grid does not give falling times.
+            ValueError: if there is no grid for this process and n, or if the grid's times are not `[n]`, rise, or lie
+                outside `process.ends`.
         """
         levels = jnp.asarray(self.grid(process, self.n))
         if levels.ndim != 1 or not levels.size:
@@ -145,6 +153,9 @@ class Sampler:
 
         `wrap` stands between the network and the sampler; guidance, for example, evaluates the network twice. For an
         adaptive step the number depends on the data, and this is the number for Gaussian data.
+
+        Raises:
+            ValueError: if the parts cannot be combined with each other or with the process (see `refuse`).
 
         >>> from scoregen.process import EDM
         >>> from scoregen.samplers import EDMHeun

@@ -200,6 +200,9 @@ class EulerMaruyama(Step):
         x_s = x - (f x - g^2 score) h + g sqrt(h) z
 
     with f and g from `drift_diffusion`. The weak order is 1. It needs continuous time and alpha > 0.
+
+    Raises:
+        TypeError: when it is called, for the integer times of a chain.
     """
 
     continuous_only = True
@@ -227,6 +230,9 @@ class Euler(Step):
 
     The factor of s - t is f x - g^2 score / 2, written so that it is finite also where alpha = 0. For `Flow`
     it is the sampler of flow matching, for `EDM` it is DDIM.
+
+    Raises:
+        TypeError: when it is called, for the integer times of a chain.
     """
 
     continuous_only = True
@@ -240,6 +246,9 @@ class Heun(Step):
     """Heun's method for the probability-flow ODE in the process's time: order 2, two evaluations a step.
 
     x' = x + (s - t) v(x, t),      x_s = x + (s - t) (v(x, t) + v(x', s)) / 2
+
+    Raises:
+        TypeError: when it is called, for the integer times of a chain.
     """
 
     continuous_only = True
@@ -256,7 +265,7 @@ class EDMHeun(Step):
     In the coordinates y = x / alpha the probability-flow ODE is dy / dq = eps with q = sigma / alpha. A step first
     adds noise, from q_t to q^ = (1 + gamma) q_t, then takes Heun's step of order 2 from there to q_s:
 
-        y^ = y + noise sqrt(q^2 - q_t^2) z,      y' = y^ + (q_s - q^) eps(y^),
+        y^ = y + noise sqrt((q^)^2 - q_t^2) z,      y' = y^ + (q_s - q^) eps(y^),
         y_s = y^ + (q_s - q^) (eps(y^) + eps(y')) / 2
 
     with gamma = min(churn / n, sqrt(2) - 1) on a grid of n levels if low <= q_t <= high, and 0 otherwise. It takes two

@@ -314,7 +314,7 @@ def measure(process: Process, target: str | Target, loss: Loss, weight: Weight |
     """
     names = (
         type(process).__name__,
-        target if isinstance(target, str) else target.__name__,
+        target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
         type(loss).__name__,
     )
     with jax.enable_x64(True):
@@ -462,6 +462,8 @@ def check_target(target: str | Target, make: Callable[[], Process] = VP) -> None
 
     Raises:
         AssertionError: for the first property that does not hold.
+        TypeError: if `target` is neither a name nor a function.
+        ValueError: for a name that is not in `TARGETS`.
 
     >>> check_target(lambda process, t: (-process.sigma(t), process.alpha(t)))
     """

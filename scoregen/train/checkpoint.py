@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from scoregen.errors import UsageError
+from scoregen.errors import UsageError, check_count
 
 # Orbax logs every save and every failure. Failures are reported here in one line instead.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -75,8 +75,7 @@ class Checkpoints:
         best: bool = True,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, not {keep}")
+        check_count("keep", keep)
         self.directory = Path(directory).absolute()
         self._keep, self._best = keep, best
         self._say = say or (lambda line: print(line, file=sys.stderr))
@@ -99,7 +98,7 @@ class Checkpoints:
         A `metric` that is not finite counts as None.
 
         Raises UsageError if this or the previous save cannot be written, and TypeError for a leaf that
-        is not an array or a number.
+        is not an array or a number, and for two leaves with the same dotted path.
         """
         self.wait()
         if step == self._written:
@@ -171,7 +170,7 @@ class Checkpoints:
             raise UsageError(f"checkpoint {self.directory / str(step)} is damaged: {error}") from None
 
     def restore(self, template: Any, step: int | None = None, best: bool = False) -> tuple[Any, int] | None:
-        """Reads a whole state: the newest, the state of `step`, or with `best` that with the smallest metric.
+        """Reads a whole state: the newest, the state of `step`, or with `best` the state with the smallest metric.
 
         `template` is a state of the same structure, of arrays or of `jax.ShapeDtypeStruct`. The result has
         its types and its shardings (a leaf without a sharding goes to one local device). The values are bit
@@ -189,6 +188,8 @@ class Checkpoints:
         """Reads only one part of a state, such as "ema" without the optimizer; otherwise like `restore`.
 
         `name` is the dotted path of the part in the state, and `template` has the structure of the part.
+
+        Raises UsageError as `restore` does, and if there is no such part.
         """
         return self._restore(name, template, step, best)
 

@@ -92,7 +92,7 @@ class Power:
     std: float = 0.1
 
     def __post_init__(self):
-        _within("std", self.std, 0 < self.std < 12**-0.5, "between 0 and 0.2886")
+        _within("std", self.std, 0 < self.std < 12**-0.5, "between 0 and 12^(-1/2) = 0.2887")
 
     @property
     def gamma(self) -> float:

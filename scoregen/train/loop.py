@@ -89,10 +89,12 @@ def fit(
         The state after the last step; `state.ema` are the parameters for sampling.
 
     Raises:
+        TypeError: before anything is compiled, if one argument has the wrong type and nothing else is wrong.
         ValueError: before anything is compiled: for options out of range, parts that cannot be combined (with all
-            reasons), and a network that does not fit the data.
-        UsageError: for a workdir that holds a run with other options or cannot be written; if the loss or the
-            parameters become NaN or infinite. Such a state is not saved.
+            reasons), a network that does not fit the data, and several problems of any type, with a line for each.
+        UsageError: for data that `Dataset` refuses; for a workdir that another run uses, that holds a damaged run or a
+            run with other options, or that cannot be written; if the loss or the parameters become NaN or infinite.
+            Such a state is not saved.
 
     >>> import scoregen as sg
     >>> model = sg.Model(sg.ddpm(), sg.nets.MLP(width=8))
@@ -105,7 +107,10 @@ def fit(
     from scoregen.data import Prepare as Preparation
 
     problems = Problems()
-    sizes = problems.attempt(check_count, "batch", batch), problems.attempt(check_count, "microbatch", microbatch, 0)
+    batch, microbatch = sizes = (
+        problems.attempt(check_count, "batch", batch),
+        problems.attempt(check_count, "microbatch", microbatch, 0),
+    )
     if None not in sizes:
         problems.attempt(check_even, *sizes)
     counts = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}

@@ -114,7 +114,7 @@ def start(coordinator: str, process: int | None = None, processes: int | None = 
         processes: the number of processes. With "auto", give both or neither.
 
     Raises:
-        UsageError: if the other processes cannot be found.
+        UsageError: if `coordinator` is neither "auto" nor HOST:PORT, or if the other processes cannot be found.
     """
     if not re.fullmatch(r"auto|.+:\d+", coordinator):
         raise UsageError(f"coordinator={coordinator}: auto or HOST:PORT is needed, such as 10.0.0.2:8476")

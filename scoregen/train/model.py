@@ -49,13 +49,14 @@ class Model:
         condition: the value of `cond.noise`: a name in `CONDITIONS`, or a function (process, t) -> `[B]`.
         learned_variance: the network also gives the variance of a step of a chain, in twice as many channels (Nichol &
             Dhariwal 2021). If the network has a field `out_channels` that is None, it is set to this number.
-        energy: the score is the gradient of the energy ||eps||^2 / 2 (see `as_energy`).
+        energy: the score is minus the gradient of the energy ||eps||^2 / 2 (see `as_energy`).
         log_variance: the loss at each noise level is divided by a learned variance (see `uncertainty_weight`).
         unit_input: x is multiplied by `input_scale`, so that its variance is 1 (Karras et al. 2022, c_in).
         centered: for data in [0, 1]: the network sees 2 x - alpha, the noised 2 x_0 - 1.
 
     Raises:
-        TypeError: if `process` is not a process, or if the network cannot be called in this way.
+        TypeError: if `process` is not a process, if the network cannot be called in this way, or if the target or the
+            condition is neither a name nor a function.
         ValueError: for an unknown target or condition. `refuse` lists the parts that cannot be combined.
 
     >>> from scoregen.nets import MLP
@@ -104,7 +105,8 @@ class Model:
 
         Raises:
             TypeError: if `key` is not a random key.
-            ValueError: if the network has variables that are not parameters, such as a running mean.
+            ValueError: if `shape` is not `(B, ...)`, or if the network has variables that are not parameters, such as a
+                running mean.
         """
         if not isinstance(shape, tuple | list) or len(shape) < 2:
             raise ValueError(f"shape={shape}: the shape of a batch is needed, such as (1, 2) for points in the plane")
@@ -132,6 +134,10 @@ class Model:
             cond: label, context and augment of the examples in the later calls; `cond.noise` is set here. Without a
                 label, a network with classes gets "no class".
             train_key: a random key for dropout in training; with None the network is called with train=False.
+
+        Raises:
+            TypeError: when the denoiser is called, if the network does not return an array.
+            ValueError: when the denoiser is called, if the network's output has the wrong shape.
         """
         denoiser = Denoiser(self.process, Partial(self._predict, params, cond or Cond(), train_key))
         return as_energy(denoiser) if self.energy else denoiser

@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from scoregen.denoiser import named
+from scoregen.errors import check_count
 
 Schedule = Callable[[ArrayLike], Array]
 Rate = float | Schedule
@@ -48,7 +49,10 @@ def lion(learning_rate: Rate, weight_decay: float = 1e-3, b1: float = 0.9, b2: f
 def adafactor(
     learning_rate: Rate, decay_rate: float = 0.8, clipping_threshold: float = 1.0, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Adafactor (Shazeer & Stern 2018): second moments of large matrices by row and column. Relative step sizes."""
+    """Adafactor (Shazeer & Stern 2018): second moments of large matrices by row and column.
+
+    The steps are relative to the size of the parameters.
+    """
     return optax.adafactor(
         learning_rate,
         decay_rate=decay_rate,
@@ -72,7 +76,12 @@ def muon(
     of (height * width * inputs, outputs). Everything else is trained by Adam with Nesterov momentum at the same rate.
     The root mean square of an update is `consistent_rms` times the rate; Adam's is about 0.2 times the rate (Liu et al.
     2025), so that the same rates can be used.
+
+    Raises:
+        TypeError: if ns_steps is not an integer.
+        ValueError: if ns_steps < 1.
     """
+    check_count("ns_steps", ns_steps)
     return optax.contrib.muon(
         learning_rate,
         beta=beta,
@@ -110,6 +119,10 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 def constant(learning_rate: float, steps: int, warmup: int = 0) -> Schedule:
     """The rate, after a linear warm-up from 0 over `warmup` steps (Ho et al. 2020, appendix B).
 
+    Raises:
+        TypeError: if warmup is not an integer.
+        ValueError: unless the rate is positive and finite, and warmup >= 0.
+
     >>> [float(constant(1.0, 100, warmup=4)(step)) for step in (0, 1, 4, 90)]
     [0.0, 0.25, 1.0, 1.0]
     """
@@ -120,6 +133,10 @@ def constant(learning_rate: float, steps: int, warmup: int = 0) -> Schedule:
 def cosine(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) -> Schedule:
     """Half a cosine from the rate to `end` times the rate at step `steps`, after the warm-up (Loshchilov & Hutter
     2017).
+
+    Raises:
+        TypeError: if warmup is not an integer.
+        ValueError: unless the rate is positive and finite, and 0 <= warmup < steps.
 
     >>> [round(float(cosine(1.0, 100)(step)), 3) for step in (0, 50, 100)]
     [1.0, 0.5, 0.0]
@@ -136,6 +153,10 @@ def cosine(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) 
 def linear(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) -> Schedule:
     """A line from the rate to `end` times the rate at step `steps`, after the warm-up.
 
+    Raises:
+        TypeError: if warmup is not an integer.
+        ValueError: unless the rate is positive and finite, and 0 <= warmup < steps.
+
     >>> [float(linear(1.0, 100, warmup=50)(step)) for step in (25, 50, 75, 100)]
     [0.5, 1.0, 0.5, 0.0]
     """
@@ -146,12 +167,15 @@ def linear(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) 
 def inverse_sqrt(learning_rate: float, steps: int, warmup: int = 0, decay_from: int = 1000) -> Schedule:
     """rate * sqrt(decay_from / step) from step `decay_from` on, as in EDM2 (Karras et al. 2024).
 
+    Raises:
+        TypeError: if warmup or decay_from is not an integer.
+        ValueError: unless the rate is positive and finite, warmup >= 0 and decay_from >= 1.
+
     >>> [float(inverse_sqrt(1.0, 10_000, decay_from=100)(step)) for step in (50, 100, 400)]
     [1.0, 1.0, 0.5]
     """
     _check(learning_rate, steps, warmup)
-    if decay_from < 1:
-        raise ValueError(f"decay_from={decay_from}: at least 1 is needed")
+    check_count("decay_from", decay_from)
 
     def rate(step: ArrayLike) -> Array:
         worn = jnp.maximum(1.0, jnp.asarray(step, jnp.float32) / decay_from)
@@ -180,8 +204,7 @@ def _share(step: ArrayLike, warmup: int, steps: int) -> Array:
 def _check(learning_rate: float, steps: int, warmup: int, decays: bool = False) -> None:
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate={learning_rate}: a positive number is needed")
-    if warmup < 0:
-        raise ValueError(f"warmup={warmup}: 0 or more is needed")
+    check_count("warmup", warmup, 0)
     if decays and not warmup < steps:
         raise ValueError(f"warmup={warmup}: less than the {steps} steps of the whole schedule is needed")
 
@@ -207,14 +230,14 @@ def make_optimizer(
         steps: the number of training steps, for schedules that decay until the end.
 
     Raises:
+        TypeError: if `optimizer` or `schedule` is neither a name nor a function, or if `accumulate` is not an integer.
         ValueError: for a name that does not exist, or a number out of range.
 
     >>> optimizer = make_optimizer("adamw", "cosine", 2e-4, clip=1.0, steps=10_000)
     """
     if not clip >= 0:
         raise ValueError(f"clip={clip}: 0 or more is needed, 0 for no clip")
-    if accumulate < 1:
-        raise ValueError(f"accumulate={accumulate}: at least 1 is needed")
+    check_count("accumulate", accumulate)
     rate = named(SCHEDULES, "schedule", schedule)(learning_rate, steps // accumulate)
     found = named(OPTIMIZERS, "optimizer", optimizer)(rate)
     if clip:

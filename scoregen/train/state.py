@@ -62,7 +62,8 @@ def init_state(
         cond: see `Model.init`.
 
     Raises:
-        ValueError: with all reasons why the parts cannot be combined, or for a seed out of range.
+        TypeError: if `model`, `objective` or `seed` has the wrong type.
+        ValueError: with all reasons why the parts cannot be combined; for a seed out of range; as `Model.init` does.
     """
     check_parts(model, objective, math.prod(shape[1:]))
     return jax.jit(functools.partial(_init, model, objective, optimizer, tuple(shape)))(
@@ -91,7 +92,11 @@ def abstract_state(
 def restore_average(
     model: Model, checkpoints: Checkpoints, shape: tuple[int, ...], best: bool = False, cond: Cond | None = None
 ) -> tuple[Any, int] | None:
-    """The averaged parameters of the newest checkpoint, or of the best, and its step; None without a checkpoint."""
+    """The averaged parameters of the newest checkpoint, or of the best, and its step; None without a checkpoint.
+
+    Raises:
+        UsageError: if no checkpoint is readable, or if the checkpoint belongs to another network.
+    """
     params = jax.eval_shape(functools.partial(model.init, shape=tuple(shape)), jax.random.key(0), cond=cond)
     return checkpoints.restore_part("ema", mesh.abstract(params), best=best)
 

@@ -20,6 +20,7 @@ from jax import Array
 from jax.core import Tracer
 
 from scoregen.cond import Cond
+from scoregen.errors import check_count
 from scoregen.random import check_seed, example_keys, split_keys
 from scoregen.times import Own
 from scoregen.train import mesh
@@ -48,6 +49,9 @@ class TrainStep:
             state: the state. With several devices it must be on each of them (see `mesh.replicate`).
             x0: a batch `[B, ...]` of data; raw data if the step was made with `prepare`.
             cond: label and context of the examples, if the network uses them.
+
+        Raises:
+            ValueError: if the batch does not divide into microbatches and devices.
         """
         return self._program(state, *self._in_parts(x0, cond))
 
@@ -92,6 +96,7 @@ def make_step(
         seed: the random seed, 0 <= seed < 2^32.
 
     Raises:
+        TypeError: for a seed that is not an integer.
         ValueError: for a seed out of range; at a call, if the batch does not divide into microbatches and devices.
     """
     seed = check_seed(seed)
@@ -150,8 +155,8 @@ def prepared(
 def check_even(batch: int, microbatch: int = 0) -> None:
     """Raises ValueError unless a batch and its microbatches can be spread evenly over the devices."""
     n = mesh.count()
-    if batch < 1 or microbatch < 0:
-        raise ValueError(f"batch={batch}, microbatch={microbatch}: a batch of at least 1 is needed")
+    check_count("batch", batch)
+    check_count("microbatch", microbatch, 0)
     if batch % n:
         near = [k for k in (batch // n * n, mesh.round_up(batch)) if k]
         raise ValueError(
@@ -250,9 +255,15 @@ def make_eval(
         seed: the noise comes from seed + 1.
         batch: the largest batch size; a size that fits in training also fits here.
         count: the largest number of examples.
+
+    Raises:
+        TypeError: for a seed, batch or count that is not an integer.
+        ValueError: if the data have no test examples, or for a seed, batch or count out of range.
     """
     if data.test is None:
         raise ValueError("the held-out loss needs test examples, and the data have none: give a Dataset with test=")
+    check_count("batch", batch)
+    check_count("count", count)
     objective = dataclasses.replace(objective, times=Own())
     test = data.test
     labels = data.test_labels if model.num_classes else None

@@ -4,13 +4,13 @@
     python tests/mutations/mutate.py --only bound ddpm      mutants whose place or change has one of these words
     python tests/mutations/mutate.py --operator sign        mutants of this operator
     python tests/mutations/mutate.py --all                  all of them, which takes hours
-    python tests/mutations/mutate.py --list --all           say what they are, and run nothing
+    python tests/mutations/mutate.py --list --all           list them, and run nothing
     python tests/mutations/mutate.py --sample 20 --seed 1   another sample, of 20 mutants a module
     python tests/mutations/mutate.py --out table.md         and write the table down
 
 `operators.py` says which mistakes are made, `targets.py` in which functions, and which tests guard them. A mutant is
-caught if a guard fails, if it cannot be imported, or if the guards take three times as long as without it, and a minute
-more: then it does not come to an end. A mutant that no guard catches is a hole in the tests; the exit code is then 1.
+caught if a guard fails, if the mutant cannot be imported, or if the guards exceed the time limit: a minute plus three
+times their time without the mutant. A mutant that no guard catches is a hole in the tests; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from mutations.targets import EQUIVALENT, WRITTEN, Equivalent, guards, is_mutate
 ROOT = Path(__file__).parent.parent.parent
 LONG = "tests/test_conformance.py::test_the_whole_matrix"  # minutes, and the other guards check the same formulas
 SAMPLE = 12  # mutants of a module
-# What most programs compile to is the same whatever was broken: the tests keep it here.
+# The tests' cache of compiled programs. Most programs are the same in every mutant.
 COMPILED = ROOT / ".pytest_cache" / "compiled"
 
 
 class Result(NamedTuple):
-    """How it ended: caught by a test, "timeout" or "survived"."""
+    """How a mutant ended: `how` is the test that caught it, "timeout", "survived" or "the process crashed"."""
 
     mutant: Mutant
     how: str
@@ -66,7 +66,7 @@ class Result(NamedTuple):
 
 
 def every_mutant(root: Path) -> tuple[list[Mutant], list[tuple[Mutant, Equivalent]]]:
-    """The mutants that a test should catch, the written ones first, and those that break nothing."""
+    """The mutants that a test should catch, the written ones first, and the equivalent ones."""
     found, equivalent = [written.mutant(read(root, written.module)) for written in WRITTEN], []
     for module, target in modules(root):
         for mutant in mutants(module, read(root, module)):
@@ -77,9 +77,9 @@ def every_mutant(root: Path) -> tuple[list[Mutant], list[tuple[Mutant, Equivalen
 
 
 def sampled(found: list[Mutant], size: int, seed: int) -> list[Mutant]:
-    """Of each module at most `size` mutants, beside the written ones, which are all kept.
+    """At most `size` mutants of each module, and all written ones.
 
-    Which ones depends on the seed and on each mutant alone: a change of one function leaves the others' as they were.
+    The choice depends on the seed and on each mutant alone: a change of one function keeps the choice in the others.
     """
 
     def rank(mutant: Mutant) -> bytes:
@@ -96,7 +96,8 @@ def sampled(found: list[Mutant], size: int, seed: int) -> list[Mutant]:
 class Copy:
     """A copy of the package and its tests, and a process that runs tests there.
 
-    The process has imported what the tests need but scoregen, and forks for each run, so that no run waits for imports.
+    The process has imported all that the tests need, except scoregen. It forks for each run, so no run waits for
+    imports.
     """
 
     def __init__(self, base: Path, root: Path, compiled: Path):
@@ -128,7 +129,7 @@ class Copy:
         return reply["code"], reply["output"]
 
     def run(self, mutant: Mutant, seconds: float, first: Iterable[str] = ()) -> Result:
-        """Run the guards of a mutant until one fails, after the tests that are to come first."""
+        """Run the tests in `first`, then the guards of a mutant, until a test fails."""
         path = self.root / "scoregen" / mutant.module
         text, begin = path.read_text(), time.monotonic()
         try:
@@ -149,7 +150,7 @@ class Copy:
         return Result(mutant, "the process crashed" if found is None else found[1].removeprefix("tests/"), took)
 
     def close(self) -> None:
-        """End the process; it ends what it runs."""
+        """End the process, which ends its running tests."""
         self.server.terminate()
         with self.server:  # waits for it, and closes the pipes
             pass
@@ -186,7 +187,7 @@ def serve() -> None:
                 arguments = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:xdist", "-p", "no:cacheprovider"]
                 code: Any = 3
                 try:
-                    for tier in ("not slow", "slow"):  # only what the quick tests let through meets the slow ones
+                    for tier in ("not slow", "slow"):  # the slow tests run only if the quick ones pass
                         found = pytest.main([*arguments, "-m", tier, "--deselect", LONG, *request["tests"]])
                         code = 0 if found == pytest.ExitCode.NO_TESTS_COLLECTED else found
                         if code:
@@ -201,7 +202,7 @@ def serve() -> None:
 
 
 def _wait(process: int, seconds: float, parent: int) -> int | None:
-    """The exit code of a child; None if it took longer, and was killed. It is killed too if this process ends."""
+    """The exit code of a child; None if it is killed, at the time limit or because this process or its parent ends."""
     end, pause, found = time.monotonic() + seconds, 0.01, 0
     try:
         while time.monotonic() < end and os.getppid() == parent:
@@ -219,7 +220,7 @@ def _wait(process: int, seconds: float, parent: int) -> int | None:
 
 
 def snapshot(folder: Path) -> Path:
-    """A copy of what the tests need, with its bytecode, which is told from a mutant's by the hash of the source."""
+    """A copy of all that the tests need. Its bytecode is checked by the source's hash, so a mutant does not use it."""
     for name in ("scoregen", "configs", "tests", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
     shutil.copy(ROOT / "setup.cfg", folder)
@@ -232,14 +233,14 @@ def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except FileNotFoundError:
-        pass  # a test that runs at this moment has dropped it
+        pass  # a running test has removed it from the cache
     except OSError:
         shutil.copy(source, target)
 
 
 def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Result]:
-    """Every guard without a mutation, which has to pass, then the mutants."""
-    # What mutants compile to is of no use later.
+    """Run every guard without a mutation, which has to pass, and then the mutants."""
+    # A temporary copy of the cache: the programs of mutants are of no use later.
     COMPILED.mkdir(parents=True, exist_ok=True)
     compiled = folder / "compiled"
     copies: queue.Queue[Copy] = queue.Queue()
@@ -255,7 +256,7 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
 
     def one(mutant: Mutant) -> Result:
         copy = copies.get()
-        # What caught other mutants of the function, or of the module, comes first.
+        # The tests that caught other mutants of the function, or of the module, come first.
         lists = [(catchers.setdefault(mutant.place, []), 3), (catchers.setdefault(mutant.module, []), 5)]
         first = dict.fromkeys(test for known, count in lists for test in known[: -count - 1 : -1])
         try:
@@ -266,7 +267,7 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
             known[:] = [*(test for test in known if test != result.test), result.test]
         return result
 
-    # However it ends, what waits is not begun, and what runs is ended.
+    # On every exit, no waiting mutant is started, and the running tests are ended.
     with contextlib.ExitStack() as stack:
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
@@ -289,7 +290,7 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
 
 
 def table(results: list[Result], found: list[Mutant], equivalent: list[tuple[Mutant, Equivalent]]) -> list[str]:
-    """The results in Markdown: by module, what survived, the written ones, and all of them."""
+    """The results in Markdown: counts by module, then a row for each mutant that was tried."""
 
     def code(text: str) -> str:
         return "`" + text.replace("|", "\\|") + "`"

@@ -1,7 +1,7 @@
 """Mutation operators: each makes the mistakes of one kind in a function's syntax tree, one mistake at a time.
 
 An operator is a function (expression, its parent, the names that are bound) -> the expressions to put in its place.
-What is no formula is left alone: docstrings, types, default values, messages, and the checks that raise.
+Only formulas are changed, not docstrings, types, default values, messages, or the checks that raise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 Way = tuple[tuple[str, int | None], ...]
 Operator = Callable[[ast.expr, ast.AST, frozenset[str]], Iterator[ast.expr]]
 
-# Two things of one type that stand for each other in a slip.
+# Pairs of names of the same type that are easily confused.
 NAMES = [
     *(("x", "x0"), ("t", "s"), ("alpha", "sigma"), ("alpha", "std"), ("low", "high"), ("first", "last")),
     *(("first", "second"), ("begin", "end"), ("old", "new"), ("train", "test"), ("noise", "signal"), ("a", "b")),
@@ -55,18 +55,18 @@ FUNCTIONS = {
     "ones_like": ["zeros_like"],
     "jvp": [],
 }
-# Functions whose first argument is left when they are forgotten.
+# Functions that may be forgotten, which leaves their first argument.
 FORGOTTEN = {
     *("sqrt", "square", "abs", "clip", "sort", "stop_gradient", "exp2", "softplus", "cumsum"),
     *("fold_keys", "fold_in", "cummin", "tanh", "sigmoid"),
 }
-# Of these half the argument is the root: sigma for sigma^2 where numbers are logarithms.
+# For these, half the argument gives the root: sigma for sigma^2 in logarithms.
 ROOTS = {"exp", "expm1", "log", "log1p"}
 # Builtins and methods of these names have nothing to do with the functions above.
 MODULES = {"jnp", "np", "jax", "lax", "math", "nn", "optax", "random", "tree"}
-# What a call of these says is checked, or about types: no formula.
+# A call of these is a check or concerns types, and is no formula.
 SKIPPED_CALLS = {"isinstance", "hasattr", "getattr", "setattr", "issubdtype", "zip", "super", "named", "result_type"}
-# Which of the arguments of these count by their shape or type alone.
+# The arguments of these functions that are used only for their shape or type.
 SHAPES = {
     "broadcast": slice(1, None),
     "astype": slice(None),
@@ -128,7 +128,7 @@ def _is_sequence(node: ast.AST) -> bool:
 
 
 def _binary(node: ast.expr, *operators: type[ast.operator]) -> bool:
-    """Whether it is one of these, of numbers."""
+    """Whether the node is one of these operations, on numbers."""
     fits = isinstance(node, ast.BinOp) and isinstance(node.op, operators)
     return fits and not _is_sequence(node.left) and not _is_sequence(node.right)
 
@@ -161,7 +161,7 @@ def factor(node: ast.expr, parent: ast.AST, bound: frozenset[str]) -> Iterator[a
 
 
 def power(node: ast.expr, parent: ast.AST, bound: frozenset[str]) -> Iterator[ast.expr]:
-    """x for x**2, sigma(t)**2 for sigma(t), and the square inside a sum for that of the sum, or the other way."""
+    """x for x**2, sigma(t)**2 for sigma(t), a sum of squares for the square of a sum, or the other way."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         yield node.left
         if name_of(getattr(node.left, "func", ast.Pass())) in ("sum", "mean", "sum_dims"):
@@ -178,7 +178,7 @@ def power(node: ast.expr, parent: ast.AST, bound: frozenset[str]) -> Iterator[as
 
 
 def constant(node: ast.expr, parent: ast.AST, bound: frozenset[str]) -> Iterator[ast.expr]:
-    """A constant factor doubled; so is a constant in a sum, unless it is an integer."""
+    """A constant factor doubled, or a constant term, unless the term is an integer."""
     if not _binary(node, ast.Mult, ast.Div, ast.Add, ast.Sub):
         return
     for side in ("left", "right"):
@@ -270,7 +270,7 @@ def function(node: ast.expr, parent: ast.AST, bound: frozenset[str]) -> Iterator
 
 
 def branch(node: ast.expr, parent: ast.AST, bound: frozenset[str]) -> Iterator[ast.expr]:
-    """One branch of a choice always taken, or the other one."""
+    """One branch of a choice always taken, or the branches of an `if` exchanged."""
     if isinstance(node, ast.Call) and name_of(node.func) == "where" and len(node.args) == 3:
         yield from node.args[1:]
     if isinstance(node, ast.IfExp) and not any(_is_none(part) for part in (node.body, node.orelse)):
@@ -289,13 +289,13 @@ def _asks_none(node: ast.AST) -> bool:
 
 
 def _is_turned(node: ast.expr) -> bool:
-    """Whether `negation` or `comparison` makes the opposite of it."""
+    """Whether `negation` or `comparison` already makes the opposite of the node."""
     equal = isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq | ast.In | ast.NotIn)
     return equal or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
 
 
 def negation(node: ast.expr, parent: ast.AST, bound: frozenset[str]) -> Iterator[ast.expr]:
-    """A minus or a not left out."""
+    """A minus or a `not` left out."""
     if isinstance(node, ast.UnaryOp) and not isinstance(parent, ast.Subscript) and not isinstance(number(node), int):
         yield node.operand
 
@@ -359,7 +359,7 @@ class Mutant(NamedTuple):
         operator: the name of the operator, or "written".
         ordinal: the number among the mutants of this operator in this function.
         before, after: the expression, and the one in its place.
-        meaning: what is broken, where somebody wrote it down.
+        meaning: what is broken, for a written mutant; else empty.
         way: where the expression is in the module's tree.
     """
 
@@ -382,7 +382,7 @@ class Mutant(NamedTuple):
 
     @property
     def change(self) -> str:
-        """The change in a line: what both expressions begin and end with is left out if they are long."""
+        """The change in a line. The common beginning and end of long expressions are cut."""
         before, after = self.before, self.after
         if max(len(before), len(after)) <= 70:
             return f"{before} -> {after}"
@@ -393,7 +393,7 @@ class Mutant(NamedTuple):
         return " -> ".join(_cut(text, same, len(text) - ends) for text in (before, after))
 
     def apply(self, tree: ast.Module) -> ast.Module:
-        """Make the change in the module's tree, which is a fresh one."""
+        """Make the change in the module's tree, which must be unchanged."""
         node: ast.AST = tree
         for field, i in self.way[:-1]:
             node = getattr(node, field) if i is None else getattr(node, field)[i]
@@ -457,7 +457,7 @@ def _children(node: ast.AST) -> Iterator[tuple[ast.AST, tuple[str, int | None]]]
 
 
 def _bound(node: ast.FunctionDef) -> frozenset[str]:
-    """The arguments of a function, and what it assigns outside of functions within."""
+    """The arguments of a function, and the names that it assigns outside the functions within."""
     args = node.args
     names = {arg.arg for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs)}
 
@@ -486,9 +486,9 @@ def key_twins(node: ast.FunctionDef) -> list[tuple[str, str]]:
 
 
 def expressions(function: Function) -> Iterator[tuple[ast.expr, ast.AST, Way]]:
-    """The expressions of a function's body that say what it computes, with their parents, in the order of the source.
+    """The expressions in a function's body that are formulas, with their parents, in the order of the source.
 
-    Those of functions within it are theirs.
+    Expressions in functions within it belong to those functions.
     """
 
     def inside(node: ast.AST, way: Way) -> Iterator[tuple[ast.expr, ast.AST, Way]]:
@@ -573,11 +573,11 @@ class Written(NamedTuple):
     Attributes:
         module: the file below scoregen/.
         function: its name, as in `Mutant`.
-        find: the expression to find. A name of an underscore and a capital letter stands for any expression, the same
-            one wherever the name is.
-        put: what to put in its place, with these names.
+        find: the expression to find. A name of an underscore and a capital letter is a hole for any expression. Equal
+            names stand for equal expressions.
+        put: the expression to put in its place, with the same holes.
         meaning: what is broken.
-        guards: the test modules that guard it; those of the module's target if there are none.
+        guards: the test modules that guard it; () for the guards of the module's target.
     """
 
     module: str
@@ -609,7 +609,7 @@ class Written(NamedTuple):
 
 
 def _all_expressions(function: Function) -> Iterator[tuple[ast.expr, Way]]:
-    """Every expression of a function's body, whatever it says; those of functions within are theirs."""
+    """Every expression of a function's body, formula or not, except in the functions within."""
 
     def inside(node: ast.AST, way: Way) -> Iterator[tuple[ast.expr, Way]]:
         for child, step in _children(node):
@@ -628,7 +628,7 @@ def _is_hole(node: ast.AST) -> bool:
 
 
 def match(pattern: ast.AST, node: ast.AST) -> dict[str, ast.expr] | None:
-    """What the holes of a pattern stand for if it is like the node; else None.
+    """The expressions that the holes of a pattern stand for if the pattern matches the node; else None.
 
     >>> find, node = (ast.parse(text, mode="eval").body for text in ("_A / jnp.sqrt(_B)", "x / jnp.sqrt(2 * h)"))
     >>> {name: ast.unparse(part) for name, part in match(find, node).items()}

@@ -12,8 +12,8 @@ from mutations.operators import Mutant, Written, functions, read
 class Target(NamedTuple):
     """Modules below scoregen/ by a pattern, the test modules that guard them, and the functions by patterns.
 
-    The quickest guard stands first, since the first failure ends a run. The last guard are the examples in the
-    module's own docstrings.
+    The quickest guard stands first, since the first failure ends a run. The examples in the module's own docstrings are
+    the last guard.
     """
 
     modules: str
@@ -46,7 +46,7 @@ TARGETS = [
     Target("metrics/features.py", ("test_metrics.py",), ("classifier_features.*", "_train*")),
 ]
 
-# Checks, refusals and how a class is a pytree: no formulas, and they have tests of their own.
+# Checks, refusals and the code that makes a class a pytree hold no formulas, and have tests of their own.
 NOT_MUTATED = (
     *("__init__", "__post_init__", "__new__", "__init_subclass__", "__str__", "__repr__", "__hash__", "__eq__"),
     *("check_*", "_check*", "refuse*", "_refus*", "_flatten", "_unflatten", "tree_*", "_attributes", "_holds_arrays"),
@@ -80,7 +80,7 @@ def guards(mutant: Mutant) -> tuple[str, ...]:
     return (*(f"tests/{name}" for name in target.guards), f"scoregen/{mutant.module}")
 
 
-# Mistakes that no operator makes, and those that are to be tried in every run.
+# Mistakes that no operator makes, and mistakes to try in every run.
 WRITTEN = [
     Written(
         "process/chain.py",

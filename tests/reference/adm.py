@@ -1,8 +1,9 @@
 """The U-Net of improved DDPM and ADM in PyTorch, written from the papers, with the names of their state dict.
 
-Nichol & Dhariwal 2021 (arXiv:2102.09672) and Dhariwal & Nichol 2021 (arXiv:2105.05233). What the papers leave open is
-as in openai/improved-diffusion: features of t [cos, sin] at 1e4^(-i/half), 1e-5 in the norms, a pixel of padding on
-either side of every 3x3 convolution, query, key and value of one head after the other in one convolution by a pixel.
+Nichol & Dhariwal 2021 (arXiv:2102.09672) and Dhariwal & Nichol 2021 (arXiv:2105.05233). Details that the
+papers leave open follow openai/improved-diffusion: features [cos, sin] of t at 1e4^(-i/half), eps = 1e-5 in the norms,
+a pixel of padding on either side of every 3x3 convolution, and a 1x1 convolution for the query, key and value of one
+head after another.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 
 class Slot(nn.ModuleList):
-    """Modules by their place in a sequence, some of which have no parameters, and are then not here."""
+    """Modules by their place in a sequence, which also counts modules without parameters; these are left out here."""
 
     def __init__(self, **modules):
         super().__init__()
@@ -95,7 +96,7 @@ def halve(x):
 
 
 class UNet(nn.Module):
-    """`heads(width)` of attention at the levels whose images have a height of `attention`."""
+    """Attention has `heads(width)` heads, and is at the levels whose image height is in `attention`."""
 
     def __init__(self, size, channels, out, width, multipliers, blocks, attention, heads, scale_shift, resample):
         super().__init__()

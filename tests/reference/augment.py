@@ -27,7 +27,7 @@ def turned(by):
 
 
 def inverse(scale, turn, stretch, along, shift, width, height):
-    """G^-1 `[3, 3]`: where the pixel at (x, y, 1), from the centre, comes from."""
+    """G^-1 `[3, 3]`: it maps a pixel (x, y, 1) of the result, relative to the centre, to its place in the source."""
     s, a = 2 ** (0.2 * scale), 2 ** (0.2 * stretch)
     axes = turned(-along) @ scaled(1 / a, a) @ turned(along)
     return scaled(1 / s, 1 / s) @ turned(turn) @ axes @ shifted(-shift[0] * width / 8, -shift[1] * height / 8)

@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ in PyTorch, written from the papers and from what their state dicts hold, to compare ours with.
+"""NCSN++ and DDPM++ in PyTorch, written from the papers and from the contents of state dicts, to test our networks.
 
 `ScoreSDE` has the names of arrays that score_sde_pytorch has (`all_modules.N...`), `EDM` those of NVlabs/edm
 (`model.enc.32x32_block0...`), and each computes in its own library's order.
@@ -18,7 +18,7 @@ def kernel(taps):
 
 
 def upfirdn(x, k, up=1, down=1, pad=(0, 0)):
-    """StyleGAN2's: `up - 1` zeros after each pixel, padding, convolution, every `down`-th pixel."""
+    """StyleGAN2's upfirdn: `up - 1` zeros after each pixel, padding, convolution, every `down`-th pixel."""
     b, c, h, w = x.shape
     z = x.new_zeros(b, c, h, up, w, up)
     z[:, :, :, 0, :, 0] = x
@@ -107,7 +107,7 @@ class PyramidDown(nn.Module):
 
 
 class ScoreSDE(nn.Module):
-    """`forward(x, c)`: x in [-1, 1] if it is NCSN++'s, c sigma with Fourier features and the index without."""
+    """`forward(x, c)`: for NCSN++ x is in [-1, 1]. c is sigma with Fourier features, and the index without them."""
 
     def __init__(self, size, nf, mult, blocks, attention, fourier, fir, residual, by_sigma, scale=16.0):
         super().__init__()
@@ -186,7 +186,7 @@ class ScoreSDE(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution after doubling or halving, which can be done in one; without a size, only that."""
+    """A convolution after doubling or halving; with `fused`, the convolution comes before the halving's filter."""
 
     def __init__(self, inner, outer, size, taps, move=None, fused=False):
         super().__init__()
@@ -227,7 +227,7 @@ class Block(nn.Module):
         h = self.conv1(F.silu(self.norm1(h)))
         x = (h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5)
         if self.attention:
-            # channel by channel: its query, its key, its value
+            # the query, key and value of a channel lie side by side
             q, k, v = self.qkv(self.norm2(x)).reshape(len(x), self.outer, 3, -1).unbind(2)
             w = torch.einsum("bcq,bck->bqk", q, k / math.sqrt(self.outer)).softmax(2)
             x = (self.proj(torch.einsum("bqk,bck->bcq", w, v).reshape(x.shape)) + x) * math.sqrt(0.5)

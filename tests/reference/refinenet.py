@@ -65,7 +65,7 @@ class Residual(nn.Module):
 
 
 class Units(nn.Module):
-    """RCU, with norms or without."""
+    """Residual convolution units (RCU), with norms or without."""
 
     def __init__(self, channels, blocks, norm):
         super().__init__()
@@ -88,7 +88,7 @@ class Units(nn.Module):
 
 
 class Layers(nn.Module):
-    """So many convolutions, each with its norm."""
+    """A convolution for each entry of `inputs`, each with a norm unless `norm` is None."""
 
     def __init__(self, inputs, outputs, norm, bias):
         super().__init__()
@@ -132,7 +132,10 @@ class Refine(nn.Module):
 
 
 class RefineNet(nn.Module):
-    """`levels` for the first paper's; `sigmas`, noisiest first, for the second's. x is centred, y the index."""
+    """NCSN's network if `levels` is given, NCSNv2's if `sigmas`, noisiest first, is given.
+
+    x is centred, and y is the index of the level, 0 for the noisiest.
+    """
 
     def __init__(self, channels, images, levels=None, sigmas=None):
         super().__init__()

@@ -229,7 +229,11 @@ class Levels:
 
     @property
     def final_variance(self) -> float | None:
-        """See the function `final_variance`; infinite if the steps diverge, None without Langevin steps."""
+        """See the function `final_variance`; infinite if the steps diverge, None without Langevin steps.
+
+        Raises:
+            ValueError: unless step_size > 0.
+        """
         if self.step_size is None or self.steps is None:
             return None
         if self.step_size >= 2 * self.sigma_min**2:
