@@ -40,7 +40,7 @@ process.stdout.write(JSON.stringify(formulas.map(typeset)));
 """
 # Code without a language, such as commands: in a line, and as a block of its own.
 COMMANDS = re.compile(r"<code>([^<]+)</code>(</pre>)?")
-FLAG = re.compile(r"(?:&#39;)?(?<![\w-])--[\w.]+[^\s<]*")
+FLAG = re.compile(r"(?:&#39;|')?(?<![\w-])--[\w.]+[^\s<]*")
 OUTER = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md")  # pages that lie outside of docs/
 
 
@@ -146,8 +146,10 @@ def typeset(page: str) -> str:
 def wrapped(page: str) -> str:
     """A page of HTML whose commands break into lines between flags, so that no command is cut off at the edge.
 
-    >>> wrapped("<pre><code>a --b=1\\nc\\n</code></pre>").replace("span class=", "")
-    '<pre><code><"line">a <"flag">--b=1</span>\\n</span><"line">c\\n</span></code></pre>'
+    >>> print(wrapped("<pre><code>a --b=1\\nc '--d=(2,)'\\n</code></pre>").replace("span class=", ""))
+    <pre><code><"line">a <"flag">--b=1</span>
+    </span><"line">c <"flag">'--d=(2,)'</span>
+    </span></code></pre>
     """
 
     def broken(match: re.Match[str]) -> str:
@@ -213,24 +215,28 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(moved, markdown)
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
-    """Hide the table of contents of a page without sections, so that its tables can use the space."""
-    del html, config, files
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Typeset the formulas. Hide the table of contents of a page without sections, to leave its tables more space."""
+    del config, files
     if not any(entry.children for entry in page.toc):
         page.meta["hide"] = ["toc"]
-
-
-def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Typeset the formulas, after the search has indexed their source, and wrap the commands."""
-    del config
     try:
-        return wrapped(typeset(output))
+        # A formula is there twice, for the eye and for screen readers. The search needs only the first.
+        return typeset(html).replace('<span class="katex-mathml">', '<span class="katex-mathml" data-search-exclude>')
     except PluginError as error:
         raise PluginError(f"{page.file.src_uri}: {error}") from error
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Wrap the commands."""
+    del page, config
+    return wrapped(output)
+
+
 def on_post_build(config: MkDocsConfig) -> None:
-    """Check that no page loads anything from another host."""
+    """Check that no page loads anything from another host, and that the search shows no source of a formula."""
+    if r"\\(" in (Path(config.site_dir) / "search" / "search_index.json").read_text():
+        raise PluginError("the search index has the source of a formula: typeset it in on_page_content")
     fetched = re.compile(
         r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?(?:https?:)?//[^\" >]+|"
         r"<link\b(?![^>]*rel=\"?canonical)[^>]*\bhref=\"?(?:https?:)?//[^\" >]+"
