@@ -72,12 +72,15 @@ class Problems:
             raise ValueError("\n- ".join([f"{len(self.errors)} things are wrong:", *map(str, self.errors)]))
 
 
+MOST = 2**31 - 1  # the largest count: without 64-bit types, JAX counts in int32
+
+
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """The value as an int.
 
     Raises:
         TypeError: for anything but an integer.
-        ValueError: if it is less than `least`.
+        ValueError: unless least <= value < 2^31.
     """
     try:
         number = operator.index(value)
@@ -87,6 +90,8 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         raise TypeError(f"{name}={value!r}: an integer is needed")
     if number < least:
         raise ValueError(f"{name}={number}: at least {least} is needed")
+    if number > MOST:
+        raise ValueError(f"{name}={number}: at most {MOST} is needed")
     return number
 
 

@@ -124,7 +124,8 @@ def check_writable(folder: Path) -> None:
 
 
 def _cannot(path: Path, error: OSError) -> str:
-    return f"cannot write {path}: {error.strerror or error}; make room there, or use another folder"
+    what = "make room there, or use" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "use"
+    return f"cannot write {path}: {error.strerror or error}; {what} another folder"
 
 
 _NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}

@@ -9,6 +9,11 @@ import sys
 import pytest
 
 import scoregen as sg
+from scoregen.likelihood import LIKELIHOODS
+from scoregen.losses import LOSSES, WEIGHTINGS
+from scoregen.process import PROCESSES
+from scoregen.samplers import CORRECTORS, GRIDS, STEPS
+from scoregen.times import TIMES
 
 HEAVY = (
     "jax",
@@ -117,6 +122,19 @@ def test_every_name_is_what_it_says(name):
         assert found.__name__ == name
     elif inspect.ismodule(found):
         assert found is importlib.import_module(f"scoregen.{name}")
+
+
+PARTS = (PROCESSES, TIMES, LOSSES, WEIGHTINGS, STEPS, CORRECTORS, GRIDS, LIKELIHOODS)
+
+
+def test_every_part_of_the_tables_has_a_name():
+    """`scoregen/__init__.py` and the package of the part name it. Entries without a name are aliases."""
+    names = {part.__name__ for table in PARTS for part in table.values()} - {"<lambda>"}
+    missing = sorted(names - set(sg.__all__))
+    assert not missing, f"scoregen/__init__.py does not name {missing}"
+    for package, table in ((sg.process, PROCESSES), (sg.losses, LOSSES), (sg.losses, WEIGHTINGS), (sg.samplers, STEPS)):
+        missing = sorted({part.__name__ for part in table.values()} - {*package.__all__, "<lambda>"})
+        assert not missing, f"{package.__name__} does not name {missing} in __all__"
 
 
 def test_the_version_is_that_of_the_package():

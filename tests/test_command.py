@@ -415,7 +415,14 @@ def test_every_package_is_shipped():
         (["train", "ddpm_toy", "more"], ["unexpected argument 'more'"]),
         (["train", "ddpm_toy", "--mode=eval"], ["no flag '--mode'"]),
         # A suggested option has an effect in this command, or the line names the command that uses it.
-        (["sample", "RUN", "--steps=4"], ["'--config.train.steps=4'", "of `scoregen train`?"]),
+        (["sample", "RUN", "--learning_rate=4"], ["'--config.train.learning_rate=4'", "of `scoregen train`?"]),
+        (["sample", "RUN", "--steps=4"], ["'--config.sampler.n=4', the number of noise levels?"]),
+        (["train", "ddpm_toy", "--config.sampler.step.name=DDIM"], ["did you mean 'ancestral' with the option eta=0?"]),
+        (["train", "ddpm_toy", "--config.loss.name=mse"], ["did you mean 'eps'?"]),
+        (["train", "DDPM_TOY"], ["did you mean 'ddpm_toy'"]),
+        (["sample", "RUN", "--config.sampler.label=3"], ["only training can change this; leave it out"]),
+        (["sample", "RUN/checkpoints"], ["no run in", "checkpoints: did you mean RUN?"]),
+        (["train", "ddpm_toy", "ncsn_toy"], ["unexpected argument 'ncsn_toy': 'ddpm_toy' is already given"]),
         (["likelihood", "RUN", "--seed=3"], ["'--config.seed=3' of `scoregen train`?"]),
         (["sample", "RUN", "--lable=3"], ["did you mean '--config.sampler.label=3'?"]),
         (["train", "ddpm_toy", "--workdir="], ["--workdir= has no value"]),
@@ -424,7 +431,7 @@ def test_every_package_is_shipped():
         (["train", "ddpm_toy", "--data=moons", "--config.data.name=moons"], ["--config.data.name and --data", "twice"]),
         (["train", "ddpm_toy", "--data=mons"], ["no config.data.name 'mons'", "did you mean 'moons'"]),
         (["train", "ddpm_toy", "--data=holidays"], ["no config.data.name 'holidays'", "there are: checkerboard"]),
-        (["train", "ddpm_toy", "--process=one"], ["--process=one: expected int"]),
+        (["train", "ddpm_toy", "--process=one"], ["--process=one: an integer is needed"]),
         (["sample", "--n=5"], ["--n without --config"]),
         (["sample", "--batch", "5", "--out=x"], ["--batch without --config"]),
         (["sample", "--out=x"], ["say which run", "scoregen sample runs/"]),
@@ -432,12 +439,12 @@ def test_every_package_is_shipped():
         (["eval", "ddpm_toy"], ["ddpm_toy is a preset", "scoregen train ddpm_toy"]),
         (["eval", "--config=ddpm_toy", "--workdir=nothing"], ["no checkpoint in nothing", "train first"]),
         (["likelihood", "RUN", "--workdir=x"], ["both name the run"]),
-        (["sample", "RUN", "--config.sampler.n=x"], ["--config.sampler.n=x: expected int"]),
+        (["sample", "RUN", "--config.sampler.n=x"], ["--config.sampler.n=x: an integer is needed"]),
     ],
 )
 def test_what_the_command_line_cannot_mean(argv, parts, made, tmp_path, monkeypatch, performed):
     monkeypatch.chdir(tmp_path)
-    refused(*(arg.replace("RUN", str(made)) for arg in argv), parts=parts)
+    refused(*(arg.replace("RUN", str(made)) for arg in argv), parts=[part.replace("RUN", str(made)) for part in parts])
     assert not performed and not list(tmp_path.iterdir())
 
 
@@ -451,6 +458,8 @@ def test_folders_that_hold_no_run(tmp_path, monkeypatch, performed):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.json").write_text(C.to_json(C.load("ddpm_toy")))
     refused("sample", "mine", parts=["did you mean runs/mine"])
+    refused("sample", "runs", parts=["did you mean one of the runs inside it, such as runs/mine?"])
+    refused("eval", "runs/mine", parts=["no checkpoint in runs/mine: train first, with scoregen train runs/mine"])
     (tmp_path / "runs" / "mine" / "config.json").write_text("{")
     refused("sample", "runs/mine", parts=["runs/mine/config.json", "damaged"])
     refused("sample", "--workdir=fitted", parts=["scoregen.fit", "scoregen.load('fitted')"])
@@ -535,7 +544,7 @@ def test_seeds_have_one_range_that_is_checked_first(key, seed, performed):
         ("--loss.ssm.slices=4", "did you mean '--config.loss.ssm.slices=4'?"),
         ("--confg.loss.name=dsm", "did you mean '--config.loss.name=dsm'?"),
         ("--target=v", "did you mean '--config.target=v'?"),
-        ("--process=vp", "--process=vp: expected int"),
+        ("--process=vp", "--process=vp: an integer is needed"),
         ("--lr=1e-3", "did you mean '--config.train.learning_rate=1e-3'?"),
         ("--learning_rate=1e-3", "did you mean '--config.train.learning_rate=1e-3'?"),
         ("--sampler.n=5", "did you mean '--config.sampler.n=5'?"),

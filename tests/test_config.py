@@ -263,7 +263,8 @@ def test_a_short_flag_is_an_option(folder):
     assert found.changes == [("train.amp", True, False), ("train.steps", 1000, 5)]
     assert found.said() == {"train.amp": "--amp=false", "train.steps": "--steps=5"}
     refused(
-        lambda: parse_arguments(["--config=ncsn_cifar", "--steps=x"], flags), "--steps=x: expected int, such as 1000"
+        lambda: parse_arguments(["--config=ncsn_cifar", "--steps=x"], flags),
+        "--steps=x: an integer is needed, such as 1000",
     )
 
 
@@ -286,7 +287,7 @@ def test_all_that_is_wrong_is_said_at_once(folder):
     for part in (
         "--wrkdir",
         "config.los.name",
-        "steps=abc: expected int",
+        "steps=abc: an integer is needed",
         "--workers=many",
         "'smm'",
         "argument 'more'",
@@ -303,11 +304,11 @@ def test_all_that_is_wrong_is_said_at_once(folder):
         (["--config.steps=4"], ["did you mean config.train.steps"]),
         (["--config.train.steps.x=4"], ["config.train.steps is a value (1000)"]),
         (["--config.train.widths[0]=4"], ["no config.train.widths[0]"]),
-        (["--config.train.steps=abc"], ["--config.train.steps=abc", "expected int"]),
-        (["--config.train.steps=1.5"], ["--config.train.steps=1.5", "expected int"]),
+        (["--config.train.steps=abc"], ["--config.train.steps=abc", "an integer is needed"]),
+        (["--config.train.steps=1.5"], ["--config.train.steps=1.5", "an integer is needed"]),
         (["--config.train.steps"], ["config.train.steps", "int"]),
-        (["--config.train.rate=fast"], ["--config.train.rate=fast", "expected float"]),
-        (["--config.train.amp=maybe"], ["--config.train.amp=maybe", "expected bool"]),
+        (["--config.train.rate=fast"], ["--config.train.rate=fast", "a number is needed"]),
+        (["--config.train.amp=maybe"], ["--config.train.amp=maybe", "true or false is needed"]),
         (["--config.train.widths=(1,"], ["config.train.widths", "(1,", "tuple"]),
         (["--config.train.widths=wide"], ["config.train.widths", "wide", "tuple"]),
         (["--config.train.widths=('a',)"], ["config.train.widths", "'a'", "tuple"]),
@@ -323,8 +324,8 @@ def test_all_that_is_wrong_is_said_at_once(folder):
         (["--workdir"], ["--workdir needs a value"]),
         (["--workdir", "--dry-run"], ["--workdir needs a value"]),
         (["--dry-run=maybe"], ["--dry-run=maybe: this flag is a switch"]),
-        (["--workers=1.5"], ["--workers=1.5: expected int"]),
-        (["--share=half"], ["--share=half: expected float, such as 0.5"]),
+        (["--workers=1.5"], ["--workers=1.5: an integer is needed"]),
+        (["--share=half"], ["--share=half: a number is needed, such as 0.5"]),
         (["--noconfig.train.steps"], ["noconfig.train.steps", "int"]),
         (["--noconfig.train.amp=false"], ["noconfig.train.amp"]),
         (["--config.train.amp", "false"], ["unexpected argument 'false'", "--name=value"]),

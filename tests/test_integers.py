@@ -17,7 +17,7 @@ from scoregen.nets import NETS
 from scoregen.process import PROCESSES
 from scoregen.samplers import CORRECTORS, STEPS
 from scoregen.times import TIMES
-from scoregen.train import AVERAGES, OPTIMIZERS, SCHEDULES, Checkpoints, make_eval, make_optimizer
+from scoregen.train import AVERAGES, OPTIMIZERS, SCHEDULES, Checkpoints, check_even, make_eval, make_optimizer
 
 TABLES = (PROCESSES, TIMES, LOSSES, STEPS, CORRECTORS, CONTROLS, AVERAGES, OPTIMIZERS, SCHEDULES, LIKELIHOODS, SOURCES)
 ELSEWHERE = {  # these are numbers, or they have their own messages
@@ -77,6 +77,8 @@ def test_a_field_of_a_network_that_counts_is_an_integer(net, name, value):
         (lambda: make_optimizer(accumulate=1.5), "accumulate=1.5: an integer"),
         (lambda: sliced_wasserstein([[0.0]], [[1.0]], projections=2.5), "projections=2.5: an integer"),
         (lambda: make_eval(*EVAL, batch=0), "batch=0: at least 1"),
+        (lambda: check_even(2 * 10**12), "batch=2000000000000: at most 2147483647"),
+        (lambda: check_even(2**31 - 1, 2), "microbatch=2 does not divide the batch of 2147483647: take one of 1"),
         (lambda: make_eval(*EVAL, count=0), "count=0: at least 1"),
         (lambda: check_fields(sg.nets.UNet(multipliers=()), multipliers=1), r"multipliers=\(\): one or more numbers"),
         (lambda: sg.guidance.Grey(0), "channels=0: at least 1"),

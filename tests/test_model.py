@@ -279,3 +279,12 @@ class Batched(nn.Module):
 def test_wrong_use_is_answered_with_the_right_call(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_denoiser_needs_parameters():
+    model = sg.Model(sg.ddpm(), sg.nets.MLP(width=8))
+    state = sg.init_state(model, sg.Objective(sg.EpsilonMSE()), optax.adam(1e-3), (1, 2), 0)
+    with pytest.raises(TypeError, match=r"params is a State: say model.denoiser\(state.ema\)"):
+        model.denoiser(state)
+    with pytest.raises(TypeError, match="params is a NoneType: parameters from `init` are needed"):
+        model.denoiser(None)

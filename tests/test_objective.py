@@ -121,12 +121,12 @@ def test_a_loss_of_ones_own_trains(loss):
 def test_a_weighting_on_a_loss_without_a_weight_is_refused_with_the_reason(loss, name):
     objective, model = Objective(loss, MinSNR()), Linear(ddpm())
     (refused,) = objective.refuse(model)
-    assert f"the loss {name} does not say what its own weight is" in refused.reason
+    assert f"the loss {name} has no weight of its own" in refused.reason
     assert "weight(process, t)" in refused.reason and refused.fixes == ("weighting=own",)
-    with pytest.raises(ValueError, match=f"the loss {name} does not say"):
+    with pytest.raises(ValueError, match=f"the loss {name} has no weight of its own"):
         objective(model, model.init(), jax.random.key(0), data())
     noised = perturb(ddpm(), jax.random.key(0), data(), jnp.arange(64))
-    with pytest.raises(ValueError, match=f"the loss {name} does not say"):
+    with pytest.raises(ValueError, match=f"the loss {name} has no weight of its own"):
         Weighted(objective.loss, MinSNR())(model.denoiser(model.init()), noised, jax.random.key(0))
 
 

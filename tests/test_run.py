@@ -372,7 +372,7 @@ def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
         (["--mode=train"], ["--config=NAME"]),
         (["--config=ddpm_toy", "--wrkdir=x"], ["no flag '--wrkdir'", "'--workdir'"]),
         (["--config=ddpm_toy", "--config.train.step=3"], ["no config.train.step", "config.train.steps"]),
-        (["--config=ddpm_toy", "--config.train.steps=many"], ["many", "expected int"]),
+        (["--config=ddpm_toy", "--config.train.steps=many"], ["many", "an integer is needed"]),
         (["--config=ddpm_toy", "--config.train.learning_rate=-1.0"], ["learning_rate=-1.0", "positive"]),
         (["--config=ddpm_toy", "--config.train.learning_rate=inf"], ["learning_rate=inf", "positive"]),
         (["--confg.loss.name=dsm", "--config=ddpm_toy"], ["no flag '--confg.loss.name'", "'--config.loss.name=dsm'"]),

@@ -429,7 +429,7 @@ def test_keys_are_of_the_whole_configuration_and_of_no_part_that_is_not_chosen(t
         ("def cells(): return [{'config': 'ddpm_tiy'}]", ["cell 1", "no preset 'ddpm_tiy'", "did you mean 'ddpm_toy'"]),
         ("def cells(): return [{'config': 'ddpm_toy', 'train.step': 3}]", ["no config.train.step", "train.steps"]),
         ("def cells(): return [{'config': 'ddpm_toy', 'loss.name': 'sm'}]", ["no config.loss.name 'sm'"]),
-        ("def cells(): return [{'config': 'ddpm_toy', 'train.steps': 'x'}]", ["train.steps=x: expected int"]),
+        ("def cells(): return [{'config': 'ddpm_toy', 'train.steps': 'x'}]", ["train.steps=x: an integer is needed"]),
         ("def cells(): return [{'config': 'ddpm_toy', 'seed': {1}}]", ["seed={1}: a number"]),
         ("def cells(): return [{'config': 'ddpm_toy'}, {'config': 'ddpm_toy', 'seed': 0}]", ["1 and 2 are the same"]),
         ("def cells(): return [{'config': 'ddpm_toy', 'seed.': 1}]", ["no config.seed."]),

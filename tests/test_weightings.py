@@ -158,6 +158,6 @@ def test_a_plain_function_has_no_weight_to_be_replaced():
     process, x = VP(), jnp.ones((2, 3))
     denoiser, noised = Denoiser(process, lambda x, t: Prediction(x, x, x)), Noised(x, x, x, jnp.array([0.1, 0.9]))
     weighted = Weighted(lambda denoiser, noised, key: noised.x.sum(1), MinSNR())
-    assert "does not say what its own weight is" in str(weighted.refuse(process))
-    with pytest.raises(ValueError, match="does not say what its own weight is"):
+    assert "has no weight of its own" in str(weighted.refuse(process))
+    with pytest.raises(ValueError, match="has no weight of its own"):
         weighted(denoiser, noised, jax.random.key(0))

@@ -188,7 +188,11 @@ class Action:
 
         def started(begin: int, state: State) -> None:
             if resumed:
-                done = f"continuing to step {train.steps}" if begin < train.steps else "training is already complete"
+                done = f"continuing to step {train.steps}"
+                if begin == train.steps:
+                    done = "training is already complete"
+                elif begin > train.steps:
+                    done = f"nothing to train up to --steps={train.steps}; for a new run, say another --workdir"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
             if begin < train.steps:
                 data = self.parts.dataset

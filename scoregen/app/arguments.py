@@ -205,7 +205,10 @@ def read(
             if text is None and tokens and not tokens[0].startswith("-"):
                 tokens.pop(0)  # most likely the value of the unknown flag
     for extra in found.positional[takes:]:
-        found.errors.append(f"unexpected argument {extra!r}: write flags as --name=value, and put quotes around spaces")
+        given = f"{found.positional[0]!r} is already given; " if takes else ""
+        found.errors.append(
+            f"unexpected argument {extra!r}: {given}write flags as --name=value, and put quotes around spaces"
+        )
     return found
 
 
@@ -272,7 +275,7 @@ def _value(flag: Flag, text: str | None) -> Any:
         return flag.type(text)
     except ValueError:
         example = "" if flag.default is None else f", such as {flag.default}"
-        raise UsageError(f"--{flag.name}={text}: expected {flag.type.__name__}{example}") from None
+        raise UsageError(f"--{flag.name}={text}: {config_lib.WORDS[flag.type]} is needed{example}") from None
 
 
 def _data_key(config: Config, text: str) -> str:
@@ -298,6 +301,8 @@ def _unknown_flag(name: str, text: str | None, flags: Sequence[Flag], prefixes: 
 
 def _meant(name: str, text: str | None, known: Sequence[str], has_config: bool, mode: str) -> str:
     """The flag or option that an unknown flag is nearest to, or ""."""
+    if name == "steps" and mode in ("sample", "eval", "trajectory"):
+        return f"'--config.sampler.n={text or 'N'}', the number of noise levels"
     short = f"--{ABBREVIATIONS.get(name, name)}"
     if near := [short] if short in known else difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.9):
         return repr(near[0])

@@ -19,7 +19,7 @@ from scoregen.app.refusals import SECTIONS, Refusals
 from scoregen.app.sampling import Sampling
 from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, Prepare, in_turns
 from scoregen.denoiser import CONDITIONS, TARGETS
-from scoregen.errors import Refusal, UsageError
+from scoregen.errors import MOST, Refusal, UsageError
 from scoregen.guidance import CONTROLS, X0S, Control
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS, Objective
@@ -270,14 +270,14 @@ def _labels_to_sample(config: Config, dataset: Dataset, control: Control | None)
     return in_turns(dataset.train_labels)
 
 
+_COUNTS = (
+    "train.steps train.batch train.log_every train.checkpoint_every train.keep train.accumulate sampler.batch "
+    "sampler.images"
+)
 # (the requirement in words, its test, the keys of the options that must pass).
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (
-        "at least 1",
-        lambda value: value >= 1,
-        "train.steps train.batch train.log_every train.checkpoint_every train.keep train.accumulate sampler.batch "
-        "sampler.images",
-    ),
+    ("at least 1", lambda value: value >= 1, _COUNTS),
+    (f"at most {MOST}", lambda value: value <= MOST, f"{_COUNTS} train.microbatch sampler.n eval.samples"),
     ("at least 0", lambda value: value >= 0, "train.microbatch train.clip train.sample_every sampler.n"),
     ("a positive number", lambda value: 0 < value < math.inf, "train.learning_rate"),
     ("a number from 0 to below 1", lambda value: 0 <= value < 1, "label_dropout"),

@@ -79,7 +79,7 @@ def advice(error: Exception) -> str | None:
     """The line for an error that a user can fix, such as a full disk or too little memory; None for any other error.
 
     >>> advice(MemoryError()), advice(KeyError("x"))
-    ('out of memory: try a smaller --config.train.microbatch ...', None)
+    ('out of memory: in training, try a smaller ...', None)
     """
     if isinstance(error, UsageError):
         return str(error)
@@ -90,8 +90,8 @@ def advice(error: Exception) -> str | None:
     # Of all errors of the runtime, a flag can fix only this one.
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return (
-            "out of memory: try a smaller --config.train.microbatch (the same step in parts), "
-            "--config.train.batch or --config.sampler.batch"
+            "out of memory: in training, try a smaller --config.train.microbatch (the same step in parts) or --batch; "
+            "in sampling, a smaller --batch or --n"
         )
     return None
 
@@ -217,7 +217,8 @@ def saved(workdir: Path) -> bool:
 def no_checkpoint(workdir: Path) -> UsageError:
     """The error for a run without a checkpoint."""
     by_fit = (workdir / "model.json").is_file() and not (workdir / "config.json").is_file()
-    how = "scoregen.fit" if by_fit else "scoregen train or --mode=train"
+    what = workdir if (workdir / "config.json").is_file() else f"PRESET --workdir={workdir}"
+    how = "scoregen.fit" if by_fit else f"scoregen train {what}"
     return UsageError(f"no checkpoint in {workdir}: train first, with {how}")
 
 

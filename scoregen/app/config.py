@@ -78,6 +78,14 @@ FOLDER = next(
 )
 
 PLAIN = (bool, int, float, str)
+# How a message names what an option of this type needs.
+WORDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple",
+}
 
 
 def choice(
@@ -167,7 +175,9 @@ def build(table: Mapping[str, Callable], section: Config, key: str = "", /, **ex
     try:
         return make(**(options | extra))
     except ValueError as error:
-        raise UsageError(f"{f'config.{key}.' if key else ''}{name}: {first_line(error)}") from error
+        part, line = f"config.{key}.{name}" if key else name, first_line(error)
+        between = "." if line.partition("=")[0] in options else ": "  # an option's message begins with "option=value"
+        raise UsageError(f"{part}{between}{line}") from error
 
 
 # Presets and files
@@ -423,17 +433,17 @@ def override(config: ConfigDict, key: str, text: str | None, flag: str, negated:
         value = text if "name" in old and text in parts(old) else "..."
         raise UsageError(f"config.{key} is a section, not a value: say --config.{inner}={value}")
     kind = kind_of(config, key)
-    example = "" if old is None else f", such as {old!r}"
+    example = "" if old is None or kind is bool else f", such as {old!r}"
     if negated and (kind is not bool or text is not None):
         raise UsageError(f"{flag}: the prefix `no` needs a bool, without =; this option is of type {kind.__name__}")
     if kind not in (*PLAIN, tuple):
         raise UsageError(f"{flag} cannot be set on the command line (its value is {old!r}): set it in a preset")
     if text is None and kind is not bool:
-        raise UsageError(f"{flag} needs a value: expected {kind.__name__}{example}")
+        raise UsageError(f"{flag} needs a value: {WORDS[kind]}{example}")
     try:
         value = not negated if text is None else _read(text, kind, old)
     except ValueError:
-        raise UsageError(f"{flag}={text}: expected {kind.__name__}{example}") from None
+        raise UsageError(f"{flag}={text}: {WORDS[kind]} is needed{example}") from None
     holder, _, name = key.rpartition(".")
     get(config, holder)[name] = value
 
@@ -518,11 +528,23 @@ def preset_names() -> list[str]:
     return [name for name in presets() if name != "default"]
 
 
+# What other libraries call a part: its name here, and what else to say.
+SYNONYMS = {
+    "ddim": ("ancestral", " with the option eta=0"),
+    "ddpm": ("ancestral", ""),
+    "mse": ("eps", ""),
+    "l2": ("eps", ""),
+    "epsilon": ("eps", ""),
+    "noise": ("eps", ""),
+}
+
+
 def unknown(kind: str, name: Any, known: Iterable[str]) -> str:
     """The line for an unknown name, with the nearest known name and a list of all."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? There" if near else "there"
+    known, word = list(known), str(name).lower()
+    meant, more = SYNONYMS.get(word, ("", ""))
+    near = [meant] if meant in known else difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {near[0]!r}{more if near == [meant] else ''}? There" if near else "there"
     return f"no {kind} {name!r}: {hint} are: {', '.join(known) or 'none'}"
 
 

@@ -274,7 +274,15 @@ def _no_run(run: str, mode: str) -> str:
         )
     folder = Path(run).expanduser()
     if (folder / "model.json").is_file():
-        return f"{run} was trained by scoregen.fit and has no configuration: in Python, say scoregen.load({run!r})"
+        return (
+            f"{run} has no config.json: if scoregen.fit trained it, say scoregen.load({run!r}) in Python; if not, "
+            f"repeat its training command, with --workdir={run}"
+        )
+    if (folder.parent / "config.json").is_file() and folder.parent != folder:
+        return f"no run in {run}: did you mean {folder.parent}?"
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))[:5] if folder.is_dir() else []
+    if inside:
+        return f"no run in {run}: did you mean one of the runs inside it, such as {Path(run) / inside[0]}?"
     what = "it has no config.json" if folder.is_dir() else "there is no such folder"
     return f"no run in {run}: {what}; scoregen train PRESET --workdir={run} makes one"
 

@@ -333,6 +333,9 @@ def idle(config: ConfigDict, given: Mapping[str, str] | Iterable[str], mode: str
         if unmet:
             reasons = "; ".join(dict.fromkeys(condition.reason(config) for condition in unmet))
             fixes = " and ".join(dict.fromkeys(condition.fix() for condition in unmet))
+            if mode not in ("", "train") and any(changes_network(condition.key) for condition in unmet):
+                lines.append(f"{said} has no effect: {reasons}, and only training can change this; leave it out")
+                continue
             lines.append(f"{said} has no effect: {reasons}: {fixes}, or leave it out")
     return lines
 

@@ -1,10 +1,10 @@
 """Losses that match a noised example or the score: (denoiser, noised, key) -> `[B]`, one number per example.
 
-Up to a constant that does not depend on the network, the expectation of every loss here is
+Up to a constant that does not depend on the network, the expectation of a loss with a method `weight` is
 
     weight(process, t) E || x0 - x0_theta(x_t, t) ||^2
 
-Each loss is therefore a weighted error of the clean data, and losses differ in this weight and in their variance. With
+Each of these losses is a weighted error of the clean data, and they differ in this weight and in their variance. With
 SNR = alpha^2 / sigma^2, || eps - eps_theta ||^2 = SNR ||x0 - x0_theta||^2, and the error of eps is sigma times the
 error of the score. Losses are summed over data dimensions unless said otherwise; the training step averages over the
 batch.

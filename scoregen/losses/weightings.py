@@ -50,8 +50,8 @@ def _refuse_loss(loss: Loss) -> Refusal | None:
         )
     if not hasattr(loss, "weight"):
         return Refusal(
-            f"the loss {loss_name(loss)} does not say what its own weight is, so a weighting cannot replace it: it has "
-            "no method weight(process, t) -> [B], the factor of ||x0 - x0_theta||^2 in its expectation",
+            f"the loss {loss_name(loss)} has no weight of its own that a weighting could replace (a method "
+            "weight(process, t) -> [B], the factor of ||x0 - x0_theta||^2 in its expectation)",
             ("weighting=own",),
         )
     return None

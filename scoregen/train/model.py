@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -136,9 +137,13 @@ class Model:
             train_key: a random key for dropout in training; with None the network is called with train=False.
 
         Raises:
-            TypeError: when the denoiser is called, if the network does not return an array.
+            TypeError: for anything but parameters; when the denoiser is called, if the network does not return an
+                array.
             ValueError: when the denoiser is called, if the network's output has the wrong shape.
         """
+        if not isinstance(params, Mapping) or "net" not in params:
+            hint = "say model.denoiser(state.ema)" if hasattr(params, "ema") else "parameters from `init` are needed"
+            raise TypeError(f"params is a {type(params).__name__}: {hint}")
         denoiser = Denoiser(self.process, Partial(self._predict, params, cond or Cond(), train_key))
         return as_energy(denoiser) if self.energy else denoiser
 

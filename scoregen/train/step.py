@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -163,14 +164,20 @@ def check_even(batch: int, microbatch: int = 0) -> None:
             f"batch={batch} cannot be spread evenly over {n} devices: take a multiple of {n}, such as "
             f"{' or '.join(map(str, near))}"
         )
-    fit = ", ".join(str(k) for k in range(n, batch + 1, n) if batch % k == 0)
     if microbatch and batch % microbatch:
+        fit = _parts(batch, n)
         raise ValueError(f"microbatch={microbatch} does not divide the batch of {batch}: take one of {fit}")
     if microbatch % n:
         raise ValueError(
             f"microbatch={microbatch} cannot be spread evenly over {n} devices: take one that can, and divides the "
-            f"batch of {batch}: {fit}"
+            f"batch of {batch}: {_parts(batch, n)}"
         )
+
+
+def _parts(batch: int, n: int) -> str:
+    """The microbatches that a batch on n devices can have: at most the twenty smallest, up to a million."""
+    found = (str(k) for k in range(n, min(batch, 10**6) + 1, n) if batch % k == 0)
+    return ", ".join(itertools.islice(found, 20))
 
 
 def check_shapes(

@@ -29,6 +29,7 @@ TARGETS = [
     Target("losses/bound.py", ("test_bound.py", "test_conformance.py")),
     Target("losses/weightings.py", ("test_weightings.py",)),
     Target("losses/objective.py", ("test_objective.py", "test_losses.py", "test_weightings.py", "test_train.py")),
+    Target("losses/*.py", ("test_losses.py", "test_conformance.py")),
     Target("samplers/steps.py", ("test_predictors.py", "test_samplers.py", "test_orders.py")),
     Target("samplers/multistep.py", ("test_predictors.py", "test_samplers.py", "test_orders.py")),
     Target("samplers/correctors.py", ("test_predictors.py", "test_samplers.py")),
@@ -56,11 +57,12 @@ NOT_MUTATED = (
 
 def modules(root: Path) -> list[tuple[str, Target]]:
     """The modules that are mutated, each with its target, in the order of the targets."""
-    found = []
+    found: dict[str, Target] = {}
     for target in TARGETS:
-        paths = sorted((root / "scoregen").glob(target.modules))
-        found += [(str(path.relative_to(root / "scoregen")), target) for path in paths if path.name != "__init__.py"]
-    return found
+        for path in sorted((root / "scoregen").glob(target.modules)):
+            if path.name != "__init__.py":
+                found.setdefault(str(path.relative_to(root / "scoregen")), target)  # the first target that fits
+    return list(found.items())
 
 
 def is_mutated(function: str, target: Target) -> bool:
