@@ -295,6 +295,8 @@ def test_a_finished_run_is_not_trained_again(trained):
     out = done(*TINY, f"--workdir={trained}")
     assert "found the checkpoint of step 6" in out and "training is already complete" in out
     assert "training ddpm_toy" not in out
+    out = done(*TINY, "--config.train.steps=4", f"--workdir={trained}")
+    assert "checkpoint of step 6 in" in out and "nothing to train up to --steps=4; for a new run" in out
     assert (trained / "metrics.jsonl").read_bytes() == metrics
     assert same(before, state_of(trained, *TINY))
 
