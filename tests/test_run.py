@@ -417,7 +417,9 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize("mode", ["sample", "eval"])
 def test_nothing_was_trained(tmp_path, mode):
     for workdir in (tmp_path / "absent", tmp_path):
-        refused(*TINY, f"--mode={mode}", f"--workdir={workdir}", parts=["no checkpoint", "train first, with scoregen train"])
+        refused(
+            *TINY, f"--mode={mode}", f"--workdir={workdir}", parts=["no checkpoint", "train first, with scoregen train"]
+        )
     assert not list(tmp_path.iterdir())
 
 
