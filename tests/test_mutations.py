@@ -171,11 +171,12 @@ class Recorded:
     def __init__(self, base, root, compiled):
         pass
 
-    def test(self, tests):
-        return int(tests[0] in self.broken), "1 failed"
+    def test(self, tests, tier):
+        return int((tests[0], tier) in self.broken), "1 failed"
 
-    def run(self, mutant, seconds, first):
-        self.first.append(first)
+    def run(self, mutant, tier, seconds, first=()):
+        if tier == mutate.QUICK:
+            self.first.append(first)
         return Result(mutant, "test_process.py::test_bayes" if mutant.function == "posterior" else "survived", 1.0)
 
     def close(self):
@@ -198,8 +199,9 @@ def test_what_caught_a_mutant_is_tried_first_with_the_next(monkeypatch, tmp_path
 
 
 def test_a_guard_that_fails_without_a_mutation_ends_it(monkeypatch, tmp_path, everything):
-    with pytest.raises(SystemExit, match=r"test_bound\.py fails without a mutation, so it can catch none"):
-        run_recorded(monkeypatch, tmp_path, everything, broken=("tests/test_bound.py",))
+    for tier in (mutate.QUICK, mutate.SLOW):
+        with pytest.raises(SystemExit, match=r"test_bound\.py fails without a mutation, so it can catch none"):
+            run_recorded(monkeypatch, tmp_path / tier, everything, broken=[("tests/test_bound.py", tier)])
 
 
 @pytest.mark.slow
@@ -221,9 +223,9 @@ def test_mutants_are_run(tmp_path):
     found = {mutant.change: mutant for mutant in mutants("likelihood.py", ast.parse(source))}
     copy = Copy(base, tmp_path / "copy", tmp_path / "compiled")
     try:
-        assert copy.test(["tests/test_likelihood.py"])[0] == 0
+        assert [copy.test(["tests/test_likelihood.py"], tier)[0] for tier in (mutate.QUICK, mutate.SLOW)] == [0, 0]
         changes = ["n > 2 -> n >= 2", "0.5 * (unused - 1) -> 1.0 * (unused - 1)", "n - 1 -> n"]
-        results = [copy.run(found[change], 3.0) for change in changes]
+        results = [copy.run(found[change], mutate.SLOW, 3.0) for change in changes]
     finally:
         copy.close()
     assert [result.how for result in results] == ["test_likelihood.py::test_count", "survived", "timeout"]

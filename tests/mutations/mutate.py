@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import compileall
 import concurrent.futures
 import contextlib
@@ -32,6 +33,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -46,6 +48,7 @@ from mutations.targets import EQUIVALENT, WRITTEN, Equivalent, guards, is_mutate
 ROOT = Path(__file__).parent.parent.parent
 LONG = "tests/test_conformance.py::test_the_whole_matrix"  # minutes, and the other guards check the same formulas
 SAMPLE = 12  # mutants of a module
+QUICK, SLOW = "not slow", "slow"  # the tests of a tier, for pytest's -m
 # The tests' cache of compiled programs. Most programs are the same in every mutant.
 COMPILED = ROOT / ".pytest_cache" / "compiled"
 
@@ -117,10 +120,13 @@ class Copy:
             text=True,
         )
 
-    def test(self, tests: list[str], seconds: float = 3600.0) -> tuple[int | None, str]:
-        """Run these tests until one fails: pytest's exit code, None if they took longer, and the end of the output."""
+    def test(self, tests: list[str], tier: str, seconds: float = 3600.0) -> tuple[int | None, str]:
+        """Run the tests of a tier until one fails: pytest's exit code, 0 if there are none, None if they took longer.
+
+        The second part is the end of the output.
+        """
         assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps({"tests": tests, "seconds": seconds}) + "\n")
+        self.server.stdin.write(json.dumps({"tests": tests, "tier": tier, "seconds": seconds}) + "\n")
         self.server.stdin.flush()
         answer = self.server.stdout.readline()
         if not answer:
@@ -128,15 +134,16 @@ class Copy:
         reply = json.loads(answer)
         return reply["code"], reply["output"]
 
-    def run(self, mutant: Mutant, seconds: float, first: Iterable[str] = ()) -> Result:
-        """Run the tests in `first`, then the guards of a mutant, until a test fails."""
+    def run(self, mutant: Mutant, tier: str, seconds: float, first: Iterable[str] = ()) -> Result:
+        """Run the tests in `first`, then the guards of a mutant, until a test fails; of both the tests of a tier."""
         path = self.root / "scoregen" / mutant.module
         text, begin = path.read_text(), time.monotonic()
         try:
             path.write_text(ast.unparse(mutant.apply(ast.parse(text))) + "\n")
-            code, output = self.test(list(first), seconds) if first else (0, "")
-            if code not in (1, None):
-                code, output = self.test(list(guards(mutant)), seconds)
+            code, output = 0, ""
+            for tests in (list(first), list(guards(mutant))):
+                if tests and code not in (1, None):
+                    code, output = self.test(tests, tier, seconds)
         finally:
             path.write_text(text)
         took = time.monotonic() - begin
@@ -157,7 +164,7 @@ class Copy:
 
 
 def serve() -> None:
-    """The process of a copy: a line of JSON for each run, {"tests", "seconds"} -> {"code", "output"}."""
+    """The process of a copy: a line of JSON for each run, {"tests", "tier", "seconds"} -> {"code", "output"}."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     flags, parent = os.environ.get("XLA_FLAGS"), os.getppid()
     runpy.run_path("tests/conftest.py")
@@ -187,11 +194,8 @@ def serve() -> None:
                 arguments = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:xdist", "-p", "no:cacheprovider"]
                 code: Any = 3
                 try:
-                    for tier in ("not slow", "slow"):  # the slow tests run only if the quick ones pass
-                        found = pytest.main([*arguments, "-m", tier, "--deselect", LONG, *request["tests"]])
-                        code = 0 if found == pytest.ExitCode.NO_TESTS_COLLECTED else found
-                        if code:
-                            break
+                    found = pytest.main([*arguments, "-m", request["tier"], "--deselect", LONG, *request["tests"]])
+                    code = 0 if found == pytest.ExitCode.NO_TESTS_COLLECTED else found
                 finally:
                     sys.stdout.flush()
                     sys.stderr.flush()
@@ -239,20 +243,41 @@ def _link(source: str, target: str) -> None:
 
 
 def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Result]:
-    """Run every guard without a mutation, which has to pass, and then the mutants."""
+    """Run the quick tests of every guard without a mutation, which have to pass, and then the mutants.
+
+    The slow tests of a guard run only for mutants that pass all quick tests, and once without a mutation before that.
+    """
     # A temporary copy of the cache: the programs of mutants are of no use later.
     COMPILED.mkdir(parents=True, exist_ok=True)
     compiled = folder / "compiled"
     copies: queue.Queue[Copy] = queue.Queue()
-    seconds: dict[str, float] = {}
+    seconds: dict[tuple[str, str], float] = {}  # (guard, tier) -> the time that it takes without a mutation
+    locks: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
     catchers: dict[str, list[str]] = {}
 
-    def baseline(guard: str) -> str | None:
-        copy, begin = copies.get(), time.monotonic()
-        code, output = copy.test([guard])
-        seconds[guard] = time.monotonic() - begin
-        copies.put(copy)
-        return None if code in (0, 5) else f"{guard} fails without a mutation, so it can catch none:\n{output}"
+    def baseline(copy: Copy, guard: str, tier: str) -> str | None:
+        begin = time.monotonic()
+        code, output = copy.test([guard], tier)
+        seconds[guard, tier] = time.monotonic() - begin
+        return f"{guard} fails without a mutation, so it can catch none:\n{output}" if code else None
+
+    def quick(guard: str) -> str | None:
+        copy = copies.get()
+        try:
+            return baseline(copy, guard, QUICK)
+        finally:
+            copies.put(copy)
+
+    def limit(mutant: Mutant, tier: str) -> float:
+        return 60 + 3 * sum(seconds[guard, tier] for guard in guards(mutant))
+
+    def slow(copy: Copy, mutant: Mutant, first: Iterable[str]) -> Result:
+        for guard in guards(mutant):
+            with locks[guard]:
+                problem = None if (guard, SLOW) in seconds else baseline(copy, guard, SLOW)
+            if problem:
+                raise SystemExit(problem)
+        return copy.run(mutant, SLOW, limit(mutant, SLOW), first)
 
     def one(mutant: Mutant) -> Result:
         copy = copies.get()
@@ -260,7 +285,9 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
         lists = [(catchers.setdefault(mutant.place, []), 3), (catchers.setdefault(mutant.module, []), 5)]
         first = dict.fromkeys(test for known, count in lists for test in known[: -count - 1 : -1])
         try:
-            result = copy.run(mutant, 60 + 3 * sum(seconds[guard] for guard in guards(mutant)), list(first))
+            result = copy.run(mutant, QUICK, limit(mutant, QUICK), list(first))
+            if result.how == "survived":
+                result = slow(copy, mutant, first)
         finally:
             copies.put(copy)
         for known, _ in lists if result.test else []:
@@ -276,10 +303,10 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
             copies.put(copy := Copy(base, folder / str(i), compiled))
             stack.callback(copy.close)
         needed = list(dict.fromkeys(guard for mutant in chosen for guard in guards(mutant)))
-        broken = [problem for problem in pool.map(baseline, needed) if problem]
+        broken = [problem for problem in pool.map(quick, needed) if problem]
         if broken:
             raise SystemExit("\n\n".join(broken))
-        print(f"the guards pass, in {sum(seconds.values()):.0f} s; {len(chosen)} mutants", flush=True)
+        print(f"the quick guards pass, in {sum(seconds.values()):.0f} s; {len(chosen)} mutants", flush=True)
         results = []
         for result in pool.map(one, chosen):
             results.append(result)
