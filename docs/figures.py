@@ -440,7 +440,7 @@ def guidance(workdir: Path) -> Path:
     from scoregen import load
 
     run = load(workdir)
-    page, (axes,) = drawing.figure(1, 3, (10, 3.7), sharex=True, sharey=True)
+    page, (axes,) = drawing.figure(1, 3, (10, 4.3), sharex=True, sharey=True)
     for panel, scale in zip(axes, (0.0, 1.0, 4.0), strict=True):
         x = run.sample(2000, label=0, guidance=scale)
         panel.scatter(*x.T, s=3, lw=0, alpha=0.5, color=ACCENT)
