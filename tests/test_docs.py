@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import itertools
 import re
 import shlex
 import subprocess
@@ -31,6 +32,7 @@ from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES
 from scoregen.samplers import CORRECTORS, GRIDS, STEPS
+from scoregen.testing.conformance import columns
 from scoregen.times import TIMES
 from scoregen.train.ema import AVERAGES
 from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES
@@ -293,6 +295,14 @@ def test_the_manual_names_every_option_of_its_table_and_every_part():
             config_lib.get(config, key)
     missing = [name for table in TABLES for name in table if name not in named]
     assert not missing, f"docs/manual/options.md does not name {missing} in its tables"
+
+
+def test_the_page_of_conformance_has_the_whole_matrix():
+    lines = (ROOT / "docs" / "conformance.md").read_text().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("| process | target |"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in itertools.takewhile(bool, lines[begin:])]
+    assert rows[0][2:] == [*columns()], "run scoregen conformance --out=FILE, and copy its matrix to the page"
+    assert [(row[0], row[1]) for row in rows[2:]] == [(p, t) for p in PROCESSES for t in TARGETS]
 
 
 STEPS_OF_A_RUN = re.findall(
