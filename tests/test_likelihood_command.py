@@ -72,7 +72,7 @@ def test_the_command_line_writes_it_down(trained):
     ("flags", "parts"),
     [
         (["--n=1"], ["at least 2"]),
-        (["--config.eval.likelihood.ode.probes=1"], ["ode: probes=1"]),
+        (["--config.eval.likelihood.ode.probes=1"], ["config.eval.likelihood.ode.probes=1: at least 2"]),
         (["--config.eval.likelihood.name=vlb"], ["config.eval.likelihood.name", "both, bound, ode"]),
         (["--config.sampler.process.name=vp", "--config.eval.likelihood.bound.strata=0"], ["strata=0", "continuous"]),
         (
