@@ -19,7 +19,7 @@ from scoregen.app.refusals import SECTIONS, Refusals
 from scoregen.app.sampling import Sampling
 from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, Prepare, in_turns
 from scoregen.denoiser import CONDITIONS, TARGETS
-from scoregen.errors import MOST, Refusal, UsageError
+from scoregen.errors import Refusal, UsageError, check_count
 from scoregen.guidance import CONTROLS, X0S, Control
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS, Objective
@@ -270,15 +270,15 @@ def _labels_to_sample(config: Config, dataset: Dataset, control: Control | None)
     return in_turns(dataset.train_labels)
 
 
-_COUNTS = (
-    "train.steps train.batch train.log_every train.checkpoint_every train.keep train.accumulate sampler.batch "
-    "sampler.images"
-)
+# The least value -> the keys of the options that count.
+_COUNTS = {
+    1: "train.steps train.batch train.log_every train.checkpoint_every train.keep train.accumulate sampler.batch "
+    "sampler.images",
+    0: "train.microbatch train.sample_every sampler.n",
+}
 # (the requirement in words, its test, the keys of the options that must pass).
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("at least 1", lambda value: value >= 1, _COUNTS),
-    (f"at most {MOST}", lambda value: value <= MOST, f"{_COUNTS} train.microbatch sampler.n eval.samples"),
-    ("at least 0", lambda value: value >= 0, "train.microbatch train.clip train.sample_every sampler.n"),
+    ("at least 0", lambda value: value >= 0, "train.clip"),
     ("a positive number", lambda value: 0 < value < math.inf, "train.learning_rate"),
     ("a number from 0 to below 1", lambda value: 0 <= value < 1, "label_dropout"),
     ("a probability from 0 to 1", lambda value: 0 <= value <= 1, "data.augment"),
@@ -287,6 +287,10 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def _check_ranges(refusals: Refusals, config: Config) -> None:
+    for least, keys in _COUNTS.items():
+        for key in keys.split():
+            with refusals.collect("config."):
+                check_count(key, config_lib.get(config, key), least)
     for needed, fits, keys in _RANGES:
         for key in keys.split():
             if not fits(value := config_lib.get(config, key)):

@@ -280,9 +280,8 @@ def _no_run(run: str, mode: str) -> str:
         )
     if (folder.parent / "config.json").is_file() and folder.parent != folder:
         return f"no run in {run}: did you mean {folder.parent}?"
-    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))[:5] if folder.is_dir() else []
-    if inside:
-        return f"no run in {run}: did you mean one of the runs inside it, such as {Path(run) / inside[0]}?"
+    if inside := min((path.parent.name for path in folder.glob("*/config.json")), default=None):
+        return f"no run in {run}: did you mean one of the runs inside it, such as {Path(run) / inside}?"
     what = "it has no config.json" if folder.is_dir() else "there is no such folder"
     return f"no run in {run}: {what}; scoregen train PRESET --workdir={run} makes one"
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import collections
 import compileall
 import concurrent.futures
 import contextlib
@@ -35,7 +34,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -252,7 +251,7 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
     compiled = folder / "compiled"
     copies: queue.Queue[Copy] = queue.Queue()
     seconds: dict[tuple[str, str], float] = {}  # (guard, tier) -> the time that it takes without a mutation
-    locks: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
+    locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
     catchers: dict[str, list[str]] = {}
 
     def baseline(copy: Copy, guard: str, tier: str) -> str | None:
