@@ -10,7 +10,7 @@ the option that turns it off: data in [0, 1], flipped (--config.data.flip=false)
 (--config.scaling.unit.dequantize=true); the network sees 2x - 1 (--config.net.centered=false) and gives the score as
 its output divided by sigma (the network of --config.net.name=unet --config.target=eps instead gets sigma and gives
 -sigma times the score); 232 levels from sigma 50, about the largest distance in the data, and the Langevin step size
-(`scoregen design --config=ncsnv2_cifar` computes both from the data); sampling starts at U[0, 1), although sigma is 50
+(`scoregen design ncsnv2_cifar` computes both from the data); sampling starts at U[0, 1), although sigma is 50
 there (--config.process.ncsn.start=normal), and ends with a denoising step (--config.sampler.denoise=false), and then
 pictures are clipped to [0, 1] and rounded to bytes; the average of the parameters starts without a ramp
 (--config.train.ema.decay.ramp=true); no clip of the gradient, no warm-up. Not from the paper: only `scoregen eval`

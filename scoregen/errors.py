@@ -6,7 +6,10 @@ import dataclasses
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 
@@ -95,8 +98,28 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def check_counts(name: str, values: Any, least: int = 1, *, empty: bool = False) -> None:
+    """Raises TypeError or ValueError unless the value is a tuple or list of integers of at least this size.
+
+    >>> check_counts("multipliers", (1, 0))
+    Traceback (most recent call last):
+    ValueError: multipliers=(1, 0): at least 1 is needed
+    """
+    if not isinstance(values, tuple | list):
+        raise TypeError(f"{name}={what_it_is(values)}: a tuple of integers is needed, such as ({values},)")
+    if not (values or empty):
+        raise ValueError(f"{name}={values}: one or more integers are needed")
+    for value in values:
+        try:
+            check_count(name, value, least)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}={values}: {str(error).rpartition(': ')[2]}") from None
+
+
 def check_fields(part: Any, **least: int) -> None:
-    """Raises TypeError or ValueError unless these fields are integers, or tuples of integers, of at least this size.
+    """Raises TypeError or ValueError unless these fields are integers of at least this size.
+
+    A field whose default is a tuple holds one or more of them.
 
     >>> from scoregen.nets import MLP
     >>> check_fields(MLP(width=0), width=1, depth=0)
@@ -104,24 +127,83 @@ def check_fields(part: Any, **least: int) -> None:
     ValueError: width=0: at least 1 is needed
     """
     for name, smallest in least.items():
-        value = getattr(part, name)
-        numbers = value if isinstance(value, tuple | list) else (value,)
-        for number in numbers:
-            check_count(name, number, smallest)
-        if not numbers:
-            raise ValueError(f"{name}={value}: one or more numbers are needed")
+        check = check_counts if isinstance(getattr(type(part), name, None), tuple) else check_count
+        check(name, getattr(part, name), smallest)
 
 
-def check_positive(**options: float) -> None:
-    """Raises ValueError, with the option's name, for a value that is not positive or not finite.
+def check_numbers(fits: Callable[[Any], Any], needed: str, **options: Any) -> None:
+    """Raises TypeError for an option that is not a number, and ValueError unless `fits(value)`.
+
+    An array is checked element by element. An array without values, as inside `jit`, is accepted.
+
+    >>> check_numbers(lambda value: value < 1, "less than 1", share=2.0)
+    Traceback (most recent call last):
+    ValueError: share=2.0: less than 1 is needed
+    """
+    for name, value in options.items():
+        scalar, kind = isinstance(value, Real), getattr(getattr(value, "dtype", None), "kind", "")
+        # JAX's own floating-point types, such as bfloat16, are of kind "V".
+        if isinstance(value, bool) or not (scalar or kind in ("f", "i", "u", "V")):
+            raise TypeError(f"{name}={what_it_is(value)}: a number is needed")
+        fit = fits(value)
+        try:
+            fit = bool(fit) if scalar else bool(fit.all())
+        except TypeError:  # no value
+            continue
+        if not fit:
+            raise ValueError(f"{name}={value}: {needed} is needed")
+
+
+def check_finite(**options: Any) -> None:
+    """Raises TypeError, with the option's name, for anything but a number, and ValueError for NaN and infinity.
+
+    >>> check_finite(mean=math.nan)
+    Traceback (most recent call last):
+    ValueError: mean=nan: a finite number is needed
+    """
+    check_numbers(lambda value: (-math.inf < value) & (value < math.inf), "a finite number", **options)
+
+
+def check_positive(**options: Any) -> None:
+    """Raises TypeError, with the option's name, for anything but a number, and ValueError unless 0 < value < inf.
 
     >>> check_positive(rtol=1e-4, atol=0.0)
     Traceback (most recent call last):
-    ValueError: atol=0.0: a positive number is needed
+    ValueError: atol=0.0: a positive finite number is needed
     """
-    for name, value in options.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value}: a positive number is needed")
+    check_numbers(lambda value: (value > 0) & (value < math.inf), "a positive finite number", **options)
+
+
+def check_not_negative(**options: Any) -> None:
+    """Raises TypeError, with the option's name, for anything but a number, and ValueError unless 0 <= value < inf.
+
+    >>> check_not_negative(weight_decay=-0.1)
+    Traceback (most recent call last):
+    ValueError: weight_decay=-0.1: 0 or a positive finite number is needed
+    """
+    check_numbers(lambda value: (value >= 0) & (value < math.inf), "0 or a positive finite number", **options)
+
+
+def check_fraction(**options: Any) -> None:
+    """Raises TypeError, with the option's name, for anything but a number, and ValueError unless 0 <= value < 1.
+
+    >>> check_fraction(dropout=1.0)
+    Traceback (most recent call last):
+    ValueError: dropout=1.0: a number from 0 to below 1 is needed
+    """
+    check_numbers(lambda value: (value >= 0) & (value < 1), "a number from 0 to below 1", **options)
+
+
+def check_path(name: str, value: Any, example: str) -> Path:
+    """The value as a path, with `~` for the home folder. Raises TypeError for anything but a string or a path.
+
+    >>> check_path("workdir", None, "runs/mine")
+    Traceback (most recent call last):
+    TypeError: workdir=None: a path is needed, such as 'runs/mine'
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={what_it_is(value)}: a path is needed, such as {example!r}")
+    return Path(value).expanduser()
 
 
 def what_it_is(value: Any) -> str:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr, ndtri
 
-from scoregen.errors import check_fields, check_positive
+from scoregen.errors import check_fields, check_finite, check_positive
 from scoregen.process import EDM, Process, bottom, snr_loss_rate, top
 from scoregen.random import by_example, example_keys, split_keys
 
@@ -112,7 +112,8 @@ class LogNormal(Fixed):
     For a chain each draw takes the nearest level; a draw beyond the ends takes the end level.
 
     Raises:
-        ValueError: unless std > 0.
+        TypeError: if mean or std is not a number.
+        ValueError: unless mean is finite and std > 0.
 
     >>> from scoregen.process import EDM
     >>> float(LogNormal().quantile(EDM(), jnp.array(0.5)))  # the median is exp(mean)
@@ -123,6 +124,7 @@ class LogNormal(Fixed):
     std: float = 1.2
 
     def __post_init__(self):
+        check_finite(mean=self.mean)
         check_positive(std=self.std)
 
     def _standard(self, process: Process, t: Array) -> Array:
@@ -195,13 +197,15 @@ class LogitNormal(Fixed):
     For flow matching u is the time itself, and the middle of the path is drawn more often than its ends.
 
     Raises:
-        ValueError: unless std > 0.
+        TypeError: if mean or std is not a number.
+        ValueError: unless mean is finite and std > 0.
     """
 
     mean: float = 0.0
     std: float = 1.0
 
     def __post_init__(self):
+        check_finite(mean=self.mean)
         check_positive(std=self.std)
 
     def quantile(self, process: Process, u: Array) -> Array:

@@ -432,6 +432,7 @@ def test_every_package_is_shipped():
         (["train", "ddpm_toy", "--data=mons"], ["no config.data.name 'mons'", "did you mean 'moons'"]),
         (["train", "ddpm_toy", "--data=holidays"], ["no config.data.name 'holidays'", "there are: checkerboard"]),
         (["train", "ddpm_toy", "--process=one"], ["--process=one: an integer is needed"]),
+        (["train", "ddpm_toy", "--config.loss.huber.delta=1"], ["no config.loss.huber.delta: config.loss holds: dsm"]),
         (["sample", "--n=5"], ["--n without --config"]),
         (["sample", "--batch", "5", "--out=x"], ["--batch without --config"]),
         (["sample", "--out=x"], ["say which run", "scoregen sample runs/"]),
@@ -446,6 +447,29 @@ def test_what_the_command_line_cannot_mean(argv, parts, made, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     refused(*(arg.replace("RUN", str(made)) for arg in argv), parts=[part.replace("RUN", str(made)) for part in parts])
     assert not performed and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        (["--steps=0", "--batch=0"], ["--steps=0: at least 1 is needed", "--batch=0: at least 1 is needed"]),
+        (["--config.data.mixture.modes=0"], ["--config.data.mixture.modes=0: at least 1 is needed"]),
+        (["--config.train.clip=-1"], ["--config.train.clip=-1.0: 0 or a positive finite number is needed"]),
+        (
+            ["--config.optimizer.adam.b1=2", "--config.schedule.constant.warmup=-1", "--config.train.clip=nan"],
+            [
+                "--config.train.clip=nan: 0 or a positive finite number is needed",
+                "--config.schedule.constant.warmup=-1: at least 0 is needed",
+                "--config.optimizer.adam.b1=2.0: a number from 0 to below 1 is needed",
+            ],
+        ),
+    ],
+)
+def test_an_error_names_the_flag_that_was_typed(flags, lines, tmp_path):
+    code, out, err = say("train", "ddpm_toy", f"--workdir={tmp_path / 'run'}", *flags)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [f"scoregen: {line}" for line in lines]
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_that_hold_no_run(tmp_path, monkeypatch, performed):

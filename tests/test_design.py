@@ -489,7 +489,7 @@ def get_config():
         (["--sigma_mni=0.1"], ["did you mean '--sigma_min'"]),
         (["--config.data.digits.sed=1"], ["did you mean config.data.digits.seed"]),
         (["--config.data.digits.held_out=2.0"], ["held_out=2.0"]),
-        (["surplus"], ["unexpected argument 'surplus'"]),
+        (["surplus"], ["surplus and --config=ncsn_digits both name a configuration"]),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(tmp_path, flags, parts):
@@ -534,6 +534,8 @@ def test_a_notebook_s_backend_draws_the_figure(tmp_path):
 def test_without_a_configuration_there_is_no_design():
     refused("--config=ncsn_digit", parts=["did you mean 'ncsn_digits'"])
     refused("--sigma_min=0.1", parts=["--config=NAME"])
+    refused("ncsn_digit", parts=["did you mean 'ncsn_digits'"])
+    refused("ncsn_toy", "--config=ncsn_digits", parts=["ncsn_toy and --config=ncsn_digits both name a configuration"])
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path):

@@ -129,7 +129,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(monkeypatch)
 
     assert "batch=100" in uneven(100) and "8 devices" in uneven(100) and "96 or 104" in uneven(100)
     assert "multiple of 8, such as 8" in uneven(6)
-    assert "microbatch=12" in uneven(96, 12) and ": 8, 16, 24, 32, 48, 96" in uneven(96, 12)
+    assert "microbatch=12" in uneven(96, 12) and "such as 8 or 16" in uneven(96, 12)
     check_even(96, 24)
     check_even(16)
     assert [mesh.round_up(size) for size in (1, 8, 9)] == [8, 8, 16]

@@ -131,7 +131,10 @@ def test_refusals(distance):
 
 def test_refused_options():
     x = np.arange(4.0)
-    for options, message in (({"p": 0.5}, "p=0.5: at least 1"), ({"projections": 0}, "projections=0: at least 1")):
+    for options, message in (
+        ({"p": 0.5}, "p=0.5: a number of at least 1"),
+        ({"projections": 0}, "projections=0: at least 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             sliced_wasserstein(x, x, **options)
     for call in (lambda: mmd(x, np.ones(4)), lambda: mmd(x, x, bandwidth=-1.0), lambda: mmd(x, x[:1])):

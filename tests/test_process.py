@@ -672,20 +672,10 @@ def test_covers_to_one_percent():
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-@pytest.mark.parametrize(
-    ("name", "option", "before"),
-    [
-        *((name, "sigma_max", ()) for name in ("ncsn", "ve", "edm")),
-        *((name, "beta_max", ()) for name in ("vp", "subvp")),
-        *((name, "data_std", ()) for name in ("sigmas", "flow", "edm")),
-        ("vp_cosine", "offset", ()),
-        ("sigmas", "values", (0.01, 0.1)),
-        ("betas", "values", (0.01, 0.1)),
-    ],
-)
-def test_levels_that_are_not_finite_are_refused(name, option, before, bad):
-    with pytest.raises(ValueError, match=rf"=.*{bad}.*: finite numbers are needed$"):
-        PROCESSES[name](**{option: (*before, bad) if before else bad})
+@pytest.mark.parametrize("name", ["betas", "sigmas"])
+def test_levels_that_are_not_finite_are_refused(name, bad):
+    with pytest.raises(ValueError, match=rf"{name}=.*{bad}.*: a finite number is needed$"):
+        PROCESSES[name]((0.01, 0.1, bad))
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_metrics_and_the_table():
         "nearest             12",
         "files               a.png",
         "                    b.npz",
-        "explained           see docs/manual/results.md",
+        "explained           see scoregen eval --help; docs/manual/results.md",
     ]
     assert (Path(__file__).parent.parent / lines[-1].split()[-1]).is_file()
 

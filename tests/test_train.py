@@ -581,7 +581,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(tm
 
 def test_a_batch_is_split_evenly_or_refused():
     check_even(96, 24)
-    with pytest.raises(ValueError, match="microbatch=5 does not divide the batch of 12: take one of 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(ValueError, match="microbatch=5 does not divide the batch of 12: take one such as 4 or 6"):
         check_even(12, 5)
     parts = toy(microbatch=3)
     with pytest.raises(ValueError, match="microbatch=3 does not divide"):

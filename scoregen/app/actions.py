@@ -297,7 +297,7 @@ class Action:
                 lambda: self.sampling(run.params, count, bar.update, self.signals, batch=size),
                 "stopped while sampling; the trained network is saved. To sample again",
             )
-        api.check_finite(samples, self.smaller_steps())
+        api.check_samples(samples, self.smaller_steps())
         files = [folder / "samples.npz"]
         with whole(files[0]) as fresh:
             np.savez(fresh, samples=samples)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-import numbers
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from ml_collections import ConfigDict
 
 from scoregen.app.command import no_checkpoint, saved
 from scoregen.app.sampling import Sampling
-from scoregen.errors import Problems, UsageError, check_count, check_kind, what_it_is
+from scoregen.errors import Problems, UsageError, check_count, check_finite, check_kind, check_path, what_it_is
 from scoregen.process import Process
 from scoregen.random import check_seed
 from scoregen.samplers import Ancestral, Sampler
@@ -51,7 +49,7 @@ def load(
     Raises:
         UsageError: if the folder does not exist or has no run or no readable checkpoint, if the run has your own parts
             and they are not given here, or if `config` or `model` does not belong to the run.
-        TypeError: if `best` is not a bool, or `model` not a `Model`.
+        TypeError: if `folder` is not a path, `best` not a bool, or `model` not a `Model`.
 
     >>> load("no/such/folder")
     Traceback (most recent call last):
@@ -59,7 +57,7 @@ def load(
     """
     if best is not None:
         check_kind("best", best, bool, "best=True")
-    workdir = Path(folder).expanduser()
+    workdir = check_path("folder", folder, "runs/ddpm_toy")
     by_command = _check_folder(workdir)
     if by_command and model is not None:
         raise UsageError(
@@ -199,7 +197,7 @@ class Run:
         sampling = self._variant(process, sampler, guidance)
         samples = sampling(self.params, n, seed=seed, labels=labels, batch=batch or sampling.batch_for(n))
         assert samples is not None
-        check_finite(samples)
+        check_samples(samples)
         return self.sampling.to_data(samples)
 
     def log_likelihood(
@@ -269,16 +267,13 @@ class Run:
         count = configured or min(1000, len(dataset.train)) if samples is None else check_count("samples", samples, 2)
         drawn = self.sampling(self.params, count)
         assert drawn is not None
-        check_finite(drawn)
+        check_samples(drawn)
         return evaluate(dataset, self.sampling.scaling, drawn)
 
     def _check_guidance(self, guidance: Any) -> None:
-        if isinstance(guidance, bool) or not isinstance(guidance, numbers.Real):
-            raise TypeError(f"guidance={guidance!r}: a number is needed")
+        check_finite(guidance=guidance)
         if not self.model.num_classes:
             raise ValueError(f"guidance={guidance}: this network has no classes")
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance={guidance}: a finite number is needed")
 
     def _labels(self, label: Any, count: int) -> np.ndarray:
         """The classes of `count` examples, one for all of them or one for each."""
@@ -337,7 +332,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return f"[N, {', '.join(map(str, shape))}]"
 
 
-def check_finite(samples: np.ndarray, smaller: str = "smaller steps") -> None:
+def check_samples(samples: np.ndarray, smaller: str = "smaller steps") -> None:
     """Raises UsageError unless all samples `[N, ...]` are finite; `smaller` is the change to suggest."""
     if bad := int((~np.isfinite(samples.reshape(len(samples), -1)).all(1)).sum()):
         raise UsageError(

@@ -6,10 +6,11 @@ Both collect all errors, so that they are reported together.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,17 @@ class Arguments:
         if self.errors:
             raise UsageError(*dict.fromkeys(self.errors))
 
+    @contextlib.contextmanager
+    def as_typed(self) -> Iterator[None]:
+        """Within it, errors name an option by the flag that was typed for it: --n=0, not config.eval.samples=0."""
+        try:
+            yield
+        except UsageError as error:
+            lines = list(map(str, error.args))
+            for key, override in self.overrides.items():
+                lines = [re.sub(rf"(?<![\w.-])config\.{re.escape(key)}=", f"{override.flag}=", line) for line in lines]
+            raise UsageError(*lines) from error
+
     def said(self) -> dict[str, str]:
         """Key -> the text on the command line, for each option that was changed."""
         return {key: self.overrides[key].said for key, _, _ in self.changes}
@@ -109,6 +121,7 @@ def parse(
     takes: int = 0,
     prefixes: Sequence[str] = (),
     needed: bool = True,
+    preset: bool = False,
     mode: str = "",
     faults: Callable[[Arguments], Iterable[str]] = lambda found: (),
 ) -> Arguments:
@@ -120,6 +133,7 @@ def parse(
         takes: the number of positional arguments that are allowed.
         prefixes: the prefixes of flags with free names, such as "launch" for --launch.NAME=VALUE.
         needed: whether --config is required. If not, `config` is None without it.
+        preset: whether the first positional argument names the configuration, as --config does.
         mode: the command, one of `config.MODES`: options without effect in it are refused. "" refuses none.
         faults: returns a line for each error that can be found without a configuration.
 
@@ -135,6 +149,12 @@ def parse(
     """
     found = read(argv, (CONFIG, *flags), takes, prefixes, mode)
     found.errors[:0] = faults(found)
+    if preset and found.positional:
+        first, name = found.positional[0], found.values["config"]
+        if name is not None:
+            found.errors.append(f"{first} and --config={name} both name a configuration: say one of them")
+        else:
+            found.values["config"] = first
     name = found.values["config"]
     if name is None and (needed or found.overrides):
         typed = next(iter(found.overrides.values()), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -19,7 +20,17 @@ from scoregen.app.refusals import SECTIONS, Refusals
 from scoregen.app.sampling import Sampling
 from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, Prepare, in_turns
 from scoregen.denoiser import CONDITIONS, TARGETS
-from scoregen.errors import Refusal, UsageError, check_count
+from scoregen.errors import (
+    MOST,
+    Refusal,
+    UsageError,
+    check_count,
+    check_finite,
+    check_fraction,
+    check_not_negative,
+    check_numbers,
+    check_positive,
+)
 from scoregen.guidance import CONTROLS, X0S, Control
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS, Objective
@@ -102,7 +113,9 @@ def data(config: Config) -> Dataset:
     try:
         return config_lib.build(SOURCES, config.data, "data", dir=config.data.dir)
     except UsageError as error:  # its message names parameters, which are flags here
+        name: Any = config.data.name
         lines = (re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line) for line in error.args)
+        lines = (re.sub(rf"^{re.escape(name)}: (?=\w+=)", f"config.data.{name}.", line) for line in lines)
         raise UsageError(*lines) from error
 
 
@@ -167,7 +180,14 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
     weighting = choose(WEIGHTINGS, "weighting")
     times = choose(TIMES, "times")
     average = choose(AVERAGES, "train.ema")
-    optimizer = None if bad_ranges else attempt(optimizer_of, config)
+    # Both parts alone, so that their errors are found together; the number of steps may be one of the errors.
+    last = MOST if bad_ranges else config.train.steps // config.train.accumulate
+    schedule = choose(SCHEDULES, "schedule", learning_rate=1.0, steps=last)
+    optimizer = choose(OPTIMIZERS, "optimizer", learning_rate=1.0)
+    if bad_ranges or schedule is None or optimizer is None:
+        optimizer = None
+    else:
+        optimizer = attempt(optimizer_of, config)
     step, grid = choose(STEPS, "sampler.step"), choose(GRIDS, "sampler.grid")
     corrector, sampler = choose(CORRECTORS, "sampler.corrector"), None
     if step is not None and grid is not None and (corrector is not None or config.sampler.corrector.name == "none"):
@@ -276,14 +296,15 @@ _COUNTS = {
     "sampler.images",
     0: "train.microbatch train.sample_every sampler.n",
 }
-# (the requirement in words, its test, the keys of the options that must pass).
-_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("at least 0", lambda value: value >= 0, "train.clip"),
-    ("a positive number", lambda value: 0 < value < math.inf, "train.learning_rate"),
-    ("a number from 0 to below 1", lambda value: 0 <= value < 1, "label_dropout"),
-    ("a probability from 0 to 1", lambda value: 0 <= value <= 1, "data.augment"),
-    ("a finite number", math.isfinite, "sampler.guidance"),
-)
+_probability = functools.partial(check_numbers, lambda value: (value >= 0) & (value <= 1), "a probability from 0 to 1")
+# The options that measure, each with its check.
+_RANGES: dict[str, Callable[..., None]] = {
+    "train.clip": check_not_negative,
+    "train.learning_rate": check_positive,
+    "label_dropout": check_fraction,
+    "data.augment": _probability,
+    "sampler.guidance": check_finite,
+}
 
 
 def _check_ranges(refusals: Refusals, config: Config) -> None:
@@ -291,12 +312,11 @@ def _check_ranges(refusals: Refusals, config: Config) -> None:
         for key in keys.split():
             with refusals.collect("config."):
                 check_count(key, config_lib.get(config, key), least)
-    for needed, fits, keys in _RANGES:
-        for key in keys.split():
-            if not fits(value := config_lib.get(config, key)):
-                refusals.add(f"config.{key}={value}: {needed} is needed")
-    if not 0 <= config.net[config.net.name].get("dropout", 0.0) < 1:
-        refusals.add(f"config.net.{config.net.name}.dropout: a number from 0 to below 1 is needed")
+    for key, check in _RANGES.items():
+        with refusals.collect("config."):
+            check(**{key: config_lib.get(config, key)})
+    with refusals.collect("config."):
+        check_fraction(**{f"net.{config.net.name}.dropout": config.net[config.net.name].get("dropout", 0.0)})
     with refusals.collect():
         config_lib.check_seeds(config)
 

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -90,8 +91,8 @@ def advice(error: Exception) -> str | None:
     # Of all errors of the runtime, a flag can fix only this one.
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return (
-            "out of memory: in training, try a smaller --config.train.microbatch (the same step in parts) or --batch; "
-            "in sampling, a smaller --batch or --n"
+            "out of memory: in training, try a smaller --config.train.microbatch (the same step in parts) or "
+            "--config.train.batch; in sampling, a smaller --config.sampler.batch"
         )
     return None
 
@@ -217,7 +218,8 @@ def saved(workdir: Path) -> bool:
 def no_checkpoint(workdir: Path) -> UsageError:
     """The error for a run without a checkpoint."""
     by_fit = (workdir / "model.json").is_file() and not (workdir / "config.json").is_file()
-    what = workdir if (workdir / "config.json").is_file() else f"PRESET --workdir={workdir}"
+    folder = shlex.quote(str(workdir))
+    what = folder if (workdir / "config.json").is_file() else f"PRESET --workdir={folder}"
     how = "scoregen.fit" if by_fit else f"scoregen train {what}"
     return UsageError(f"no checkpoint in {workdir}: train first, with {how}")
 

@@ -151,7 +151,7 @@ def build(table: Mapping[str, Callable], section: Config, key: str = "", /, **ex
 
     Raises:
         UsageError: if the name is not in the table, if the constructor does not have an option, or if it refuses a
-            value with a ValueError.
+            value with a ValueError, or with a TypeError that names the option.
 
     >>> def vp(beta_max=20.0, steps=10, shape=None):
     ...     return (beta_max, steps, shape)
@@ -174,9 +174,12 @@ def build(table: Mapping[str, Callable], section: Config, key: str = "", /, **ex
         extra = {known: value for known, value in extra.items() if known in accepted}
     try:
         return make(**(options | extra))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         part, line = f"config.{key}.{name}" if key else name, first_line(error)
-        between = "." if line.partition("=")[0] in options else ": "  # an option's message begins with "option=value"
+        of_option = line.partition("=")[0] in options  # an option's message begins with "option=value"
+        if isinstance(error, TypeError) and not of_option:
+            raise  # a fault of the part, not of a value
+        between = "." if of_option else ": "
         raise UsageError(f"{part}{between}{line}") from error
 
 

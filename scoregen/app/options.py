@@ -374,7 +374,7 @@ def nearest(config: ConfigDict, key: str, count: int = 3) -> list[str]:
         name = bare.rpartition(".")[2]
         alike = 1.0 if name == last else max(difflib.SequenceMatcher(None, last, name).ratio(), _short_for(last, name))
         full = difflib.SequenceMatcher(None, wanted, bare).ratio()
-        if alike < 0.75 and full < 0.8:
+        if alike < 0.8 and full < 0.8:
             continue
         chosen = all(condition.holds(config) for condition in _conditions(bare + ".", config) if condition.of_part)
         beside = bare.rpartition(".")[0] == parent and parent != ""

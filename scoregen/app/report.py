@@ -270,7 +270,7 @@ def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
         span = (2 * reach + 1) * round((steps[-1] - steps[0]) / (len(steps) - 1))
         panel.plot(steps, _smooth(losses, reach), color=INK, lw=1.8, label=f"training loss, mean of {span:,} steps")
     elif len(losses):
-        panel.plot(steps, losses, color=INK, lw=1.2, label="training loss, single batches")
+        panel.plot(steps, losses, "o-", color=INK, lw=1.2, ms=4, label="training loss, single batches")
     at, held = _losses(lines, "held_out_loss")
     if len(held):
         panel.plot(at, held, "o-", color=ACCENT, lw=1.2, ms=5, label="held-out loss")
@@ -319,7 +319,8 @@ def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -
     return save(path, curve(workdir, title, loss))
 
 
-PAGE = "docs/manual/results.md"  # it explains the closing table
+# What explains the closing table. A wheel holds the help text, but not the page.
+PAGE = "scoregen eval --help; docs/manual/results.md"
 
 
 def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric], files: Sequence[Path]) -> Table:

@@ -1,15 +1,18 @@
 """A data set: arrays in memory, or memory-mapped, and one stateless `batch` over them."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scoregen.errors import UsageError
+from scoregen.errors import UsageError, check_finite
+from scoregen.random import check_seed
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +137,15 @@ def as_dataset(data: Any, name: str = "data") -> Dataset:
     return data if isinstance(data, Dataset) else Dataset(name, data)
 
 
+@contextlib.contextmanager
+def errors_of(name: str) -> Iterator[None]:
+    """Within it, a TypeError or a ValueError about an option becomes a UsageError that begins with the data's name."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
 def in_turns(labels: np.ndarray) -> np.ndarray:
     """The labels `[N]`, ordered so that the classes take turns: each class has its share of the first n, for any n.
 
@@ -166,8 +178,8 @@ def read_array(path: str) -> np.ndarray:
 def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels: np.ndarray | None = None) -> Dataset:
     """Split `examples` `[N, ...]` by a seeded permutation: round(fraction * N) of them become `test`.
 
-    Raises UsageError if one of the two parts would be empty, for a negative seed, if all examples are the same, and in
-    the same cases as `Dataset`. The message names a wrong example or label by its index in `examples`.
+    Raises UsageError if one of the two parts would be empty, for a seed out of range, if all examples are the same, and
+    in the same cases as `Dataset`. The message names a wrong example or label by its index in `examples`.
 
     >>> data = hold_out("line", np.arange(10, dtype=np.float32)[:, None], fraction=0.2, seed=0)
     >>> len(data.train), len(data.test)
@@ -176,15 +188,16 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
     # Checked before the shuffle, so that an index in a message is an index in the user's own data.
     columns = getattr(examples, "columns", None)
     examples = _as_examples(name, examples)
-    n, seed = len(examples), int(seed)
+    n = len(examples)
+    with errors_of(name):
+        check_finite(held_out=fraction)
+        check_seed(seed)
     cut = round(fraction * n) if 0 < fraction < 1 else 0
     if not 0 < cut < n:
         raise UsageError(
             f"{name}: held_out={fraction} of {n} examples leaves none to train on or none to test "
             "on: choose a fraction between 0 and 1, and give more examples if there are few"
         )
-    if seed < 0:
-        raise UsageError(f"{name}: seed={seed} must not be negative")
     if labels is not None:
         labels = _as_labels(name, labels, n)
     if all(np.array_equal(each, examples[0]) for each in examples):  # mostly decided by the second example
@@ -203,9 +216,18 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 def _as_array(what: str, x: Any) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
-    if not hasattr(x, "__array__"):
-        raise UsageError(f"{what} is a {type(x).__name__}, not an array: pass np.asarray(...)")
-    return np.asarray(x)
+    if hasattr(x, "__array__"):
+        return np.asarray(x)
+    pair = isinstance(x, tuple) and len(x) == 2 and all(hasattr(part, "__array__") for part in x)
+    if pair:
+        hint = "pass examples and labels as sg.data.Dataset('mine', examples, train_labels=labels)"
+    elif isinstance(x, str | os.PathLike):
+        hint = "read the file first, such as with np.load"
+    elif isinstance(x, list | tuple):
+        hint = "pass np.asarray(...)"
+    else:
+        hint = "pass one array of all examples, [N, ...]"
+    raise UsageError(f"{what} is {'a pair of arrays' if pair else f'a {type(x).__name__}'}, not an array: {hint}")
 
 
 def _as_examples(what: str, x: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ def digits(held_out: float = 0.2, seed: int = 0) -> Dataset:
         np.savez_compressed("digits.npz", images=d.images.astype(np.uint8), labels=d.target.astype(np.uint8))
 
     Raises UsageError if held_out leaves no example to train on, or none to test on, or the seed is
-    negative.
+    out of range.
 
     >>> data = digits()
     >>> data.train.shape, data.test.shape

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoregen.data.dataset import Dataset
-from scoregen.errors import UsageError, check_count
+from scoregen.data.dataset import Dataset, errors_of
+from scoregen.errors import check_count, check_finite, check_not_negative, check_numbers, check_positive
+from scoregen.random import check_seed
 
 TEST_SIZE = 10_000
 
@@ -22,14 +23,15 @@ def mixture(modes: int = 8, radius: float = 1.4, std: float = 0.15, size: int = 
     Points are float32 `[N, 2]`, labels the index of the mode, `log_density` exact, in nats. A single mode is
     at the origin. Covariance: (radius^2 / 2 + std^2) I for three modes or more.
 
-    Raises UsageError for modes < 1, std <= 0, radius < 0, size < 1 or a negative seed.
+    Raises UsageError unless modes >= 1, std > 0, radius >= 0, size >= 1 and 0 <= seed < 2^32.
 
     >>> data = mixture(modes=1, std=1.0, size=5)
     >>> data.train.shape, round(float(data.log_density(np.zeros((1, 2), np.float32))[0]), 4)  # -log(2 pi)
     ((5, 2), -1.8379)
     """
-    _check_count("mixture", modes=modes)
-    _require(radius >= 0, "mixture", f"radius={radius} must not be negative")
+    with errors_of("mixture"):
+        check_count("modes", modes)
+        check_not_negative(radius=radius)
     angle = 2 * np.pi * np.arange(modes) / modes
     means = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return _gaussians("mixture", means - means.mean(axis=0), std, np.full(modes, 1 / modes), size, seed)
@@ -45,13 +47,15 @@ def two_modes(
     density separates them. Plain Langevin dynamics does not (Song and Ermon 2019, section 3.2.2). Labels are 0 for the
     first mode and 1 for the second; `log_density` is exact, in nats. Covariance: w (1-w) s^2 u u^T + std^2 I.
 
-    Raises UsageError for a weight outside (0, 1), std <= 0, size < 1 or a negative seed.
+    Raises UsageError unless 0 < weight < 1, std > 0, separation is finite, size >= 1 and 0 <= seed < 2^32.
 
     >>> data = two_modes(weight=0.8)
     >>> round(float(np.mean(data.train_labels == 0)), 1)
     0.8
     """
-    _require(0 < weight < 1, "two_modes", f"weight={weight} must lie strictly between 0 and 1")
+    with errors_of("two_modes"):
+        check_numbers(lambda w: (w > 0) & (w < 1), "a number between 0 and 1", weight=weight)
+        check_finite(separation=separation)
     along = separation * np.array([-(1 - weight), weight])
     means = along[:, None] * np.full((1, 2), np.sqrt(0.5))
     return _gaussians("two_modes", means, std, np.array([weight, 1 - weight]), size, seed)
@@ -63,7 +67,7 @@ def moons(noise: float = 0.07, size: int = 20_000, seed: int = 0) -> Dataset:
     Upper: (cos a, sin a); lower: (1 - cos a, 1/2 - sin a); a ~ U[0, pi]; then centred by (1/2, 1/4) and
     stretched by sqrt(2). The noise is in the units of the result. `log_density` is None.
 
-    Raises UsageError for noise < 0, size < 1 or a negative seed.
+    Raises UsageError unless noise >= 0, size >= 1 and 0 <= seed < 2^32.
 
     >>> moons(noise=0.0, size=3).train.shape
     (3, 2)
@@ -75,7 +79,8 @@ def moons(noise: float = 0.07, size: int = 20_000, seed: int = 0) -> Dataset:
         x = np.stack([label + sign * np.cos(angle) - 0.5, label / 2 + sign * np.sin(angle) - 0.25], axis=1)
         return np.sqrt(2) * x + noise * rng.standard_normal((n, 2)), label
 
-    _require(noise >= 0, "moons", f"noise={noise} must not be negative")
+    with errors_of("moons"):
+        check_not_negative(noise=noise)
     return _dataset("moons", draw, size, seed)
 
 
@@ -85,7 +90,7 @@ def swissroll(noise: float = 0.05, size: int = 20_000, seed: int = 0) -> Dataset
     The spiral is centred. Float32 `[N, 2]`; the noise is in the units of the result. There are no labels and no
     `log_density`.
 
-    Raises UsageError for noise < 0, size < 1 or a negative seed.
+    Raises UsageError unless noise >= 0, size >= 1 and 0 <= seed < 2^32.
 
     >>> swissroll(size=3).train.shape
     (3, 2)
@@ -97,7 +102,8 @@ def swissroll(noise: float = 0.05, size: int = 20_000, seed: int = 0) -> Dataset
         x = angle[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1) - mean
         return x / 7 + noise * rng.standard_normal((n, 2)), None
 
-    _require(noise >= 0, "swissroll", f"noise={noise} must not be negative")
+    with errors_of("swissroll"):
+        check_not_negative(noise=noise)
     return _dataset("swissroll", draw, size, seed)
 
 
@@ -108,12 +114,13 @@ def checkerboard(cells: int = 4, size: int = 20_000, seed: int = 0) -> Dataset:
     have unit variance. `log_density` is None although it is known: it is -inf off the black cells, so its
     mean over samples would be useless.
 
-    Raises UsageError for cells < 1, size < 1 or a negative seed.
+    Raises UsageError unless cells >= 1, size >= 1 and 0 <= seed < 2^32.
 
     >>> bool(np.abs(checkerboard(size=100).train).max() <= np.float32(3**0.5))
     True
     """
-    _check_count("checkerboard", cells=cells)
+    with errors_of("checkerboard"):
+        check_count("cells", cells)
     black = np.argwhere(np.indices((cells, cells)).sum(axis=0) % 2 == 0)
 
     def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, None]:
@@ -125,7 +132,8 @@ def checkerboard(cells: int = 4, size: int = 20_000, seed: int = 0) -> Dataset:
 
 def _gaussians(name: str, means: np.ndarray, std: float, weights: np.ndarray, size: int, seed: int) -> Dataset:
     """sum_k weights_k N(means_k, std^2 I), means `[K, D]`."""
-    _require(std > 0, name, f"std={std} must be positive")
+    with errors_of(name):
+        check_positive(std=std)
 
     def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
         label = rng.choice(len(weights), size=n, p=weights)
@@ -142,22 +150,10 @@ def _gaussians(name: str, means: np.ndarray, std: float, weights: np.ndarray, si
 
 
 def _dataset(name: str, draw: Callable, size: int, seed: int, log_density: Callable | None = None) -> Dataset:
-    _check_count(name, size=size)
-    _require(seed >= 0, name, f"seed={seed} must not be negative")
+    with errors_of(name):
+        check_count("size", size)
+        check_seed(seed)
     first, second = np.random.default_rng(seed).spawn(2)
     train, test = draw(first, size), draw(second, TEST_SIZE)
     labels, test_labels = (None if label is None else label.astype(np.int32) for _, label in (train, test))
     return Dataset(name, train[0].astype(np.float32), test[0].astype(np.float32), labels, test_labels, log_density)
-
-
-def _check_count(name: str, **counts: int) -> None:
-    for option, value in counts.items():
-        try:
-            check_count(option, value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{name}: {error}") from None
-
-
-def _require(holds: bool, name: str, message: str) -> None:
-    if not holds:
-        raise UsageError(f"{name}: {message}")

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from scoregen.denoiser import Denoiser, Prediction, prediction_from_x0
-from scoregen.errors import Refusal, check_count, check_fields, check_positive
+from scoregen.errors import Refusal, check_count, check_fields, check_finite, check_positive
 from scoregen.guidance.wrappers import Node, Wrapper
 from scoregen.process import Process, vanishes
 from scoregen.random import broadcast, widest
@@ -186,8 +186,8 @@ class Posterior(Wrapper):
 
     Raises:
         TypeError: if y is no array.
-        ValueError: unless std > 0 and the method exists; when it is called, if alpha = 0 at the noisiest level; when it
-            is evaluated, if y has another shape than A x.
+        ValueError: unless std > 0, scale is finite and the method exists; when it is called, if alpha = 0 at the
+            noisiest level; when it is evaluated, if y has another shape than A x.
 
     >>> from scoregen.process import VE
     >>> from scoregen.testing.oracle import gaussian
@@ -206,6 +206,7 @@ class Posterior(Wrapper):
     def __post_init__(self):
         _check_array(self.y)
         check_positive(std=self.std)
+        check_finite(scale=self.scale)
         if self.spread not in SPREADS:
             raise ValueError(f"spread={self.spread!r}: one of {', '.join(SPREADS)} is needed")
 
@@ -278,7 +279,7 @@ class Control(abc.ABC):
 
     Raises:
         TypeError: if max_measured is not an integer.
-        ValueError: for a method that does not exist, and unless std > 0 and max_measured >= 1.
+        ValueError: for a method that does not exist, and unless std > 0, scale is finite and max_measured >= 1.
     """
 
     keeps_density: ClassVar[bool] = False
@@ -290,6 +291,7 @@ class Control(abc.ABC):
 
     def __post_init__(self):
         check_positive(std=self.std)
+        check_finite(scale=self.scale)
         check_fields(self, max_measured=1)
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r}: one of {', '.join(METHODS)} is needed")
@@ -358,7 +360,7 @@ class Inpaint(Control):
         hidden: left, right, top, bottom (halves), or box (the middle quarter).
 
     Raises:
-        ValueError: for a part or a method that does not exist, and unless std > 0.
+        ValueError: for a part or a method that does not exist, and unless std > 0 and scale is finite.
 
     >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     >>> Inpaint(hidden="right").seen(x, -1.0).ravel().tolist()
@@ -389,7 +391,8 @@ class Colorize(Control):
         method, std, scale, max_measured: as for `Inpaint`.
 
     Raises:
-        ValueError: for a method that does not exist, and unless std > 0; when it is called, for images without colours.
+        ValueError: for a method that does not exist, and unless std > 0 and scale is finite; when it is called, for
+            images without colours.
 
     >>> x = jnp.array([[[[0.0, 0.5, 1.0]]]])
     >>> Colorize().seen(x, 0.0).ravel().tolist()

@@ -15,7 +15,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from scoregen.denoiser import Denoiser, Prediction, check_denoiser, prediction_from_x0
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_numbers
 from scoregen.process import Process
 from scoregen.process.kernel import has_values
 from scoregen.random import broadcast
@@ -156,8 +156,7 @@ class DynamicThreshold(Wrapper):
         _check_range(self.low, self.high)
         if not math.isfinite(self.high - self.low):
             raise ValueError(f"low={self.low}, high={self.high}: a dynamic threshold needs data of a finite range")
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"quantile={self.quantile}: more than 0, and 1 or less, is needed")
+        check_numbers(lambda q: (q > 0) & (q <= 1), "more than 0, and 1 or less,", quantile=self.quantile)
 
     def predict(self, denoiser: Denoiser, x: Array, t: Array) -> Prediction:
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
@@ -237,6 +236,7 @@ def _same(a: Process, b: Process) -> bool:
 
 
 def _check_range(low: float, high: float) -> None:
+    check_numbers(lambda value: value == value, "a number, or an infinity,", low=low, high=high)
     if not low < high:
         raise ValueError(f"low={low}, high={high}: low < high is needed")
 

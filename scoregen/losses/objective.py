@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser, Target, refuse_target
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_fraction
 from scoregen.losses.bound import refuse_step_variance
 from scoregen.losses.matching import FunctionLoss, Loss, loss_name, refuse_dims
 from scoregen.losses.weightings import Weighted, Weighting, refuse_weighting
@@ -106,8 +106,7 @@ class Objective:
         if not isinstance(self.times, TimeLaw):
             hint = f"{self.times.__name__}()" if isinstance(self.times, type) else "Uniform()"
             raise TypeError(f"times={self.times!r}: a law of times is needed, such as {hint}")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout={self.label_dropout}: a probability below 1 is needed")
+        check_fraction(label_dropout=self.label_dropout)
         loss, by = self.loss, self.weighting
         if isinstance(loss, Weighted):
             loss, by = loss.loss, loss.by if by is None else by

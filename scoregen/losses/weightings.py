@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser
-from scoregen.errors import Refusal, check_positive
+from scoregen.errors import Refusal, check_finite, check_not_negative, check_positive
 from scoregen.losses.matching import FunctionLoss, Loss, bound_weight, loss_name, snr
 from scoregen.process import Noised, Process, top
 from scoregen.random import broadcast
@@ -155,8 +155,7 @@ class P2:
 
     def __post_init__(self):
         check_positive(k=self.k)
-        if not self.gamma >= 0:
-            raise ValueError(f"gamma={self.gamma}: 0 or more is needed")
+        check_not_negative(gamma=self.gamma)
 
     def __call__(self, process: Process, t: Array) -> Array:
         ratio = snr(process, t)
@@ -189,9 +188,16 @@ class Sigmoid:
 
     It is twice the bound, with each level weighted by sigmoid(bias - lam): the least noisy levels count less, and
     levels with lam far below `bias` count nearly in full.
+
+    Raises:
+        TypeError: if bias is not a number.
+        ValueError: unless bias is finite.
     """
 
     bias: float = -1.0
+
+    def __post_init__(self):
+        check_finite(bias=self.bias)
 
     def __call__(self, process: Process, t: Array) -> Array:
         lam = process.logsnr(t)

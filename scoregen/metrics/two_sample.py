@@ -7,12 +7,13 @@ every random choice comes from a seed.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scoregen.errors import UsageError, check_count
+from scoregen.errors import UsageError, check_count, check_numbers
 
 _ROWS = 1024  # rows in a block of pairwise distances: memory must hold 1,024 x M numbers
 
@@ -50,8 +51,7 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, projections: int = 256, se
     2.0
     """
     x, y = _points(x, y)
-    if not p >= 1:
-        raise ValueError(f"p={p}: at least 1 is needed")
+    check_numbers(lambda p: (p >= 1) & (p < math.inf), "a number of at least 1", p=p)
     check_count("projections", projections)
     directions = np.random.default_rng(seed).standard_normal((x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)

@@ -30,7 +30,9 @@ class Classifier(nn.Module):
         [B, F]), both float32.
 
     Raises:
-        ValueError: if x is not an image, or if `width` or `features` is above 8 and not a multiple of 8.
+        TypeError: if a field is not an integer.
+        ValueError: if x is not an image, if a field is below 1, or if `width` or `features` is above 8
+            and not a multiple of 8.
 
     >>> import jax.numpy as jnp
     >>> net, x = Classifier(classes=10, features=32), jnp.zeros((2, 8, 8, 1))

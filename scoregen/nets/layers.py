@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoregen.cond import Cond
-from scoregen.errors import check_count
+from scoregen.errors import check_count, check_counts
 
 
 def conditioning(
@@ -277,6 +277,7 @@ def check_levels(shape: tuple[int, ...], levels: int, attention: Sequence[int]) 
 
     Each level but the last halves the image, and every height in `attention` must be the height of some level.
     """
+    check_counts("attention", attention, empty=True)
     factor = 2 ** (levels - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(

@@ -304,9 +304,9 @@ class RefineNet(nn.Module):
 
     Raises:
         TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
-        ValueError: if x is not a floating-point image of even sides, if `channels` < 2, if `num_classes` is not 0, if
-            `out_channels` < 1, if the noise level is not [B], or if cond holds something that the network has no input
-            for, such as a label.
+        ValueError: if x is not a floating-point image of even sides, if `channels` < 2 or `levels` < 1, if
+            `num_classes` is not 0, if `out_channels` < 1, if the noise level is not [B], or if cond holds something
+            that the network has no input for, such as a label.
 
     >>> net, x, cond = RefineNet(levels=3, channels=2), jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
     >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)

@@ -127,10 +127,10 @@ class UNet(nn.Module):
     Raises:
         TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
         ValueError: if x is not a floating-point image, if its sides cannot be halved `len(multipliers) - 1` times, if
-            `channels` < 4, if `attention` names a height that no level has, if `groups` does not divide `channels`, if
-            the attention heads do not divide a level's channels or are given in two ways, if `resample` or `form` is
-            unknown, if `num_classes` or `out_channels` is out of range, if the noise level is not [B], or if cond holds
-            something that the network has no input for.
+            `channels` < 4 or another integer is below 1 (`blocks`, `head_channels`: 0), if `attention` names a height
+            that no level has, if `groups` does not divide `channels`, if the attention heads do not divide a level's
+            channels or are given in two ways, if `resample` or `form` is unknown, if `num_classes` or `out_channels` is
+            out of range, if the noise level is not [B], or if cond holds something that the network has no input for.
 
     >>> net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
     >>> x, cond = jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from scoregen.errors import check_count
-from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas
+from scoregen.errors import check_count, check_finite, check_not_negative, what_it_is
+from scoregen.process.kernel import Process, check_sigmas
 from scoregen.random import by_example, widest
 
 
@@ -117,7 +117,7 @@ def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000, resc
     `rescale=False` leaves the betas unchanged.
 
     Raises:
-        TypeError: if steps is not an integer.
+        TypeError: if steps is not an integer, or a beta not a number.
         ValueError: unless 0 < beta_min <= beta_max < 1, also after rescaling, and steps >= 2.
 
     >>> float(ddpm().alpha(jnp.array(999)) ** 2)
@@ -125,6 +125,7 @@ def ddpm(beta_min: float = 1e-4, beta_max: float = 0.02, steps: int = 1000, resc
     >>> float(ddpm(steps=50).alpha(jnp.array(49)) ** 2), float(ddpm(steps=50, rescale=False).alpha(jnp.array(49)) ** 2)
     (7.7...e-06, 0.60...)
     """
+    check_finite(beta_min=beta_min, beta_max=beta_max)
     if not 0 < beta_min <= beta_max < 1:
         raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: 0 < beta_min <= beta_max < 1 is needed")
     check_count("steps", steps, 2)
@@ -173,7 +174,7 @@ def ncsn(
     N(0, sigma_max^2 + data_std^2).
 
     Raises:
-        TypeError: if levels is not an integer.
+        TypeError: if levels is not an integer, or a sigma or data_std not a number.
         ValueError: unless 0 < sigma_min < sigma_max < inf, levels >= 2, data_std >= 0 and start is "normal" or
             "uniform".
 
@@ -184,23 +185,34 @@ def ncsn(
     if start not in ("normal", "uniform"):
         raise ValueError(f"start={start!r}: 'normal' or 'uniform' is needed")
     check_count("levels", levels, 2)
-    check_data_std(data_std)
+    check_not_negative(data_std=data_std)
     log_sigmas = np.linspace(np.log(sigma_min), np.log(sigma_max), levels, dtype=np.float64)
     return _chain(np.zeros(levels), 2 * log_sigmas, start=start, data_std=data_std)
+
+
+def _numbers(name: str, values: tuple[float, ...]) -> np.ndarray:
+    """Two or more finite numbers in float64."""
+    try:
+        table = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={what_it_is(values)}: a tuple of numbers is needed") from None
+    if table.ndim != 1 or table.size < 2:
+        raise ValueError(f"{name}={what_it_is(values)}: two or more numbers are needed")
+    check_finite(**{name: table})
+    return table
 
 
 def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9)) -> Chain:
     """A variance-preserving chain with these betas, the least noisy step first (Ho et al. 2020, eq. 2).
 
     Raises:
+        TypeError: if one is not a number.
         ValueError: unless there are two or more, all in (0, 1).
 
     >>> betas((0.19, 0.36)).alphas.tolist()  # sqrt(0.81), sqrt(0.81 * 0.64)
     [0.9, 0.72]
     """
-    table = np.asarray(values, np.float64)
-    check_count("the number of betas", table.size, 2)
-    check_finite(betas=values)
+    table = _numbers("betas", values)
     if not ((table > 0) & (table < 1)).all():
         raise ValueError(f"betas {values}: numbers between 0 and 1 are needed")
     return _variance_preserving(table)
@@ -210,15 +222,14 @@ def sigmas(values: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), data_st
     """A variance-exploding chain with these sigmas, in rising order: x_t = x_0 + sigma_t eps.
 
     Raises:
+        TypeError: if one is not a number.
         ValueError: unless there are two or more, positive, finite and rising, and data_std >= 0.
 
     >>> sigmas((0.1, 2.0)).sigmas.tolist()
     [0.1, 2.0]
     """
-    table = np.asarray(values, np.float64)
-    check_count("the number of sigmas", table.size, 2)
-    check_finite(sigmas=values)
-    check_data_std(data_std)
+    table = _numbers("sigmas", values)
+    check_not_negative(data_std=data_std)
     if table[0] <= 0 or (np.diff(table) <= 0).any():
         raise ValueError(f"sigmas {values}: positive numbers in rising order are needed")
     return _chain(np.zeros(table.size), 2 * np.log(table), data_std=data_std)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from scoregen.process.kernel import Process, check_data_std, check_finite, check_sigmas
+from scoregen.errors import check_finite, check_not_negative
+from scoregen.process.kernel import Process, check_sigmas
 
 
 class Continuous(Process):
@@ -31,11 +32,12 @@ class Continuous(Process):
     t_max: float
 
     def __post_init__(self) -> None:
-        # Arrays are not checked: they may have no values, as inside `jit`.
+        check_finite(t_min=self.t_min, t_max=self.t_max)
+        # Arrays are not compared: they may have no values, as inside `jit`.
         numbers = all(isinstance(t, Real) for t in (self.t_min, self.t_max))
         if numbers and not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: 0 < t_min < t_max <= 1 is needed")
-        check_data_std(self.data_std)
+        check_not_negative(data_std=self.data_std)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -149,9 +151,7 @@ class CosineVP(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_finite(offset=self.offset)
-        if not self.offset >= 0:
-            raise ValueError(f"offset={self.offset}: 0 or more is needed")
+        check_not_negative(offset=self.offset)
 
     def _angle(self, t: Array) -> Array:
         return (t + self.offset) / (1 + self.offset) * (math.pi / 2)
@@ -235,7 +235,7 @@ class EDM(Continuous):
 
     def __post_init__(self) -> None:
         check_sigmas(self.sigma_min, self.sigma_max)
-        check_data_std(self.data_std)
+        check_not_negative(data_std=self.data_std)
 
     @property
     def t_min(self) -> float:

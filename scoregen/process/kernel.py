@@ -19,7 +19,6 @@ import abc
 import contextlib
 import dataclasses
 import functools
-from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -28,6 +27,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from scoregen.errors import check_finite
 from scoregen.random import broadcast, by_example, check_key
 
 
@@ -224,24 +224,8 @@ def snr_loss_rate(process: Process, t: Array) -> Array:
     return -jax.jvp(process.logsnr, (t,), (jnp.ones_like(t),))[1]
 
 
-def check_finite(**values: float | tuple[float, ...]) -> None:
-    """Raises ValueError, with the option's name, if a value is infinite or NaN."""
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name}={value}: finite numbers are needed")
-
-
-def check_data_std(data_std: float) -> None:
-    """Raises ValueError for a number that is negative or not finite. An array may have no value, so it is accepted."""
-    if not isinstance(data_std, Real):
-        return
-    check_finite(data_std=data_std)
-    if not data_std >= 0:
-        raise ValueError(f"data_std={data_std}: 0 or more is needed")
-
-
 def check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    """Raises ValueError unless 0 < sigma_min < sigma_max, and both are finite."""
+    """Raises TypeError for anything but numbers, and ValueError unless 0 < sigma_min < sigma_max < inf."""
     check_finite(sigma_min=sigma_min, sigma_max=sigma_max)
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")

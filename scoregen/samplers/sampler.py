@@ -15,7 +15,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from scoregen.denoiser import Denoiser, Prediction, check_denoiser
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_count
 from scoregen.process import Process
 from scoregen.process.kernel import check_times, has_values
 from scoregen.random import broadcast, check_key, example_keys, fold_keys, split_keys
@@ -59,6 +59,7 @@ class Sampler:
     Raises:
         TypeError: if the step is not a `Step`, if the corrector or the grid cannot be called, or if n is neither an
             integer nor None.
+        ValueError: if n is negative.
 
     >>> from scoregen.process import ddpm
     >>> from scoregen.samplers import Ancestral
@@ -81,8 +82,8 @@ class Sampler:
             part = getattr(self, name)
             if isinstance(part, type) or not (callable(part) or (part is None and name == "corrector")):
                 raise TypeError(f"{name}={part!r}: an object is needed, such as {example}")
-        if isinstance(self.n, bool) or not (self.n is None or hasattr(self.n, "__index__")):
-            raise TypeError(f"n={self.n!r}: a number of levels is needed, or None for all of them")
+        if self.n is not None:
+            check_count("n", self.n, 0)
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from scoregen.denoiser import Denoiser, Prediction
-from scoregen.errors import Refusal
+from scoregen.errors import Refusal, check_not_negative, check_numbers
 from scoregen.process import Process, drift_diffusion, vanishes
 from scoregen.random import broadcast, normal
 
@@ -153,8 +153,7 @@ class Consistent(Step):
     size: float = 0.1
 
     def __post_init__(self):
-        if not 0 < self.size <= 1:
-            raise ValueError(f"size={self.size}: more than 0, and 1 or less, is needed")
+        check_numbers(lambda size: (size > 0) & (size <= 1), "more than 0, and 1 or less,", size=self.size)
 
     def step(self, denoiser: Denoiser, key: Array, x: Array, t: Array, s: Array, state: Any) -> tuple[Array, Any]:
         process, found = denoiser.process, denoiser(x, t)
@@ -279,7 +278,7 @@ class EDMHeun(Step):
         noise: S_noise.
 
     Raises:
-        ValueError: unless churn and noise are 0 or more, and low <= high.
+        ValueError: unless churn and noise are 0 or more, and 0 <= low <= high.
     """
 
     churn: float = 0.0
@@ -288,9 +287,8 @@ class EDMHeun(Step):
     noise: float = 1.0
 
     def __post_init__(self):
-        for name in ("churn", "noise"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: 0 or more is needed")
+        check_not_negative(churn=self.churn, noise=self.noise)
+        check_numbers(lambda q: q >= 0, "0 or a positive number", low=self.low, high=self.high)
         if not self.low <= self.high:
             raise ValueError(f"low={self.low}, high={self.high}: low <= high is needed")
 
@@ -334,6 +332,5 @@ class Hold(Step):
 
 
 def check_eta(eta: float) -> None:
-    """Raises ValueError unless eta lies in [0, 1]."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta}: 0 (DDIM) to 1 (DDPM) is needed")
+    """Raises TypeError for anything but a number, and ValueError unless eta lies in [0, 1]."""
+    check_numbers(lambda eta: (eta >= 0) & (eta <= 1), "0 (DDIM) to 1 (DDPM)", eta=eta)

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from scoregen.errors import UsageError, check_count
+from scoregen.errors import UsageError, check_count, check_path
 
 # Orbax logs every save and every failure. Failures are reported here in one line instead.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -76,7 +76,7 @@ class Checkpoints:
         say: Callable[[str], None] | None = None,
     ) -> None:
         check_count("keep", keep)
-        self.directory = Path(directory).absolute()
+        self.directory = check_path("directory", directory, "runs/mine/checkpoints").absolute()
         self._keep, self._best = keep, best
         self._say = say or (lambda line: print(line, file=sys.stderr))
         self._writing: int | None = None  # the step being written

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from scoregen.errors import check_fraction, check_numbers
+
 Average = Callable[[Array, int], Array]
 
 
@@ -40,7 +42,7 @@ class Decay:
     ramp: bool = True
 
     def __post_init__(self):
-        _within("rate", self.rate, 0 <= self.rate < 1, "a number from 0 to below 1")
+        check_fraction(rate=self.rate)
 
     def __call__(self, step: Array, batch: int) -> Array:
         done = step.astype(jnp.float32)
@@ -65,8 +67,7 @@ class HalfLife:
     ramp: float = 0.05
 
     def __post_init__(self):
-        for name in ("images", "ramp"):
-            _within(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
+        check_numbers(lambda value: value > 0, "a positive number", images=self.images, ramp=self.ramp)
 
     def __call__(self, step: Array, batch: int) -> Array:
         half = jnp.minimum(self.images / batch, self.ramp * step.astype(jnp.float32))  # in steps
@@ -92,7 +93,7 @@ class Power:
     std: float = 0.1
 
     def __post_init__(self):
-        _within("std", self.std, 0 < self.std < 12**-0.5, "between 0 and 12^(-1/2) = 0.2887")
+        check_numbers(lambda std: (std > 0) & (std < 12**-0.5), "between 0 and 12^(-1/2) = 0.2887", std=self.std)
 
     @property
     def gamma(self) -> float:
@@ -101,11 +102,6 @@ class Power:
     def __call__(self, step: Array, batch: int) -> Array:
         # log1p keeps the digits of 1 / n, most of which 1 - 1/n would lose late in training; d = 0 at step 0.
         return jnp.exp(-(self.gamma + 1) * jnp.log1p(1 / step.astype(jnp.float32)))
-
-
-def _within(name: str, value: float, fits: bool, needed: str) -> None:
-    if not fits:
-        raise ValueError(f"{name}={value}: {needed} is needed")
 
 
 AVERAGES = {"none": NoAverage, "decay": Decay, "halflife": HalfLife, "power": Power}

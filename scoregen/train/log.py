@@ -96,7 +96,7 @@ class Bar:
         rate = self.rate()
         if not rate:
             return ""
-        speed = f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+        speed = f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
         left = (self.total - self.done) / rate
         return f"{speed}  {clock(left)} left" if left else f"{speed}  in {clock(time.monotonic() - self.started)}"
 

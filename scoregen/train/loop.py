@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from scoregen.cond import Cond
-from scoregen.errors import Problems, UsageError, check_count, what_it_is
+from scoregen.errors import Problems, UsageError, check_count, check_path, what_it_is
 from scoregen.files import locked, make_folder
 from scoregen.random import check_seed
 from scoregen.train import describe, mesh
@@ -122,6 +122,9 @@ def fit(
     for name, function in {"callback": callback, "stopped": stopped, "started": started, "prepare": prepare}.items():
         problems.attempt(_check_callable, name, function)
     dataset: Dataset | None = problems.attempt(as_dataset, data)
+    folder: Path | None = None
+    if workdir is not None:
+        folder = problems.attempt(check_path, "workdir", workdir, "runs/mine")
     problems.attempt(check_parts, model, objective, dataset and math.prod(dataset.shape))
     problems.check()
     assert dataset is not None
@@ -144,7 +147,7 @@ def fit(
             held_out = make_eval(model, objective, dataset, prepare=prepare, seed=seed, batch=size)
         with contextlib.ExitStack() as stack:
             bar = stack.enter_context(_bar(console, steps, begin)) if progress and mesh.first() else None
-            log = stack.enter_context(MetricsLog(workdir, begin)) if workdir is not None and mesh.first() else None
+            log = stack.enter_context(MetricsLog(folder, begin)) if folder is not None and mesh.first() else None
             return train(
                 step,
                 state,
@@ -163,15 +166,15 @@ def fit(
     def fresh() -> State:
         return mesh.replicate(init_state(model, objective, optimizer, shape, seed))
 
-    if workdir is None:
+    if folder is None:
         return run(fresh(), 0)
 
     from scoregen.train.checkpoint import Checkpoints
 
-    workdir, say = Path(workdir).expanduser(), None
+    say = None
     if console is not None:
         say = functools.partial(console.print, highlight=False, soft_wrap=True)
-    with _locked(workdir), Checkpoints(workdir / "checkpoints", keep=keep, say=say) as checkpoints:
+    with _locked(folder), Checkpoints(folder / "checkpoints", keep=keep, say=say) as checkpoints:
         template = abstract_state(model, objective, optimizer, shape)
         description = {
             "model": describe.describe(model),
@@ -183,7 +186,7 @@ def fit(
             "batch": batch,
             "seed": seed,
         }
-        _agree(workdir, description, bool(checkpoints.steps()))
+        _agree(folder, description, bool(checkpoints.steps()))
         found = checkpoints.restore(template)
         mesh.check_same(found[1] + 1 if found else 0, "checkpoints")
         return run(*(found or (fresh(), 0)), checkpoints)

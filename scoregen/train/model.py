@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax import Array
 from jax.tree_util import Partial
 
@@ -81,6 +82,8 @@ class Model:
     centered: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.net, Process) and not isinstance(self.process, Process):
+            raise TypeError("the network stands in the place of the process: say Model(process, net)")
         check_kind("process", self.process, Process, "sg.ddpm() or sg.VP()")
         check_net(self.net)
         named(TARGETS, "target", self.target)
@@ -139,7 +142,8 @@ class Model:
         Raises:
             TypeError: for anything but parameters; when the denoiser is called, if the network does not return an
                 array.
-            ValueError: when the denoiser is called, if the network's output has the wrong shape.
+            ValueError: when the denoiser is called, if the parameters do not fit x, or the network's output has the
+                wrong shape.
         """
         if not isinstance(params, Mapping) or "net" not in params:
             hint = "say model.denoiser(state.ema)" if hasattr(params, "ema") else "parameters from `init` are needed"
@@ -156,13 +160,15 @@ class Model:
         if scale is not None:
             seen = broadcast(scale, x) * seen
         noise = named(CONDITIONS, "condition", self.condition)(process, t)
-        output: Any = self._net(x).apply(
-            params["net"],
-            seen,
-            self._conditioning(cond, noise.astype(jnp.promote_types(x.dtype, jnp.float32)), len(x)),
-            train=train_key is not None,
-            rngs={} if train_key is None else {"dropout": train_key},
-        )
+        given = self._conditioning(cond, noise.astype(jnp.promote_types(x.dtype, jnp.float32)), len(x))
+        rngs = {} if train_key is None else {"dropout": train_key}
+        try:
+            output: Any = self._net(x).apply(params["net"], seen, given, train=train_key is not None, rngs=rngs)
+        except ScopeParamShapeError as error:
+            raise ValueError(
+                f"the parameters do not fit x of shape {list(x.shape)}: they are those of another network, or of data "
+                "of another shape"
+            ) from error
         if not hasattr(output, "shape"):
             raise TypeError(f"the network gives a {type(output).__name__}: one array [B, ...] is needed")
         return solve(process, named(TARGETS, "target", self.target), output, x, t, self.learned_variance)

@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from scoregen.denoiser import named
-from scoregen.errors import check_count
+from scoregen.errors import check_count, check_fraction, check_not_negative, check_positive
 
 Schedule = Callable[[ArrayLike], Array]
 Rate = float | Schedule
@@ -25,24 +25,51 @@ Optimizer = optax.GradientTransformation
 
 
 def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
-    """Adam (Kingma & Ba 2015)."""
+    """Adam (Kingma & Ba 2015).
+
+    Raises:
+        TypeError: for an option that is not a number.
+        ValueError: unless b1 and b2 lie in [0, 1), and eps >= 0.
+    """
+    check_fraction(b1=b1, b2=b2)
+    check_not_negative(eps=eps)
     return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
 
 
 def adamw(
     learning_rate: Rate, weight_decay: float = 0.01, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> Optimizer:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019): it also subtracts rate * weight_decay * params."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019): it also subtracts rate * weight_decay * params.
+
+    Raises:
+        TypeError: for an option that is not a number.
+        ValueError: unless b1 and b2 lie in [0, 1), eps >= 0 and weight_decay >= 0.
+    """
+    check_fraction(b1=b1, b2=b2)
+    check_not_negative(eps=eps, weight_decay=weight_decay)
     return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 
 def sgd(learning_rate: Rate, momentum: float = 0.9, nesterov: bool = False) -> Optimizer:
-    """Stochastic gradient descent, with momentum unless that is 0."""
+    """Stochastic gradient descent, with momentum unless that is 0.
+
+    Raises:
+        TypeError: if momentum is not a number.
+        ValueError: unless 0 <= momentum < 1.
+    """
+    check_fraction(momentum=momentum)
     return optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
 
 
 def lion(learning_rate: Rate, weight_decay: float = 1e-3, b1: float = 0.9, b2: float = 0.99) -> Optimizer:
-    """Lion (Chen et al. 2023): the sign of a momentum. It needs a rate 3 to 10 times smaller than Adam's."""
+    """Lion (Chen et al. 2023): the sign of a momentum. It needs a rate 3 to 10 times smaller than Adam's.
+
+    Raises:
+        TypeError: for an option that is not a number.
+        ValueError: unless b1 and b2 lie in [0, 1), and weight_decay >= 0.
+    """
+    check_fraction(b1=b1, b2=b2)
+    check_not_negative(weight_decay=weight_decay)
     return optax.lion(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
 
 
@@ -51,8 +78,13 @@ def adafactor(
 ) -> Optimizer:
     """Adafactor (Shazeer & Stern 2018): second moments of large matrices by row and column.
 
-    The steps are relative to the size of the parameters.
+    The steps are relative to the size of the parameters. A clipping_threshold of 0 is none.
+
+    Raises:
+        TypeError: for an option that is not a number.
+        ValueError: if one of them is negative or not finite.
     """
+    check_not_negative(decay_rate=decay_rate, clipping_threshold=clipping_threshold, weight_decay=weight_decay)
     return optax.adafactor(
         learning_rate,
         decay_rate=decay_rate,
@@ -78,10 +110,12 @@ def muon(
     2025), so that the same rates can be used.
 
     Raises:
-        TypeError: if ns_steps is not an integer.
-        ValueError: if ns_steps < 1.
+        TypeError: if ns_steps is not an integer, or for another option that is not a number.
+        ValueError: unless beta, b1 and b2 lie in [0, 1), weight_decay >= 0, ns_steps >= 1 and consistent_rms >= 0.
     """
     check_count("ns_steps", ns_steps)
+    check_fraction(beta=beta, b1=b1, b2=b2)
+    check_not_negative(weight_decay=weight_decay, consistent_rms=consistent_rms)
     return optax.contrib.muon(
         learning_rate,
         beta=beta,
@@ -120,7 +154,7 @@ def constant(learning_rate: float, steps: int, warmup: int = 0) -> Schedule:
     """The rate, after a linear warm-up from 0 over `warmup` steps (Ho et al. 2020, appendix B).
 
     Raises:
-        TypeError: if warmup is not an integer.
+        TypeError: if warmup is not an integer, or another argument not a number.
         ValueError: unless the rate is positive and finite, and warmup >= 0.
 
     >>> [float(constant(1.0, 100, warmup=4)(step)) for step in (0, 1, 4, 90)]
@@ -135,13 +169,14 @@ def cosine(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) 
     2017).
 
     Raises:
-        TypeError: if warmup is not an integer.
-        ValueError: unless the rate is positive and finite, and 0 <= warmup < steps.
+        TypeError: if warmup is not an integer, or another argument not a number.
+        ValueError: unless the rate is positive, 0 <= warmup < steps, and end >= 0.
 
     >>> [round(float(cosine(1.0, 100)(step)), 3) for step in (0, 50, 100)]
     [1.0, 0.5, 0.0]
     """
     _check(learning_rate, steps, warmup, decays=True)
+    check_not_negative(end=end)
 
     def rate(step: ArrayLike) -> Array:
         fallen = 0.5 - 0.5 * jnp.cos(jnp.pi * _share(step, warmup, steps))
@@ -154,13 +189,14 @@ def linear(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) 
     """A line from the rate to `end` times the rate at step `steps`, after the warm-up.
 
     Raises:
-        TypeError: if warmup is not an integer.
-        ValueError: unless the rate is positive and finite, and 0 <= warmup < steps.
+        TypeError: if warmup is not an integer, or another argument not a number.
+        ValueError: unless the rate is positive, 0 <= warmup < steps, and end >= 0.
 
     >>> [float(linear(1.0, 100, warmup=50)(step)) for step in (25, 50, 75, 100)]
     [0.5, 1.0, 0.5, 0.0]
     """
     _check(learning_rate, steps, warmup, decays=True)
+    check_not_negative(end=end)
     return lambda step: learning_rate * _warm(step, warmup) * (1 - (1 - end) * _share(step, warmup, steps))
 
 
@@ -168,7 +204,7 @@ def inverse_sqrt(learning_rate: float, steps: int, warmup: int = 0, decay_from: 
     """rate * sqrt(decay_from / step) from step `decay_from` on, as in EDM2 (Karras et al. 2024).
 
     Raises:
-        TypeError: if warmup or decay_from is not an integer.
+        TypeError: if warmup or decay_from is not an integer, or the rate not a number.
         ValueError: unless the rate is positive and finite, warmup >= 0 and decay_from >= 1.
 
     >>> [float(inverse_sqrt(1.0, 10_000, decay_from=100)(step)) for step in (50, 100, 400)]
@@ -202,8 +238,7 @@ def _share(step: ArrayLike, warmup: int, steps: int) -> Array:
 
 
 def _check(learning_rate: float, steps: int, warmup: int, decays: bool = False) -> None:
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate={learning_rate}: a positive number is needed")
+    check_positive(learning_rate=learning_rate)
     check_count("warmup", warmup, 0)
     if decays and not warmup < steps:
         raise ValueError(f"warmup={warmup}: less than the {steps} steps of the whole schedule is needed")
@@ -235,8 +270,7 @@ def make_optimizer(
 
     >>> optimizer = make_optimizer("adamw", "cosine", 2e-4, clip=1.0, steps=10_000)
     """
-    if not clip >= 0:
-        raise ValueError(f"clip={clip}: 0 or more is needed, 0 for no clip")
+    check_not_negative(clip=clip)
     check_count("accumulate", accumulate)
     rate = named(SCHEDULES, "schedule", schedule)(learning_rate, steps // accumulate)
     found = named(OPTIMIZERS, "optimizer", optimizer)(rate)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -154,7 +153,10 @@ def prepared(
 
 
 def check_even(batch: int, microbatch: int = 0) -> None:
-    """Raises ValueError unless a batch and its microbatches can be spread evenly over the devices."""
+    """Raises ValueError unless a batch and its microbatches can be spread evenly over the devices.
+
+    Raises TypeError if one of them is not an integer.
+    """
     n = mesh.count()
     check_count("batch", batch)
     check_count("microbatch", microbatch, 0)
@@ -165,19 +167,19 @@ def check_even(batch: int, microbatch: int = 0) -> None:
             f"{' or '.join(map(str, near))}"
         )
     if microbatch and batch % microbatch:
-        fit = _parts(batch, n)
-        raise ValueError(f"microbatch={microbatch} does not divide the batch of {batch}: take one of {fit}")
+        near = _parts(batch, n, microbatch)
+        raise ValueError(f"microbatch={microbatch} does not divide the batch of {batch}: take one such as {near}")
     if microbatch % n:
         raise ValueError(
             f"microbatch={microbatch} cannot be spread evenly over {n} devices: take one that can, and divides the "
-            f"batch of {batch}: {_parts(batch, n)}"
+            f"batch of {batch}, such as {_parts(batch, n, microbatch)}"
         )
 
 
-def _parts(batch: int, n: int) -> str:
-    """The microbatches that a batch on n devices can have: at most the twenty smallest, up to a million."""
-    found = (str(k) for k in range(n, min(batch, 10**6) + 1, n) if batch % k == 0)
-    return ", ".join(itertools.islice(found, 20))
+def _parts(batch: int, n: int, near: int) -> str:
+    """The two microbatches next to `near` that a batch on n devices can have, up to a million."""
+    fit = [k for k in range(n, min(batch, 10**6) + 1, n) if batch % k == 0]
+    return " or ".join(map(str, sorted(sorted(fit, key=lambda k: abs(k - near))[:2])))
 
 
 def check_shapes(

@@ -258,7 +258,7 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
         begin = time.monotonic()
         code, output = copy.test([guard], tier)
         seconds[guard, tier] = time.monotonic() - begin
-        return f"{guard} fails without a mutation, so it can catch none:\n{output}" if code else None
+        return f"{guard} fails without a mutation, so it can catch none:\n{output}" if code != 0 else None
 
     def quick(guard: str) -> str | None:
         copy = copies.get()

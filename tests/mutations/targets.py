@@ -29,7 +29,6 @@ TARGETS = [
     Target("losses/bound.py", ("test_bound.py", "test_conformance.py")),
     Target("losses/weightings.py", ("test_weightings.py",)),
     Target("losses/objective.py", ("test_objective.py", "test_losses.py", "test_weightings.py", "test_train.py")),
-    Target("losses/*.py", ("test_losses.py", "test_conformance.py")),
     Target("samplers/steps.py", ("test_predictors.py", "test_samplers.py", "test_orders.py")),
     Target("samplers/multistep.py", ("test_predictors.py", "test_samplers.py", "test_orders.py")),
     Target("samplers/correctors.py", ("test_predictors.py", "test_samplers.py")),

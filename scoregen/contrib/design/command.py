@@ -1,8 +1,8 @@
 """Choose the noise levels of an NCSN, and the step size of its sampler, from the data.
 
-    scoregen design --config=ncsn_digits
-    scoregen design --config=ddpm_toy --sigma_min=0.02 --steps=10
-    scoregen design --config=ncsn_cifar --config.data.dir=DIR --overlap=0.567
+    scoregen design ncsn_digits
+    scoregen design ddpm_toy --sigma_min=0.02 --steps=10
+    scoregen design ncsn_cifar --config.data.dir=DIR --overlap=0.567
 
 Applies techniques 1, 2 and 4 of Song & Ermon 2020, "Improved techniques for training score-based generative models", to
 the training data of any preset, scaled as its network sees them. Prints the designed levels beside the present levels
@@ -61,11 +61,11 @@ def _help(console: Console) -> None:
         say_presets(console, "NAME")
         say_flags(console, lines)
 
-    say_help(console, "design --config=NAME", __doc__, flags)
+    say_help(console, "design NAME", __doc__, flags)
 
 
 def _design(argv: Sequence[str], console: Console) -> int:
-    given = parse(argv, FLAGS, faults=_faults)
+    given = parse(argv, FLAGS, takes=1, preset=True, faults=_faults)
     config, values = given.config, given.values
     sigma_min, steps, overlap, folder = (values[flag.name] for flag in FLAGS)
     folder = Path(folder).expanduser()
