@@ -106,7 +106,8 @@ def check_counts(name: str, values: Any, least: int = 1, *, empty: bool = False)
     ValueError: multipliers=(1, 0): at least 1 is needed
     """
     if not isinstance(values, tuple | list):
-        raise TypeError(f"{name}={what_it_is(values)}: a tuple of integers is needed, such as ({values},)")
+        example = f", such as ({values},)" if type(values) is int else ""
+        raise TypeError(f"{name}={what_it_is(values)}: a tuple of integers is needed{example}")
     if not (values or empty):
         raise ValueError(f"{name}={values}: one or more integers are needed")
     for value in values:
@@ -131,26 +132,27 @@ def check_fields(part: Any, **least: int) -> None:
         check(name, getattr(part, name), smallest)
 
 
-def check_numbers(fits: Callable[[Any], Any], needed: str, **options: Any) -> None:
-    """Raises TypeError for an option that is not a number, and ValueError unless `fits(value)`.
+def check_numbers(fits: Callable[[Any], bool], needed: str, **options: Any) -> None:
+    """Raises TypeError for an option that is not a real number, and ValueError unless `fits(value)`.
 
-    An array is checked element by element. An array without values, as inside `jit`, is accepted.
+    An array without axes counts as a number. If it has no value, as inside `jit`, it is accepted.
 
     >>> check_numbers(lambda value: value < 1, "less than 1", share=2.0)
     Traceback (most recent call last):
     ValueError: share=2.0: less than 1 is needed
     """
     for name, value in options.items():
-        scalar, kind = isinstance(value, Real), getattr(getattr(value, "dtype", None), "kind", "")
-        # JAX's own floating-point types, such as bfloat16, are of kind "V".
-        if isinstance(value, bool) or not (scalar or kind in ("f", "i", "u", "V")):
+        number = value
+        if getattr(value, "shape", None) == ():
+            try:
+                number = value.item()
+            except NotImplementedError:  # a random key
+                pass
+            except (TypeError, AttributeError):  # a traced array, or only a shape
+                continue
+        if isinstance(number, bool) or not isinstance(number, Real):
             raise TypeError(f"{name}={what_it_is(value)}: a number is needed")
-        fit = fits(value)
-        try:
-            fit = bool(fit) if scalar else bool(fit.all())
-        except TypeError:  # no value
-            continue
-        if not fit:
+        if not fits(number):
             raise ValueError(f"{name}={value}: {needed} is needed")
 
 
@@ -161,7 +163,7 @@ def check_finite(**options: Any) -> None:
     Traceback (most recent call last):
     ValueError: mean=nan: a finite number is needed
     """
-    check_numbers(lambda value: (-math.inf < value) & (value < math.inf), "a finite number", **options)
+    check_numbers(math.isfinite, "a finite number", **options)
 
 
 def check_positive(**options: Any) -> None:
@@ -171,7 +173,7 @@ def check_positive(**options: Any) -> None:
     Traceback (most recent call last):
     ValueError: atol=0.0: a positive finite number is needed
     """
-    check_numbers(lambda value: (value > 0) & (value < math.inf), "a positive finite number", **options)
+    check_numbers(lambda value: 0 < value < math.inf, "a positive finite number", **options)
 
 
 def check_not_negative(**options: Any) -> None:
@@ -181,7 +183,7 @@ def check_not_negative(**options: Any) -> None:
     Traceback (most recent call last):
     ValueError: weight_decay=-0.1: 0 or a positive finite number is needed
     """
-    check_numbers(lambda value: (value >= 0) & (value < math.inf), "0 or a positive finite number", **options)
+    check_numbers(lambda value: 0 <= value < math.inf, "0 or a positive finite number", **options)
 
 
 def check_fraction(**options: Any) -> None:
@@ -191,7 +193,7 @@ def check_fraction(**options: Any) -> None:
     Traceback (most recent call last):
     ValueError: dropout=1.0: a number from 0 to below 1 is needed
     """
-    check_numbers(lambda value: (value >= 0) & (value < 1), "a number from 0 to below 1", **options)
+    check_numbers(lambda value: 0 <= value < 1, "a number from 0 to below 1", **options)
 
 
 def check_path(name: str, value: Any, example: str) -> Path:

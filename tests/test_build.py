@@ -203,7 +203,7 @@ def test_a_learned_variance_is_trained():
         ("ncsn_toy", {"sampler__corrector__name": "none"}, ["Hold", "--config.sampler.corrector.name=langevin"]),
         ("ddpm_toy", {"net__name": "unet", "net__condition": "index"}, ["network 'unet'", "'mixture'", "MLP"]),
         ("ddpm_digits", {"scaling__name": "identity"}, ["'identity'", "'centered'"]),
-        ("ddpm_digits", {"net__unet__channels": 0}, ["network 'unet'"]),
+        ("ddpm_digits", {"net__unet__channels": 0}, ["config.net.unet.channels=0: at least 4"]),
         ("ddpm_digits", {"net__unet__multipliers": (1, 1, 1, 1, 1)}, ["8x8", "multipliers"]),
         ("ddpm_digits", {"net__unet__dtype": "floats"}, ["network 'unet'", "floats"]),
         ("ddpm_toy", {"data__flip": True}, ["flip"]),

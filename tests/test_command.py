@@ -452,6 +452,8 @@ def test_what_the_command_line_cannot_mean(argv, parts, made, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("flags", "lines"),
     [
+        (["--seed=-1"], ["--seed=-1: an integer from 0 to 4294967295 is needed"]),
+        (["--config.net.mlp.dropout=2"], ["--config.net.mlp.dropout=2.0: a number from 0 to below 1 is needed"]),
         (["--steps=0", "--batch=0"], ["--steps=0: at least 1 is needed", "--batch=0: at least 1 is needed"]),
         (["--config.data.mixture.modes=0"], ["--config.data.mixture.modes=0: at least 1 is needed"]),
         (["--config.train.clip=-1"], ["--config.train.clip=-1.0: 0 or a positive finite number is needed"]),

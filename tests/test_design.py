@@ -534,6 +534,7 @@ def test_a_notebook_s_backend_draws_the_figure(tmp_path):
 def test_without_a_configuration_there_is_no_design():
     refused("--config=ncsn_digit", parts=["did you mean 'ncsn_digits'"])
     refused("--sigma_min=0.1", parts=["--config=NAME"])
+    refused("ncsn_toy", "surplus", parts=["unexpected argument 'surplus'"])
     refused("ncsn_digit", parts=["did you mean 'ncsn_digits'"])
     refused("ncsn_toy", "--config=ncsn_digits", parts=["ncsn_toy and --config=ncsn_digits both name a configuration"])
 

@@ -127,22 +127,28 @@ def test_a_field_of_a_network_that_counts_is_an_integer(net, name, value):
         (lambda: check_fields(sg.nets.UNet(multipliers=(1, 0)), multipliers=1), r"multipliers=\(1, 0\): at least 1"),
         (lambda: sg.SSM(slices=(1, 2)), r"slices=\(1, 2\): an integer"),
         (lambda: sg.Sampler(sg.Ancestral(), n=-1), "n=-1: at least 0"),
-        (lambda: sg.VP(data_std=np.bool_(True)), "data_std=.*True.*: a number"),
-        (lambda: sg.VP(data_std=jax.random.key(0)), "data_std=.*: a number"),
+        (lambda: sg.LogNormal(mean=np.bool_(True)), "mean=.*True.*: a number"),
+        (lambda: sg.LogNormal(mean=np.zeros(3)), "mean=.*: a number"),
+        (lambda: sg.LogNormal(mean=jax.random.key(0)), "mean=.*: a number"),
         (lambda: sg.guidance.Grey(0), "channels=0: at least 1"),
         (lambda: sg.Sampler(sg.Ancestral(), n=True), "n=True"),
         (lambda: make_optimizer(clip=-1.0), "clip=-1.0: 0 or a positive finite number"),
         (lambda: sg.Objective(sg.EpsilonMSE(), label_dropout=1.0), "label_dropout=1.0: a number from 0 to below 1"),
         (lambda: sliced_wasserstein([[0.0]], [[1.0]], p=0.5), "p=0.5: a number of at least 1"),
-        (lambda: sg.process.betas((0.1, "a")), r"betas=\(0.1, 'a'\): a tuple of numbers"),
-        (lambda: sg.process.sigmas(0.1), "sigmas=0.1: two or more numbers"),
-        (lambda: sg.process.sigmas((0.1, math.nan)), "sigmas=.*nan.*: a finite number"),
+        (lambda: sg.process.betas((0.1, "a")), "values='a': a number"),
+        (lambda: sg.process.betas((0.1, None)), "values=None: a number"),
+        (lambda: sg.process.sigmas((0.5, True)), "values=True: a number"),
+        (lambda: sg.process.sigmas(0.1), "values=0.1: two or more numbers"),
+        (lambda: sg.guidance.ClassifierFree(None, "a"), "scale='a': a number"),
+        (lambda: sg.data.mixture(radius=np.array([1.0, 2.0])), r"mixture: radius=array\(\[1., 2.\]\): a number"),
+        (lambda: sg.data.Prepare(sg.data.Centered(), augment=2.0), "augment=2.0: a probability"),
+        (lambda: SCHEDULES["cosine"](1.0, "a"), "steps='a': an integer"),
         (lambda: sg.guidance.Clip("a", 1.0), "low='a': a number"),
         (lambda: sg.guidance.DynamicThreshold(0.0, 1.0, quantile=2.0), "quantile=2.0: more than 0, and 1 or less"),
     ],
 )
 def test_other_numbers(call, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((TypeError, ValueError, UsageError), match=message):
         call()
 
 

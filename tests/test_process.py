@@ -674,8 +674,22 @@ def test_covers_to_one_percent():
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 @pytest.mark.parametrize("name", ["betas", "sigmas"])
 def test_levels_that_are_not_finite_are_refused(name, bad):
-    with pytest.raises(ValueError, match=rf"{name}=.*{bad}.*: a finite number is needed$"):
-        PROCESSES[name]((0.01, 0.1, bad))
+    with pytest.raises(ValueError, match=f"values={bad}: a finite number is needed$"):
+        PROCESSES[name]((*np.linspace(0.01, 0.1, 2000), bad))
+
+
+META = ["beta_min", "t_min", "t_max"]
+
+
+def test_a_process_that_its_author_registers_can_be_differentiated():
+    @functools.partial(jax.tree_util.register_dataclass, data_fields=["data_std", "beta_max"], meta_fields=META)
+    @dataclasses.dataclass(frozen=True)
+    class Mine(VP):
+        pass
+
+    slope = jax.grad(lambda process: -(process.data_std**2) * process.beta_max)(Mine(data_std=2.0, beta_max=3.0))
+    assert (float(slope.data_std), float(slope.beta_max)) == (-12.0, -4.0)
+    assert jax.eval_shape(lambda: Mine(data_std=jnp.ones(()))).data_std.shape == ()
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ class Arguments:
     def check(self) -> None:
         """Raises one UsageError with all errors, if there are any."""
         if self.errors:
-            raise UsageError(*dict.fromkeys(self.errors))
+            raise UsageError(*dict.fromkeys(map(self._as_typed, self.errors)))
 
     @contextlib.contextmanager
     def as_typed(self) -> Iterator[None]:
@@ -105,10 +105,13 @@ class Arguments:
         try:
             yield
         except UsageError as error:
-            lines = list(map(str, error.args))
-            for key, override in self.overrides.items():
-                lines = [re.sub(rf"(?<![\w.-])config\.{re.escape(key)}=", f"{override.flag}=", line) for line in lines]
-            raise UsageError(*lines) from error
+            raise UsageError(*map(self._as_typed, map(str, error.args))) from error
+
+    def _as_typed(self, line: str) -> str:
+        for key, override in self.overrides.items():
+            if not override.negated:
+                line = re.sub(rf"^config\.{re.escape(key)}(?=[=:])", override.flag, line)
+        return line
 
     def said(self) -> dict[str, str]:
         """Key -> the text on the command line, for each option that was changed."""

@@ -115,7 +115,8 @@ def data(config: Config) -> Dataset:
     except UsageError as error:  # its message names parameters, which are flags here
         name: Any = config.data.name
         lines = (re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line) for line in error.args)
-        lines = (re.sub(rf"^{re.escape(name)}: (?=\w+=)", f"config.data.{name}.", line) for line in lines)
+        own = "|".join(map(re.escape, config.data.get(name, {})))
+        lines = (re.sub(rf"^{re.escape(name)}: (?=({own})=)", f"config.data.{name}.", line) for line in lines)
         raise UsageError(*lines) from error
 
 
@@ -181,7 +182,8 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
     times = choose(TIMES, "times")
     average = choose(AVERAGES, "train.ema")
     # Both parts alone, so that their errors are found together; the number of steps may be one of the errors.
-    last = MOST if bad_ranges else config.train.steps // config.train.accumulate
+    steps, accumulate = config.train.steps, config.train.accumulate
+    last = steps // accumulate if min(steps, accumulate) > 0 else MOST
     schedule = choose(SCHEDULES, "schedule", learning_rate=1.0, steps=last)
     optimizer = choose(OPTIMIZERS, "optimizer", learning_rate=1.0)
     if bad_ranges or schedule is None or optimizer is None:
@@ -296,7 +298,7 @@ _COUNTS = {
     "sampler.images",
     0: "train.microbatch train.sample_every sampler.n",
 }
-_probability = functools.partial(check_numbers, lambda value: (value >= 0) & (value <= 1), "a probability from 0 to 1")
+_probability = functools.partial(check_numbers, lambda value: 0 <= value <= 1, "a probability from 0 to 1")
 # The options that measure, each with its check.
 _RANGES: dict[str, Callable[..., None]] = {
     "train.clip": check_not_negative,
@@ -315,8 +317,6 @@ def _check_ranges(refusals: Refusals, config: Config) -> None:
     for key, check in _RANGES.items():
         with refusals.collect("config."):
             check(**{key: config_lib.get(config, key)})
-    with refusals.collect("config."):
-        check_fraction(**{f"net.{config.net.name}.dropout": config.net[config.net.name].get("dropout", 0.0)})
     with refusals.collect():
         config_lib.check_seeds(config)
 
@@ -409,8 +409,11 @@ def _check_fit(
     try:
         check_shapes(trained, objective, raw, bool(trained.num_classes), prepare)
     except ValueError as error:
-        reason = config_lib.first_line(error.__cause__ or error)
-        refusals.add(f"the network '{config.net.name}' and the data '{config.data.name}': {reason}")
+        name, reason = config.net.name, config_lib.first_line(error.__cause__ or error)
+        if reason.partition("=")[0] in config.net.get(name, {}):  # an option's message begins with "option=value"
+            refusals.add(f"config.net.{name}.{reason}")
+        else:
+            refusals.add(f"the network '{name}' and the data '{config.data.name}': {reason}")
 
 
 def _check_sampler(

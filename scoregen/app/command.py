@@ -92,7 +92,8 @@ def advice(error: Exception) -> str | None:
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return (
             "out of memory: in training, try a smaller --config.train.microbatch (the same step in parts) or "
-            "--config.train.batch; in sampling, a smaller --config.sampler.batch"
+            "--config.train.batch; in sampling, a smaller --config.sampler.batch; "
+            "in a likelihood, a smaller --config.eval.likelihood.batch; in a trajectory, a smaller --n"
         )
     return None
 

@@ -282,7 +282,7 @@ def _no_run(run: str, mode: str) -> str:
             f"{run} has no config.json: if scoregen.fit trained it, say scoregen.load({run!r}) in Python; if not, "
             f"repeat its training command, with --workdir={shlex.quote(run)}"
         )
-    if folder.exists() and (folder.parent / "config.json").is_file() and folder.parent != folder:
+    if folder.parent not in (Path(), folder) and (folder.parent / "config.json").is_file():
         return f"no run in {run}: did you mean {shlex.quote(str(folder.parent))}?"
     if inside := min((path.parent.name for path in folder.glob("*/config.json")), default=None):
         one = shlex.quote(str(Path(run) / inside))

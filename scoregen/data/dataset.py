@@ -213,12 +213,14 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def _as_array(what: str, x: Any) -> np.ndarray:
+def _as_array(what: str, x: Any, kind: str = "one array of all examples, [N, ...]") -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
     if hasattr(x, "__array__"):
         return np.asarray(x)
-    pair = isinstance(x, tuple) and len(x) == 2 and all(hasattr(part, "__array__") for part in x)
+    pair = (
+        what.endswith("train") and isinstance(x, tuple) and [hasattr(part, "__array__") for part in x] == [True, True]
+    )
     if pair:
         hint = "pass examples and labels as sg.data.Dataset('mine', examples, train_labels=labels)"
     elif isinstance(x, str | os.PathLike):
@@ -226,7 +228,7 @@ def _as_array(what: str, x: Any) -> np.ndarray:
     elif isinstance(x, list | tuple):
         hint = "pass np.asarray(...)"
     else:
-        hint = "pass one array of all examples, [N, ...]"
+        hint = f"pass {kind}"
     raise UsageError(f"{what} is {'a pair of arrays' if pair else f'a {type(x).__name__}'}, not an array: {hint}")
 
 
@@ -275,7 +277,7 @@ def _check_finite(what: str, x: np.ndarray) -> None:
 
 def _as_labels(what: str, labels: Any, count: int) -> np.ndarray:
     """Labels as int32 `[count]`, if their values fit."""
-    labels = _as_array(f"{what}: labels", labels)
+    labels = _as_array(f"{what}: labels", labels, "an array of integers, one for each example")
     if labels.shape != (count,):
         raise UsageError(f"{what}: labels of shape {labels.shape} for {count} examples: pass one for each, ({count},)")
     if not np.issubdtype(labels.dtype, np.integer):

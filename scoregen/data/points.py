@@ -54,7 +54,7 @@ def two_modes(
     0.8
     """
     with errors_of("two_modes"):
-        check_numbers(lambda w: (w > 0) & (w < 1), "a number between 0 and 1", weight=weight)
+        check_numbers(lambda w: 0 < w < 1, "a number between 0 and 1", weight=weight)
         check_finite(separation=separation)
     along = separation * np.array([-(1 - weight), weight])
     means = along[:, None] * np.full((1, 2), np.sqrt(0.5))

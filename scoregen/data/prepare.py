@@ -10,6 +10,7 @@ from jax import Array
 
 from scoregen.data.augment import augment
 from scoregen.data.scaling import random_flip
+from scoregen.errors import check_numbers
 from scoregen.random import split_keys
 
 
@@ -42,8 +43,7 @@ class Prepare:
     augment: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.augment <= 1:
-            raise ValueError(f"augment={self.augment}: a probability, 0 to 1, is needed; 0 is none")
+        check_numbers(lambda share: 0 <= share <= 1, "a probability from 0 to 1", augment=self.augment)
 
     def __call__(self, raw: Array | np.ndarray, keys: Array, train: bool = True) -> tuple[Array, Array | None]:
         """Examples for the network.

@@ -15,7 +15,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from scoregen.denoiser import Denoiser, Prediction, check_denoiser, prediction_from_x0
-from scoregen.errors import Refusal, check_numbers
+from scoregen.errors import Refusal, check_finite, check_numbers
 from scoregen.process import Process
 from scoregen.process.kernel import has_values
 from scoregen.random import broadcast
@@ -145,6 +145,7 @@ class DynamicThreshold(Wrapper):
         quantile: the probability of the quantile q.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless low < high, both finite, and 0 < quantile <= 1.
     """
 
@@ -156,7 +157,7 @@ class DynamicThreshold(Wrapper):
         _check_range(self.low, self.high)
         if not math.isfinite(self.high - self.low):
             raise ValueError(f"low={self.low}, high={self.high}: a dynamic threshold needs data of a finite range")
-        check_numbers(lambda q: (q > 0) & (q <= 1), "more than 0, and 1 or less,", quantile=self.quantile)
+        check_numbers(lambda q: 0 < q <= 1, "more than 0, and 1 or less,", quantile=self.quantile)
 
     def predict(self, denoiser: Denoiser, x: Array, t: Array) -> Prediction:
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
@@ -201,6 +202,9 @@ class ClassifierFree(Wrapper):
 
     unconditional: Denoiser
     scale: float
+
+    def __post_init__(self):
+        check_finite(scale=self.scale)
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         check_denoiser(self.unconditional)

@@ -130,6 +130,7 @@ class MinSNR:
     """w = min(SNR, gamma) (Hang et al. 2023, section 3.4).
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless gamma > 0.
     """
 
@@ -147,6 +148,7 @@ class P2:
     """w = SNR / (k + SNR)^gamma (Choi et al. 2022, section 3.2): the simple loss times 1 / (k + SNR)^gamma.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless k > 0 and gamma >= 0.
     """
 

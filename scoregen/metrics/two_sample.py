@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scoregen.errors import UsageError, check_count, check_numbers
+from scoregen.errors import UsageError, check_count, check_numbers, check_positive
 
 _ROWS = 1024  # rows in a block of pairwise distances: memory must hold 1,024 x M numbers
 
@@ -51,7 +51,7 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, projections: int = 256, se
     2.0
     """
     x, y = _points(x, y)
-    check_numbers(lambda p: (p >= 1) & (p < math.inf), "a number of at least 1", p=p)
+    check_numbers(lambda p: 1 <= p < math.inf, "a number of at least 1", p=p)
     check_count("projections", projections)
     directions = np.random.default_rng(seed).standard_normal((x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
@@ -98,9 +98,8 @@ def mmd(x: ArrayLike, y: ArrayLike, *, bandwidth: float | None = None) -> float:
     # Distances come from ||a||^2 + ||b||^2 - 2 <a, b>, which loses digits far from the origin.
     centre = points_y.mean(axis=0)
     points_x, points_y = points_x - centre, points_y - centre
-    h = _median_distance(points_y[:2000]) if bandwidth is None else float(bandwidth)
-    if not h > 0:
-        raise ValueError(f"the kernel needs a positive bandwidth, not {h}")
+    h = _median_distance(points_y[:2000]) if bandwidth is None else bandwidth
+    check_positive(bandwidth=h)
 
     def mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
         blocks = (np.exp(_squared_distances(a[i : i + _ROWS], b) / (-2 * h * h)) for i in range(0, len(a), _ROWS))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scoregen.cond import Cond
-from scoregen.errors import check_fields
+from scoregen.errors import check_fields, check_fraction
 from scoregen.nets.layers import add_label, conditioning, dense, outputs, sinusoidal
 
 
@@ -62,6 +62,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
+        check_fraction(dropout=self.dropout)
         check_fields(self, width=1, depth=0, embedding=4)
         noise, label, _ = conditioning(self, x, cond, images=False)
         out = outputs(self, x)

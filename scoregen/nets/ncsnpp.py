@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from scoregen.cond import Cond
-from scoregen.errors import check_fields
+from scoregen.errors import check_fields, check_fraction
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
@@ -239,6 +239,7 @@ class NCSNpp(nn.Module):
         return conv(out, scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
 
     def _check(self, shape: tuple[int, ...]) -> None:
+        check_fraction(dropout=self.dropout)
         check_fields(self, channels=4, blocks=0, multipliers=1)
         check_levels(shape, len(self.multipliers), self.attention)
         taps = tuple(self.filter)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scoregen.cond import Cond
-from scoregen.errors import check_fields
+from scoregen.errors import check_fields, check_fraction
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
@@ -233,6 +233,7 @@ class UNet(nn.Module):
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse settings that would fail later, or that would silently give another network."""
+        check_fraction(dropout=self.dropout)
         check_fields(self, channels=4, blocks=0, multipliers=1, attention_heads=1, head_channels=0, groups=1)
         check_levels(shape, len(self.multipliers), self.attention)
         if self.channels % min(self.groups, self.channels):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from scoregen.errors import check_count, check_finite, check_not_negative, what_it_is
-from scoregen.process.kernel import Process, check_sigmas
+from scoregen.errors import check_count, check_finite, what_it_is
+from scoregen.process.kernel import Process, check_data_std, check_sigmas
 from scoregen.random import by_example, widest
 
 
@@ -185,21 +185,18 @@ def ncsn(
     if start not in ("normal", "uniform"):
         raise ValueError(f"start={start!r}: 'normal' or 'uniform' is needed")
     check_count("levels", levels, 2)
-    check_not_negative(data_std=data_std)
+    check_data_std(data_std)
     log_sigmas = np.linspace(np.log(sigma_min), np.log(sigma_max), levels, dtype=np.float64)
     return _chain(np.zeros(levels), 2 * log_sigmas, start=start, data_std=data_std)
 
 
-def _numbers(name: str, values: tuple[float, ...]) -> np.ndarray:
+def _numbers(values: tuple[float, ...]) -> np.ndarray:
     """Two or more finite numbers in float64."""
-    try:
-        table = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}={what_it_is(values)}: a tuple of numbers is needed") from None
-    if table.ndim != 1 or table.size < 2:
-        raise ValueError(f"{name}={what_it_is(values)}: two or more numbers are needed")
-    check_finite(**{name: table})
-    return table
+    if np.ndim(values) == 0 or len(values) < 2:
+        raise ValueError(f"values={what_it_is(values)}: two or more numbers are needed")
+    for value in values:
+        check_finite(values=value)
+    return np.asarray(values, np.float64)
 
 
 def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9)) -> Chain:
@@ -212,9 +209,9 @@ def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9
     >>> betas((0.19, 0.36)).alphas.tolist()  # sqrt(0.81), sqrt(0.81 * 0.64)
     [0.9, 0.72]
     """
-    table = _numbers("betas", values)
+    table = _numbers(values)
     if not ((table > 0) & (table < 1)).all():
-        raise ValueError(f"betas {values}: numbers between 0 and 1 are needed")
+        raise ValueError(f"values={values}: numbers between 0 and 1 are needed")
     return _variance_preserving(table)
 
 
@@ -228,8 +225,8 @@ def sigmas(values: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), data_st
     >>> sigmas((0.1, 2.0)).sigmas.tolist()
     [0.1, 2.0]
     """
-    table = _numbers("sigmas", values)
-    check_not_negative(data_std=data_std)
+    table = _numbers(values)
+    check_data_std(data_std)
     if table[0] <= 0 or (np.diff(table) <= 0).any():
-        raise ValueError(f"sigmas {values}: positive numbers in rising order are needed")
+        raise ValueError(f"values={values}: positive numbers in rising order are needed")
     return _chain(np.zeros(table.size), 2 * np.log(table), data_std=data_std)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from scoregen.errors import check_finite, check_not_negative
-from scoregen.process.kernel import Process, check_sigmas
+from scoregen.errors import check_not_negative
+from scoregen.process.kernel import Process, check_data_std, check_sigmas, known
 
 
 class Continuous(Process):
@@ -24,6 +23,7 @@ class Continuous(Process):
     Sampling and training go no lower than `t_min`, since at t = 0 there is no noise and no score.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless 0 < t_min < t_max <= 1 and data_std >= 0.
     """
 
@@ -32,12 +32,9 @@ class Continuous(Process):
     t_max: float
 
     def __post_init__(self) -> None:
-        check_finite(t_min=self.t_min, t_max=self.t_max)
-        # Arrays are not compared: they may have no values, as inside `jit`.
-        numbers = all(isinstance(t, Real) for t in (self.t_min, self.t_max))
-        if numbers and not 0 < self.t_min < self.t_max <= 1:
+        if known(t_min=self.t_min, t_max=self.t_max) and not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: 0 < t_min < t_max <= 1 is needed")
-        check_not_negative(data_std=self.data_std)
+        check_data_std(self.data_std)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -59,8 +56,7 @@ class _LinearBeta(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_finite(beta_min=self.beta_min, beta_max=self.beta_max)
-        if not 0 < self.beta_min <= self.beta_max:
+        if known(beta_min=self.beta_min, beta_max=self.beta_max) and not 0 < self.beta_min <= self.beta_max:
             raise ValueError(f"beta_min={self.beta_min}, beta_max={self.beta_max}: 0 < beta_min <= beta_max is needed")
 
     def _integral(self, t: Array | float) -> Any:
@@ -138,6 +134,7 @@ class CosineVP(Continuous):
     alpha would be 0 at t = 1; t_max keeps a trace of the data, as the chain's clip of beta does.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless offset >= 0, 0 < t_min < t_max <= 1 and data_std >= 0.
 
     >>> float(CosineVP().alpha(jnp.array(0.5)) ** 2)
@@ -151,7 +148,8 @@ class CosineVP(Continuous):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(offset=self.offset)
+        if known(offset=self.offset):
+            check_not_negative(offset=self.offset)
 
     def _angle(self, t: Array) -> Array:
         return (t + self.offset) / (1 + self.offset) * (math.pi / 2)
@@ -188,6 +186,7 @@ class VE(Continuous):
     As in the paper's code, the kernel has the variance sigma(t)^2, not sigma(t)^2 - sigma_min^2.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless 0 < sigma_min < sigma_max < inf, 0 < t_min < t_max <= 1 and data_std >= 0.
 
     >>> VE(0.01, 50.0).sigma(jnp.array([0.0, 1.0])).tolist()
@@ -223,6 +222,7 @@ class EDM(Continuous):
     the defaults for this process (`times.Own`, `samplers.OwnGrid`).
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless 0 < sigma_min < sigma_max < inf and data_std >= 0.
 
     >>> EDM().sigma(jnp.array([0.002, 80.0])).tolist()
@@ -235,7 +235,7 @@ class EDM(Continuous):
 
     def __post_init__(self) -> None:
         check_sigmas(self.sigma_min, self.sigma_max)
-        check_not_negative(data_std=self.data_std)
+        check_data_std(self.data_std)
 
     @property
     def t_min(self) -> float:

@@ -19,6 +19,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
+from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -27,7 +28,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from scoregen.errors import check_finite
+from scoregen.errors import check_finite, check_not_negative
 from scoregen.random import broadcast, by_example, check_key
 
 
@@ -224,10 +225,29 @@ def snr_loss_rate(process: Process, t: Array) -> Array:
     return -jax.jvp(process.logsnr, (t,), (jnp.ones_like(t),))[1]
 
 
+def known(**options: Any) -> bool:
+    """Whether all these options of a process are numbers. Raises TypeError or ValueError unless these are finite.
+
+    An array, or another object, is not known: it may be a placeholder of JAX, which makes such processes by calling the
+    class, if its author registered it as a pytree.
+    """
+    plain = {name: value for name, value in options.items() if value is None or isinstance(value, Real | str)}
+    check_finite(**plain)
+    return len(plain) == len(options)
+
+
+def check_data_std(data_std: float) -> None:
+    """Raises TypeError for anything but a number, and ValueError unless 0 <= data_std < inf. See also `known`."""
+    if known(data_std=data_std):
+        check_not_negative(data_std=data_std)
+
+
 def check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    """Raises TypeError for anything but numbers, and ValueError unless 0 < sigma_min < sigma_max < inf."""
-    check_finite(sigma_min=sigma_min, sigma_max=sigma_max)
-    if not 0 < sigma_min < sigma_max:
+    """Raises TypeError for anything but numbers, and ValueError unless 0 < sigma_min < sigma_max < inf.
+
+    See also `known`.
+    """
+    if known(sigma_min=sigma_min, sigma_max=sigma_max) and not 0 < sigma_min < sigma_max:
         raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")
 
 

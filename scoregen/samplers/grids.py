@@ -126,6 +126,7 @@ class Karras(_Spaced):
     """Evenly spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5).
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless rho > 0.
 
     >>> from scoregen.process import EDM
@@ -150,6 +151,7 @@ class Power(_Spaced):
     power=2 is DDIM's quadratic grid (Song, Meng & Ermon 2021, D.2).
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless power > 0.
     """
 

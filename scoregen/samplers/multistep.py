@@ -45,6 +45,7 @@ class DPMSolver(Step):
         eta: the share of fresh noise, as in `Ancestral`.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: if eta is negative or over 1.
     """
 

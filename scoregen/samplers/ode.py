@@ -57,6 +57,7 @@ class Adaptive(Step):
             paper takes 1e-5, for x.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless both are positive.
     """
 

@@ -87,6 +87,7 @@ class Ancestral(Step):
             network's, which lies between the two (Nichol & Dhariwal 2021, eq. 15). The mean is the same.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: if eta is negative or over 1, or for another `variance`; when it is called, if variance="learned"
             and the denoiser has no learned variance.
     """
@@ -147,13 +148,14 @@ class Consistent(Step):
             DDIM's, since it would leave more noise than the next level has.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless 0 < size <= 1.
     """
 
     size: float = 0.1
 
     def __post_init__(self):
-        check_numbers(lambda size: (size > 0) & (size <= 1), "more than 0, and 1 or less,", size=self.size)
+        check_numbers(lambda size: 0 < size <= 1, "more than 0, and 1 or less,", size=self.size)
 
     def step(self, denoiser: Denoiser, key: Array, x: Array, t: Array, s: Array, state: Any) -> tuple[Array, Any]:
         process, found = denoiser.process, denoiser(x, t)
@@ -278,6 +280,7 @@ class EDMHeun(Step):
         noise: S_noise.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless churn and noise are 0 or more, and 0 <= low <= high.
     """
 
@@ -333,4 +336,4 @@ class Hold(Step):
 
 def check_eta(eta: float) -> None:
     """Raises TypeError for anything but a number, and ValueError unless eta lies in [0, 1]."""
-    check_numbers(lambda eta: (eta >= 0) & (eta <= 1), "0 (DDIM) to 1 (DDPM)", eta=eta)
+    check_numbers(lambda eta: 0 <= eta <= 1, "0 (DDIM) to 1 (DDPM)", eta=eta)

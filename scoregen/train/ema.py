@@ -32,6 +32,7 @@ class Decay:
     """d = rate. With `ramp`, d is at most (1 + step) / (10 + step), so that the average is shorter at the start.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless 0 <= rate < 1.
 
     >>> float(Decay(0.999)(jnp.array(80), 64))
@@ -57,6 +58,7 @@ class HalfLife:
     code; a large `ramp` has no effect.
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless both are positive.
 
     >>> float(HalfLife(images=6400)(jnp.array(10_000), 6400))
@@ -84,6 +86,7 @@ class Power:
         std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
 
     Raises:
+        TypeError: for an option that is not a number.
         ValueError: unless 0 < std < 12^(-1/2). The upper limit belongs to the plain mean, gamma = 0.
 
     >>> round(Power(0.1).gamma, 2), round(Power(0.05).gamma, 2)
@@ -93,7 +96,7 @@ class Power:
     std: float = 0.1
 
     def __post_init__(self):
-        check_numbers(lambda std: (std > 0) & (std < 12**-0.5), "between 0 and 12^(-1/2) = 0.2887", std=self.std)
+        check_numbers(lambda std: 0 < std < 12**-0.5, "between 0 and 12^(-1/2) = 0.2887", std=self.std)
 
     @property
     def gamma(self) -> float:

@@ -142,8 +142,8 @@ class Model:
         Raises:
             TypeError: for anything but parameters; when the denoiser is called, if the network does not return an
                 array.
-            ValueError: when the denoiser is called, if the parameters do not fit x, or the network's output has the
-                wrong shape.
+            ValueError: when the denoiser is called, if the parameters were made for another shape of x, or the
+                network's output has the wrong shape.
         """
         if not isinstance(params, Mapping) or "net" not in params:
             hint = "say model.denoiser(state.ema)" if hasattr(params, "ema") else "parameters from `init` are needed"
@@ -165,9 +165,9 @@ class Model:
         try:
             output: Any = self._net(x).apply(params["net"], seen, given, train=train_key is not None, rngs=rngs)
         except ScopeParamShapeError as error:
+            shape, reason = list(x.shape), str(error).partition(" (https:")[0]
             raise ValueError(
-                f"the parameters do not fit x of shape {list(x.shape)}: they are those of another network, or of data "
-                "of another shape"
+                f"the parameters do not fit x of shape {shape}; were they made for data of another shape? {reason}"
             ) from error
         if not hasattr(output, "shape"):
             raise TypeError(f"the network gives a {type(output).__name__}: one array [B, ...] is needed")

@@ -154,7 +154,7 @@ def constant(learning_rate: float, steps: int, warmup: int = 0) -> Schedule:
     """The rate, after a linear warm-up from 0 over `warmup` steps (Ho et al. 2020, appendix B).
 
     Raises:
-        TypeError: if warmup is not an integer, or another argument not a number.
+        TypeError: if steps or warmup is not an integer, or another argument not a number.
         ValueError: unless the rate is positive and finite, and warmup >= 0.
 
     >>> [float(constant(1.0, 100, warmup=4)(step)) for step in (0, 1, 4, 90)]
@@ -169,7 +169,7 @@ def cosine(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) 
     2017).
 
     Raises:
-        TypeError: if warmup is not an integer, or another argument not a number.
+        TypeError: if steps or warmup is not an integer, or another argument not a number.
         ValueError: unless the rate is positive, 0 <= warmup < steps, and end >= 0.
 
     >>> [round(float(cosine(1.0, 100)(step)), 3) for step in (0, 50, 100)]
@@ -189,7 +189,7 @@ def linear(learning_rate: float, steps: int, warmup: int = 0, end: float = 0.0) 
     """A line from the rate to `end` times the rate at step `steps`, after the warm-up.
 
     Raises:
-        TypeError: if warmup is not an integer, or another argument not a number.
+        TypeError: if steps or warmup is not an integer, or another argument not a number.
         ValueError: unless the rate is positive, 0 <= warmup < steps, and end >= 0.
 
     >>> [float(linear(1.0, 100, warmup=50)(step)) for step in (25, 50, 75, 100)]
@@ -204,7 +204,7 @@ def inverse_sqrt(learning_rate: float, steps: int, warmup: int = 0, decay_from: 
     """rate * sqrt(decay_from / step) from step `decay_from` on, as in EDM2 (Karras et al. 2024).
 
     Raises:
-        TypeError: if warmup or decay_from is not an integer, or the rate not a number.
+        TypeError: if steps, warmup or decay_from is not an integer, or the rate not a number.
         ValueError: unless the rate is positive and finite, warmup >= 0 and decay_from >= 1.
 
     >>> [float(inverse_sqrt(1.0, 10_000, decay_from=100)(step)) for step in (50, 100, 400)]
@@ -239,6 +239,7 @@ def _share(step: ArrayLike, warmup: int, steps: int) -> Array:
 
 def _check(learning_rate: float, steps: int, warmup: int, decays: bool = False) -> None:
     check_positive(learning_rate=learning_rate)
+    check_count("steps", steps, 0)
     check_count("warmup", warmup, 0)
     if decays and not warmup < steps:
         raise ValueError(f"warmup={warmup}: less than the {steps} steps of the whole schedule is needed")

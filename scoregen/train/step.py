@@ -177,7 +177,7 @@ def check_even(batch: int, microbatch: int = 0) -> None:
 
 
 def _parts(batch: int, n: int, near: int) -> str:
-    """The two microbatches next to `near` that a batch on n devices can have, up to a million."""
+    """The two nearest microbatches to `near` that a batch on n devices can have, up to a million."""
     fit = [k for k in range(n, min(batch, 10**6) + 1, n) if batch % k == 0]
     return " or ".join(map(str, sorted(sorted(fit, key=lambda k: abs(k - near))[:2])))
 

@@ -82,7 +82,8 @@ def _design(argv: Sequence[str], console: Console) -> int:
     without_effect = {key: text for key, text in given.said().items() if config_lib.idle(config, [key])}
     if wrong := config_lib.idle(any_design, without_effect):
         raise UsageError(*wrong)
-    parts = build(any_design)
+    with given.as_typed():
+        parts = build(any_design)
     make_folder(folder, "--out")
     x = examples(parts)
     dims, data = x.shape[1], parts.dataset
