@@ -38,7 +38,9 @@ def get_config() -> Config:
     config: Config = ConfigDict()
     config.seed = 0  # 0 to 4294967295
 
-    config.data = choice(SOURCES, "digits")
+    config.data = choice(SOURCES, "digits", without=("prepared", "strict"))
+    config.data.folder.prepared = option("", changes="nothing")  # where prepared pictures are stored; "": the cache
+    config.data.folder.strict = option(False, changes="nothing")  # refuse a folder with a file that cannot be read
     # The folder of data on disk, also for downloads; "" is the cache folder. For Fashion-MNIST, whose files have
     # checksums, the folder changes nothing.
     config.data.dir = option(

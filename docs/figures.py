@@ -1,6 +1,6 @@
-"""The figures of docs/theory.md, drawn from the library's own functions, and the gallery, drawn by the presets.
+"""The figures of docs/theory.md and of the manual, drawn by the library, and the gallery of the presets.
 
-python docs/figures.py                   all of docs/theory.md, in about a minute on two CPU cores
+python docs/figures.py                   all figures, in about a minute on two CPU cores
 python docs/figures.py kernels bound     these
 python docs/figures.py gallery           all of the gallery of README and site, in about 40 minutes: it trains
 python docs/figures.py digits completed  these of the gallery; a run that is in runs/gallery is not trained again
@@ -11,9 +11,11 @@ Every number in the figures of docs/theory.md is computed here.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -384,7 +386,44 @@ def field() -> Path:
     return save(figure, "field")
 
 
-FIGURES = {f.__name__: f for f in (dissolving, kernels, pitfalls, scarce, weightings, bound, field)}
+def data() -> Path:
+    """Digits in files of many kinds, as `scoregen data` shows them."""
+    from PIL import Image
+
+    from scoregen.data import digits
+
+    rng, held = np.random.default_rng(0), digits()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "photos")
+        for i, (digit, label) in enumerate(zip(held.test[:40, ..., 0], held.test_labels[:40], strict=True)):
+            shape = rng.integers(100, 200, 2)
+            ink = np.zeros(shape, np.uint8)
+            top, left = (shape - 80) // 2
+            ink[top : top + 80, left : left + 80] = np.kron(digit, np.ones((10, 10), np.uint8))
+            shade = np.full((*shape, 3), rng.integers(60, 200, 3), np.uint8)
+            light = (shade + (255 - shade) * (ink[..., None] / 255)).astype(np.uint8)
+            path = root / f"{label}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            exif = Image.Exif()
+            exif[0x0112] = 6  # to be turned by a quarter
+            kinds: list[tuple[np.ndarray, dict]] = [
+                (light, {}),
+                (ink.astype(np.uint16) * 257, {}),
+                (np.dstack([shade, ink]), {}),
+                (np.ascontiguousarray(np.rot90(light)), {"exif": exif}),
+            ]
+            pixels, options = kinds[i % len(kinds)]
+            Image.fromarray(pixels).save(path, **options)
+        here, there = Path.cwd(), FOLDER / "data.png"
+        os.chdir(folder)
+        try:
+            scoregen("data", "photos", "--size=64", f"--out={there}")
+        finally:
+            os.chdir(here)
+    return there
+
+
+FIGURES = {f.__name__: f for f in (dissolving, kernels, pitfalls, scarce, weightings, bound, field, data)}
 
 # The gallery
 

@@ -196,6 +196,8 @@ class Action:
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
             if begin < train.steps:
                 data = self.parts.dataset
+                for note in data.notes:
+                    self.say(note)
                 self.say(
                     f"training {config.name}: process {config.process.name}, loss {config.loss.name}, net "
                     f"{config.net.name} with {_size(state.params):,} parameters, {len(data.train):,} "

@@ -113,11 +113,16 @@ def data(config: Config) -> Dataset:
     try:
         return config_lib.build(SOURCES, config.data, "data", dir=config.data.dir)
     except UsageError as error:  # its message names parameters, which are flags here
-        name: Any = config.data.name
-        lines = (re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line) for line in error.args)
-        own = "|".join(map(re.escape, config.data.get(name, {})))
-        lines = (re.sub(rf"^{re.escape(name)}: (?=({own})=)", f"config.data.{name}.", line) for line in lines)
-        raise UsageError(*lines) from error
+        raise UsageError(*(with_flags(line, config) for line in error.args)) from error
+
+
+def with_flags(line: str, config: Config) -> str:
+    """A message of a data source, with the option in place of each parameter that it names."""
+    name: Any = config.data.name
+    line = re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line)
+    own = "|".join(map(re.escape, config.data.get(name, {})))
+    line = re.sub(rf"^{re.escape(name)}: (?=({own})=)", f"config.data.{name}.", line)
+    return re.sub(r"(?<![\w.-])(prepared)=(?=[A-Z])", rf"--config.data.{name}.\1=", line)
 
 
 def network(config: Config, classes: int = 0) -> Any:

@@ -78,12 +78,16 @@ COMMANDS: Mapping[str, Command] = {
         "up to step N.",
         (
             "train ddpm_toy",
+            "train images --data=photos --size=64",
             "train ncsn_cifar --data=DIR --config.loss.name=ssm",
             "train --config=mine.py --steps=5000 --workdir=runs/mine",
             "train ddpm_cifar --coordinator=auto          on each host of a TPU slice or a Slurm job",
         ),
         (
             DATA,
+            Flag(
+                "size", "of pictures: height and width in pixels, as 64 or (48,64)", value="N", key="data.folder.size"
+            ),
             Flag("steps", "number of training steps", value="N", key="train.steps"),
             Flag("batch", "batch size: examples per training step", value="N", key="train.batch"),
             Flag("seed", SEED, value="N", key="seed"),
@@ -131,6 +135,7 @@ COMMANDS: Mapping[str, Command] = {
 }
 # Commands with their own modules: a summary, and the module whose main(argv) runs the command.
 OTHERS = {
+    "data": ("show what a training would see of a folder of pictures", "scoregen.app.data"),
     "sweep": ("run many configurations and compare them in one table", "scoregen.contrib.sweep.command"),
     "design": ("choose an NCSN's noise levels from the data", "scoregen.contrib.design.command"),
     "weights": ("import and export weights of other libraries", "scoregen.contrib.weights.command"),

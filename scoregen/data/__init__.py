@@ -8,6 +8,7 @@ from scoregen.data.cifar10 import cifar10
 from scoregen.data.dataset import Dataset, as_dataset, hold_out, in_turns, read_array
 from scoregen.data.digits import digits
 from scoregen.data.fashion_mnist import fashion_mnist
+from scoregen.data.folder import folder
 from scoregen.data.points import checkerboard, mixture, moons, swissroll, two_modes
 from scoregen.data.prepare import Prepare
 from scoregen.data.scaling import SCALINGS, Centered, Identity, Unit, random_flip
@@ -22,6 +23,7 @@ SOURCES = {
     "digits": digits,
     "cifar10": cifar10,
     "fashion_mnist": fashion_mnist,
+    "folder": folder,
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "cifar10",
     "digits",
     "fashion_mnist",
+    "folder",
     "hold_out",
     "in_turns",
     "is_verified",

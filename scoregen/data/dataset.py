@@ -34,6 +34,7 @@ class Dataset:
         log_density: if the true density is known, a JAX function from points `[B, D]` to log p(x) `[B]` in nats.
         columns: the name of each coordinate of examples `[N, D]`, for figures; None numbers them. If `train` is a
             pandas DataFrame, its columns are used.
+        notes: lines about the data that a user should see before a training, such as files that could not be read.
 
     Raises UsageError, with the split's name, for an empty array, another type or rank, values that are not finite (with
     the number of such examples and the first index), train and test of different kinds, and labels that do not fit.
@@ -52,6 +53,7 @@ class Dataset:
     test_labels: np.ndarray | None = None
     log_density: Callable | None = None
     columns: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         columns = getattr(self.train, "columns", None) if self.columns is None else self.columns

@@ -1,0 +1,109 @@
+"""Show what a training would see of a folder of pictures.
+
+    scoregen data photos
+    scoregen data photos --size=32 --out=data.png --config.data.folder.crop=none
+
+Prepares the pictures as `scoregen train images --data=FOLDER` does. Prints how many there are, by class, format, size
+and kind of pixels, and which files cannot be read. Draws some of them, as they are and as they would be trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from scoregen.app import config as config_lib
+from scoregen.app.arguments import Flag, parse
+from scoregen.app.command import answer, say, say_flags, say_help
+from scoregen.errors import UsageError
+from scoregen.files import make_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scoregen.data.folder import Opened
+
+FLAGS = (
+    Flag("size", "height and width in pixels, as 64 or (48,64)", value="N", key="data.folder.size"),
+    Flag("out", "the picture to write", "data.png", value="FILE"),
+)
+DRAWN = 8  # pictures
+SIDE = 128  # the longer side of a picture that is drawn, in pixels
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return answer(argv, _run, _help)
+
+
+def _help(console: Console) -> None:
+    lines = [(flag.usage, flag.help) for flag in FLAGS]
+    lines.append(("--config.data.folder.OPTION=VALUE", "another option of the source, such as crop or background"))
+    about = f"{__doc__}\nExit codes: 0 done; 2 an error that you can fix, one line each."
+    say_help(console, "data FOLDER", about, lambda: say_flags(console, lines))
+
+
+def _run(argv: Sequence[str], console: Console) -> int:
+    given = parse(["--config=images", *argv], FLAGS, takes=1, faults=lambda found: _faults(found.positional))
+    assert given.config is not None
+    if wrong := [text for key, text in given.said().items() if not key.startswith("data.folder.")]:
+        raise UsageError(*(f"{text} has no effect here: options of config.data.folder have" for text in wrong))
+    out = Path(given.values["out"]).expanduser()
+    make_folder(out.parent, "--out")
+
+    from scoregen.app import figures
+    from scoregen.app.build import with_flags
+    from scoregen.data.folder import opened
+
+    with given.as_typed():
+        try:
+            found = opened(given.positional[0], **config_lib.tuples(given.config.data.folder.to_dict()))
+        except UsageError as error:
+            raise UsageError(*(with_flags(line, given.config) for line in error.args)) from error
+    for line in found.dataset.notes:
+        say(console, line)
+    for name, value in _counts(found):
+        say(console, f"{name:<9}{value}")
+    page = figures.mosaic(list(_lines(found)), f"{DRAWN} of {len(found.names):,} pictures in {found.root}")
+    say(console, f"The picture: {figures.save(out, page)}")
+    return 0
+
+
+def _faults(positional: Sequence[str]) -> Iterable[str]:
+    if not positional:
+        yield "say which folder, such as: scoregen data photos"
+
+
+def _counts(found: Opened) -> Iterable[tuple[str, str]]:
+    """What is in the folder, by format, kind of pixels and size."""
+    entries = [found.files[name] for name in found.names]
+    for name, key in (("formats", "format"), ("pixels", "mode")):
+        counts = Counter(entry[key] for entry in entries)
+        yield name, ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
+    sizes = sorted((tuple(entry["size"]) for entry in entries), key=lambda size: size[0] * size[1])
+    least, middle, most = (f"{size[0]}x{size[1]}" for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+    yield "sizes", f"{least} to {most}, half of them up to {middle} (height x width)"
+
+
+def _lines(found: Opened) -> Iterable[tuple[str, list[np.ndarray]]]:
+    """The first pictures, as they are and as they are trained on."""
+    import numpy as np
+
+    from scoregen.data.pictures import Wanted, read
+
+    names, data = found.names[:DRAWN], found.dataset
+    whole, cut = [], []
+    for name, made in zip(names, data.train if data.test is None else [*data.train[:DRAWN], *data.test], strict=False):
+        high, wide = found.files[name]["size"]
+        scale = SIDE / max(high, wide)
+        wanted = Wanted(max(1, round(scale * high)), max(1, round(scale * wide)), "none", found.wanted.background)
+        whole.append(read(found.root / name, wanted).pixels)
+        times = max(1, SIDE // max(made.shape[:2]))
+        large: Any = made.repeat(times, 0).repeat(times, 1)
+        cut.append(np.broadcast_to(large, (*large.shape[:2], 3)))
+    yield "in the\nfolder", whole
+    yield "for the\ntraining", cut

@@ -1,0 +1,527 @@
+"""A folder of pictures, prepared once as one memory-mapped array.
+
+The prepared folder holds
+
+    index.json        the options, the status of each file, and the name of the array
+    pictures-KEY.npy  the pictures, uint8 [N, H, W, C], in falling order of their hashes, so that the held-out pictures
+                      are the last ones for every `held_out`
+    part.raw, .jsonl  while pictures are prepared: the new ones, from which a stopped preparation goes on
+    lock              held while pictures are prepared
+
+The array is complete before the index names it, so a process that is killed leaves the old index, or none.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scoregen import cache, files
+from scoregen.data.dataset import Dataset, errors_of
+from scoregen.data.pictures import CROPS, SUFFIXES, Reader, Wanted, to_grey
+from scoregen.data.sources import source
+from scoregen.errors import UsageError, check_counts, check_numbers
+
+VERSION = 1
+SHOWN = 3  # files that a message names
+BROKEN = 0.1  # the largest share of files that may be broken
+ALONE = 64  # up to so many pictures are read without other processes
+
+
+@source()
+def folder(
+    dir: str,
+    size: int | tuple[int, ...] = (64,),
+    channels: int = 0,
+    crop: str = "center",
+    background: tuple[int, ...] = (255,),
+    held_out: float = 0.1,
+    strict: bool = False,
+    prepared: str = "",
+) -> Dataset:
+    """The pictures in a folder and its subfolders, as uint8 `[N, H, W, C]`.
+
+    Files are found by their suffix: PNG, JPEG, WebP, BMP, TIFF and GIF, of which the first frame is taken. Hidden files
+    and folders, and `__MACOSX`, are left out. A picture is turned upright (EXIF), laid over the background if it is
+    transparent, cut to the aspect ratio of `size`, and resized with antialiasing. Values of 16 bits are scaled to 8.
+
+    Labels come from a file `labels.csv` with the columns file and label, or else from the names of the subfolders, if
+    every picture is in one of two or more. Classes are numbered in the order of their names.
+
+    Held-out pictures are chosen by a hash of their pixels: a picture stays on its side when others are added, and equal
+    pictures are on the same side, also if they differ in format or size.
+
+    The first call prepares the pictures in the folder `prepared`, with a progress bar; later calls read the result as a
+    memory-mapped array. New, changed and removed files are noticed by their name, size and time.
+
+    Args:
+        dir: the folder.
+        size: height and width in pixels, or one number for both.
+        channels: 1 for grey, 3 for colour, 0 for grey if all pictures are grey.
+        crop: "center" or "random", or "none" to stretch a picture instead; see `scoregen.data.pictures.Wanted`.
+        background: grey, or red, green and blue, 0 to 255, behind transparent pixels.
+        held_out: the share of the pictures to test on.
+        strict: refuse a folder with a file that cannot be read. By default such a file is left out and named, unless
+            it is more than one in ten.
+        prepared: where to store the prepared pictures; "" is a folder of the cache.
+
+    Raises:
+        UsageError: for an option out of range; if there are no pictures, too many that cannot be read, or fewer than
+            two that can; for labels that do not fit; and if `prepared` cannot be written.
+
+    >>> folder("no/such/folder")
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: no/such/folder: there is no such folder
+    """
+    return opened(dir, size, channels, crop, background, held_out, strict, prepared).dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A folder of pictures that was read.
+
+    Attributes:
+        root: the folder.
+        wanted: what each picture was made into.
+        files: name -> what was found of a file, `why` if it could not be read, and its `row` in the array.
+        names: the files that could be read, in the order of the rows.
+        dataset: the data set.
+    """
+
+    root: Path
+    wanted: Wanted
+    files: dict[str, dict[str, Any]]
+    names: list[str]
+    dataset: Dataset
+
+
+def opened(
+    dir: str,
+    size: int | tuple[int, ...],
+    channels: int,
+    crop: str,
+    background: tuple[int, ...],
+    held_out: float,
+    strict: bool,
+    prepared: str,
+) -> Opened:
+    """Read a folder of pictures; see `folder`."""
+    height, width = _checked(size, channels, crop, background, held_out)
+    colour = (*background, *background, *background)[:3] if len(background) == 1 else tuple(background)
+    wanted = Wanted(height, width, crop, colour)  # pyright: ignore[reportArgumentType]
+    root = Path(dir).expanduser()
+    found = find(root)
+    place = Path(prepared).expanduser() if prepared else cache.folder("folder") / _key(root, wanted, channels)
+    index, pictures = prepare(root, found, wanted, channels, place)
+    _refuse_broken(root, index, strict)
+    good = {name: entry for name, entry in index["files"].items() if entry["why"] is None}
+    names = sorted(good, key=lambda name: good[name]["row"])
+    if len(names) < 2:
+        raise UsageError(f"{root} holds one picture: two or more are needed")
+    labels, classes = _labels(root, names)
+    cut = sum(_place(entry) >= held_out for entry in good.values())
+    if held_out > 0 and cut == len(names):
+        cut -= 1  # of a few pictures, hold out one
+    if not cut:
+        raise UsageError(
+            f"{root}: held_out={held_out} of {len(names)} pictures leaves none to train on: say a smaller one"
+        )
+    train, test = pictures[:cut], pictures[cut:] if cut < len(names) else None
+    of_train, of_test = (None, None) if labels is None else (labels[:cut], None if test is None else labels[cut:])
+    notes = tuple(_notes(root, index, pictures, cut, wanted, labels, classes))
+    dataset = Dataset("folder", train, test, of_train, of_test, notes=notes)
+    return Opened(root, wanted, index["files"], names, dataset)
+
+
+def _checked(size: Any, channels: Any, crop: Any, background: Any, held_out: Any) -> tuple[int, int]:
+    sizes = size if isinstance(size, tuple | list) else (size,)
+    with errors_of("folder"):
+        check_counts("size", sizes)
+        check_counts("background", background, 0)
+        check_numbers(lambda share: 0 <= share < 1, "a number from 0 to below 1", held_out=held_out)
+    if len(sizes) > 2:
+        raise UsageError(f"folder: size={size}: one number is needed, or height and width")
+    if channels not in (0, 1, 3):
+        raise UsageError(f"folder: channels={channels}: 1, 3, or 0 is needed")
+    if crop not in CROPS:
+        raise UsageError(f"folder: crop={crop!r}: one of {', '.join(CROPS)} is needed")
+    if len(background) not in (1, 3) or max(background) > 255:
+        raise UsageError(f"folder: background={background}: one or three numbers from 0 to 255 are needed")
+    return sizes[0], sizes[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The files of a folder.
+
+    Attributes:
+        pictures: name -> (bytes, time of the last change), for files with a suffix of a picture; a name is relative
+            to the folder, with "/".
+        others: suffix -> the number of other files.
+    """
+
+    pictures: dict[str, tuple[int, int]]
+    others: dict[str, int]
+
+
+def find(root: Path) -> Found:
+    """The files below a folder, without hidden ones. Links are followed.
+
+    Raises:
+        UsageError: if there is no such folder, or no picture in it, or if one of its folders cannot be read.
+    """
+    if not root.is_dir():
+        raise UsageError(
+            f"{root}: {'it is a file, and a folder is needed' if root.exists() else 'there is no such folder'}"
+        )
+    pictures, others = {}, collections.Counter()
+    seen = set()
+    for folder, inside, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:  # a link to a folder that is read already
+            inside.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        inside[:] = sorted(name for name in inside if not _hidden(name))
+        for name in names:
+            path = Path(folder, name)
+            if _hidden(name):
+                continue
+            if path.suffix.lower() not in SUFFIXES:
+                others[path.suffix.lower() or "no suffix"] += 1
+                continue
+            with contextlib.suppress(OSError):  # a broken link
+                stat = path.stat()
+                pictures[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+    if not pictures:
+        held = ", ".join(f"{count} of {suffix}" for suffix, count in others.most_common(SHOWN)) or "no files at all"
+        convert = "; convert them to PNG or JPEG" if others else ""
+        raise UsageError(f"no pictures in {root}: it holds {held}{convert}")
+    return Found(pictures, dict(others))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UsageError(f"{error.filename}: {error.strerror}: make the folder readable, or hide it with a dot")
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _key(root: Path, wanted: Wanted, channels: int) -> str:
+    """The name of the prepared folder in the cache."""
+    text = json.dumps([VERSION, str(root.resolve()), dataclasses.asdict(wanted), channels])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+# Preparation
+
+
+def prepare(root: Path, found: Found, wanted: Wanted, channels: int, place: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """The index and the array of the prepared pictures, which are made or refreshed first if they are not up to date.
+
+    Raises:
+        UsageError: if `place` cannot be written, or belongs to another folder or to other options.
+    """
+    files.make_folder(place, "prepared")
+    options = json.loads(
+        json.dumps({**dataclasses.asdict(wanted), "channels": channels, "folder": str(root.resolve())})
+    )
+    with files.locked(place / "lock", wait=_say_once(f"another command prepares the pictures in {root}: waiting")):
+        index = _index(place, options)
+        if index is None or not all(
+            _is(index["files"].get(name), found, name) for name in found.pictures | index["files"]
+        ):
+            index = _refresh(root, found, wanted, channels, place, options, index)
+        return index, np.load(place / index["array"], mmap_mode="r")
+
+
+def _say_once(line: str) -> Callable[[], None]:
+    lines = [line]
+
+    def say() -> None:
+        if lines:
+            print(lines.pop(), file=sys.stderr)
+
+    return say
+
+
+def _index(place: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The index of a prepared folder, if it is there, whole, and made with this version."""
+    try:
+        index = json.loads((place / "index.json").read_text(encoding="utf-8"))
+        rows = sum(entry["row"] is not None for entry in index["files"].values())
+        whole = index["version"] == VERSION and len(np.load(place / index["array"], mmap_mode="r")) == rows
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if whole and index["options"] != options:
+        raise UsageError(
+            f"{place} holds pictures of {index['options']['folder']}, or made with other options: say another "
+            "prepared=FOLDER"
+        )
+    return index if whole else None
+
+
+def _refresh(
+    root: Path,
+    found: Found,
+    wanted: Wanted,
+    channels: int,
+    place: Path,
+    options: dict[str, Any],
+    index: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Read the new files, and write the array and the index again."""
+    same = {name: entry for name, entry in (index or {"files": {}})["files"].items() if _is(entry, found, name)}
+    old = None if index is None else np.load(place / index["array"], mmap_mode="r")
+    try:
+        with _Part(place, options, (wanted.height, wanted.width, 3)) as part:
+            missing = [
+                name for name in found.pictures if name not in same and not _is(part.entries.get(name), found, name)
+            ]
+            _read_all(root, missing, found, wanted, part)
+            entries = {name: dict(same.get(name) or part.entries[name]) for name in sorted(found.pictures)}
+            good = sorted((entry for entry in entries.values() if entry["why"] is None), key=_place, reverse=True)
+            grey = channels == 1 or (channels == 0 and all(entry["grey"] for entry in good))
+
+            def pixels(entry: dict[str, Any]) -> np.ndarray:
+                rgb = part.picture(entry) if old is None or entry["row"] is None else old[entry["row"]]
+                if grey:
+                    return to_grey(rgb) if rgb.shape[-1] == 3 else rgb
+                return np.broadcast_to(rgb, (wanted.height, wanted.width, 3))
+
+            name = _write_array(place, map(pixels, good), [entry["crc"] for entry in good], (wanted, grey))
+            for row, entry in enumerate(good):
+                entry["row"] = row
+            index = {"version": VERSION, "options": options, "array": name, "files": entries}
+            with files.whole(place / "index.json") as fresh:
+                fresh.write_text(json.dumps(index), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"cannot write {place}: {reason}; make room there, or say another prepared=FOLDER") from None
+    for path in (*place.glob("pictures-*.npy"), part.raw, part.lines):
+        if path.name != name:
+            path.unlink(missing_ok=True)
+    return index
+
+
+def _is(entry: dict[str, Any] | None, found: Found, name: str) -> bool:
+    """Whether an entry is of the present version of a file."""
+    return entry is not None and tuple(entry["stamp"]) == found.pictures.get(name)
+
+
+class _Part:
+    """The new pictures of a preparation: their rows in part.raw, and a line each in part.jsonl.
+
+    A row is written before its line, and a line has the checksum of the row. After a kill, the lines up to the first
+    one that is cut or has a wrong checksum are kept.
+    """
+
+    def __init__(self, place: Path, options: dict[str, Any], shape: tuple[int, int, int]):
+        self.raw, self.lines = place / "part.raw", place / "part.jsonl"
+        self.options, self.shape, self.bytes = options, shape, int(np.prod(shape))
+        self.entries: dict[str, dict[str, Any]] = {}
+        self._count = 0
+
+    def __enter__(self) -> _Part:
+        self._rows = self.raw.open("r+b" if self.raw.exists() else "w+b")
+        text = self.lines.read_text(encoding="utf-8") if self.lines.exists() else ""
+        kept = [json.dumps(self.options)]
+        for line in text.splitlines()[1:] if text.startswith(kept[0] + "\n") else []:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if entry["at"] is not None:
+                if zlib.crc32(self._row(entry["at"])) != entry["crc"]:
+                    break
+                self._count = entry["at"] + 1
+            self.entries[entry["name"]] = entry
+            kept.append(line)
+        with files.whole(self.lines) as fresh:
+            fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._log = self.lines.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+        self._log.close()
+
+    def add(self, name: str, stamp: tuple[int, int], answer: dict[str, Any]) -> None:
+        """Store what was found of a file; see `pictures.answer`."""
+        entry: dict[str, Any] = {"name": name, "stamp": stamp, "why": answer.get("why"), "at": None, "row": None}
+        if entry["why"] is None:
+            pixels = answer.pop("pixels")
+            self._rows.seek(self._count * self.bytes)
+            self._rows.write(pixels)
+            self._rows.flush()
+            entry |= {**answer, "at": self._count, "crc": zlib.crc32(pixels)}
+            self._count += 1
+        self._log.write(json.dumps(entry) + "\n")
+        self._log.flush()
+        self.entries[name] = entry
+
+    def picture(self, entry: dict[str, Any]) -> np.ndarray:
+        """The pixels of a finished picture."""
+        return np.frombuffer(self._row(entry["at"]), np.uint8).reshape(self.shape)
+
+    def _row(self, at: int) -> bytes:
+        self._rows.seek(at * self.bytes)
+        return self._rows.read(self.bytes)
+
+
+def _read_all(root: Path, missing: list[str], found: Found, wanted: Wanted, part: _Part) -> None:
+    """Read these pictures, and store them in `part`."""
+    workers = 1 if len(missing) <= ALONE else os.cpu_count() or 1
+    with _bar(len(missing)) as advance, Reader(wanted, workers) as reader:
+        names = {str(root / name): name for name in missing}
+        for path, answer in reader(names):
+            part.add(names[path], found.pictures[names[path]], answer)
+            advance()
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar, for more than a few pictures."""
+    if total <= ALONE:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = "preparing pictures", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _place(entry: dict[str, Any]) -> float:
+    """A number in [0, 1) from the hash of a picture: below `held_out`, the picture is held out."""
+    return int(entry["key"][:13], 16) / 16**13
+
+
+def _write_array(place: Path, rows: Iterable[np.ndarray], checksums: list[int], made: tuple[Wanted, bool]) -> str:
+    """Write the array of these pictures, and return its name."""
+    wanted, grey = made
+    digest = hashlib.blake2b(json.dumps([grey, checksums]).encode(), digest_size=8).hexdigest()
+    shape = (len(checksums), wanted.height, wanted.width, 1 if grey else 3)
+    with files.whole(place / f"pictures-{digest}.npy") as fresh, fresh.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for row in rows:
+            file.write(np.ascontiguousarray(row))
+        file.flush()
+        os.fsync(file.fileno())
+    return f"pictures-{digest}.npy"
+
+
+# The data set
+
+
+def _refuse_broken(root: Path, index: dict[str, Any], strict: bool) -> None:
+    broken = {name: entry["why"] for name, entry in index["files"].items() if entry["why"] is not None}
+    if not broken or (len(broken) <= BROKEN * len(index["files"]) and not strict):
+        return
+    raise UsageError(
+        f"{len(broken)} of {len(index['files'])} pictures in {root} cannot be read, {_named(broken)}: repair or remove "
+        "them"
+    )
+
+
+def _named(broken: dict[str, str]) -> str:
+    """The first broken files, each with the reason."""
+    first = [f"{_shown(name)} ({why})" for name, why in list(broken.items())[:SHOWN]]
+    more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+    return "; ".join(first) + more
+
+
+def _shown(name: str) -> str:
+    """A name that can be printed; names of files may be no Unicode."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _labels(root: Path, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """The class of each picture, int32 `[N]`, and the names of the classes; None and [] without classes."""
+    table = root / "labels.csv"
+    if table.is_file():
+        given = _read_labels(table)
+        if absent := [name for name in names if name not in given]:
+            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+            raise UsageError(f"{table} has no label for {', '.join(absent[:SHOWN])}{more}: give each picture one")
+        of = [given[name] for name in names]
+    else:
+        of = [name.partition("/")[0] if "/" in name else "" for name in names]
+        if "" in of:
+            return None, []
+    numbers = all(label.lstrip("-").isdigit() for label in of)
+    classes = sorted(set(of), key=(lambda label: (int(label), label)) if numbers else None)
+    if len(classes) < 2:
+        return None, []
+    order = {label: i for i, label in enumerate(classes)}
+    return np.array([order[label] for label in of], np.int32), classes
+
+
+def _read_labels(table: Path) -> dict[str, str]:
+    """Name -> label, from a file with a line "file,label" for each picture; a first line of these words is a header."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{table} cannot be read as CSV ({error}): write it with the columns file and label") from None
+    for line, row in enumerate(rows, 1):
+        if len(row) != 2 or not row[1].strip():
+            raise UsageError(f"{table}, line {line}: {','.join(row)!r}: file,label is needed")
+    named = {row[0].strip().replace("\\", "/").removeprefix("./"): row[1].strip() for row in rows}
+    if rows and [cell.strip().lower() for cell in rows[0]] == ["file", "label"]:
+        named.pop(rows[0][0].strip())
+    return named
+
+
+def _notes(
+    root: Path,
+    index: dict[str, Any],
+    pictures: np.ndarray,
+    cut: int,
+    wanted: Wanted,
+    labels: np.ndarray | None,
+    classes: list[str],
+) -> Iterator[str]:
+    """What was read, a line each."""
+    count, height, width, channels = pictures.shape
+    kind = "grey" if channels == 1 else "colour"
+    yield f"{count:,} pictures in {root}, as {height}x{width} in {kind}: {cut:,} to train on, {count - cut:,} held out"
+    entries = index["files"].values()
+    done = collections.Counter(note for entry in entries if entry["why"] is None for note in entry["notes"])
+    shades = ", ".join(map(str, wanted.background))
+    words = {
+        "turned": "turned upright",
+        "transparent": f"transparent, laid over ({shades})",
+        "enlarged": f"smaller than {height}x{width}, enlarged",
+        "first frame": "animated, first frame taken",
+    }
+    if said := [f"{done[note]:,} {text}" for note, text in words.items() if done[note]]:
+        yield "; ".join(said)
+    keys = collections.Counter(entry["key"] for entry in entries if entry["why"] is None)
+    if equal := sum(number - 1 for number in keys.values()):
+        yield f"{equal:,} {'picture is' if equal == 1 else 'pictures are'} equal to another one"
+    broken = {name: entry["why"] for name, entry in index["files"].items() if entry["why"] is not None}
+    if broken:
+        files = "1 file cannot be read and is" if len(broken) == 1 else f"{len(broken):,} files cannot be read and are"
+        yield f"{files} left out: {_named(broken)}"
+    if labels is not None:
+        sizes = np.bincount(labels, minlength=len(classes))
+        named = [f"{i} = {_shown(name)} ({size:,})" for i, (name, size) in enumerate(zip(classes, sizes, strict=True))]
+        more = f" and {len(named) - 20} more" if len(named) > 20 else ""
+        yield f"{len(classes)} classes: {', '.join(named[:20])}{more}"

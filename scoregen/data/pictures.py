@@ -1,0 +1,298 @@
+"""One picture file as bytes for a network: upright, over a background, resized and cropped.
+
+`Reader` reads files in several processes. Such a process runs this file as a script, which imports Pillow and NumPy
+alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+CROPS = ("center", "random", "none")
+GREY = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601)
+
+
+class Unreadable(Exception):
+    """A file that is no picture, is damaged, or has values of an unknown range. Its text says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a picture is made into.
+
+    Attributes:
+        height, width: the size in pixels.
+        crop: "center" or "random" cuts the picture to the aspect ratio of the size; "none" stretches it instead. The
+            place of a random crop depends on the content of the picture alone.
+        background: red, green and blue, 0 to 255, behind transparent pixels.
+    """
+
+    height: int
+    width: int
+    crop: str = "center"
+    background: tuple[int, int, int] = (255, 255, 255)
+
+
+class Picture(NamedTuple):
+    """A picture that was read.
+
+    Attributes:
+        pixels: uint8 `[H, W, 3]`, as wanted.
+        format: the format of the file, such as "PNG".
+        mode: Pillow's name for the kind of its pixels, such as "RGBA" or "I;16".
+        size: height and width of the whole upright picture.
+        key: a hash of the pixels of the whole upright picture: equal for equal pictures, in any format or size.
+        grey: whether red, green and blue are equal in every pixel.
+        notes: what was done to it: "turned", "transparent", "enlarged", "first frame".
+    """
+
+    pixels: np.ndarray
+    format: str
+    mode: str
+    size: tuple[int, int]
+    key: str
+    grey: bool
+    notes: tuple[str, ...]
+
+
+def read(path: str | os.PathLike[str], wanted: Wanted) -> Picture:
+    """Read a file of any format that Pillow knows.
+
+    Values are scaled from the depth of the file to 0 to 255, and never clipped: 16-bit grey v becomes
+    round(v * 255 / 65535).
+
+    Raises:
+        Unreadable: if the file cannot be read to its end, is larger than Pillow's limit against decompression bombs, or
+            has numbers whose range is not known.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "half.png")
+    >>> Image.fromarray(np.full((40, 60), 32768, np.uint16)).save(path)
+    >>> picture = read(path, Wanted(2, 2))
+    >>> picture.mode, picture.size, picture.grey, picture.pixels[..., 0].tolist()
+    ('I;16', (40, 60), True, [[128, 128], [128, 128]])
+    >>> folder.cleanup()
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about metadata
+            with Image.open(path) as image:
+                return _made(image, wanted)
+    except Unreadable:
+        raise
+    except Image.UnidentifiedImageError:
+        raise Unreadable("it is empty" if os.path.getsize(path) == 0 else "it is no picture") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise Unreadable(f"it has more than {limit:,} pixels") from None
+    except Exception as error:  # damaged files raise errors of many kinds
+        said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(said) from None
+
+
+def _made(image: Image.Image, wanted: Wanted) -> Picture:
+    notes, kind, mode = [], image.format or "", image.mode
+    if getattr(image, "is_animated", False):
+        notes.append("first frame")
+    image.load()
+    turned = ImageOps.exif_transpose(image)
+    if image.getexif().get(0x0112, 1) != 1:
+        notes.append("turned")
+    see_through = _see_through(turned)
+    if see_through:
+        notes.append("transparent")
+    whole = _rgb(turned, wanted.background, kind)
+    pixels = np.asarray(whole)
+    key = hashlib.blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).hexdigest()
+    if pixels.shape[0] < wanted.height or pixels.shape[1] < wanted.width:
+        notes.append("enlarged")
+    grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
+    cut = whole.resize((wanted.width, wanted.height), Image.Resampling.BICUBIC, box=_box(whole.size, wanted, key))
+    return Picture(np.asarray(cut), kind, mode, pixels.shape[:2], key, grey, tuple(notes))
+
+
+def _see_through(image: Image.Image) -> bool:
+    return image.mode in ("La", "RGBa") or image.has_transparency_data
+
+
+def _rgb(image: Image.Image, background: tuple[int, int, int], kind: str) -> Image.Image:
+    """The picture with 8 bits for each of red, green and blue."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image)
+        grey = _bytes(values, image, kind)
+        clear = image.info.get("transparency")
+        rgb = np.repeat(grey[..., None], 3, axis=-1)
+        if isinstance(clear, int):
+            rgb[values == clear] = background
+        return Image.fromarray(rgb)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if _see_through(image):
+        over = Image.new("RGBA", image.size, (*background, 255))
+        return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _bytes(values: np.ndarray, image: Image.Image, kind: str) -> np.ndarray:
+    """Grey values of 16 or 32 bits as bytes."""
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # or NaN
+            raise Unreadable(f"its floating-point values are from {low:g} to {high:g}: 0 to 1 is needed")
+        return np.rint(255.0 * values).astype(np.uint8)
+    deep = image.mode == "I" and kind != "PNG"  # a PNG has at most 16 bits
+    depth = 2**31 - 1 if deep else 65535
+    if low < 0 or high > depth or (high > 0 and 255 * int(high) < depth):
+        raise Unreadable(
+            f"its values are from {low} to {high}, of {31 if deep else 16} bits: scale them to 8 bits, or to 16 bits"
+        )
+    return np.rint(values * (255.0 / depth)).astype(np.uint8)
+
+
+def _box(size: tuple[int, int], wanted: Wanted, key: str) -> tuple[float, float, float, float]:
+    """The part of a picture of this (width, height) that is kept: left, top, right, bottom."""
+    width, height = size
+    if wanted.crop == "none":
+        return 0, 0, width, height
+    scale = min(width / wanted.width, height / wanted.height)
+    wide, high = scale * wanted.width, scale * wanted.height
+    # The first digits of the key decide whether the picture is held out.
+    place = int(key[16:24], 16) / 0xFFFFFFFF if wanted.crop == "random" else 0.5
+    left, top = place * (width - wide), place * (height - high)  # one of them is 0
+    return left, top, min(left + wide, width), min(top + high, height)
+
+
+def to_grey(pixels: np.ndarray) -> np.ndarray:
+    """Grey `[..., 1]` of red, green and blue `[..., 3]`, uint8: (299 R + 587 G + 114 B) / 1000.
+
+    >>> to_grey(np.array([[9, 9, 9], [255, 0, 0]], np.uint8)).tolist()
+    [[9], [76]]
+    """
+    return ((pixels.astype(np.uint32) @ np.array(GREY, np.uint32) + 500) // 1000).astype(np.uint8)[..., None]
+
+
+# Several processes. A worker reads a path on each line of stdin, and answers with a line of JSON.
+
+
+def answer(path: str, wanted: Wanted) -> dict[str, Any]:
+    """The fields of a picture, with the pixels as bytes; or {"why": why it cannot be read}."""
+    try:
+        picture = read(path, wanted)
+    except Unreadable as error:
+        return {"why": str(error)}
+    return picture._asdict() | {"pixels": picture.pixels.tobytes()}
+
+
+def serve() -> None:
+    """The loop of a worker."""
+    wanted = Wanted(**json.loads(sys.argv[1]))
+    wanted = dataclasses.replace(wanted, background=tuple(wanted.background))  # JSON has no tuples
+    for line in sys.stdin:
+        found = answer(json.loads(line), wanted)
+        if "pixels" in found:
+            found["pixels"] = base64.b64encode(found["pixels"]).decode()
+        print(json.dumps(found), flush=True)
+
+
+class Reader:
+    """Reads pictures in several processes, in the order in which they are ready.
+
+    >>> with Reader(Wanted(2, 2), workers=1) as reader:
+    ...     [(path, found["why"]) for path, found in reader(["/no/such.png"])]
+    [('/no/such.png', 'No such file or directory')]
+    """
+
+    def __init__(self, wanted: Wanted, workers: int):
+        self.wanted, self.workers = wanted, workers
+        self._local, self._all = threading.local(), []
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._all:
+            worker.kill()
+            worker.wait()
+            for end in _ends(worker):
+                with contextlib.suppress(OSError):  # what was to be written to a dead worker
+                    end.close()
+
+    def __call__(self, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(path, answer) of each path; see `answer`."""
+        if self.workers == 1:
+            yield from ((path, answer(path, self.wanted)) for path in paths)
+            return
+        with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+            waiting, rest = {}, iter(paths)
+            try:
+                while True:
+                    while len(waiting) < 4 * self.workers and (path := next(rest, None)) is not None:
+                        waiting[pool.submit(self._ask, path)] = path
+                    if not waiting:
+                        return
+                    ready, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+                    for future in ready:
+                        yield waiting.pop(future), future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, path: str) -> dict[str, Any]:
+        for _ in range(2):  # a worker may have been killed, for its memory, by chance at this picture
+            worker = getattr(self._local, "worker", None) or self._start()
+            stdin, stdout = _ends(worker)
+            try:
+                stdin.write(json.dumps(path) + "\n")
+                stdin.flush()
+                line = stdout.readline()
+            except OSError:
+                line = ""
+            if line:
+                found = json.loads(line)
+                if "pixels" in found:
+                    found["pixels"] = base64.b64decode(found["pixels"])
+                return found
+            self._local.worker = None
+        return {"why": "reading it ended the process: it is too large, or damaged"}
+
+    def _start(self) -> subprocess.Popen[str]:
+        wanted = json.dumps(dataclasses.asdict(self.wanted))
+        # -P: modules of this folder must not hide those of Python. A session of its own: Ctrl-C is for the parent.
+        worker = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__)), wanted],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self._all.append(worker)
+        self._local.worker = worker
+        return worker
+
+
+def _ends(worker: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    assert worker.stdin is not None and worker.stdout is not None
+    return worker.stdin, worker.stdout
+
+
+if __name__ == "__main__":
+    serve()
