@@ -185,6 +185,14 @@ class Action:
     def train(self) -> api.Run:
         """Train to the last step or until a signal, and return the run."""
         config, train, resumed = self.config, self.config.train, saved(self.workdir)
+        data = self.parts.dataset
+
+        def announce() -> None:
+            for note in data.notes:
+                self.say(note)
+            parts = f"process {config.process.name}, loss {config.loss.name}, net {config.net.name}"
+            kind = "images" if data.is_image else "points"
+            self.say(f"training {config.name}: {parts}, {len(data.train):,} {kind} of {config.data.name}")
 
         def started(begin: int, state: State) -> None:
             if resumed:
@@ -195,22 +203,19 @@ class Action:
                     done = f"nothing to train up to --steps={train.steps}; for a new run, say another --workdir"
                 self.say(f"found the checkpoint of step {begin} in {self.workdir}: {done}")
             if begin < train.steps:
-                data = self.parts.dataset
-                for note in data.notes:
-                    self.say(note)
-                self.say(
-                    f"training {config.name}: process {config.process.name}, loss {config.loss.name}, net "
-                    f"{config.net.name} with {_size(state.params):,} parameters, {len(data.train):,} "
-                    f"{'images' if data.is_image else 'points'} of {config.data.name}; the first step compiles"
-                )
+                if resumed:
+                    announce()
+                self.say(f"the network has {_size(state.params):,} parameters; the first step compiles")
 
         def picture(step: int, state: State) -> None:
             if train.sample_every and step % train.sample_every == 0 and step < train.steps:
                 self.sketch(step, state.ema)
 
+        if not resumed:  # before the network is initialised, which may take a minute
+            announce()
         state = fit(
             self.parts.model,
-            self.parts.dataset,
+            data,
             self.parts.objective,
             self.parts.optimizer,
             train.steps,
@@ -366,7 +371,8 @@ class Action:
             found, count = self.watch(
                 lambda: likelihoods(self.parts, run.params, bar.update), "stopped. To start again"
             )
-        known = [f"{count:,} held-out examples{self.bridged()}", *self.conditions("each with its class")]
+        every = "all " if count == len(self.parts.dataset.test) else ""
+        known = [f"{every}{count:,} held-out examples{self.bridged()}", *self.conditions("each with its class")]
         facts = [*self.trained(run), ("evaluated", ", ".join(known))]
         facts += [(measured.name, report.describe_likelihood(measured)) for measured in found]
         path = self.files / "likelihood.json"
