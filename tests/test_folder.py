@@ -32,7 +32,7 @@ def cached(tmp_path, monkeypatch):
     monkeypatch.setenv("SCOREGEN_CACHE", str(tmp_path / "cache"))
 
 
-def png(path: Path, values: np.ndarray, colour: int) -> Path:
+def png(path: Path, values: np.ndarray, colour: int, clear: bytes = b"") -> Path:
     """A PNG of 16 bits, which Pillow cannot write in colour: grey 0, RGB 2, grey and alpha 4, RGBA 6."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
@@ -40,8 +40,19 @@ def png(path: Path, values: np.ndarray, colour: int) -> Path:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    colours = chunk(b"tRNS", clear) if clear else b""
+    parts = chunk(b"IHDR", header), colours, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def tiff(path: Path, values: np.ndarray) -> Path:
+    """A TIFF of unsigned integers of 32 bits, which Pillow cannot write."""
+    high, wide = values.shape
+    tags = {256: wide, 257: high, 258: 32, 259: 1, 262: 1, 273: 134, 277: 1, 278: high, 279: values.nbytes, 339: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries
+    path.write_bytes(header + b"\0" * 4 + values.astype("<u4").tobytes())  # 10 + 10 * 12 + 4 = 134 bytes before them
     return path
 
 
@@ -63,6 +74,11 @@ def eight(deep: np.ndarray) -> np.ndarray:
 def over(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     share = alpha[..., None] / 255
     return share * rgb + (1 - share) * np.array(SAME.background)
+
+
+def both(data) -> list[np.ndarray]:
+    """All pictures of a data set."""
+    return [x for part in (data.train, data.test) if part is not None for x in part]
 
 
 def random_pictures(root: Path, count: int = 20, classes=("cats", "dogs"), seed: int = 1) -> Path:
@@ -111,6 +127,24 @@ def test_pictures_of_every_kind(tmp_path):
         assert found.grey == bool((np.ptp(found.pixels, axis=-1) == 0).all()), path.name
 
 
+def test_tiffs_whose_white_is_zero_and_unsigned_ones(tmp_path):
+    for values, dtype, expected in ((DEEP, np.uint16, eight(DEEP)), (GREY / 255, np.float32, GREY)):
+        Image.fromarray(values.astype(dtype)).save(tmp_path / "w.tif", tiffinfo={262: 0})
+        assert np.abs(P.read(tmp_path / "w.tif", SAME).pixels - (255.0 - three(expected))).max() <= 1
+    wide = (DEEP.astype(np.uint32) << 16) + 1
+    assert np.abs(P.read(tiff(tmp_path / "u.tif", wide), SAME).pixels.astype(int) - three(eight(DEEP))).max() <= 1
+    dark = P.read(saved(tmp_path / "d.png", DEEP // 16), SAME)  # 12 bits in 16
+    assert "dark" in dark.notes and dark.pixels.max() <= 16
+
+
+def test_the_transparent_colour_of_a_png(tmp_path):
+    deep = np.stack([DEEP, DEEP[::-1], DEEP[:, ::-1]], -1)
+    path = png(tmp_path / "t.png", deep, 2, clear=struct.pack(">3H", *deep[2, 3]))
+    found = P.read(path, SAME)
+    assert tuple(found.pixels[2, 3]) == SAME.background and "transparent" in found.notes
+    assert np.abs(found.pixels[0] - eight(deep)[0].astype(float)).max() <= 1
+
+
 def test_jpeg_is_read_and_a_moving_picture_gives_its_first_frame(tmp_path):
     smooth = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (64, 1))
     found = P.read(saved(tmp_path / "a.jpeg", smooth, quality=95), P.Wanted(64, 64))
@@ -141,6 +175,15 @@ def test_a_turned_picture_is_upright(orientation, tmp_path):
     found = P.read(path, SAME)
     np.testing.assert_array_equal(found.pixels, COLOUR)
     assert ("turned" in found.notes) == (orientation != 1)
+
+
+@pytest.mark.parametrize("side", [28, 64, 112, 224, 299])
+def test_every_size_can_be_cut_to_every_size(side):
+    for source in range(1, 1500):
+        for size in ((source, 2 * source), (3 * source, source)):
+            for crop in ("center", "random"):
+                left, top, right, bottom = P._box(size, P.Wanted(side, side, crop), 8 * "0f9e")
+                assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
 
 
 def test_the_crop(tmp_path):
@@ -192,11 +235,18 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
     assert "truncated" in why(tmp_path / "cut.png")
-    assert why(tmp_path / "empty.png") == "it is empty" and why(tmp_path / "text.png") == "it is no picture"
+    assert (
+        why(tmp_path / "empty.png") == "it is empty"
+        and why(tmp_path / "text.png") == "it is no picture of a known format"
+    )
     assert "from -1 to 2: 0 to 1 is needed" in why(saved(tmp_path / "f.tif", np.array([[-1, 2]], np.float32)))
     assert "nan" in why(saved(tmp_path / "nan.tif", np.array([[0, np.nan]], np.float32)))
-    assert "from 0 to 255, of 31 bits" in why(saved(tmp_path / "i.tif", np.array([[0, 255]], np.int32)))
-    assert "from 0 to 200, of 16 bits" in why(saved(tmp_path / "g.tif", np.array([[0, 200]], np.uint16)))
+    assert "from -2 to 255: 0 to 2147483647" in why(saved(tmp_path / "i.tif", np.array([[-2, 255]], np.int32)))
+    assert "No such file" in why(tmp_path / "gone.png")
+    (tmp_path / "eps.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    assert why(tmp_path / "eps.png") == "it is no picture of a known format"
+    os.mkfifo(tmp_path / "pipe.png")
+    assert why(tmp_path / "pipe.png") == "it is no regular file"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert why(whole) == "it has more than 200 pixels"
 
@@ -225,10 +275,22 @@ def test_a_process_that_is_killed_costs_no_picture(tmp_path):
 
 def test_a_picture_that_ends_the_process_is_named(tmp_path, monkeypatch):
     script = tmp_path / "dies.py"
-    script.write_text("import os, sys\nfor line in sys.stdin:\n    os._exit(1)\n")
+    script.write_text(
+        "import os, sys\nfor line in sys.stdin:\n    if 'bad' in line: os._exit(1)\n"
+        '    print(\'{"why": "first"}\', flush=True)\n'
+    )
     monkeypatch.setattr(P, "__file__", str(script))
     with P.Reader(SAME, 2) as reader:
-        assert ["ended the process" in found["why"] for _, found in reader(["a.png", "b.png"])] == [True, True]
+        assert dict(reader(["a.png"])) == {"a.png": {"why": "first"}}
+        found = dict(reader(["bad.png", "b.png"]))
+    assert "ended the process" in found["bad.png"]["why"] and found["b.png"]["why"] == "first"
+
+
+def test_without_other_processes_pictures_are_read_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    paths = [str(saved(tmp_path / f"{i}.png", GREY)) for i in range(3)]
+    with P.Reader(SAME, 2) as reader:
+        assert all("why" not in found for _, found in reader(paths))
 
 
 # A folder
@@ -249,7 +311,11 @@ def test_files_are_found(tmp_path):
     (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "in" / "b" / "loop").symlink_to(tmp_path / "in")
     found = find(tmp_path / "in")
-    assert sorted(found.pictures) == ["a.JPG", "b/c/d.Tiff", "b/e.png"] and found.others == {".txt": 1}
+    assert sorted(found.pictures) == ["a.JPG", "b/c/d.Tiff", "b/e.png", "gone.png"] and found.others == {".txt": 1}
+    saved(tmp_path / "in" / "runs" / "mine" / "samples.png", GREY)
+    (tmp_path / "in" / "runs" / "mine" / "config.json").touch()
+    (tmp_path / "in" / "runs" / "mine" / "checkpoints").mkdir()
+    assert find(tmp_path / "in") == found  # the pictures of a run are no data
 
 
 def test_a_folder_becomes_a_data_set(tmp_path):
@@ -300,10 +366,10 @@ def test_grey_or_colour_is_found(tmp_path):
     saved(tmp_path / "in" / "c.png", np.full((6, 8, 3), (200, 0, 0), np.uint8))
     data = folder(str(tmp_path / "in"), size=4)  # refreshed from an array of one channel
     assert data.shape == (4, 4, 3)
-    means = sorted(tuple(x.mean((0, 1)).tolist()) for part in (data.train, data.test) for x in part)
+    means = sorted(tuple(x.mean((0, 1)).tolist()) for x in both(data))
     assert means == [(0, 0, 0), (50, 50, 50), (100, 100, 100), (200, 0, 0)]
     grey = folder(str(tmp_path / "in"), size=4, channels=1)
-    assert sorted(x.mean() for part in (grey.train, grey.test) for x in part) == [0, 50, 60, 100]  # 0.299 * 200
+    assert sorted(x.mean() for x in both(grey)) == [0, 50, 60, 100]  # 0.299 * 200
 
 
 def test_labels_from_a_table(tmp_path):
@@ -317,13 +383,22 @@ def test_labels_from_a_table(tmp_path):
     refused(lambda: folder(str(root), size=4), "labels.csv has no label for y/05.png")
     (root / "labels.csv").write_text("x/00.png,a,b")
     refused(lambda: folder(str(root), size=4), "labels.csv, line 1", "file,label is needed")
+    (root / "labels.csv").write_text("x/00.png,a\n\n\nx/00.png,b\n")
+    refused(lambda: folder(str(root), size=4), "labels.csv, line 4: x/00.png has the label 'a' already")
+
+
+def test_folders_that_are_no_classes_are_refused(tmp_path):
+    root = random_pictures(tmp_path / "in", count=6, classes=("Train", "test"))
+    refused(lambda: folder(str(root), size=4), "the folders Train and test, which are no classes", "dir=FOLDER")
+    odd = random_pictures(tmp_path / "odd", count=6, classes=("²", "3"))
+    assert "2 classes: 0 = 3 (6), 1 = ² (6)" in folder(str(odd), size=4, held_out=0.0).notes
 
 
 def test_pictures_beside_the_classes_have_no_labels(tmp_path):
     root = random_pictures(tmp_path / "in", count=3)
     saved(root / "top.png", COLOUR)
     assert folder(str(root), size=4).train_labels is None
-    one = random_pictures(tmp_path / "one", count=3, classes=("2023",))
+    one = random_pictures(tmp_path / "one $x_{$", count=3, classes=("2023",))
     assert folder(str(one), size=4).train_labels is None
 
 
@@ -333,10 +408,28 @@ def test_broken_files_are_named(tmp_path):
         (root / "cats" / f"bad{i}.png").write_text("x")
     data = folder(str(root), size=4)
     assert len(data.train) + len(data.test) == 40
-    assert any("4 files cannot be read" in note and "cats/bad0.png (it is no picture)" in note for note in data.notes)
+    assert any(
+        "4 files cannot be read" in note and "cats/bad0.png (it is no picture of a known format)" in note
+        for note in data.notes
+    )
     refused(lambda: folder(str(root), size=4, strict=True), "4 of 44 pictures", "cats/bad0.png", "and 1 more")
     (root / "cats" / "bad4.png").write_text("x")
     refused(lambda: folder(str(root), size=4), "5 of 45 pictures", "repair or remove them")
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    root, real = random_pictures(tmp_path / "in", count=8), P.read
+
+    def fails(path, wanted):
+        if str(path).endswith("cats/07.png"):
+            raise P.Unreadable("no memory")
+        return real(path, wanted)
+
+    monkeypatch.setattr(P, "read", fails)
+    assert len(both(folder(str(root), size=4))) == 15
+    monkeypatch.undo()
+    monkeypatch.setenv("SCOREGEN_CACHE", str(tmp_path / "cache"))
+    assert len(both(folder(str(root), size=4))) == 16
 
 
 def test_names_that_are_no_unicode(tmp_path):
@@ -346,7 +439,7 @@ def test_names_that_are_no_unicode(tmp_path):
     Path(os.fsdecode(os.fsencode(root / "cats") + b"/\xfe.png")).write_text("x")
     data = folder(str(root), size=4)
     assert len(data.train) + len(data.test) == 32 and any(
-        r"\udcfe.png (it is no picture)" in note for note in data.notes
+        r"\udcfe.png (it is no picture of a known format)" in note for note in data.notes
     )
 
 
@@ -356,6 +449,7 @@ def test_what_is_no_folder_of_pictures_is_refused(tmp_path):
     for i in range(3):
         (tmp_path / "in" / f"{i}.HEIC").touch()
     refused(lambda: folder(str(tmp_path / "in")), "3 of .heic; convert them to PNG or JPEG")
+    refused(lambda: folder(""), "no folder is named", "dir=FOLDER")
     refused(lambda: folder(str(tmp_path / "in" / "0.HEIC")), "it is a file, and a folder is needed")
     saved(tmp_path / "in" / "a.png", COLOUR)
     refused(lambda: folder(str(tmp_path / "in")), "one picture")
@@ -400,11 +494,26 @@ def test_a_prepared_folder_of_ones_own(tmp_path):
     refused(
         lambda: folder(str(root), size=5, prepared=str(place)), "made with other options", "another prepared=FOLDER"
     )
+    pixels = sorted(x.tobytes() for x in both(folder(str(root), size=4, prepared=str(place))))
     array = next(place.glob("*.npy"))
-    array.write_bytes(array.read_bytes()[:-5])  # damaged: made again
-    assert len(folder(str(root), size=4, prepared=str(place)).train) >= 5
+    whole = array.read_bytes()
+    for damaged in (whole[:-5], whole[:-5] + b"\0" * 5, b""):  # made again
+        array.write_bytes(damaged)
+        assert sorted(x.tobytes() for x in both(folder(str(root), size=4, prepared=str(place)))) == pixels
     (place / "index.json").write_text("{")
-    assert len(folder(str(root), size=4, prepared=str(place)).train) >= 5
+    assert len(both(folder(str(root), size=4, prepared=str(place)))) == 10
+
+
+def test_files_of_others_are_not_touched(tmp_path):
+    root = random_pictures(tmp_path / "in", count=5)
+    for name, text in (("pictures-2020.npy", "x"), ("index.json", '{"mine": 1}'), ("index.json", '{"files": []}')):
+        place = tmp_path / f"mine {name} {len(text)}"
+        place.mkdir()
+        (place / name).write_text(text)
+        refused(
+            lambda place=place: folder(str(root), size=4, prepared=str(place)), "nothing is written there", "prepared="
+        )
+        assert [path.name for path in place.iterdir()] == [name] and (place / name).read_text() == text
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4, 9])
@@ -484,6 +593,8 @@ def test_the_command_data_says_no(tmp_path):
         ((str(root), "--size=0"), "--size=(0,): at least 1 is needed"),
         ((str(root), "--config.data.folder.crop=x"), "--config.data.folder.crop='x': one of center, random, none is"),
         ((str(root), "--steps=4"), "no flag '--steps'"),
+        ((str(root), "--out=a.xyz"), "--out=a.xyz: a .png file is needed"),
+        ((str(root), f"--out={root}/cats/data.png"), f"{root}/cats/data.png would be one of the pictures"),
         ((str(root), "--config.train.steps=4"), "--config.train.steps=4 has no effect here"),
     ):
         code, out, err = command("data", *argv)

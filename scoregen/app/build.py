@@ -18,7 +18,7 @@ from scoregen.app import config as config_lib
 from scoregen.app.config import Config
 from scoregen.app.refusals import SECTIONS, Refusals
 from scoregen.app.sampling import Sampling
-from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, Prepare, in_turns
+from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, Prepare, in_turns, is_slow
 from scoregen.denoiser import CONDITIONS, TARGETS
 from scoregen.errors import (
     MOST,
@@ -204,6 +204,8 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
     control = choose(CONTROLS, "sampler.control")
     walk = None if process is None else attempt(_walk, config, process)
     # Last, since this may read or download files.
+    if dataset is None and refusals.reasons and is_slow(SOURCES.get(config.data.name)):
+        refusals.check()
     dataset = dataset or attempt(data, config)
 
     if None in (process, walk, scaling, dataset):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import Flag, parse
+from scoregen.app.arguments import Arguments, Flag, parse
 from scoregen.app.command import answer, say, say_flags, say_help
 from scoregen.errors import UsageError
 from scoregen.files import make_folder
@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 FLAGS = (
     Flag("size", "height and width in pixels, as 64 or (48,64)", value="N", key="data.folder.size"),
-    Flag("out", "the picture to write", "data.png", value="FILE"),
+    Flag(
+        "prepared",
+        "where to store the prepared pictures (default: the cache)",
+        value="FOLDER",
+        key="data.folder.prepared",
+    ),
+    Flag("out", "the picture to write, a .png outside of FOLDER", "data.png", value="FILE"),
 )
 DRAWN = 8  # pictures
 SIDE = 128  # the longer side of a picture that is drawn, in pixels
@@ -48,7 +54,7 @@ def _help(console: Console) -> None:
 
 
 def _run(argv: Sequence[str], console: Console) -> int:
-    given = parse(["--config=images", *argv], FLAGS, takes=1, faults=lambda found: _faults(found.positional))
+    given = parse(["--config=images", *argv], FLAGS, takes=1, faults=_faults)
     assert given.config is not None
     if wrong := [text for key, text in given.said().items() if not key.startswith("data.folder.")]:
         raise UsageError(*(f"{text} has no effect here: options of config.data.folder have" for text in wrong))
@@ -68,14 +74,20 @@ def _run(argv: Sequence[str], console: Console) -> int:
         say(console, line)
     for name, value in _counts(found):
         say(console, f"{name:<9}{value}")
-    page = figures.mosaic(list(_lines(found)), f"{DRAWN} of {len(found.names):,} pictures in {found.root}")
+    lines = list(_lines(found))
+    page = figures.mosaic(lines, f"{len(lines[0][1])} of {len(found.names):,} pictures in {found.root}")
     say(console, f"The picture: {figures.save(out, page)}")
     return 0
 
 
-def _faults(positional: Sequence[str]) -> Iterable[str]:
-    if not positional:
+def _faults(found: Arguments) -> Iterable[str]:
+    if not found.positional:
         yield "say which folder, such as: scoregen data photos"
+    out = Path(found.values["out"]).expanduser()
+    if out.suffix.lower() != ".png":
+        yield f"--out={out}: a .png file is needed"
+    elif found.positional and Path(found.positional[0]).expanduser().resolve() in out.resolve().parents:
+        yield f"{out} would be one of the pictures in {found.positional[0]}: say --out=FILE.png with another folder"
 
 
 def _counts(found: Opened) -> Iterable[tuple[str, str]]:
@@ -93,15 +105,17 @@ def _lines(found: Opened) -> Iterable[tuple[str, list[np.ndarray]]]:
     """The first pictures, as they are and as they are trained on."""
     import numpy as np
 
-    from scoregen.data.pictures import Wanted, read
+    from scoregen.data.pictures import Unreadable, Wanted, read
 
-    names, data = found.names[:DRAWN], found.dataset
-    whole, cut = [], []
-    for name, made in zip(names, data.train if data.test is None else [*data.train[:DRAWN], *data.test], strict=False):
+    data, whole, cut = found.dataset, [], []
+    for name, made in zip(found.names[:DRAWN], data.train, strict=False):
         high, wide = found.files[name]["size"]
         scale = SIDE / max(high, wide)
         wanted = Wanted(max(1, round(scale * high)), max(1, round(scale * wide)), "none", found.wanted.background)
-        whole.append(read(found.root / name, wanted).pixels)
+        try:
+            whole.append(read(found.root / name, wanted).pixels)
+        except Unreadable:  # since it was prepared
+            continue
         times = max(1, SIDE // max(made.shape[:2]))
         large: Any = made.repeat(times, 0).repeat(times, 1)
         cut.append(np.broadcast_to(large, (*large.shape[:2], 3)))

@@ -131,7 +131,8 @@ def mosaic(lines: Sequence[tuple[str, Sequence[np.ndarray]]], title: str = "", h
     renderer = page.canvas.get_renderer()
 
     def text(words: str, size: str, **options: Any) -> tuple[Any, int, int]:
-        made = page.text(0, 0, words, transform=IdentityTransform(), fontsize=STYLE[size], **options)
+        options |= {"fontsize": STYLE[size], "parse_math": False}
+        made = page.text(0, 0, words, transform=IdentityTransform(), **options)
         box = made.get_window_extent(renderer)
         return made, round(box.width), round(box.height)
 

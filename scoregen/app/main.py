@@ -39,6 +39,10 @@ SEED = "random seed, 0 to 4294967295"
 DRAWS = Flag("seed", f"{SEED} (default: the seed of the training)", value="N", key="sampler.seed")
 DATA = Flag("data", "the name of a data set, or the folder with its files", value="NAME", key="data")
 FOLDER = Flag("data", "the folder of the data, if it was moved since the training", value="FOLDER", key="data.dir")
+PICTURES = (
+    Flag("size", "of pictures: height and width in pixels, as 64 or (48,64)", value="N", key="data.folder.size"),
+    Flag("prepared", "of pictures: where to store them when read", value="FOLDER", key="data.folder.prepared"),
+)
 HOSTS = (
     Flag("coordinator", "with several hosts: auto (TPU slice, Slurm job), or HOST:PORT of process 0", ""),
     Flag("process", "with --coordinator=HOST:PORT: the index of this process, from 0", kind=int, value="I"),
@@ -85,9 +89,7 @@ COMMANDS: Mapping[str, Command] = {
         ),
         (
             DATA,
-            Flag(
-                "size", "of pictures: height and width in pixels, as 64 or (48,64)", value="N", key="data.folder.size"
-            ),
+            *PICTURES,
             Flag("steps", "number of training steps", value="N", key="train.steps"),
             Flag("batch", "batch size: examples per training step", value="N", key="train.batch"),
             Flag("seed", SEED, value="N", key="seed"),

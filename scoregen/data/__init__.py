@@ -12,7 +12,7 @@ from scoregen.data.folder import folder
 from scoregen.data.points import checkerboard, mixture, moons, swissroll, two_modes
 from scoregen.data.prepare import Prepare
 from scoregen.data.scaling import SCALINGS, Centered, Identity, Unit, random_flip
-from scoregen.data.sources import is_verified, reads_files, shape_of, source
+from scoregen.data.sources import is_slow, is_verified, reads_files, shape_of, source
 
 SOURCES = {
     "mixture": mixture,
@@ -44,6 +44,7 @@ __all__ = [
     "folder",
     "hold_out",
     "in_turns",
+    "is_slow",
     "is_verified",
     "mixture",
     "moons",

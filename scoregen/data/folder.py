@@ -8,7 +8,8 @@ The prepared folder holds
     part.raw, .jsonl  while pictures are prepared: the new ones, from which a stopped preparation goes on
     lock              held while pictures are prepared
 
-The array is complete before the index names it, so a process that is killed leaves the old index, or none.
+The array is complete before the index names it, so a process that is killed leaves the old index, or none. The index
+has a checksum of the array, which is compared before the array is used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,17 +33,19 @@ import numpy as np
 
 from scoregen import cache, files
 from scoregen.data.dataset import Dataset, errors_of
-from scoregen.data.pictures import CROPS, SUFFIXES, Reader, Wanted, to_grey
+from scoregen.data.pictures import CROPS, SUFFIXES, Reader, Wanted, answer, to_grey
 from scoregen.data.sources import source
 from scoregen.errors import UsageError, check_counts, check_numbers
 
 VERSION = 1
 SHOWN = 3  # files that a message names
 BROKEN = 0.1  # the largest share of files that may be broken
-ALONE = 64  # up to so many pictures are read without other processes
+ALONE = 16  # up to so many pictures are read without other processes
+BAR = 500  # so many pictures have a progress bar
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}  # folders that are no classes
 
 
-@source()
+@source(slow=True)
 def folder(
     dir: str,
     size: int | tuple[int, ...] = (64,),
@@ -60,11 +65,12 @@ def folder(
     Labels come from a file `labels.csv` with the columns file and label, or else from the names of the subfolders, if
     every picture is in one of two or more. Classes are numbered in the order of their names.
 
-    Held-out pictures are chosen by a hash of their pixels: a picture stays on its side when others are added, and equal
-    pictures are on the same side, also if they differ in format or size.
+    Held-out pictures are chosen by a hash of their pixels: a picture stays on its side when others are added, and files
+    with the same pixels are on the same side.
 
     The first call prepares the pictures in the folder `prepared`, with a progress bar; later calls read the result as a
-    memory-mapped array. New, changed and removed files are noticed by their name, size and time.
+    memory-mapped array. New, changed and removed files are noticed by their name, size and time. The folders of runs
+    are left out.
 
     Args:
         dir: the folder.
@@ -79,7 +85,7 @@ def folder(
 
     Raises:
         UsageError: for an option out of range; if there are no pictures, too many that cannot be read, or fewer than
-            two that can; for labels that do not fit; and if `prepared` cannot be written.
+            two that can; for labels that do not fit; and if `prepared` cannot be written or holds other files.
 
     >>> folder("no/such/folder")
     Traceback (most recent call last):
@@ -121,6 +127,8 @@ def opened(
     height, width = _checked(size, channels, crop, background, held_out)
     colour = (*background, *background, *background)[:3] if len(background) == 1 else tuple(background)
     wanted = Wanted(height, width, crop, colour)  # pyright: ignore[reportArgumentType]
+    if not dir:
+        raise UsageError("no folder is named to read the pictures from: say dir=FOLDER")
     root = Path(dir).expanduser()
     found = find(root)
     place = Path(prepared).expanduser() if prepared else cache.folder("folder") / _key(root, wanted, channels)
@@ -132,12 +140,8 @@ def opened(
         raise UsageError(f"{root} holds one picture: two or more are needed")
     labels, classes = _labels(root, names)
     cut = sum(_place(entry) >= held_out for entry in good.values())
-    if held_out > 0 and cut == len(names):
-        cut -= 1  # of a few pictures, hold out one
     if not cut:
-        raise UsageError(
-            f"{root}: held_out={held_out} of {len(names)} pictures leaves none to train on: say a smaller one"
-        )
+        raise UsageError(f"folder: held_out={held_out}: of {len(names)} pictures this leaves none to train on")
     train, test = pictures[:cut], pictures[cut:] if cut < len(names) else None
     of_train, of_test = (None, None) if labels is None else (labels[:cut], None if test is None else labels[cut:])
     notes = tuple(_notes(root, index, pictures, cut, wanted, labels, classes))
@@ -159,7 +163,7 @@ def _checked(size: Any, channels: Any, crop: Any, background: Any, held_out: Any
         raise UsageError(f"folder: crop={crop!r}: one of {', '.join(CROPS)} is needed")
     if len(background) not in (1, 3) or max(background) > 255:
         raise UsageError(f"folder: background={background}: one or three numbers from 0 to 255 are needed")
-    return sizes[0], sizes[-1]
+    return int(sizes[0]), int(sizes[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +171,8 @@ class Found:
     """The files of a folder.
 
     Attributes:
-        pictures: name -> (bytes, time of the last change), for files with a suffix of a picture; a name is relative
-            to the folder, with "/".
+        pictures: name -> (bytes, time of the last change), for files with a suffix of a picture; (-1, 0) for a link
+            to nowhere. A name is relative to the folder, with "/".
         others: suffix -> the number of other files.
     """
 
@@ -194,6 +198,9 @@ def find(root: Path) -> Found:
             inside.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
+        if "checkpoints" in inside and {"config.json", "model.json"} & set(names):  # a run, with pictures of samples
+            inside.clear()
+            continue
         inside[:] = sorted(name for name in inside if not _hidden(name))
         for name in names:
             path = Path(folder, name)
@@ -202,9 +209,11 @@ def find(root: Path) -> Found:
             if path.suffix.lower() not in SUFFIXES:
                 others[path.suffix.lower() or "no suffix"] += 1
                 continue
-            with contextlib.suppress(OSError):  # a broken link
-                stat = path.stat()
-                pictures[path.relative_to(root).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+            stamp = (-1, 0)
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                stamp = (status.st_size, status.st_mtime_ns)
+            pictures[path.relative_to(root).as_posix()] = stamp
     if not pictures:
         held = ", ".join(f"{count} of {suffix}" for suffix, count in others.most_common(SHOWN)) or "no files at all"
         convert = "; convert them to PNG or JPEG" if others else ""
@@ -233,17 +242,18 @@ def prepare(root: Path, found: Found, wanted: Wanted, channels: int, place: Path
     """The index and the array of the prepared pictures, which are made or refreshed first if they are not up to date.
 
     Raises:
-        UsageError: if `place` cannot be written, or belongs to another folder or to other options.
+        UsageError: if `place` cannot be written, holds other files, or belongs to another folder or to other options.
     """
+    options = {**dataclasses.asdict(wanted), "channels": channels, "folder": str(root.resolve()), "version": VERSION}
+    options = json.loads(json.dumps(options))
+    with contextlib.suppress(OSError):  # the array was removed meanwhile, by a refresh
+        index = _index(place, options)
+        if index is not None and _is_current(root, found, wanted, index):
+            return index, np.load(place / index["array"], mmap_mode="r")
     files.make_folder(place, "prepared")
-    options = json.loads(
-        json.dumps({**dataclasses.asdict(wanted), "channels": channels, "folder": str(root.resolve())})
-    )
     with files.locked(place / "lock", wait=_say_once(f"another command prepares the pictures in {root}: waiting")):
         index = _index(place, options)
-        if index is None or not all(
-            _is(index["files"].get(name), found, name) for name in found.pictures | index["files"]
-        ):
+        if index is None or not _is_current(root, found, wanted, index):
             index = _refresh(root, found, wanted, channels, place, options, index)
         return index, np.load(place / index["array"], mmap_mode="r")
 
@@ -258,20 +268,58 @@ def _say_once(line: str) -> Callable[[], None]:
     return say
 
 
+OURS = re.compile(
+    r"lock|index\.json|part\.raw|part\.jsonl|\.?pictures-[0-9a-f]{16}(\.new)?\.npy|\.(index|part)\.new\..*"
+)
+
+
 def _index(place: Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The index of a prepared folder, if it is there, whole, and made with this version."""
+    """The index of a prepared folder, if it is there and whole.
+
+    Raises:
+        UsageError: if the folder holds other files, or was made with other options.
+    """
+    others = [path.name for path in place.iterdir() if not OURS.fullmatch(path.name)] if place.is_dir() else []
     try:
         index = json.loads((place / "index.json").read_text(encoding="utf-8"))
-        rows = sum(entry["row"] is not None for entry in index["files"].values())
-        whole = index["version"] == VERSION and len(np.load(place / index["array"], mmap_mode="r")) == rows
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = {"options", "array", "checksum", "files"} <= set(index)
+    except FileNotFoundError:
+        index, ours = None, True
+    except (ValueError, TypeError, UnicodeDecodeError):
+        index, ours = None, not others
+    if others or not ours:
+        held = ", ".join(sorted(others)[:SHOWN]) or "an index.json of another program"
+        raise UsageError(f"{place} holds {held}, so nothing is written there: say another prepared=FOLDER")
+    if index is None:
         return None
-    if whole and index["options"] != options:
+    if index["options"] != options:
         raise UsageError(
-            f"{place} holds pictures of {index['options']['folder']}, or made with other options: say another "
+            f"{place} holds pictures of {index['options'].get('folder')}, or made with other options: say another "
             "prepared=FOLDER"
         )
-    return index if whole else None
+    return index if _checksum(place / index["array"]) == index["checksum"] else None
+
+
+def _checksum(path: Path) -> int | None:
+    """The CRC-32 of a file; None if there is none."""
+    found = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                found = zlib.crc32(block, found)
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _is_current(root: Path, found: Found, wanted: Wanted, index: dict[str, Any]) -> bool:
+    """Whether an index is up to date. Files that could not be read are tried again."""
+    entries = index["files"]
+    if entries.keys() != found.pictures.keys():
+        return False
+    broken = [name for name, entry in entries.items() if entry["why"] is not None]
+    same = all(tuple(entry["stamp"]) == found.pictures[name] for name, entry in entries.items() if entry["why"] is None)
+    return same and all("why" in answer(str(root / name), wanted) for name in broken)
 
 
 def _refresh(
@@ -284,42 +332,48 @@ def _refresh(
     index: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Read the new files, and write the array and the index again."""
-    same = {name: entry for name, entry in (index or {"files": {}})["files"].items() if _is(entry, found, name)}
+    known = {} if index is None else index["files"]
     old = None if index is None else np.load(place / index["array"], mmap_mode="r")
+    with _writing(place), _Part(place, options, (wanted.height, wanted.width, 3)) as part:
+        both = [*part.entries.items(), *known.items()]
+        same = {name: entry for name, entry in both if _is(entry, found, name)}
+        _read_all(root, [name for name in found.pictures if name not in same], found, wanted, part)
+        entries = {name: dict(same.get(name) or part.entries[name]) for name in sorted(found.pictures)}
+        good = sorted((entry for entry in entries.values() if entry["why"] is None), key=_place, reverse=True)
+        grey = channels == 1 or (channels == 0 and all(entry["grey"] for entry in good))
+
+        def pixels(entry: dict[str, Any]) -> np.ndarray:
+            rgb = part.picture(entry) if old is None or entry["row"] is None else old[entry["row"]]
+            if grey:
+                return to_grey(rgb) if rgb.shape[-1] == 3 else rgb
+            return np.broadcast_to(rgb, (wanted.height, wanted.width, 3))
+
+        name = _write_array(place, map(pixels, good), [entry["crc"] for entry in good], (wanted, grey))
+        for row, entry in enumerate(good):
+            entry["row"] = row
+        checksum = _checksum(place / name)
+        made = {"options": options, "array": name, "checksum": checksum, "files": entries}
+        with files.whole(place / "index.json") as fresh:
+            fresh.write_text(json.dumps(made), encoding="utf-8")
+    for path in place.iterdir():  # also what a process that was killed has left
+        if OURS.fullmatch(path.name) and path.name not in ("lock", "index.json", name):
+            path.unlink(missing_ok=True)
+    return made
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Within it, an error of the file system is one about `place`."""
     try:
-        with _Part(place, options, (wanted.height, wanted.width, 3)) as part:
-            missing = [
-                name for name in found.pictures if name not in same and not _is(part.entries.get(name), found, name)
-            ]
-            _read_all(root, missing, found, wanted, part)
-            entries = {name: dict(same.get(name) or part.entries[name]) for name in sorted(found.pictures)}
-            good = sorted((entry for entry in entries.values() if entry["why"] is None), key=_place, reverse=True)
-            grey = channels == 1 or (channels == 0 and all(entry["grey"] for entry in good))
-
-            def pixels(entry: dict[str, Any]) -> np.ndarray:
-                rgb = part.picture(entry) if old is None or entry["row"] is None else old[entry["row"]]
-                if grey:
-                    return to_grey(rgb) if rgb.shape[-1] == 3 else rgb
-                return np.broadcast_to(rgb, (wanted.height, wanted.width, 3))
-
-            name = _write_array(place, map(pixels, good), [entry["crc"] for entry in good], (wanted, grey))
-            for row, entry in enumerate(good):
-                entry["row"] = row
-            index = {"version": VERSION, "options": options, "array": name, "files": entries}
-            with files.whole(place / "index.json") as fresh:
-                fresh.write_text(json.dumps(index), encoding="utf-8")
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot write {place}: {reason}; make room there, or say another prepared=FOLDER") from None
-    for path in (*place.glob("pictures-*.npy"), part.raw, part.lines):
-        if path.name != name:
-            path.unlink(missing_ok=True)
-    return index
 
 
-def _is(entry: dict[str, Any] | None, found: Found, name: str) -> bool:
-    """Whether an entry is of the present version of a file."""
-    return entry is not None and tuple(entry["stamp"]) == found.pictures.get(name)
+def _is(entry: dict[str, Any], found: Found, name: str) -> bool:
+    """Whether an entry is of the present version of a file, which could be read."""
+    return entry["why"] is None and tuple(entry["stamp"]) == found.pictures.get(name)
 
 
 class _Part:
@@ -344,10 +398,9 @@ class _Part:
                 entry = json.loads(line)
             except ValueError:
                 break
-            if entry["at"] is not None:
-                if zlib.crc32(self._row(entry["at"])) != entry["crc"]:
-                    break
-                self._count = entry["at"] + 1
+            if zlib.crc32(self._row(entry["at"])) != entry["crc"]:
+                break
+            self._count = entry["at"] + 1
             self.entries[entry["name"]] = entry
             kept.append(line)
         with files.whole(self.lines) as fresh:
@@ -360,15 +413,17 @@ class _Part:
         self._log.close()
 
     def add(self, name: str, stamp: tuple[int, int], answer: dict[str, Any]) -> None:
-        """Store what was found of a file; see `pictures.answer`."""
-        entry: dict[str, Any] = {"name": name, "stamp": stamp, "why": answer.get("why"), "at": None, "row": None}
-        if entry["why"] is None:
-            pixels = answer.pop("pixels")
-            self._rows.seek(self._count * self.bytes)
-            self._rows.write(pixels)
-            self._rows.flush()
-            entry |= {**answer, "at": self._count, "crc": zlib.crc32(pixels)}
-            self._count += 1
+        """Store what was found of a file; see `pictures.answer`. A file that cannot be read will be tried again."""
+        if "why" in answer:
+            self.entries[name] = {"name": name, "stamp": stamp, "why": answer["why"]}
+            return
+        pixels = answer.pop("pixels")
+        self._rows.seek(self._count * self.bytes)
+        self._rows.write(pixels)
+        self._rows.flush()
+        entry = {"name": name, "stamp": stamp, "why": None, "row": None, **answer}
+        entry |= {"at": self._count, "crc": zlib.crc32(pixels)}
+        self._count += 1
         self._log.write(json.dumps(entry) + "\n")
         self._log.flush()
         self.entries[name] = entry
@@ -384,7 +439,8 @@ class _Part:
 
 def _read_all(root: Path, missing: list[str], found: Found, wanted: Wanted, part: _Part) -> None:
     """Read these pictures, and store them in `part`."""
-    workers = 1 if len(missing) <= ALONE else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = 1 if len(missing) <= ALONE else min(cores, 16)
     with _bar(len(missing)) as advance, Reader(wanted, workers) as reader:
         names = {str(root / name): name for name in missing}
         for path, answer in reader(names):
@@ -395,7 +451,7 @@ def _read_all(root: Path, missing: list[str], found: Found, wanted: Wanted, part
 @contextlib.contextmanager
 def _bar(total: int) -> Iterator[Callable[[], None]]:
     """A progress bar, for more than a few pictures."""
-    if total <= ALONE:
+    if total < BAR:
         yield lambda: None
         return
     from rich.console import Console
@@ -430,42 +486,40 @@ def _write_array(place: Path, rows: Iterable[np.ndarray], checksums: list[int], 
 # The data set
 
 
+def _broken(index: dict[str, Any]) -> list[str]:
+    """The files that cannot be read, each with the reason."""
+    return [f"{name} ({entry['why']})" for name, entry in index["files"].items() if entry["why"] is not None]
+
+
 def _refuse_broken(root: Path, index: dict[str, Any], strict: bool) -> None:
-    broken = {name: entry["why"] for name, entry in index["files"].items() if entry["why"] is not None}
-    if not broken or (len(broken) <= BROKEN * len(index["files"]) and not strict):
-        return
-    raise UsageError(
-        f"{len(broken)} of {len(index['files'])} pictures in {root} cannot be read, {_named(broken)}: repair or remove "
-        "them"
-    )
-
-
-def _named(broken: dict[str, str]) -> str:
-    """The first broken files, each with the reason."""
-    first = [f"{_shown(name)} ({why})" for name, why in list(broken.items())[:SHOWN]]
-    more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-    return "; ".join(first) + more
-
-
-def _shown(name: str) -> str:
-    """A name that can be printed; names of files may be no Unicode."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    broken, count = _broken(index), len(index["files"])
+    if broken and (strict or len(broken) > BROKEN * count):
+        what = f"{len(broken)} of {count} pictures in {root} cannot be read"
+        raise UsageError(f"{what}: {_some(broken)}: repair or remove them")
 
 
 def _labels(root: Path, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    """The class of each picture, int32 `[N]`, and the names of the classes; None and [] without classes."""
+    """The class of each picture, int32 `[N]`, and the names of the classes; None and [] without classes.
+
+    Raises:
+        UsageError: if labels.csv does not fit, or if the folders are called train and test.
+    """
     table = root / "labels.csv"
     if table.is_file():
         given = _read_labels(table)
-        if absent := [name for name in names if name not in given]:
-            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-            raise UsageError(f"{table} has no label for {', '.join(absent[:SHOWN])}{more}: give each picture one")
-        of = [given[name] for name in names]
+        of = [given.get(unicodedata.normalize("NFC", name), "") for name in names]
+        if absent := [name for name, label in zip(names, of, strict=True) if not label]:
+            raise UsageError(f"{table} has no label for {_some(absent)}: give each picture one")
     else:
         of = [name.partition("/")[0] if "/" in name else "" for name in names]
         if "" in of:
             return None, []
-    numbers = all(label.lstrip("-").isdigit() for label in of)
+        if len(set(of)) > 1 and {label.lower() for label in of} <= SPLITS:
+            folders = " and ".join(sorted(set(of)))
+            raise UsageError(
+                f"{root} holds the folders {folders}, which are no classes: say dir=FOLDER with one of them"
+            )
+    numbers = all(re.fullmatch(r"-?\d+", label, re.ASCII) for label in of)
     classes = sorted(set(of), key=(lambda label: (int(label), label)) if numbers else None)
     if len(classes) < 2:
         return None, []
@@ -475,18 +529,33 @@ def _labels(root: Path, names: list[str]) -> tuple[np.ndarray | None, list[str]]
 
 def _read_labels(table: Path) -> dict[str, str]:
     """Name -> label, from a file with a line "file,label" for each picture; a first line of these words is a header."""
+    named: dict[str, str] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if not any(cells) or (not named and [cell.lower() for cell in cells] == ["file", "label"]):
+                    continue
+                if len(cells) != 2 or not all(cells):
+                    raise UsageError(f"{table}, line {reader.line_num}: {','.join(row)!r}: file,label is needed")
+                name = unicodedata.normalize("NFC", cells[0].replace("\\", "/").removeprefix("./"))
+                if named.setdefault(name, cells[1]) != cells[1]:
+                    raise UsageError(f"{table}, line {reader.line_num}: {name} has the label {named[name]!r} already")
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{table} cannot be read as CSV ({error}): write it with the columns file and label") from None
-    for line, row in enumerate(rows, 1):
-        if len(row) != 2 or not row[1].strip():
-            raise UsageError(f"{table}, line {line}: {','.join(row)!r}: file,label is needed")
-    named = {row[0].strip().replace("\\", "/").removeprefix("./"): row[1].strip() for row in rows}
-    if rows and [cell.strip().lower() for cell in rows[0]] == ["file", "label"]:
-        named.pop(rows[0][0].strip())
     return named
+
+
+def _some(texts: list[str]) -> str:
+    """The first of some texts, and how many there are."""
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(map(_shown, texts[:SHOWN])) + more
+
+
+def _shown(name: str) -> str:
+    """A name that can be printed; names of files may be no Unicode."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _notes(
@@ -509,19 +578,23 @@ def _notes(
         "turned": "turned upright",
         "transparent": f"transparent, laid over ({shades})",
         "enlarged": f"smaller than {height}x{width}, enlarged",
-        "first frame": "animated, first frame taken",
+        "first frame": "animated or of several pages, first one taken",
+        "dark": "of 16 or more bits, but with values in the lowest eighth of the range: nearly black",
     }
     if said := [f"{done[note]:,} {text}" for note, text in words.items() if done[note]]:
         yield "; ".join(said)
     keys = collections.Counter(entry["key"] for entry in entries if entry["why"] is None)
     if equal := sum(number - 1 for number in keys.values()):
         yield f"{equal:,} {'picture is' if equal == 1 else 'pictures are'} equal to another one"
-    broken = {name: entry["why"] for name, entry in index["files"].items() if entry["why"] is not None}
-    if broken:
-        files = "1 file cannot be read and is" if len(broken) == 1 else f"{len(broken):,} files cannot be read and are"
-        yield f"{files} left out: {_named(broken)}"
+    if broken := _broken(index):
+        left = "1 file cannot be read and is" if len(broken) == 1 else f"{len(broken):,} files cannot be read and are"
+        yield f"{left} left out: {_some(broken)}"
+    if not cut < count:
+        yield "no picture is held out, so there is no held-out loss: add pictures, or raise held_out"
     if labels is not None:
         sizes = np.bincount(labels, minlength=len(classes))
         named = [f"{i} = {_shown(name)} ({size:,})" for i, (name, size) in enumerate(zip(classes, sizes, strict=True))]
         more = f" and {len(named) - 20} more" if len(named) > 20 else ""
         yield f"{len(classes)} classes: {', '.join(named[:20])}{more}"
+        if absent := [name for i, name in enumerate(classes) if i not in labels[:cut]]:
+            yield f"no picture to train on of {_some(absent)}: with few pictures of a class, all may be held out"

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -24,6 +25,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+# Pillow opens no other formats here: some start other programs, such as Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CROPS = ("center", "random", "none")
 GREY = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601)
@@ -58,9 +61,10 @@ class Picture(NamedTuple):
         format: the format of the file, such as "PNG".
         mode: Pillow's name for the kind of its pixels, such as "RGBA" or "I;16".
         size: height and width of the whole upright picture.
-        key: a hash of the pixels of the whole upright picture: equal for equal pictures, in any format or size.
+        key: a hash of the pixels of the whole upright picture, which does not depend on the format of the file.
         grey: whether red, green and blue are equal in every pixel.
-        notes: what was done to it: "turned", "transparent", "enlarged", "first frame".
+        notes: what was done to it: "turned", "transparent", "enlarged", "first frame"; and "dark", if it uses less than
+            an eighth of a range of 16 or more bits.
     """
 
     pixels: np.ndarray
@@ -79,8 +83,8 @@ def read(path: str | os.PathLike[str], wanted: Wanted) -> Picture:
     round(v * 255 / 65535).
 
     Raises:
-        Unreadable: if the file cannot be read to its end, is larger than Pillow's limit against decompression bombs, or
-            has numbers whose range is not known.
+        Unreadable: if the file is of another format, cannot be read to its end, or is larger than Pillow's limit
+            against decompression bombs, and for floating-point values outside [0, 1] and negative numbers.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -92,14 +96,19 @@ def read(path: str | os.PathLike[str], wanted: Wanted) -> Picture:
     >>> folder.cleanup()
     """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("it is no regular file")
+        if not status.st_size:
+            raise Unreadable("it is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about metadata
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return _made(image, wanted)
     except Unreadable:
         raise
     except Image.UnidentifiedImageError:
-        raise Unreadable("it is empty" if os.path.getsize(path) == 0 else "it is no picture") from None
+        raise Unreadable("it is no picture of a known format") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise Unreadable(f"it has more than {limit:,} pixels") from None
@@ -110,18 +119,23 @@ def read(path: str | os.PathLike[str], wanted: Wanted) -> Picture:
 
 def _made(image: Image.Image, wanted: Wanted) -> Picture:
     notes, kind, mode = [], image.format or "", image.mode
-    if getattr(image, "is_animated", False):
+    if kind != "MPO" and getattr(image, "is_animated", False):  # an MPO holds views of one picture
         notes.append("first frame")
+    _scale_transparency(image)  # before the pixels are loaded, as getexif does for a PNG
+    if image.getexif().get(0x0112, 1) in range(2, 9):
+        notes.append("turned")
     image.load()
     turned = ImageOps.exif_transpose(image)
-    if image.getexif().get(0x0112, 1) != 1:
-        notes.append("turned")
-    see_through = _see_through(turned)
-    if see_through:
+    if _see_through(turned):
         notes.append("transparent")
-    whole = _rgb(turned, wanted.background, kind)
+    tags = getattr(image, "tag_v2", {}) if kind == "TIFF" else {}
+    whole, dark = _rgb(turned, wanted.background, kind, tags)
+    if dark:
+        notes.append("dark")
     pixels = np.asarray(whole)
-    key = hashlib.blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels))
+    key = digest.hexdigest()
     if pixels.shape[0] < wanted.height or pixels.shape[1] < wanted.width:
         notes.append("enlarged")
     grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
@@ -129,42 +143,61 @@ def _made(image: Image.Image, wanted: Wanted) -> Picture:
     return Picture(np.asarray(cut), kind, mode, pixels.shape[:2], key, grey, tuple(notes))
 
 
+def _scale_transparency(image: Image.Image) -> None:
+    """Scale the transparent colour of a PNG to 8 bits, as Pillow scales the pixels but not this colour."""
+    clear, raw = image.info.get("transparency"), image.tile[0][3] if image.tile else None
+    if image.mode == "RGB" and raw == "RGB;16B" and isinstance(clear, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if isinstance(clear, int) and raw in ("L;4", "L;2", "1"):
+        image.info["transparency"] = clear * {"L;4": 17, "L;2": 85, "1": 255}[raw]
+
+
 def _see_through(image: Image.Image) -> bool:
     return image.mode in ("La", "RGBa") or image.has_transparency_data
 
 
-def _rgb(image: Image.Image, background: tuple[int, int, int], kind: str) -> Image.Image:
-    """The picture with 8 bits for each of red, green and blue."""
+def _rgb(image: Image.Image, background: tuple[int, int, int], kind: str, tags: Any) -> tuple[Image.Image, bool]:
+    """The picture with 8 bits for each of red, green and blue, and whether it is dark for its depth.
+
+    `tags` are those of a TIFF.
+    """
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image)
-        grey = _bytes(values, image, kind)
+        grey, dark = _bytes(values, image.mode, kind, tags)
         clear = image.info.get("transparency")
         rgb = np.repeat(grey[..., None], 3, axis=-1)
         if isinstance(clear, int):
             rgb[values == clear] = background
-        return Image.fromarray(rgb)
+        return Image.fromarray(rgb), dark
     if image.mode == "La":
         image = image.convert("LA")
     if _see_through(image):
         over = Image.new("RGBA", image.size, (*background, 255))
-        return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB"), False
+    return image.convert("RGB"), False
 
 
-def _bytes(values: np.ndarray, image: Image.Image, kind: str) -> np.ndarray:
-    """Grey values of 16 or 32 bits as bytes."""
-    low, high = values.min(), values.max()
-    if image.mode == "F":
+def _bytes(values: np.ndarray, mode: str, kind: str, tags: Any) -> tuple[np.ndarray, bool]:
+    """Grey values of 16 or 32 bits as bytes, and whether they use less than an eighth of their range."""
+    inverted = tags.get(262) == 0  # white is zero
+    if mode == "F":
+        low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):  # or NaN
             raise Unreadable(f"its floating-point values are from {low:g} to {high:g}: 0 to 1 is needed")
-        return np.rint(255.0 * values).astype(np.uint8)
-    deep = image.mode == "I" and kind != "PNG"  # a PNG has at most 16 bits
-    depth = 2**31 - 1 if deep else 65535
-    if low < 0 or high > depth or (high > 0 and 255 * int(high) < depth):
-        raise Unreadable(
-            f"its values are from {low} to {high}, of {31 if deep else 16} bits: scale them to 8 bits, or to 16 bits"
-        )
-    return np.rint(values * (255.0 / depth)).astype(np.uint8)
+        grey = np.rint(255 * values).astype(np.uint8)
+        return (255 - grey if inverted else grey), False
+    depth = 65535  # a PNG in the mode I has 16 bits too
+    if mode == "I" and kind != "PNG":
+        unsigned = tags.get(339, (1,))[0] == 1
+        values, depth = (values.view(np.uint32), 2**32 - 1) if unsigned else (values, 2**31 - 1)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > depth:
+        raise Unreadable(f"its values are from {low} to {high}: 0 to {depth} is needed")
+    if depth == 65535:
+        grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    else:
+        grey = np.rint(values * (255.0 / depth)).astype(np.uint8)
+    return (255 - grey if inverted else grey), high < depth / 8
 
 
 def _box(size: tuple[int, int], wanted: Wanted, key: str) -> tuple[float, float, float, float]:
@@ -176,7 +209,7 @@ def _box(size: tuple[int, int], wanted: Wanted, key: str) -> tuple[float, float,
     wide, high = scale * wanted.width, scale * wanted.height
     # The first digits of the key decide whether the picture is held out.
     place = int(key[16:24], 16) / 0xFFFFFFFF if wanted.crop == "random" else 0.5
-    left, top = place * (width - wide), place * (height - high)  # one of them is 0
+    left, top = max(0.0, place * (width - wide)), max(0.0, place * (height - high))  # one of them is 0
     return left, top, min(left + wide, width), min(top + high, height)
 
 
@@ -223,11 +256,16 @@ class Reader:
     def __init__(self, wanted: Wanted, workers: int):
         self.wanted, self.workers = wanted, workers
         self._local, self._all = threading.local(), []
+        self._answered = self._ended = False
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
         for worker in self._all:
             worker.kill()
             worker.wait()
@@ -252,24 +290,30 @@ class Reader:
                     for future in ready:
                         yield waiting.pop(future), future.result()
             finally:
+                if waiting:  # an error, or Ctrl-C: no answer is waited for
+                    self._end()
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, path: str) -> dict[str, Any]:
         for _ in range(2):  # a worker may have been killed, for its memory, by chance at this picture
-            worker = getattr(self._local, "worker", None) or self._start()
-            stdin, stdout = _ends(worker)
             try:
+                stdin, stdout = _ends(getattr(self._local, "worker", None) or self._start())
                 stdin.write(json.dumps(path) + "\n")
                 stdin.flush()
                 line = stdout.readline()
             except OSError:
                 line = ""
             if line:
+                self._answered = True
                 found = json.loads(line)
                 if "pixels" in found:
                     found["pixels"] = base64.b64decode(found["pixels"])
                 return found
             self._local.worker = None
+            if self._ended:
+                break
+        if not self._answered and not self._ended:  # no process can be started here
+            return answer(path, self.wanted)
         return {"why": "reading it ended the process: it is too large, or damaged"}
 
     def _start(self) -> subprocess.Popen[str]:

@@ -11,13 +11,16 @@ from scoregen.data.dataset import Dataset
 Make = TypeVar("Make", bound=Callable[..., Dataset])
 
 
-def source(*, shape: Callable[..., tuple[int, ...]] | None = None, verified: bool = False) -> Callable[[Make], Make]:
+def source(
+    *, shape: Callable[..., tuple[int, ...]] | None = None, verified: bool = False, slow: bool = False
+) -> Callable[[Make], Make]:
     """Decorator that declares properties of a source, known without reading its data. A source may do without it.
 
     Args:
         shape: a function from some of the source's options, by name, to the shape of an example.
         verified: whether every file is compared with a published checksum, so that the data are the same in any
             folder.
+        slow: whether the first reading may take minutes, so that a command reports all other errors before it.
 
     >>> @source(shape=lambda size: (size, size, 3))
     ... def photos(*, dir: str, size: int = 32, seed: int = 0) -> Dataset:
@@ -27,7 +30,7 @@ def source(*, shape: Callable[..., tuple[int, ...]] | None = None, verified: boo
     """
 
     def declare(make: Make) -> Make:
-        make.example_shape, make.verified = shape, verified  # pyright: ignore[reportFunctionMemberAccess]
+        make.example_shape, make.verified, make.slow = shape, verified, slow  # pyright: ignore[reportFunctionMemberAccess]
         return make
 
     return declare
@@ -41,6 +44,11 @@ def reads_files(make: Callable[..., Dataset]) -> bool:
 def is_verified(make: Callable[..., Dataset]) -> bool:
     """Whether the data of a source are the same in any folder; see `source`."""
     return getattr(make, "verified", False)
+
+
+def is_slow(make: Callable[..., Dataset] | None) -> bool:
+    """Whether the first reading of a source may take minutes; see `source`."""
+    return getattr(make, "slow", False)
 
 
 def shape_of(make: Callable[..., Dataset], **options: Any) -> tuple[int, ...]:
