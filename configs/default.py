@@ -42,8 +42,7 @@ def get_config() -> Config:
     config.data.folder.prepared = option("", changes="nothing")  # where prepared pictures are stored; "": the cache
     config.data.folder.strict = option(False, changes="nothing")  # refuse a folder with a file that cannot be read
     # The folder of data on disk, also for downloads; "" is the cache folder, except for pictures of your own, where the
-    # folder must be named. For Fashion-MNIST, whose files have
-    # checksums, the folder changes nothing.
+    # folder must be named. For Fashion-MNIST, whose files have checksums, the folder changes nothing.
     config.data.dir = option(
         "", when=f"data.name={ON_DISK}", changes="training", also={"nothing": "data.name=fashion_mnist"}
     )
