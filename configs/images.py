@@ -4,8 +4,8 @@
     scoregen train images --data=photos --size=64 --config.labels=true     # subfolders are classes
 
 The size must be a multiple of 8. Preconditioning, noise levels and weights are from Karras et al. 2022. The network is
-the U-Net of Ho et al. 2020 with 64 to 128 channels, and attention at the smallest size. For two CPU cores, take --size=32
-and --config.net.unet.channels=32.
+the U-Net of Ho et al. 2020 with 64 to 128 channels, and attention at the smallest size. For two CPU cores, take
+--size=32 and --config.net.unet.channels=32.
 
 There is no evaluation at the end, since the distances need labels. With labels, say --config.eval.at_end=true.
 """

@@ -634,7 +634,7 @@ def test_kills_and_two_at_once_train_on_no_wrong_array(tmp_path):
         while child.poll() is None and (not lines.exists() or lines.read_text().count("\n") < 70 * (k + 1)):
             pass
         child.kill()
-        child.wait()
+        child.communicate()
     two = [subprocess.Popen(command, **quiet) for _ in range(2)]
     counts = {child.communicate()[0] for child in two}
     assert len(counts) == 1 and all(child.returncode == 0 for child in two)

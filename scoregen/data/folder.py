@@ -150,7 +150,7 @@ def opened(
 
 
 def _checked(size: Any, channels: Any, crop: Any, background: Any, held_out: Any) -> tuple[int, int]:
-    sizes = size if isinstance(size, tuple | list) else (size,)
+    sizes: tuple[Any, ...] = tuple(size) if isinstance(size, tuple | list) else (size,)
     with errors_of("folder"):
         check_counts("size", sizes)
         check_counts("background", background, 0)
@@ -163,7 +163,8 @@ def _checked(size: Any, channels: Any, crop: Any, background: Any, held_out: Any
         raise UsageError(f"folder: crop={crop!r}: one of {', '.join(CROPS)} is needed")
     if len(background) not in (1, 3) or max(background) > 255:
         raise UsageError(f"folder: background={background}: one or three numbers from 0 to 255 are needed")
-    return int(sizes[0]), int(sizes[-1])
+    height, *more = map(int, sizes)
+    return height, more[0] if more else height
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,7 +478,7 @@ def _write_array(place: Path, rows: Iterable[np.ndarray], checksums: list[int], 
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for row in rows:
-            file.write(np.ascontiguousarray(row))
+            file.write(np.ascontiguousarray(row).data)
         file.flush()
         os.fsync(file.fileno())
     return f"pictures-{digest}.npy"

@@ -134,7 +134,7 @@ def _made(image: Image.Image, wanted: Wanted) -> Picture:
         notes.append("dark")
     pixels = np.asarray(whole)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     key = digest.hexdigest()
     if pixels.shape[0] < wanted.height or pixels.shape[1] < wanted.width:
         notes.append("enlarged")
@@ -145,7 +145,8 @@ def _made(image: Image.Image, wanted: Wanted) -> Picture:
 
 def _scale_transparency(image: Image.Image) -> None:
     """Scale the transparent colour of a PNG to 8 bits, as Pillow scales the pixels but not this colour."""
-    clear, raw = image.info.get("transparency"), image.tile[0][3] if image.tile else None
+    clear, tiles = image.info.get("transparency"), getattr(image, "tile", [])
+    raw = tiles[0][3] if tiles else None
     if image.mode == "RGB" and raw == "RGB;16B" and isinstance(clear, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     if isinstance(clear, int) and raw in ("L;4", "L;2", "1"):
