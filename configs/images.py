@@ -1,11 +1,11 @@
 """EDM on the pictures in a folder of yours: PNG, JPEG and other formats, of any size.
 
     scoregen train images --data=photos --size=64
-    scoregen train images --data=photos --size=64 --config.labels=true     # subfolders are classes
+    scoregen train images --data=photos --size=64 --config.labels=true
 
-The size must be a multiple of 8. Preconditioning, noise levels and weights are from Karras et al. 2022. The network is
-the U-Net of Ho et al. 2020 with 64 to 128 channels, and attention at the smallest size. For two CPU cores, take
---size=32 and --config.net.unet.channels=32.
+With labels, the subfolders are classes. The size must be a multiple of 8. Preconditioning, noise levels and weights are
+from Karras et al. 2022. The network is the U-Net of Ho et al. 2020 with 64 to 128 channels, and attention at the
+smallest size. For two CPU cores, take --size=32 and --config.net.unet.channels=32.
 
 There is no evaluation at the end, since the distances need labels. With labels, say --config.eval.at_end=true.
 """

@@ -88,7 +88,11 @@ def test_what_every_option_changes():
     sections = {"results": ("sampler", "eval"), "training": ("data.dir",), "nothing": ()}
     training = {f"train.{key}": "training" for key in ("steps", "microbatch", "checkpoint_every", "keep")}
     nothing = dict.fromkeys(
-        ["name", "train.log_every", "train.sample_every", "sampler.batch", "eval.likelihood.batch"], "nothing"
+        [
+            *("name", "train.log_every", "train.sample_every", "sampler.batch", "eval.likelihood.batch"),
+            *("data.folder.prepared", "data.folder.strict"),
+        ],
+        "nothing",
     )
     for key in KEYS:
         inside = [effect for effect, names in sections.items() if any(f"{key}.".startswith(f"{n}.") for n in names)]
@@ -324,7 +328,7 @@ def test_a_preset_file_is_warned_of_an_option_that_it_makes_idle(tmp_path, perfo
     assert code == 0 and performed
     assert err.splitlines() == [
         f"scoregen: {path}: config.data.dir='photos' has no effect: the data is 'mixture', and it needs cifar10 or "
-        "fashion_mnist",
+        "fashion_mnist or folder",
         f"scoregen: {path}: config.loss.ssm.slices=4 has no effect: it belongs to the loss 'ssm', and 'x0' is chosen",
     ]
     path.write_text(

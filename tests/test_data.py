@@ -275,9 +275,10 @@ def test_hold_out_loses_and_repeats_nothing():
 def test_a_shape_is_known_without_files(name):
     """Sources that read files declare their shape for the default options; other sources make the data."""
     make = SOURCES[name]
-    assert reads_files(make) == (name in ("cifar10", "fashion_mnist"))
+    assert reads_files(make) == (name in ("cifar10", "fashion_mnist", "folder"))
     shape = shape_of(make, dir="no such folder")
-    assert shape == {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "digits": (8, 8, 1)}.get(name, (2,))
+    shapes = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "digits": (8, 8, 1), "folder": (64, 64, 3)}
+    assert shape == shapes.get(name, (2,))
     if not reads_files(make):
         assert shape == make().shape
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from scoregen import run
-from scoregen.app import actions, conformance
+from scoregen.app import actions, conformance, data
 from scoregen.app import config as config_lib
 from scoregen.app.build import build
 from scoregen.app.main import COMMANDS, OTHERS, main
@@ -205,14 +205,15 @@ def understood(line: str, folder: Path, monkeypatch) -> Parsed | None:
     monkeypatch.setattr(actions, "perform", lambda mode, config, *args, **options: stop(mode, config))
     parse, read = design.parse, conformance.read
 
-    def parsed(*given, **options):
-        stop("design", parse(*given, **options).config)
+    def parsed(mode, *given, **options):
+        stop(mode, parse(*given, **options).config)
 
     def checked(argv, flags):
         read(argv, flags).check()
         stop("conformance")
 
-    monkeypatch.setattr(design, "parse", parsed)
+    monkeypatch.setattr(design, "parse", functools.partial(parsed, "design"))
+    monkeypatch.setattr(data, "parse", functools.partial(parsed, "data"))
     monkeypatch.setattr(conformance, "read", checked)
 
     program, *argv = shlex.split(line.removeprefix("python -m "))

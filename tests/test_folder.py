@@ -456,7 +456,9 @@ def test_what_is_no_folder_of_pictures_is_refused(tmp_path):
     for options, parts in (
         ({"size": (1, 2, 3)}, ("size=(1, 2, 3)", "height and width")),
         ({"size": 0}, ("size=(0,)", "at least 1")),
-        ({"channels": 4}, ("channels=4",)),
+        ({"channels": 4}, ("channels=4", "1, 3, or 0")),
+        ({"size": "big"}, ("size=('big',)", "an integer")),
+        ({"background": (-1,)}, ("background=(-1,)", "at least 0")),
         ({"crop": "middle"}, ("crop='middle'", "center, random, none")),
         ({"background": (1, 2)}, ("background=(1, 2)",)),
         ({"background": (300,)}, ("background=(300,)", "0 to 255")),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import scoregen as sg
-from scoregen.data import SOURCES
+from scoregen.data import SOURCES, reads_files
 from scoregen.errors import UsageError, check_fields
 from scoregen.guidance import CONTROLS
 from scoregen.likelihood import LIKELIHOODS
@@ -24,7 +24,7 @@ from scoregen.train import AVERAGES, OPTIMIZERS, SCHEDULES, Checkpoints, check_e
 
 TABLES = (PROCESSES, TIMES, LOSSES, STEPS, CORRECTORS, CONTROLS, AVERAGES, OPTIMIZERS, SCHEDULES, LIKELIHOODS, SOURCES)
 ELSEWHERE = {  # these are numbers, or they have their own messages
-    *("halflife-images", "cifar10-size", "fashion_mnist-size", "ncsnpp-filter"),
+    *("halflife-images", "cifar10-size", "fashion_mnist-size", "ncsnpp-filter", "folder-size", "folder-background"),
     *("refinenet-num_classes", "refinenet_v2-num_classes"),
 }
 
@@ -73,6 +73,8 @@ def test_an_option_that_counts_is_an_integer(make, name, value):
 
 def required(make):
     """The parameters of a part that have no default."""
+    if make in SOURCES.values() and reads_files(make):
+        return {"dir": "."}
     if make in SCHEDULES.values():
         return {"learning_rate": 1.0, "steps": 10}
     return {"learning_rate": 1e-3} if make in OPTIMIZERS.values() else {}

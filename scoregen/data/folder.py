@@ -45,7 +45,13 @@ BAR = 500  # so many pictures have a progress bar
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}  # folders that are no classes
 
 
-@source(slow=True)
+def _shape(size: int | tuple[int, ...], channels: int) -> tuple[int, int, int]:
+    """The shape of a picture; colour, unless the options say grey: which it is depends on the files."""
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    return height, width, channels or 3
+
+
+@source(shape=_shape, slow=True)
 def folder(
     dir: str,
     size: int | tuple[int, ...] = (64,),
@@ -157,8 +163,9 @@ def _checked(size: Any, channels: Any, crop: Any, background: Any, held_out: Any
         check_numbers(lambda share: 0 <= share < 1, "a number from 0 to below 1", held_out=held_out)
     if len(sizes) > 2:
         raise UsageError(f"folder: size={size}: one number is needed, or height and width")
-    if channels not in (0, 1, 3):
-        raise UsageError(f"folder: channels={channels}: 1, 3, or 0 is needed")
+    if channels not in (1, 3) or isinstance(channels, bool):
+        with errors_of("folder"):
+            check_numbers(lambda number: number == 0, "1, 3, or 0 to find out,", channels=channels)
     if crop not in CROPS:
         raise UsageError(f"folder: crop={crop!r}: one of {', '.join(CROPS)} is needed")
     if len(background) not in (1, 3) or max(background) > 255:
