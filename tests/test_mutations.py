@@ -166,6 +166,7 @@ class Recorded:
     """Replaces `Copy`: every guard passes unless its name is in `broken`, and the mutants of `posterior` are caught."""
 
     broken = ()
+    slow = ()  # the functions whose mutants a slow test catches
     first: ClassVar[list] = []
 
     def __init__(self, base, root, compiled):
@@ -177,6 +178,8 @@ class Recorded:
     def run(self, mutant, tier, seconds, first=()):
         if tier == mutate.QUICK:
             self.first.append(first)
+        elif mutant.function in self.slow:
+            return Result(mutant, "test_process.py::test_slowly", 1.0)
         return Result(mutant, "test_process.py::test_bayes" if mutant.function == "posterior" else "survived", 1.0)
 
     def close(self):
@@ -199,9 +202,14 @@ def test_what_caught_a_mutant_is_tried_first_with_the_next(monkeypatch, tmp_path
 
 
 def test_a_guard_that_fails_without_a_mutation_ends_it(monkeypatch, tmp_path, everything):
-    for tier in (mutate.QUICK, mutate.SLOW):
-        with pytest.raises(SystemExit, match=r"test_bound\.py fails without a mutation, so it can catch none"):
-            run_recorded(monkeypatch, tmp_path / tier, everything, broken=[("tests/test_bound.py", tier)])
+    with pytest.raises(SystemExit, match=r"test_bound\.py fails without a mutation, so it can catch none"):
+        run_recorded(monkeypatch, tmp_path / "a", everything, broken=[("tests/test_bound.py", mutate.QUICK)])
+    slow = {"slow": ["perturb"]}
+    _, results, _ = run_recorded(monkeypatch, tmp_path / "b", everything, **slow)
+    assert [result.how for result in results][1] == "test_process.py::test_slowly"
+    broken = [("tests/test_process.py::test_slowly", mutate.SLOW)]
+    with pytest.raises(SystemExit, match=r"test_slowly fails without a mutation, so it can catch none"):
+        run_recorded(monkeypatch, tmp_path / "c", everything, broken=broken, **slow)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@
 
 `operators.py` says which mistakes are made, `targets.py` in which functions, and which tests guard them. A mutant is
 caught if a guard fails, if the mutant cannot be imported, or if the guards exceed the time limit: a minute plus three
-times their time without the mutant. A mutant that no guard catches is a hole in the tests; the exit code is then 1.
+times their time without the mutant, or half an hour for slow tests. A mutant that no guard catches is a hole in the
+tests; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +46,9 @@ from mutations.targets import EQUIVALENT, WRITTEN, Equivalent, guards, is_mutate
 
 ROOT = Path(__file__).parent.parent.parent
 LONG = "tests/test_conformance.py::test_the_whole_matrix"  # minutes, and the other guards check the same formulas
-SAMPLE = 12  # mutants of a module
+SAMPLE = 2  # mutants of a module
 QUICK, SLOW = "not slow", "slow"  # the tests of a tier, for pytest's -m
+LIMIT = 1800  # seconds for the slow tests of a mutant
 # The tests' cache of compiled programs. Most programs are the same in every mutant.
 COMPILED = ROOT / ".pytest_cache" / "compiled"
 
@@ -244,39 +245,37 @@ def _link(source: str, target: str) -> None:
 def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Result]:
     """Run the quick tests of every guard without a mutation, which have to pass, and then the mutants.
 
-    The slow tests of a guard run only for mutants that pass all quick tests, and once without a mutation before that.
+    The slow tests of a guard run only for mutants that pass all quick tests. A slow test that fails then has to pass
+    without the mutation.
     """
     # A temporary copy of the cache: the programs of mutants are of no use later.
     COMPILED.mkdir(parents=True, exist_ok=True)
     compiled = folder / "compiled"
     copies: queue.Queue[Copy] = queue.Queue()
-    seconds: dict[tuple[str, str], float] = {}  # (guard, tier) -> the time that it takes without a mutation
-    locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+    seconds: dict[str, float] = {}  # guard -> the time of its quick tests without a mutation
+    sound: set[str] = set()  # slow tests that pass without a mutation
     catchers: dict[str, list[str]] = {}
 
-    def baseline(copy: Copy, guard: str, tier: str) -> str | None:
-        begin = time.monotonic()
-        code, output = copy.test([guard], tier)
-        seconds[guard, tier] = time.monotonic() - begin
-        return f"{guard} fails without a mutation, so it can catch none:\n{output}" if code != 0 else None
+    def passes(copy: Copy, test: str, tier: str) -> str | None:
+        """None if a test, or a module of tests, passes without a mutation; else a line about it."""
+        code, output = copy.test([test], tier)
+        return f"{test} fails without a mutation, so it can catch none:\n{output}" if code != 0 else None
 
     def quick(guard: str) -> str | None:
-        copy = copies.get()
+        copy, begin = copies.get(), time.monotonic()
         try:
-            return baseline(copy, guard, QUICK)
+            return passes(copy, guard, QUICK)
         finally:
+            seconds[guard] = time.monotonic() - begin
             copies.put(copy)
 
-    def limit(mutant: Mutant, tier: str) -> float:
-        return 60 + 3 * sum(seconds[guard, tier] for guard in guards(mutant))
-
     def slow(copy: Copy, mutant: Mutant, first: Iterable[str]) -> Result:
-        for guard in guards(mutant):
-            with locks[guard]:
-                problem = None if (guard, SLOW) in seconds else baseline(copy, guard, SLOW)
-            if problem:
+        result = copy.run(mutant, SLOW, LIMIT, first)
+        if result.test and result.test not in sound:
+            if problem := passes(copy, result.test, SLOW):
                 raise SystemExit(problem)
-        return copy.run(mutant, SLOW, limit(mutant, SLOW), first)
+            sound.add(result.test)
+        return result
 
     def one(mutant: Mutant) -> Result:
         copy = copies.get()
@@ -284,7 +283,8 @@ def run(chosen: list[Mutant], base: Path, folder: Path, workers: int) -> list[Re
         lists = [(catchers.setdefault(mutant.place, []), 3), (catchers.setdefault(mutant.module, []), 5)]
         first = dict.fromkeys(test for known, count in lists for test in known[: -count - 1 : -1])
         try:
-            result = copy.run(mutant, QUICK, limit(mutant, QUICK), list(first))
+            limit = 60 + 3 * sum(seconds[guard] for guard in guards(mutant))
+            result = copy.run(mutant, QUICK, limit, list(first))
             if result.how == "survived":
                 result = slow(copy, mutant, first)
         finally:

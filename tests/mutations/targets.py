@@ -111,6 +111,7 @@ WRITTEN = [
         "split_keys(fold_keys(_A, k), 2)",
         "split_keys(fold_keys(_A, k), 2)[:1] * 2",
         "the corrector and the step draw the same noise",
+        ("test_samplers.py",),
     ),
     Written(
         "samplers/grids.py",
