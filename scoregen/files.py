@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -112,6 +113,26 @@ def make_folder(folder: Path, name: str = "") -> None:
         reason = error.strerror if file is None else "it is a file" if file == folder else f"{file} is a file"
         choose = f"; choose another {name}" if name else ""
         raise UsageError(f"cannot make the folder {folder}: {reason}{choose}") from None
+
+
+def crc32(path: Path) -> int | None:
+    """The CRC-32 of a file; None if it cannot be read.
+
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name, "file")
+    >>> _ = path.write_bytes(b"123456789")
+    >>> hex(crc32(path)), crc32(path.with_name("none"))
+    ('0xcbf43926', None)
+    >>> folder.cleanup()
+    """
+    found = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                found = zlib.crc32(block, found)
+    except OSError:
+        return None
+    return found
 
 
 def check_writable(folder: Path) -> None:

@@ -155,7 +155,7 @@ def parse(
     if preset and found.positional:
         first, name = found.positional[0], found.values["config"]
         if name is not None:
-            found.errors.append(f"{first} and --config={name} both name a configuration: say one of them")
+            found.errors.append(two_configs(first, name))
         else:
             found.values["config"] = first
     name = found.values["config"]
@@ -260,6 +260,11 @@ def apply(found: Arguments, config: Config) -> None:
             found.errors += error.args
     now = ((key, old, config_lib.get(config, key)) for key, old in sorted(before.items()))
     found.changes = [(key, old, new) for key, old, new in now if repr(new) != repr(old)]
+
+
+def two_configs(first: str, name: str) -> str:
+    """The line for a command line that names a configuration twice."""
+    return f"{first} and --config={name} both name a configuration: say one of them"
 
 
 def no_config() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -110,14 +111,20 @@ def data(config: Config) -> Dataset:
     Raises:
         UsageError: if the data are missing, or an option is out of range.
     """
-    try:
+    with naming_options(config):
         return config_lib.build(SOURCES, config.data, "data", dir=config.data.dir)
-    except UsageError as error:  # its message names parameters, which are flags here
-        raise UsageError(*(with_flags(line, config) for line in error.args)) from error
 
 
-def with_flags(line: str, config: Config) -> str:
-    """A message of a data source, with the option in place of each parameter that it names."""
+@contextlib.contextmanager
+def naming_options(config: Config) -> Iterator[None]:
+    """Within it, the errors of a data source name options in place of its parameters."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(*(_with_options(line, config) for line in error.args)) from error
+
+
+def _with_options(line: str, config: Config) -> str:
     name: Any = config.data.name
     line = re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line)
     own = "|".join(map(re.escape, config.data.get(name, {})))
@@ -417,7 +424,7 @@ def _check_fit(
         check_shapes(trained, objective, raw, bool(trained.num_classes), prepare)
     except ValueError as error:
         name, reason = config.net.name, config_lib.first_line(error.__cause__ or error)
-        if reason.partition("=")[0] in config.net.get(name, {}):  # an option's message begins with "option=value"
+        if config_lib.names_option(reason, config.net.get(name, {})):
             refusals.add(f"config.net.{name}.{reason}")
         else:
             refusals.add(f"the network '{name}' and the data '{config.data.name}': {reason}")

@@ -176,11 +176,16 @@ def build(table: Mapping[str, Callable], section: Config, key: str = "", /, **ex
         return make(**(options | extra))
     except (TypeError, ValueError) as error:
         part, line = f"config.{key}.{name}" if key else name, first_line(error)
-        of_option = line.partition("=")[0] in options  # an option's message begins with "option=value"
+        of_option = names_option(line, options)
         if isinstance(error, TypeError) and not of_option:
             raise  # a fault of the part, not of a value
         between = "." if of_option else ": "
         raise UsageError(f"{part}{between}{line}") from error
+
+
+def names_option(line: str, options: Iterable[str]) -> bool:
+    """Whether an error is about one of these options: its message then begins with "option=value"."""
+    return line.partition("=")[0] in options
 
 
 # Presets and files

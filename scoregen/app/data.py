@@ -62,14 +62,11 @@ def _run(argv: Sequence[str], console: Console) -> int:
     make_folder(out.parent, "--out")
 
     from scoregen.app import figures
-    from scoregen.app.build import with_flags
+    from scoregen.app.build import naming_options
     from scoregen.data.folder import opened
 
-    with given.as_typed():
-        try:
-            found = opened(given.positional[0], **config_lib.tuples(given.config.data.folder.to_dict()))
-        except UsageError as error:
-            raise UsageError(*(with_flags(line, given.config) for line in error.args)) from error
+    with given.as_typed(), naming_options(given.config):
+        found = opened(given.positional[0], **config_lib.tuples(given.config.data.folder.to_dict()))
     for line in found.dataset.notes:
         say(console, line)
     for name, value in _counts(found):

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import CONFIG, Arguments, Flag, apply, no_config, read
+from scoregen.app.arguments import CONFIG, Arguments, Flag, apply, no_config, read, two_configs
 from scoregen.app.command import (
     HELP_FLAGS,
     answer,
@@ -258,7 +258,7 @@ def _named(mode: str, found: Arguments) -> tuple[str | None, Path | None, Path |
     run = found.positional[0] if found.positional else None
     if run is not None and mode == "train" and not (Path(run).expanduser() / "config.json").is_file():
         if preset is not None:
-            found.errors.append(f"{run} and --config={preset} both name a configuration: say one of them")
+            found.errors.append(two_configs(run, preset))
         preset, run = run, None
     if run is not None:
         if workdir is not None:

@@ -64,9 +64,10 @@ def folder(
 ) -> Dataset:
     """The pictures in a folder and its subfolders, as uint8 `[N, H, W, C]`.
 
-    Files are found by their suffix: PNG, JPEG, WebP, BMP, TIFF and GIF, of which the first frame is taken. Hidden files
-    and folders, and `__MACOSX`, are left out. A picture is turned upright (EXIF), laid over the background if it is
-    transparent, cut to the aspect ratio of `size`, and resized with antialiasing. Values of 16 bits are scaled to 8.
+    Files are found by their suffix: PNG, JPEG, WebP, BMP, TIFF and GIF. Of an animation the first frame is taken.
+    Hidden files and folders, and `__MACOSX`, are left out. A picture is turned upright (EXIF), laid over the background
+    if it is transparent, cut to the aspect ratio of `size`, and resized with antialiasing. Values of 16 bits are scaled
+    to 8.
 
     Labels come from a file `labels.csv` with the columns file and label, or else from the names of the subfolders, if
     every picture is in one of two or more. Classes are numbered in the order of their names.
@@ -137,8 +138,9 @@ def opened(
         raise UsageError("no folder is named to read the pictures from: say dir=FOLDER")
     root = Path(dir).expanduser()
     found = find(root)
-    place = Path(prepared).expanduser() if prepared else cache.folder("folder") / _key(root, wanted, channels)
-    index, pictures = prepare(root, found, wanted, channels, place)
+    options = _options(root, wanted, channels)
+    place = Path(prepared).expanduser() if prepared else cache.folder("folder") / _key(options)
+    index, pictures = prepare(root, found, wanted, options, place)
     _refuse_broken(root, index, strict)
     good = {name: entry for name, entry in index["files"].items() if entry["why"] is None}
     names = sorted(good, key=lambda name: good[name]["row"])
@@ -237,23 +239,28 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _key(root: Path, wanted: Wanted, channels: int) -> str:
+def _options(root: Path, wanted: Wanted, channels: int) -> dict[str, Any]:
+    """All that the prepared pictures depend on beside the files, as it is read back from JSON."""
+    options = {**dataclasses.asdict(wanted), "channels": channels, "folder": str(root.resolve()), "version": VERSION}
+    return json.loads(json.dumps(options))
+
+
+def _key(options: dict[str, Any]) -> str:
     """The name of the prepared folder in the cache."""
-    text = json.dumps([VERSION, str(root.resolve()), dataclasses.asdict(wanted), channels])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps(options).encode(), digest_size=8).hexdigest()
 
 
 # Preparation
 
 
-def prepare(root: Path, found: Found, wanted: Wanted, channels: int, place: Path) -> tuple[dict[str, Any], np.ndarray]:
+def prepare(
+    root: Path, found: Found, wanted: Wanted, options: dict[str, Any], place: Path
+) -> tuple[dict[str, Any], np.ndarray]:
     """The index and the array of the prepared pictures, which are made or refreshed first if they are not up to date.
 
     Raises:
         UsageError: if `place` cannot be written, holds other files, or belongs to another folder or to other options.
     """
-    options = {**dataclasses.asdict(wanted), "channels": channels, "folder": str(root.resolve()), "version": VERSION}
-    options = json.loads(json.dumps(options))
     with contextlib.suppress(OSError):  # the array was removed meanwhile, by a refresh
         index = _index(place, options)
         if index is not None and _is_current(root, found, wanted, index):
@@ -262,7 +269,7 @@ def prepare(root: Path, found: Found, wanted: Wanted, channels: int, place: Path
     with files.locked(place / "lock", wait=_say_once(f"another command prepares the pictures in {root}: waiting")):
         index = _index(place, options)
         if index is None or not _is_current(root, found, wanted, index):
-            index = _refresh(root, found, wanted, channels, place, options, index)
+            index = _refresh(root, found, wanted, place, options, index)
         return index, np.load(place / index["array"], mmap_mode="r")
 
 
@@ -305,19 +312,7 @@ def _index(place: Path, options: dict[str, Any]) -> dict[str, Any] | None:
             f"{place} holds pictures of {index['options'].get('folder')}, or made with other options: say another "
             "prepared=FOLDER"
         )
-    return index if _checksum(place / index["array"]) == index["checksum"] else None
-
-
-def _checksum(path: Path) -> int | None:
-    """The CRC-32 of a file; None if there is none."""
-    found = 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                found = zlib.crc32(block, found)
-    except FileNotFoundError:
-        return None
-    return found
+    return index if files.crc32(place / index["array"]) == index["checksum"] else None
 
 
 def _is_current(root: Path, found: Found, wanted: Wanted, index: dict[str, Any]) -> bool:
@@ -334,7 +329,6 @@ def _refresh(
     root: Path,
     found: Found,
     wanted: Wanted,
-    channels: int,
     place: Path,
     options: dict[str, Any],
     index: dict[str, Any] | None,
@@ -348,7 +342,7 @@ def _refresh(
         _read_all(root, [name for name in found.pictures if name not in same], found, wanted, part)
         entries = {name: dict(same.get(name) or part.entries[name]) for name in sorted(found.pictures)}
         good = sorted((entry for entry in entries.values() if entry["why"] is None), key=_place, reverse=True)
-        grey = channels == 1 or (channels == 0 and all(entry["grey"] for entry in good))
+        grey = options["channels"] == 1 or (options["channels"] == 0 and all(entry["grey"] for entry in good))
 
         def pixels(entry: dict[str, Any]) -> np.ndarray:
             rgb = part.picture(entry) if old is None or entry["row"] is None else old[entry["row"]]
@@ -359,7 +353,7 @@ def _refresh(
         name = _write_array(place, map(pixels, good), [entry["crc"] for entry in good], (wanted, grey))
         for row, entry in enumerate(good):
             entry["row"] = row
-        checksum = _checksum(place / name)
+        checksum = files.crc32(place / name)
         made = {"options": options, "array": name, "checksum": checksum, "files": entries}
         with files.whole(place / "index.json") as fresh:
             fresh.write_text(json.dumps(made), encoding="utf-8")
@@ -451,8 +445,8 @@ def _read_all(root: Path, missing: list[str], found: Found, wanted: Wanted, part
     workers = 1 if len(missing) <= ALONE else min(cores, 16)
     with _bar(len(missing)) as advance, Reader(wanted, workers) as reader:
         names = {str(root / name): name for name in missing}
-        for path, answer in reader(names):
-            part.add(names[path], found.pictures[names[path]], answer)
+        for path, read in reader(names):
+            part.add(names[path], found.pictures[names[path]], read)
             advance()
 
 

@@ -32,6 +32,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from scoregen.errors import UsageError, check_count, check_path
+from scoregen.files import crc32
 
 # Orbax logs every save and every failure. Failures are reported here in one line instead.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -230,7 +231,7 @@ class Checkpoints:
                 "use the model that it was trained with, or another folder"
             )
         for file, checksum in contents["files"].items():
-            if _checksum(path / file) != checksum:
+            if crc32(path / file) != checksum:
                 raise _Damaged(f"its file '{file}' has changed")
         arguments = ocp.args.PyTreeRestore(
             dict.fromkeys(wanted, 0),
@@ -251,7 +252,7 @@ class Checkpoints:
             return
         folder = self.directory / f"{self._contents['step']}{_TEMPORARY}"
         files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _UNSEALED)
-        self._contents["files"] = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+        self._contents["files"] = {path.relative_to(folder).as_posix(): crc32(path) for path in files}
         text = json.dumps(self._contents)
         (folder / _CONTENTS).write_text(f"{zlib.crc32(text.encode()):08x} {text}")
 
@@ -289,17 +290,6 @@ def _contents(path: Path) -> dict[str, Any]:
     if checksum != f"{zlib.crc32(text):08x}".encode():
         raise _Damaged(f"its file '{_CONTENTS}' has changed")
     return json.loads(text)
-
-
-def _checksum(path: Path) -> int | None:
-    checksum = 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                checksum = zlib.crc32(block, checksum)
-    except OSError:
-        return None
-    return checksum
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:
