@@ -68,6 +68,26 @@ def test_a_network_of_ones_own_on_an_array_of_ones_own():
     assert x.shape == (3, 64, 2) and x.dtype == jnp.float32 and np.isfinite(x).all()
 
 
+def test_the_held_out_loss_is_that_of_the_average(tmp_path):
+    parts = toy()
+    state = sg.fit(
+        parts.model,
+        parts.data,
+        parts.objective,
+        optax.sgd(0.5),
+        3,
+        batch=8,
+        ema=0.9,
+        seed=parts.seed,
+        workdir=tmp_path,
+        progress=False,
+    )
+    written = [line["held_out_loss"] for line in MetricsLog.read(tmp_path) if "held_out_loss" in line]
+    loss = make_eval(parts.model, parts.objective, parts.data, seed=parts.seed, batch=8)
+    assert written[-1] == pytest.approx(loss(state.ema), rel=1e-6)
+    assert written[-1] != pytest.approx(loss(state.params), rel=1e-3)
+
+
 @pytest.mark.slow
 def test_the_ten_lines_of_the_readme_are_near_the_floor():
     model = Model(sg.ddpm(), sg.nets.MLP(), target="eps", condition="logsnr")

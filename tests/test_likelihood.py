@@ -203,8 +203,11 @@ def test_hutchinson_is_right_within_its_error(exact):
     assert (abs(apart) < 4 * spread / math.sqrt(runs)).all()
     # The mean of the squared errors is the variance; both have a relative deviation of about sqrt(2 / runs) or less.
     np.testing.assert_allclose((error**2).mean(1), spread**2, rtol=0.5)
-    fewer = found(exact_dims=5, probes=2)[0].std(1, ddof=1)
+    nats, error, _ = found(exact_dims=5, probes=2)
+    fewer = nats.std(1, ddof=1)
     np.testing.assert_allclose((fewer**2 / spread**2).mean(), 2, rtol=0.35)
+    # With two directions the error would be half as large without ddof = 1.
+    np.testing.assert_allclose(((error**2).mean(1) / fewer**2).mean(), 1, rtol=0.3)
 
 
 @pytest.mark.slow

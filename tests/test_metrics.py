@@ -3,6 +3,7 @@
 import logging
 import types
 
+import jax
 import numpy as np
 import pytest
 import scipy.linalg
@@ -335,6 +336,27 @@ def test_features_refuse(kept, images):
         kept[2](images)
 
 
+def test_images_are_normalised_by_the_training_images(tmp_path, monkeypatch):
+    """The classifier sees (image - mean) / (std + 1), and held-out images change neither."""
+    data = _stripes()
+    brighter = types.SimpleNamespace(**vars(data) | {"test": np.minimum(data.test, 155) + 100})
+    seen = []
+
+    def untrained(net, forward, *rest):
+        params = net.init(jax.random.key(5), np.zeros((1, 8, 8, 1)))
+        seen.append((net, forward, params))
+        return params
+
+    monkeypatch.setattr("scoregen.metrics.features._train", untrained)
+    for i, each in enumerate((data, brighter)):
+        classifier_features(each, cache_dir=tmp_path / str(i), steps=1)
+    x = data.train.astype(np.float32)
+    for net, forward, params in seen:
+        expected = net.apply(params, (x - x.mean()) / (x.std() + 1))
+        for found, exact in zip(forward(params, data.train), expected, strict=True):
+            np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-4)
+
+
 def test_cache_is_used(kept, monkeypatch):
     data, folder, features, _ = kept
     monkeypatch.setattr("scoregen.metrics.features._train", lambda *_: pytest.fail("trained again"))
@@ -359,7 +381,6 @@ def test_cache_key_sees_everything(kept, monkeypatch):
 
 
 def _zeros(like):
-    import jax
 
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from levels import levels
+from scipy.integrate import quad
 
 from scoregen.denoiser import Denoiser, as_energy, from_energy, prediction_from_x0
 from scoregen.guidance import ClassifierFree, Clip, DynamicThreshold
@@ -435,6 +436,20 @@ def test_the_weights_of_unipc_keep_their_digits_in_short_steps():
             np.testing.assert_allclose(found[False], found[True], rtol=2e-4)
             if h < 0.01:  # the weights of Adams and Moulton, at equal steps
                 np.testing.assert_allclose(found[True][-1], {2: 5 / 12, 3: 3 / 8}[order], rtol=1e-2)
+
+
+@pytest.mark.parametrize("h", [0.29, 0.31, 2.0, 6.0, 15.0])
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_weights_of_unipc_are_exact_for_polynomials_at_any_step(h, order):
+    """sum_m rho_m r_m^(i - 1) = -h int_0^1 exp(-(1 - u) h) u^i du / expm1(-h) (Zhao et al. 2023, eq. 5)."""
+    ratios = [-k for k in range(1, order)] + [1.0]
+    places = [jnp.full(1, r, float) for r in ratios]
+    rho = np.asarray(UniPC(order)._weights(jnp.full(1, h), places, order, True), np.float64)[:, 0]
+    for i in range(1, order + 1):
+        integral = quad(lambda u, i=i: math.exp(-(1 - u) * h) * u**i, 0, 1, epsabs=1e-12)[0]
+        # z phi_{i + 1}(z) = z / i! int exp((1 - u) z) u^i du, at z = -h
+        exact = -h * integral / math.expm1(-h)
+        np.testing.assert_allclose(sum(rho * np.power(ratios, i - 1)), exact, rtol=2e-4)
 
 
 def test_all_noise_may_be_fresh_also_where_alpha_is_0():

@@ -344,6 +344,15 @@ def test_second_moment_is_nichol_and_dhariwal(process):
         np.testing.assert_allclose(got.ratio, 1 / (bins * shares[got.bin]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("law", [UniformLogSNR(), SecondMoment()])
+@pytest.mark.parametrize("name", ["ddpm", "vp"])
+def test_a_share_that_is_rounded_up_to_all_falls_into_the_last_bin(law, name):
+    process = MADE[name]
+    state = law.init(process)
+    found = law.at(process, state, jnp.ones(1), jnp.zeros(1))
+    assert int(found.bin[0]) == law.histogram(process, state).size - 1
+
+
 def test_second_moment_waits_for_the_last_bin():
     """While one bin has only nine losses, the law stays uniform."""
     law, chain = SecondMoment(), ncsn()

@@ -261,6 +261,7 @@ class Equivalent(NamedTuple):
 
 
 SAME_LAW = "noise with the other sign has the same law"
+CENTRES = "the data are the centres of the bins, never their edges"
 EQUIVALENT = [
     Equivalent(
         "samplers/*.py", "*", "* + *normal(key, x.shape, x.dtype)", "* - *normal(key, x.shape, x.dtype)", SAME_LAW
@@ -274,6 +275,8 @@ EQUIVALENT = [
     Equivalent(
         "losses/bound.py", "decoder_nll", "below + above > 0", "below + above >= 0", "at 0 both sides are mirror images"
     ),
+    Equivalent("losses/bound.py", "decoder_nll", "x0 < low + *", "x0 <= low + *", CENTRES),
+    Equivalent("losses/bound.py", "decoder_nll", "x0 > high - *", "x0 >= high - *", CENTRES),
 ]
 
 
