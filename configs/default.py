@@ -26,6 +26,9 @@ from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES
 
 # The data sources that read files.
 ON_DISK = "|".join(name for name, source in SOURCES.items() if "dir" in inspect.signature(source).parameters)
+# The data sources whose examples may have a context.
+WITH_CONTEXT = "|".join(name for name, source in SOURCES.items() if "context" in inspect.signature(source).parameters)
+CONDITIONAL = "labels=true or data.context!="  # the network is conditioned on something
 SAMPLING = ("train", "sample", "eval", "trajectory")  # the commands that draw samples
 DENOISING = (*SAMPLING, "likelihood")  # the commands that use the denoiser of the sampling
 RESCALED = {"ddpm.rescale": ".ddpm.steps!=1000"}  # multiplies the betas by 1000 / steps
@@ -38,7 +41,7 @@ def get_config() -> Config:
     config: Config = ConfigDict()
     config.seed = 0  # 0 to 4294967295
 
-    config.data = choice(SOURCES, "digits", without=("prepared", "strict"))
+    config.data = choice(SOURCES, "digits", without=("prepared", "strict", "context"))
     config.data.folder.prepared = option("", changes="nothing")  # where prepared pictures are stored; "": the cache
     config.data.folder.strict = option(False, changes="nothing")  # refuse a folder with a file that cannot be read
     # The folder of data on disk, also for downloads; "" is the cache folder, except for pictures of your own, where the
@@ -46,8 +49,13 @@ def get_config() -> Config:
     config.data.dir = option(
         "", when=f"data.name={ON_DISK}", changes="training", also={"nothing": "data.name=fashion_mnist"}
     )
+    # The context of each example, on which the network is conditioned: columns of a table, separated by commas, or a
+    # .npy file beside an array.
+    config.data.context = option("", when=f"data.name={WITH_CONTEXT}")
     config.data.flip = False  # mirror half of the training images
     config.data.augment = 0.0  # probability of each augmentation (also an input of the network); 0: none
+    config.data.crop = 0  # pixels by which training images are shifted at most, reflected at their edges; 0: not at all
+    config.data.shift = False  # shift each series in training around its end
     config.scaling = choice(SCALINGS, "centered")
 
     config.process = choice(PROCESSES, "ddpm", when=RESCALED)
@@ -60,12 +68,12 @@ def get_config() -> Config:
     config.log_variance = False  # divide the loss of each noise level by a learned variance
 
     config.labels = False  # give the network the class of each example
-    # The probability of dropping the class in training, so that the network also learns to work without a class.
-    config.label_dropout = option(0.1, when="labels=true")
+    # The probability of dropping the class and the context in training, so that the network also works without them.
+    config.label_dropout = option(0.1, when=CONDITIONAL)
     config.net = choice(
         NETS,
         "unet",
-        without=("num_classes", "out_channels", "augment_dim"),
+        without=("num_classes", "context_dim", "out_channels", "augment_dim", "batch"),
         when={"unet.attention_heads": ".unet.head_channels=0", "ncsnpp.fourier_scale": ".ncsnpp.embedding=fourier"},
     )
     config.net.condition = "index"  # the network's input for the noise level: index, rescaled, sigma, logsnr, edm
@@ -102,8 +110,10 @@ def get_config() -> Config:
     # The class of all samples, or of all held-out examples. -1: classes in the proportions of the data, or the
     # example's own class.
     config.sampler.label = option(-1, when=("labels=true", ".guidance!=0"), modes=DENOISING)
-    # eps = eps(no class) + guidance (eps(class) - eps(no class)). 1: the conditional model, 0: no class.
-    config.sampler.guidance = option(1.0, when="labels=true", modes=DENOISING)
+    # The context of all samples, or of all held-out examples, in the units of the data; (): contexts of the data.
+    config.sampler.context = option((), when=("data.context!=", ".guidance!=0"), modes=DENOISING)
+    # eps = eps(no class) + guidance (eps(class) - eps(no class)). 1: the conditional model, 0: no class and no context.
+    config.sampler.guidance = option(1.0, when=CONDITIONAL, modes=DENOISING)
     config.sampler.control = choice(
         CONTROLS,
         "none",

@@ -16,7 +16,7 @@ class Cond(NamedTuple):
         noise: one conditioning value per example, [B], for example an index, a log-SNR or a log sigma. The model's
             `condition` decides which.
         label: the class of each example, integers [B]. The label `num_classes` stands for no class.
-        context: a vector per example, [B, K]. No network in `scoregen.nets` takes one yet.
+        context: a vector of about unit scale per example, floating-point [B, K]. A row of NaN stands for no context.
         augment: how each example was augmented, [B, 9], with zeros for no augmentation.
 
     >>> import jax, jax.numpy as jnp

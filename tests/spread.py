@@ -47,7 +47,11 @@ def sampling(case, parts):
     """How the samples of a case are drawn. Eight devices do not divide every batch."""
     model, labels = parts.model, parts.data.train_labels
     sampler = sg.Sampler(sg.Ancestral(), n=None if case == "learned" else 3)
-    guided = {"labels": in_turns(labels), "guidance": 1.5, "batch": 6} if case == "random" else {"batch": 8}
+    guided = (
+        {"cond": sg.Cond(label=labels[in_turns(labels)]), "guidance": 1.5, "batch": 6}
+        if case == "random"
+        else {"batch": 8}
+    )
     return Sampling(model, sampler, parts.data.shape, None, model.process, **guided)
 
 

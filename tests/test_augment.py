@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusal import refused
+from scipy.ndimage import affine_transform
 from scipy.stats import binom
 
 from scoregen.app.build import build
 from scoregen.app.config import load
 from scoregen.cond import Cond
 from scoregen.data import NUMBERS, Centered, Prepare, augment
-from scoregen.data.augment import warp
+from scoregen.data.augment import _apply, warp
 from scoregen.losses import EpsilonMSE, Objective
 from scoregen.process import ddpm
 from scoregen.random import broadcast, split_keys
@@ -114,20 +115,63 @@ def test_the_numbers_say_what_was_done():
     assert checked > 40
 
 
+NONE = dict.fromkeys(("mirror", "upside_down", "scale", "turn", "stretch", "along"), jnp.zeros(()))
+NONE["shift"] = jnp.zeros(2)
+moved = jax.jit(_apply)
+
+
+def resampled(x, **drawn):
+    """The same by SciPy: cubic interpolation, reflected at the edges as often as needed."""
+    center = (np.array(x.shape[:2]) - 1) / 2
+    a, b, (e, f) = drawn.get("scale", 0.0), drawn.get("turn", 0.0), drawn.get("shift", (0, 0))
+    # From (row, column) of the result to that of x.
+    matrix = 2 ** (-0.2 * a) * np.array([[np.cos(b), np.sin(b)], [-np.sin(b), np.cos(b)]])
+    offset = center - matrix @ (center + np.array([f * x.shape[0], e * x.shape[1]]) / 8)
+    layers = [affine_transform(x[..., i], matrix, offset, order=3, mode="mirror") for i in range(x.shape[-1])]
+    return np.stack(layers, -1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 36), (33, 18), (8, 40)])
+def test_a_rectangle_is_moved_in_pixels_and_shifted_by_its_own_sides(height, width):
+    v, u = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (height, width)), indexing="ij")
+    x = smooth(u, v).astype(np.float32)
+    # Shifts by whole pixels, 3 to the right and 2 down, move pixels exactly.
+    y = moved(x, NONE | {"shift": jnp.array([8 * 3 / width, 8 * 2 / height])})
+    want = np.pad(x, ((2, 0), (3, 0), (0, 0)), mode="reflect")[:height, :width]
+    np.testing.assert_allclose(y, want, atol=3e-6)
+    # A quarter turn moves the square in the middle as if it stood alone.
+    quarter = moved(x, NONE | {"turn": jnp.float32(np.pi / 2)})
+    side = min(height, width) - min(height, width) % 2
+    top, left = (height - side) // 2, (width - side) // 2
+    if (height - width) % 2 == 0:
+        square = x[top : top + side, left : left + side]
+        np.testing.assert_allclose(quarter[top : top + side, left : left + side], np.rot90(square), atol=0.03)
+    # Everywhere, also where the reflected image is read far from its edge.
+    for drawn in ({"turn": np.pi / 2}, {"scale": 1.3, "turn": -0.6, "shift": (0.4, -0.7)}):
+        y = moved(x, NONE | {name: jnp.asarray(value, jnp.float32) for name, value in drawn.items()})
+        assert np.abs(y - resampled(x, **drawn)).max() < 0.03
+
+
 @pytest.mark.slow
 def test_resampling_is_that_of_edm():
-    """EDM's code reflects only as many pixels as the batch needs, ours all: here one example needs all."""
+    """EDM's code reflects as many pixels as the batch needs, at most all of a side: here one example needs all.
+
+    Ours reflects by the longer side on all sides, so pixels that EDM's code reads beyond the shorter one differ.
+    """
     torch = pytest.importorskip("torch")
     from reference.augment import inverse
     from reference.augment import warp as theirs
 
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((8, 12, 16, 3)).astype(np.float32)
-    g = torch.stack([inverse(*(0.7 * rng.standard_normal(4)), 0.7 * rng.standard_normal(2), 16, 12) for _ in x])
-    g[0] = inverse(-8.0, 0.0, 0.0, 0.0, (0.0, 0.0), 16, 12)  # a third of the size
-    want = theirs(torch.tensor(x).permute(0, 3, 1, 2), g).permute(0, 2, 3, 1).numpy()
-    ours = jax.vmap(warp)(x, jnp.asarray(g[:, :2, :2].numpy()), jnp.asarray(g[:, :2, 2].numpy()))
-    np.testing.assert_allclose(ours, want, atol=1e-4)
+    for height, width in ((12, 16), (16, 16)):
+        x = rng.standard_normal((8, height, width, 3)).astype(np.float32)
+        drawn = [(*(0.7 * rng.standard_normal(4)), 0.7 * rng.standard_normal(2)) for _ in x]
+        if height == width:
+            drawn[0] = (-8.0, 0.0, 0.0, 0.0, (0.0, 0.0))  # a third of the size
+        g = torch.stack([inverse(*each, width, height) for each in drawn])
+        want = theirs(torch.tensor(x).permute(0, 3, 1, 2), g).permute(0, 2, 3, 1).numpy()
+        ours = jax.vmap(warp)(x, jnp.asarray(g[:, :2, :2].numpy()), jnp.asarray(g[:, :2, 2].numpy()))
+        np.testing.assert_allclose(ours, want, atol=1e-4)
 
 
 class Spy(nn.Module):
@@ -184,7 +228,13 @@ def small(**overrides):
 def test_refusals():
     refused(lambda: build(small(data__augment=1.5)), "config.data.augment=1.5", "0 to 1")
     refused(lambda: build(small(net__name="unet")), "'unet' has no input", "--config.net.name=ncsnpp")
+    assert refused(lambda: build(small(data__augment=2.0))).count("augment") == 1
     toy = load("ddpm_toy")
-    toy.data.augment = 0.1
-    refused(lambda: build(toy), "for images", "'mixture'", "--config.data.augment=0")
-    build(small())
+    toy.data.update(augment=0.1, flip=True, crop=2, shift=True)
+    message = refused(lambda: build(toy), "--config.data.augment=0.0", "--config.data.flip=False", "data.shift=False")
+    assert message.count("config.data.crop=2: it is for images [H, W, C], not for examples of shape [2]") == 1
+    assert message.count(": it is for") == 4
+    refused(lambda: build(small(data__crop=8)), "config.data.crop=8: images of 8x8", "say --config.data.crop=7")
+    refused(lambda: build(small(data__crop=-1)), "config.data.crop=-1: at least 0")
+    refused(lambda: build(small(data__shift=True)), "config.data.shift=True: it is for series [L, C]")
+    build(small(data__crop=7))

@@ -328,7 +328,7 @@ def test_a_preset_file_is_warned_of_an_option_that_it_makes_idle(tmp_path, perfo
     assert code == 0 and performed
     assert err.splitlines() == [
         f"scoregen: {path}: config.data.dir='photos' has no effect: the data is 'mixture', and it needs cifar10 or "
-        "fashion_mnist or folder",
+        "cifar100 or fashion_mnist or idx or folder or array or table or hf",
         f"scoregen: {path}: config.loss.ssm.slices=4 has no effect: it belongs to the loss 'ssm', and 'x0' is chosen",
     ]
     path.write_text(
@@ -434,7 +434,7 @@ def test_every_package_is_shipped():
         (["train", "ddpm_toy", "--steps=5", "--config.train.steps=5"], ["--steps and --config.train.steps", "twice"]),
         (["train", "ddpm_toy", "--data=moons", "--config.data.name=moons"], ["--config.data.name and --data", "twice"]),
         (["train", "ddpm_toy", "--data=mons"], ["no config.data.name 'mons'", "did you mean 'moons'"]),
-        (["train", "ddpm_toy", "--data=holidays"], ["no config.data.name 'holidays'", "there are: checkerboard"]),
+        (["train", "ddpm_toy", "--data=holidays"], ["no config.data.name 'holidays'", "array, checkerboard"]),
         (["train", "ddpm_toy", "--process=one"], ["--process=one: an integer is needed"]),
         (["train", "ddpm_toy", "--config.loss.huber.delta=1"], ["no config.loss.huber.delta: config.loss holds: dsm"]),
         (["sample", "--n=5"], ["--n without --config"]),

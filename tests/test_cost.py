@@ -1,11 +1,14 @@
 """Operations counted by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from scoregen.nets import MLP, NCSNpp, UNet, flops, operations, parameters
+import scoregen as sg
+from scoregen.nets import MLP, Cond, NCSNpp, UNet, flops, memory, operations, parameters
 from scoregen.nets.layers import conv, dense
+from scoregen.train import Decay, Model, abstract_state, make_optimizer, make_step
 
 
 def cost(layer, shape):
@@ -52,9 +55,12 @@ def test_a_network_by_hand():
 
 
 @pytest.mark.slow
-def test_labels_and_augmentations_are_counted():
-    """A table of labels has parameters and no products; EDM's layers for labels and augmentations have both."""
+def test_labels_contexts_and_augmentations_are_counted():
+    """A table of labels has parameters and no products; the layers for a context and those of EDM have both."""
     mlp, net = MLP(width=8, embedding=6), NCSNpp(channels=8, multipliers=(1, 2), blocks=0, attention=())
+    context = mlp.clone(context_dim=4)
+    assert parameters(context, (5,)) - parameters(mlp, (5,)) == ((4 + 1) * 3 + 3) + (3 * 3 + 3)
+    assert flops(context, (5,)) - flops(mlp, (5,)) == 2 * ((4 + 1) * 3 + 3 * 3)
     assert parameters(mlp.clone(num_classes=4), (5,)) - parameters(mlp, (5,)) == (4 + 1) * 3
     assert flops(mlp.clone(num_classes=4), (5,)) == flops(mlp, (5,))
     told = net.clone(num_classes=4, augment_dim=9)
@@ -65,3 +71,46 @@ def test_labels_and_augmentations_are_counted():
 def test_remat_costs_nothing_forward():
     net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
     assert flops(net.clone(remat=True), (8, 8, 1)) == flops(net, (8, 8, 1)) > 0
+
+
+# --- memory
+
+
+class TwoLayers(nn.Module):
+    """y = (x W + b) V. The gradient of W needs x and V, and that of V needs x W + b."""
+
+    @nn.compact
+    def __call__(self, x, cond, train=False):
+        return nn.Dense(3, use_bias=False)(nn.Dense(7)(x))
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+def test_the_memory_of_two_layers_by_hand(batch):
+    assert memory(TwoLayers(), (3,), batch) == 4 * (batch * (3 + 7) + 7 * 3 + 5 * (3 * 7 + 7 + 7 * 3))
+
+
+def test_remat_keeps_less():
+    net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4)
+    assert memory(net.clone(remat=True), (8, 1), 64) < 0.5 * memory(net, (8, 1), 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (MLP(width=256, depth=3), (16,)),
+        (UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(16,), groups=4), (32, 2)),
+        (UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(), groups=4), (16, 16, 3)),
+        (UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=2), (8, 8, 8, 1)),
+    ],
+    ids=["mlp", "series", "images", "volumes"],
+)
+def test_the_memory_is_that_of_a_compiled_step(net, shape):
+    model, objective = Model(sg.ddpm(), net), sg.Objective(sg.EpsilonMSE())
+    optimizer, batch = make_optimizer("adam", "constant", 2e-4, clip=1.0), 32
+    state = abstract_state(model, objective, optimizer, (batch, *shape))
+    x0 = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    step = jax.jit(make_step(model, objective, optimizer, Decay(0.999)), donate_argnums=0)
+    found = step.lower(state, x0, Cond()).compile().memory_analysis()
+    inside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    assert 0.9 < memory(net, shape, batch) / (inside + found.temp_size_in_bytes) < 1.6

@@ -1,5 +1,6 @@
 """An interruption does not change the data of a run, and a damaged file is never trained on."""
 
+import dataclasses
 import email.message
 import gzip
 import hashlib
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusal import refused
+from scipy.stats import chisquare
 
 from scoregen.data import (
     SCALINGS,
     SOURCES,
+    Auto,
     Centered,
     Dataset,
     Identity,
@@ -29,8 +32,9 @@ from scoregen.data import (
     hold_out,
     in_turns,
     is_verified,
+    random_crop,
     random_flip,
-    read_array,
+    random_shift,
     reads_files,
     shape_of,
     source,
@@ -40,7 +44,7 @@ from scoregen.data import cifar10 as load_cifar10
 from scoregen.data import digits as load_digits
 from scoregen.data import fashion_mnist as load_fashion_mnist
 from scoregen.errors import UsageError
-from scoregen.random import split_keys
+from scoregen.random import fold_keys, split_keys
 
 cifar = importlib.import_module("scoregen.data.cifar10")  # the name in the package is the function
 fashion = importlib.import_module("scoregen.data.fashion_mnist")
@@ -102,11 +106,11 @@ def test_indices_pair_labels_with_examples():
 def test_classes_take_turns():
     """Of the first n labels each class has its share, to within the rounding of the shares."""
     labels = np.random.default_rng(0).choice(4, 1000, p=[0.5, 0.3, 0.15, 0.05])
-    turns, share = in_turns(labels), np.bincount(labels) / 1000
-    assert np.array_equal(np.sort(turns), np.sort(labels))
+    assert np.array_equal(np.sort(in_turns(labels)), np.arange(1000))
+    turns, share = labels[in_turns(labels)], np.bincount(labels) / 1000
     for n in range(1, 1001):
         assert (np.abs(np.bincount(turns[:n], minlength=4) - n * share) <= 1.5 + 2 * share).all()
-    assert np.array_equal(in_turns(np.repeat(np.arange(7), 5)), np.tile(np.arange(7), 5))
+    assert np.array_equal(in_turns(np.repeat(np.arange(7), 5)), np.arange(35).reshape(7, 5).T.ravel())
 
 
 @pytest.mark.parametrize("bad", [{"size": 0}, {"step": -1}, {"seed": -1}])
@@ -150,6 +154,17 @@ def test_a_memory_mapped_array_stays_on_disk(tmp_path):
         assert Dataset("mapped", mapped).train is mapped
 
 
+def test_the_names_of_the_classes_fit_the_labels():
+    x, labels = np.zeros((4, 2), np.float32), np.array([0, 2, 1, 1])
+    assert Dataset("named", x, train_labels=labels, classes=("a", "b", "c")).classes == ("a", "b", "c")
+    refused(lambda: Dataset("named", x, classes=("a", "b")), "train: 2 names of classes and no labels")
+    for wrong in (labels, labels - 1):
+        refused(
+            lambda wrong=wrong: Dataset("named", x, x, labels * 0, wrong, classes=("a", "b")),
+            f"test: labels from {min(wrong)} to {max(wrong)} for 2 names of classes",
+        )
+
+
 def test_an_array_is_a_data_set_without_held_out_examples():
     data = as_dataset(np.zeros((7, 64, 2)), "series")
     assert (data.name, data.test, data.test_labels, len(data.train), data.shape) == ("series", None, None, 7, (64, 2))
@@ -164,9 +179,9 @@ def test_an_array_is_a_data_set_without_held_out_examples():
     [
         (np.zeros(3, np.float32), r"float32 of shape \(3,\): pass an array \[N, ...\], such as x\[:, None\]"),
         (np.float32(3), "float32 of shape"),
-        (np.zeros((3, 2), np.uint8), r"uint8 of shape \(3, 2\): pass .* or numbers as float32"),
+        (np.zeros((3, 2), np.uint8), r"uint8 of shape \(3, 2\): pass sg.data.array\(x\), which standardises it"),
         (np.zeros((3, 8, 8), np.uint8), r"x\[..., None\] for grey"),
-        (np.zeros((3, 2), np.int64), "train is int64 of shape .*numbers as float32"),
+        (np.zeros((3, 2), np.int64), "train is int64 of shape .*which standardises it"),
         (np.zeros((3, 8, 8, 1), np.uint16), "train is uint16"),
         (np.zeros((3, 2), bool), "train is bool"),
         (np.zeros((3, 2), np.complex64), "the real and the imaginary part"),
@@ -233,20 +248,7 @@ def test_hold_out_takes_any_array():
     data = hold_out("series", x, 0.25, seed=0, labels=np.arange(20, dtype=np.uint8))
     assert data.train.shape == (15, 64, 2) and data.test.shape == (5, 64, 2) and data.train.dtype == np.float32
     np.testing.assert_array_equal(data.train, x[data.train_labels].astype(np.float32))
-    refused(lambda: hold_out("ints", np.ones((20, 3), int), 0.25, seed=0), "ints is int64", "as float32")
-
-
-def test_an_array_is_read_or_its_file_is_named(tmp_path):
-    x, path = np.arange(200.0).reshape(100, 2), tmp_path / "points.npy"
-    np.save(path, x)
-    assert np.array_equal(read_array(str(path)), x)
-    whole = path.read_bytes()
-    np.save(tmp_path / "objects.npy", np.array([{}], object))
-    for junk in (b"", b"x,y\n1,2\n", whole[:9], whole[:200], (tmp_path / "objects.npy").read_bytes()):
-        path.write_bytes(junk)
-        assert "pickle" not in refused(lambda: read_array(str(path)), path, "no whole .npy file", "np.save")
-    refused(lambda: read_array(""), "say dir=FILE.npy")
-    refused(lambda: read_array(str(tmp_path / "none.npy")), "none.npy", "No such file", "say dir=FILE.npy")
+    refused(lambda: hold_out("ints", np.ones((20, 3), int), 0.25, seed=0), "ints is int64", "which standardises it")
 
 
 def test_examples_that_are_all_the_same_are_refused():
@@ -275,9 +277,15 @@ def test_hold_out_loses_and_repeats_nothing():
 def test_a_shape_is_known_without_files(name):
     """Sources that read files declare their shape for the default options; other sources make the data."""
     make = SOURCES[name]
-    assert reads_files(make) == (name in ("cifar10", "fashion_mnist", "folder"))
+    assert reads_files(make) == (
+        name in ("cifar10", "cifar100", "fashion_mnist", "folder", "idx", "array", "table", "hf")
+    )
+    if name in ("idx", "array", "table"):  # their shape is in the files
+        refused(lambda: shape_of(make, dir="no such folder"), "no such folder")
+        return
     shape = shape_of(make, dir="no such folder")
-    shapes = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "digits": (8, 8, 1), "folder": (64, 64, 3)}
+    shapes = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}
+    shapes |= dict.fromkeys(("cifar10", "cifar100"), (32, 32, 3)) | dict.fromkeys(("folder", "hf"), (64, 64, 3))
     assert shape == shapes.get(name, (2,))
     if not reads_files(make):
         assert shape == make().shape
@@ -442,13 +450,14 @@ def test_digits_fill_the_range_of_bytes_and_keep_their_labels():
 @pytest.fixture
 def small(monkeypatch):
     """Files of four records with random bytes, labelled 0..3."""
-    monkeypatch.setattr(cifar, "RECORDS", 4)
+    few = {"train": dict.fromkeys(cifar.PUBLISHED.train, 4), "test": {"test_batch.bin": 4}}
+    monkeypatch.setattr(cifar, "PUBLISHED", dataclasses.replace(cifar.PUBLISHED, **few))
     rng = np.random.default_rng(0)
     return {
         name: np.concatenate(
             [np.arange(4, dtype=np.uint8)[:, None], rng.integers(64, size=(4, 3072), dtype=np.uint8)], axis=1
         ).tobytes()
-        for name in cifar.FILES
+        for name in cifar.PUBLISHED.files
     }
 
 
@@ -581,9 +590,10 @@ def test_a_damaged_archive_is_refused(small, tmp_path, damage):
 
 def test_an_archive_damaged_far_inside_a_file_is_refused(tmp_path, monkeypatch):
     # the damage is beyond the part that is read with the first header, so the decompressor's own exception is raised
-    monkeypatch.setattr(cifar, "RECORDS", 200)
+    few = dict.fromkeys(cifar.PUBLISHED.train, 200)
+    monkeypatch.setattr(cifar, "PUBLISHED", dataclasses.replace(cifar.PUBLISHED, train=few))
     records = np.random.default_rng(0).integers(10, size=200 * 3073, dtype=np.uint8).tobytes()
-    raw = packed({cifar.FILES[0]: records})
+    raw = packed({"data_batch_1.bin": records})
     half = len(raw) // 2
     broken = raw[:half] + bytes(b ^ 255 for b in raw[half : half + 1000]) + raw[half + 1000 :]
     with pytest.raises(UsageError, match=r"is not a whole .tar.gz archive"):
@@ -603,7 +613,7 @@ def test_without_a_network_one_line_says_what_to_put_where(tmp_path):
     message = str(caught.value)
     assert "Temporary failure in name resolution" in message
     assert "no such folder" not in message
-    assert f"get {cifar.URL} and put it into {tmp_path}" in message
+    assert f"get {cifar.PUBLISHED.url} and put it into {tmp_path}" in message
     assert "\n" not in message
     with pytest.raises(UsageError, match=r"nowhere .there is no such folder."):
         load_cifar10(dir=str(tmp_path / "nowhere"))
@@ -634,7 +644,8 @@ def test_a_download_is_verified_and_then_read(small, tmp_path, monkeypatch):
         return Response(raw)
 
     monkeypatch.setattr(download.urllib.request, "urlopen", serve)
-    monkeypatch.setattr(cifar, "MD5", hashlib.md5(raw).hexdigest())
+    published = dataclasses.replace(cifar.PUBLISHED, md5=hashlib.md5(raw).hexdigest())
+    monkeypatch.setattr(cifar, "PUBLISHED", published)
     place = tmp_path / "new" / "folder"
     first = load_cifar10(dir=str(place))
     assert same(first, load_cifar10(dir=str(write(tmp_path / "x", small))))
@@ -669,7 +680,9 @@ def garments(monkeypatch):
         files[f"{split}-images-idx3-ubyte"] = head + rng.integers(256, size=count * 784, dtype=np.uint8).tobytes()
         files[f"{split}-labels-idx1-ubyte"] = bytes([0, 0, 8, 1, 0, 0, 0, count, *range(9, 9 - count, -1)])
     packed = {name: gzip.compress(raw, mtime=0) for name, raw in files.items()}
-    digests = {name: tuple(hashlib.md5(x).hexdigest() for x in (packed[name], files[name])) for name in files}
+    digests = {
+        name: (*(hashlib.md5(x).hexdigest() for x in (packed[name], files[name])), len(files[name])) for name in files
+    }
     assert list(digests) == list(fashion.FILES)
     monkeypatch.setattr(fashion, "FILES", digests)
     return files
@@ -831,7 +844,10 @@ def test_identity_keeps_points_and_each_scaling_refuses_the_other_kind():
             scaling(points, keys(3))
     with pytest.raises(UsageError, match="floating-point data cannot be written as bytes"):
         Identity().to_bytes(points)
-    assert set(SCALINGS.values()) == {Centered, Unit, Identity}
+    assert set(SCALINGS.values()) == {Centered, Unit, Identity, Auto}
+    for data, kind in ((points, Identity), (images, Centered)):
+        assert Auto().of(Dataset("x", data)) == kind()
+        assert np.array_equal(Auto()(data, keys(3)), kind()(data, keys(3)))
 
 
 def test_flips_mirror_columns_of_about_half_of_the_images():
@@ -846,6 +862,34 @@ def test_flips_mirror_columns_of_about_half_of_the_images():
     assert np.array_equal(np.asarray(random_flip(keys(400)[100:103], x[100:103])), y[100:103])
     with pytest.raises(UsageError, match="only images"):
         random_flip(keys(3), np.ones((3, 2), np.float32))
+
+
+def test_crops_are_uniform_shifts_of_the_reflected_image():
+    """Each image is one of the 5 x 5 shifts, each as likely; keyed by example, in its dtype, for any aspect ratio."""
+    count, pad = 2000, 2
+    x = np.random.default_rng(0).integers(256, size=(count, 5, 7, 2), dtype=np.uint8)
+    y = np.asarray(jax.jit(random_crop, static_argnums=2)(keys(count), x, pad))
+    wide = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    cuts = np.stack([wide[:, i : i + 5, j : j + 7] for i in range(5) for j in range(5)])
+    found = (cuts == y).all(axis=(2, 3, 4))
+    assert y.dtype == x.dtype and (found.sum(0) == 1).all() and chisquare(found.sum(1)).pvalue > 1e-4
+    assert np.array_equal(random_crop(keys(count)[100:103], x[100:103], pad), y[100:103])
+    assert np.array_equal(random_crop(keys(3), x[:3], 0), x[:3])
+    refused(lambda: random_crop(keys(3), x[:3], 5), "images of 5x7", "5 pixels", "fewer than the shorter side")
+    refused(lambda: random_crop(keys(3), x[:3, 0], 1), "only images", "turn the crop off")
+
+
+def test_series_are_shifted_around_their_end():
+    """Each by 0 .. L - 1, uniformly, all channels alike."""
+    x = np.random.default_rng(0).standard_normal((2000, 5, 2)).astype(np.float32)
+    y = np.asarray(jax.jit(random_shift)(keys(2000), x))
+    found = np.stack([(np.roll(x, by, axis=1) == y).all(axis=(1, 2)) for by in range(5)])
+    assert (found.sum(0) == 1).all() and chisquare(found.sum(1)).pvalue > 1e-4
+    assert np.array_equal(random_shift(keys(2000)[100:103], x[100:103]), y[100:103])
+    for shape in ((3, 2), (3, 4, 4, 1), (3, 4, 4, 4, 1)):
+        refused(
+            lambda shape=shape: random_shift(keys(3), np.ones(shape)), "only series [B, L, C]", "turn the shift off"
+        )
 
 
 # preparation
@@ -876,12 +920,38 @@ def test_preparation_scales_then_flips_then_augments(scaling, flip, probability)
     np.testing.assert_allclose(few, x0[5:8], atol=1e-4)  # whatever the batch
 
 
+def test_crops_and_shifts_have_draws_of_their_own():
+    """They are made before the flip, which is drawn as without them; held-out examples are not moved."""
+    x = np.random.default_rng(0).standard_normal((20, 6, 9, 2)).astype(np.float32)
+    flip, own = split_keys(keys(20), 3)[1], split_keys(fold_keys(keys(20), 3), 2)
+    prepare = Prepare(Identity(), flip=True, crop=3)
+    np.testing.assert_array_equal(prepare(x, keys(20))[0], random_flip(flip, random_crop(own[0], x, 3)))
+    np.testing.assert_array_equal(prepare(x, keys(20), train=False)[0], x)
+    shifted = Prepare(Identity(), shift=True)
+    np.testing.assert_array_equal(shifted(x[..., 0], keys(20))[0], random_shift(own[1], x[..., 0]))
+    np.testing.assert_array_equal(shifted(x[..., 0], keys(20), train=False)[0], x[..., 0])
+
+
+def test_what_is_for_images_and_what_for_series():
+    """Examples of every rank: points, series, images, volumes."""
+    options = {"flip": True, "augment": 0.5, "crop": 2, "shift": True}
+    each = {name: Prepare(Identity(), **{name: value}) for name, value in options.items()}
+    fits = {rank: {name for name in each if not each[name].refuse((4,) * rank)} for rank in (1, 2, 3, 4)}
+    assert fits == {1: set(), 2: {"shift"}, 3: {"flip", "augment", "crop"}, 4: set()}
+    volume = np.ones((2, 4, 4, 4, 1), np.float32)
+    for name, found in each.items():
+        refused(lambda found=found: found(volume, keys(2)), f"{name}={options[name]}: it is for", f": say {name}=")
+        np.testing.assert_array_equal(found(volume, keys(2), train=False)[0], volume)
+    (refusal,) = Prepare(Identity(), crop=5).refuse((9, 4, 1))
+    assert refusal.fixes == ("data.crop=3",) and not Prepare(Identity(), crop=3).refuse((9, 4, 1))
+
+
 def test_preparation_of_points_and_what_it_refuses():
     points = np.ones((3, 2), np.float32)
     x0, numbers = Prepare(Identity())(points, keys(3))
     assert np.array_equal(x0, points) and numbers is None
-    refused(lambda: Prepare(Identity(), flip=True)(points, keys(3)), "only images", "turn the flip off")
-    refused(lambda: Prepare(Identity(), augment=0.1)(points, keys(3)), "only images", "turn the augmentation off")
+    refused(lambda: Prepare(Identity(), flip=True)(points, keys(3)), "flip=True: it is for images", "say flip=False")
+    refused(lambda: Prepare(Identity(), augment=0.1)(points, keys(3)), "augment=0.1: it is for images")
     refused(lambda: Prepare(Centered())(points, keys(3)), "'identity'")
     for bad in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"augment={bad}: a probability"):

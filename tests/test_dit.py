@@ -131,7 +131,7 @@ def test_a_new_block_is_the_identity():
     params["params"]["out"]["kernel"] = jnp.ones_like(params["params"]["out"]["kernel"]).at[::2].set(0)
     got, seen = show(params, x, cond)
     (block,), (entry,) = (seen["intermediates"][name]["__call__"] for name in ("block0", "in"))
-    np.testing.assert_allclose(block, entry + positions(2, 2, 8)[None].astype(np.float32), atol=1e-3)
+    np.testing.assert_allclose(block, entry + positions(2, 2, dim=8)[None].astype(np.float32), atol=1e-3)
     assert np.abs(got).max() > 0.1
 
 
@@ -156,6 +156,10 @@ def test_layers_start_with_their_variance():
         ({"attention_heads": 5}, (32, 32, 3), "attention_heads=5 does not divide width=384"),
         ({"attention_heads": 0}, (32, 32, 3), "attention_heads=0"),
         ({"width": 6, "attention_heads": 1}, (32, 32, 3), "width=6: a multiple of 4"),
+        ({"patch": 4}, (30, 1), "series of length 30 cannot be cut into pieces of patch=4"),
+        ({"patch": 4}, (8, 8, 6, 1), "volumes of 8x8x6 cannot be cut into cubes of patch=4"),
+        ({"width": 5, "attention_heads": 1}, (8, 1), "width=5: a multiple of 2 .* in series"),
+        ({"width": 8, "attention_heads": 1}, (4, 4, 4, 1), "width=8: a multiple of 6 .* in volumes"),
         ({}, (2,), "takes images"),
     ],
 )

@@ -324,6 +324,19 @@ def test_a_second_fit_with_other_options_is_refused_by_name(trained, other, part
         assert message.count(" was ") == " ".join(parts).count(" was ")  # and nothing else
 
 
+def test_classes_of_other_names_are_other_data():
+    """After a folder was renamed, the classes may have other numbers."""
+    x, labels = np.zeros((2, 3), np.float32), np.arange(2)
+    old, new, none = (
+        {"data": describe.data_summary(Dataset("x", x, train_labels=labels, classes=classes))}
+        for classes in (("cat", "dog"), ("dog", "wolf"), None)
+    )
+    assert describe.differences(json.loads(json.dumps(old)), old) == []
+    assert describe.differences(old, new) == ["data.classes was ['cat', 'dog'], now ['dog', 'wolf']"]
+    del none["data"]["classes"]  # as in a description without this field
+    assert describe.differences(none, {"data": {**none["data"], "classes": None}}) == []
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run of one step."""

@@ -210,10 +210,11 @@ def test_the_same_draw_whatever_the_batch():
         parts = build(toy(sampler__batch=size, sampler__guidance=2.0))
         drawn[size] = parts.sampling(parameters(parts), 10)
     np.testing.assert_allclose(drawn[4], drawn[7], rtol=1e-5, atol=1e-6)
-    assert (build(toy(sampler__label=3, eval__at_end=False)).sampling.labels_of(np.arange(5)) == 3).all()
+    assert (build(toy(sampler__label=3, eval__at_end=False)).sampling.cond_of(np.arange(5)).label == 3).all()
     parts = build(toy())
-    in_turn = np.resize(in_turns(parts.dataset.train_labels), 200)
-    np.testing.assert_array_equal(parts.sampling.labels_of(np.arange(200)), in_turn)
+    labels = parts.dataset.train_labels
+    in_turn = np.resize(labels[in_turns(labels)], 200)
+    np.testing.assert_array_equal(parts.sampling.cond_of(np.arange(200)).label, in_turn)
 
 
 @pytest.mark.slow
@@ -227,7 +228,7 @@ def test_scale_1_is_the_conditional_model_bit_for_bit():
     assert all((labels < 8).all() for labels in told[1.0]) and all((labels == 8).all() for labels in told[0.0])
     assert len(told[2.0]) == 2 * len(told[1.0])
 
-    keys, labels = example_keys(jax.random.key(2), 4), parts.sampling.labels_of(np.arange(4))
+    keys, labels = example_keys(jax.random.key(2), 4), parts.sampling.cond_of(np.arange(4)).label
     for cond, scale in ((sg.Cond(label=jnp.asarray(labels)), 1.0), (None, 0.0)):
 
         @jax.jit
@@ -251,7 +252,7 @@ def test_scale_1_is_the_conditional_model_bit_for_bit():
         ({"label_dropout": 0.0, "sampler__guidance": 2.0}, ["guidance=2.0", "--config.label_dropout=0.1"]),
         ({"sampler__guidance": math.inf}, ["config.sampler.guidance=inf"]),
         ({"sampler__control__name": "inpaint"}, ["for images", "--config.sampler.control.name=none"]),
-        ({"sampler__x0__name": "clip"}, ["points have no range", "x0.name=free"]),
+        ({"sampler__x0__name": "clip"}, ["only images of bytes have a range", "x0.name=free"]),
         ({"sampler__corrector__name": "mala", "energy": True, "sampler__x0__name": "clip"}, ["'mala'", "x0.name=free"]),
         ({"sampler__corrector__name": "mala", "energy": True, "sampler__control__name": "inpaint"}, ["'mala'", "none"]),
     ],
@@ -341,7 +342,7 @@ def test_each_sample_completes_the_held_out_image_of_its_number():
     np.testing.assert_allclose(drawn[4][:, :, :4], clean[:, :, :4], atol=1e-6)
     assert np.abs(drawn[4][:, :, 4:] - clean[:, :, 4:]).max() > 0.1
     own = build(tiny(labels=True), mode="sample")
-    np.testing.assert_array_equal(own.sampling.labels_of(np.arange(5)), own.dataset.test_labels[:5])
+    np.testing.assert_array_equal(own.sampling.cond_of(np.arange(5)).label, own.dataset.test_labels[:5])
 
 
 @pytest.mark.slow

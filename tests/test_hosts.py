@@ -55,7 +55,7 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(tmp_path, told):
             "model.json",
             "metrics.jsonl",
             "tensorboard",
-            "samples.npz",
+            "samples.npy",
             "figure.png",
             "loss.png",
         )
@@ -74,7 +74,7 @@ def test_two_processes_judge_and_draw_as_one(tmp_path):
     """Every mode, of a run that one process of four devices trained; a folder that is not shared is refused by both."""
     code, _, err = said(start(4, "-m", "scoregen.run", *TINY, f"--workdir={tmp_path}"))
     assert (code, err) == (0, "")
-    before = np.load(tmp_path / "samples.npz")["samples"]
+    before = np.load(tmp_path / "samples.npy")
     few = "--config.eval.likelihood.examples=6", "--config.eval.likelihood.bound.strata=4"
     for mode, more in (("eval", ()), ("likelihood", few), ("trajectory", ())):
         (code, out, err), other = [
@@ -84,7 +84,7 @@ def test_two_processes_judge_and_draw_as_one(tmp_path):
         assert f"ddpm_toy: {mode}" in out
     for name in ("distances.json", "likelihood.json", "trajectory.png", "trajectory.gif"):
         assert (tmp_path / name).is_file()
-    assert np.allclose(np.load(tmp_path / "samples.npz")["samples"], before, rtol=1e-3, atol=1e-3)
+    assert np.allclose(np.load(tmp_path / "samples.npy"), before, rtol=1e-3, atol=1e-3)
 
     homes = [tmp_path / name for name in "ab"]
     for home in homes:

@@ -76,7 +76,7 @@ def test_a_run_of_the_command_line(trained):
     assert (run.workdir, run.step, run.config.train.batch) == (trained, 6, 8)
     assert [line["step"] for line in run.metrics if "loss" in line] == [1, 2, 3, 4, 5, 6]
     drawn = run.sample(12)
-    written = np.load(trained / "samples.npz")["samples"]
+    written = np.load(trained / "samples.npy")
     np.testing.assert_allclose(drawn, written[:12], rtol=1e-4, atol=1e-4)  # the command's samples
     np.testing.assert_allclose(run.sample(3, batch=2), drawn[:3], rtol=1e-4, atol=1e-4)
     assert not np.allclose(run.sample(12, seed=5), drawn)
@@ -94,8 +94,7 @@ def test_images_come_in_bytes_and_by_class(digits):
     run = sg.load(digits)
     drawn = run.sample(6)
     assert drawn.shape == (6, 8, 8, 1) and drawn.dtype == np.uint8
-    written = np.load(digits / "samples.npz")["samples"]  # in the network's units
-    np.testing.assert_array_equal(drawn, run.sampling.scaling.to_bytes(written))
+    np.testing.assert_array_equal(drawn, np.load(digits / "samples.npy")[:6])
     assert (run.sample(4, label=3) != run.sample(4, label=4)).any()
     for label, parts in ((10, "0 to 9"), (-1, "0 to 9")):
         with pytest.raises(ValueError, match=parts):
@@ -363,7 +362,7 @@ def test_a_run_of_fit_on_images_with_classes(tmp_path):
     assert isinstance(run.sampling.scaling, Unit)
     drawn = run.sample(4)
     assert drawn.shape == (4, 4, 4, 1) and drawn.dtype == np.uint8
-    assert run.sampling.labels_of(np.arange(5)).tolist() == [0, 1, 2, 0, 1]
+    assert run.sampling.cond_of(np.arange(5)).label.tolist() == [0, 1, 2, 0, 1]
     assert run.sample(2, label=2).shape == (2, 4, 4, 1)
 
 

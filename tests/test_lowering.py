@@ -46,7 +46,7 @@ def eight_devices(monkeypatch):
 def programs(parts):
     """The jitted functions of a run and the shapes of their arguments; nothing is computed."""
     config, shape = parts.config, parts.dataset.shape
-    raw = jax.ShapeDtypeStruct((config.train.batch, *shape), parts.dataset.train.dtype)
+    raw = jax.ShapeDtypeStruct((config.train.batch, *shape), parts.dataset.dtype)
     label = jax.ShapeDtypeStruct(raw.shape[:1], jnp.int32) if parts.model.num_classes else None
     trained = parts.model, parts.objective, parts.optimizer
     step = make_step(*trained, parts.average, config.train.microbatch, prepare=parts.prepare, seed=config.seed)
@@ -54,9 +54,11 @@ def programs(parts):
     yield "step", jax.jit(step), (state, raw, Cond(label=label))
     size = config.sampler.batch
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-    labels = None if parts.sampling.labels is None else jax.ShapeDtypeStruct((size,), jnp.int32)
+    cond = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parts.sampling.cond_of(np.arange(size))
+    )
     # Without the callback of the progress bar: JAX lowers a callback only on a machine with the device.
-    yield "sampler", parts.sampling.drawer(None), (state.ema, keys, labels, None)
+    yield "sampler", parts.sampling.drawer(None), (state.ema, keys, cond, None)
 
 
 def abstract(tree):

@@ -210,7 +210,11 @@ def test_unet_other_sizes():
         ({"head_channels": 64, "attention_heads": 4}, (1, 32, 32, 3), "leave head_channels=0, or attention_heads=1"),
         ({"resample": "pool"}, (1, 32, 32, 3), "resample='pool': 'conv' or 'block' is needed"),
         ({"form": "edm"}, (1, 32, 32, 3), "form='edm': 'ddpm' or 'adm' is needed"),
-        ({}, (4, 2), "takes images"),
+        ({}, (4, 2), r"UNet takes images .*, series .* or volumes .*, not \(4, 2\); for points \[B, D\] use MLP"),
+        ({}, (1, 30, 3), "series of length 30 cannot be halved 3 times.*multiple of 8"),
+        ({}, (1, 16, 16, 12, 1), "volumes of 16x16x12 cannot be halved 3 times"),
+        ({"multipliers": (1, 2)}, (1, 8, 1), r"attention at \[16\]: no level has that length, the lengths.*\[8, 4\]"),
+        ({"multipliers": (1,)}, (1, 8, 4, 4, 1), r"attention at \[16\]: no level has that depth, the depths"),
     ],
 )
 def test_unet_refuses(options, shape, message):
@@ -374,6 +378,7 @@ EACH = {
     "dit": (DiT(**TINY_DIT), (8, 8, 1)),
 }
 CLASSES = ("mlp", "unet", "ncsnpp", "dit")
+CONTEXTS = ("mlp", "unet", "dit")
 
 
 def _init(net, x, cond):
@@ -381,7 +386,8 @@ def _init(net, x, cond):
 
 
 def test_each_network_is_tried():
-    assert EACH.keys() == NETS.keys() and all(type(net) is NETS[name] for name, (net, _) in EACH.items())
+    classes = {name: make for name, make in NETS.items() if isinstance(make, type)}  # "auto" makes one of them
+    assert EACH.keys() == classes.keys() and all(type(net) is NETS[name] for name, (net, _) in EACH.items())
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -397,13 +403,19 @@ def test_what_every_network_refuses(name):
         (Cond(jnp.zeros(3)), ValueError, r"2 examples need cond.noise of shape \(2,\).*not \(3,\)"),
         (Cond(jnp.zeros((2, 1))), ValueError, r"one number per example, not \(2, 1\)"),
         (Cond(jnp.zeros(())), ValueError, r"one number per example, not \(\)"),
-        (Cond(c, context=jnp.zeros((2, 5))), ValueError, "no input for a context vector: leave cond.context=None"),
+        (
+            Cond(c, context=jnp.zeros((2, 5))),
+            ValueError,
+            "no input for a context vector.*cond.context=None, or (set|use)",
+        ),
         (Cond(c, augment=jnp.zeros((2, 9))), ValueError, "augment_dim"),
         (Cond(c, label=jnp.zeros(2, jnp.int32)), ValueError, "set its field num_classes|no input for class labels"),
     ):
         with pytest.raises(error, match=message):
             _init(net, x, cond)
+    axes = r"for series use UNet or DiT" if name in ("ncsnpp", "refinenet", "refinenet_v2") else None
     for bad, error, message in (
+        *([(jnp.zeros((2, 8, 1)), ValueError, axes)] if axes else []),
         (jnp.zeros((2, *shape), jnp.int32), ValueError, "floating-point dtype, not int32: scale and cast"),
         (jnp.zeros(2), ValueError, "takes (images|points)"),
         ([[0.0, 1.0]] * 2, TypeError, "takes an array of examples, not list"),
@@ -443,7 +455,7 @@ def test_augmentations_that_do_not_fit():
 @pytest.mark.quick(2)
 @pytest.mark.parametrize("name", EACH)
 def test_fields_change_the_layers_they_name_and_no_other(name):
-    """`out_channels` changes the last layer. `num_classes` and `augment_dim` add a layer each, even if it is unused."""
+    """`out_channels` changes the last layer. `num_classes` and others add layers of their own, even if unused."""
     net, shape = EACH[name]
     x, cond = jnp.zeros((2, *shape)), Cond(jnp.zeros(2))
 
@@ -465,6 +477,10 @@ def test_fields_change_the_layers_they_name_and_no_other(name):
         label = {"label.kernel": (5, 16), "label.bias": (16,)} if name == "ncsnpp" else {"label.embedding": (6, width)}
         assert told == plain | label
         assert parameters(net.clone(num_classes=5), shape) == sum(map(np.prod, told.values()))
+    if name in CONTEXTS:
+        context = {"context1.kernel": (4, width), "context1.bias": (width,)}
+        context |= {"context2.kernel": (width, width), "context2.bias": (width,)}
+        assert shapes(net.clone(context_dim=3)) == plain | context
     if name == "ncsnpp":
         assert shapes(net.clone(augment_dim=9)) == plain | {"augment.kernel": (9, 16)}
 
@@ -537,9 +553,10 @@ def test_mlp_flattens():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [functools.partial(UNet, **TINY), functools.partial(DiT, **TINY_DIT)])
-def test_bfloat16(make):
-    x, cond = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), Cond(noise=jnp.array([0.0, 30.0]))
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 1), (8, 4, 4, 1)])
+@pytest.mark.parametrize("make", [functools.partial(UNet, **TINY), functools.partial(DiT, **TINY_DIT | {"width": 12})])
+def test_bfloat16(make, shape):
+    x, cond = jax.random.normal(jax.random.key(1), (2, *shape)), Cond(noise=jnp.array([0.0, 30.0]))
     nets = [make(dtype=dtype) for dtype in ("float32", "bfloat16")]
     params = _alive(jax.eval_shape(nets[1].init, jax.random.key(0), x, cond))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -16,7 +16,7 @@ from scoregen.guidance import CONTROLS
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS
 from scoregen.metrics import sliced_wasserstein
-from scoregen.nets import NETS
+from scoregen.nets import NETS, auto
 from scoregen.process import PROCESSES
 from scoregen.samplers import CORRECTORS, GRIDS, STEPS
 from scoregen.times import TIMES
@@ -25,6 +25,7 @@ from scoregen.train import AVERAGES, OPTIMIZERS, SCHEDULES, Checkpoints, check_e
 TABLES = (PROCESSES, TIMES, LOSSES, STEPS, CORRECTORS, CONTROLS, AVERAGES, OPTIMIZERS, SCHEDULES, LIKELIHOODS, SOURCES)
 ELSEWHERE = {  # these are numbers, or they have their own messages
     *("halflife-images", "cifar10-size", "fashion_mnist-size", "ncsnpp-filter", "folder-size", "folder-background"),
+    *("cifar100-size", "hf-size", "hf-background"),
     *("refinenet-num_classes", "refinenet_v2-num_classes"),
 }
 
@@ -107,6 +108,10 @@ def test_a_number_may_be_an_array_or_a_traced_value():
 @pytest.mark.parametrize("value", [2.5, True, "3", -1])
 @pytest.mark.parametrize(("net", "name"), FIELDS)
 def test_a_field_of_a_network_that_counts_is_an_integer(net, name, value):
+    if net is auto:
+        with pytest.raises((TypeError, ValueError), match=re.escape(f"{name}={value!r}")):
+            auto((2,), **{name: value})
+        return
     made = net(**({"levels": 3} if "levels" in inspect.signature(net).parameters else {}) | {name: value})
     if isinstance(getattr(net, name, None), tuple):
         made = made.clone(**{name: (value,)})
@@ -144,7 +149,14 @@ def test_a_field_of_a_network_that_counts_is_an_integer(net, name, value):
         (lambda: sg.guidance.ClassifierFree(None, "a"), "scale='a': a number"),
         (lambda: sg.data.mixture(radius=np.array([1.0, 2.0])), r"mixture: radius=array\(\[1., 2.\]\): a number"),
         (lambda: sg.data.Prepare(sg.data.Centered(), augment=2.0), "augment=2.0: a probability"),
+        (lambda: sg.data.Prepare(sg.data.Centered(), crop=-1), "crop=-1: at least 0"),
+        (lambda: sg.data.Prepare(sg.data.Centered(), crop=1.0), "crop=1.0: an integer"),
+        (lambda: sg.data.random_crop(None, np.zeros((1, 4, 4, 1)), -1), "pixels=-1: at least 0"),
         (lambda: SCHEDULES["cosine"](1.0, "a"), "steps='a': an integer"),
+        (lambda: auto((2,), memory=0.0), "memory=0.0: a positive finite number"),
+        (lambda: auto((2,), memory="a"), "memory='a': a number"),
+        (lambda: auto((2, 0)), r"shape=\(2, 0\): at least 1"),
+        (lambda: sg.nets.memory(sg.nets.MLP(), (2,), 0), "batch=0: at least 1"),
         (lambda: sg.guidance.Clip("a", 1.0), "low='a': a number"),
         (lambda: sg.guidance.DynamicThreshold(0.0, 1.0, quantile=2.0), "quantile=2.0: more than 0, and 1 or less"),
     ],

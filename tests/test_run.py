@@ -29,7 +29,7 @@ from scoregen.app.arguments import parse
 from scoregen.app.build import build
 from scoregen.app.config import presets
 from scoregen.data import points
-from scoregen.data.cifar10 import FOLDER
+from scoregen.data.cifar10 import PUBLISHED
 from scoregen.samplers import Langevin
 from scoregen.train import Checkpoints, MetricsLog, init_state, loop
 
@@ -116,14 +116,14 @@ def test_a_run_writes_what_its_table_names(first):
     workdir, out = first
     named = [Path(found) for found in re.findall(rf"{re.escape(str(workdir))}/\S+", out)]
     assert {path.name for path in named} == {
-        *("distances.json", "samples.npz", "figure.png", "loss.png", "metrics.jsonl", "checkpoints", "config.json")
+        *("distances.json", "samples.npy", "figure.png", "loss.png", "metrics.jsonl", "checkpoints", "config.json")
     }
     assert all(path.exists() for path in named)
     assert "eps on mixture, 6 steps of 8" in out and "   floor " in out
     for name in ("figure.png", "loss.png"):
         assert picture_spread(workdir / name) > 0.05
 
-    samples = np.load(workdir / "samples.npz")["samples"]
+    samples = np.load(workdir / "samples.npy")
     assert samples.shape == (30, 2) and np.isfinite(samples).all() and samples.std(0).min() > 0
     distances = json.loads((workdir / "distances.json").read_text())
     assert (distances["step"], distances["samples"]) == (6, 30)
@@ -166,7 +166,7 @@ def test_results_go_to_another_folder_if_it_is_named(trained, tmp_path):
         argv = ["eval", str(trained), "--n=10", f"--out={tmp_path / 'deep' / 'results'}"]
         assert command.main(argv) == 0
     assert {path.name for path in (tmp_path / "deep" / "results").iterdir()} == {
-        *("samples.npz", "figure.png", "distances.json")
+        *("samples.npy", "figure.png", "distances.json")
     }
     assert str(tmp_path / "deep" / "results") in out.getvalue()
     assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == kept
@@ -272,7 +272,7 @@ def test_images_come_as_grids(tmp_path):
     assert "images of digits" in out and f"scoregen eval {tmp_path}" in " ".join(out.split())
     assert {path.name for path in tmp_path.glob("*.png")} == {"samples.png", "samples_0000002.png", "loss.png"}
     assert picture_spread(tmp_path / "samples.png") > 0.05
-    assert np.load(tmp_path / "samples.npz")["samples"].shape == (9, 8, 8, 1)
+    assert np.load(tmp_path / "samples.npy").shape == (9, 8, 8, 1)
 
 
 @pytest.mark.slow
@@ -307,7 +307,7 @@ def test_the_same_samples_in_batches_of_any_size(trained):
     for batch in (20, 7):
         out = done(*TINY, "--mode=sample", f"--config.sampler.batch={batch}", f"--workdir={trained}")
         assert "ddpm_toy: sample" in out and "sliced Wasserstein" not in out
-        drawn.append(np.load(trained / "samples.npz")["samples"])
+        drawn.append(np.load(trained / "samples.npy"))
     assert drawn[0].shape == drawn[1].shape == (20, 2)
     assert np.allclose(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
 
@@ -328,7 +328,7 @@ def test_as_many_samples_are_drawn_as_the_command_needs(first, trained, tmp_path
     assert "evaluated" not in first[1]
     out = done(*TINY, "--mode=eval", "--config.eval.samples=10", f"--workdir={trained}")
     assert re.search(r"sampled +10 by", out) and "evaluated" not in out
-    assert np.load(trained / "samples.npz")["samples"].shape == (10, 2)
+    assert np.load(trained / "samples.npy").shape == (10, 2)
     out = done(*TINY, "--config.train.steps=1", "--config.eval.samples=10", f"--workdir={tmp_path}")
     assert re.search(r"sampled +20 by", out) and re.search(r"evaluated +the first 10 of these samples", out)
 
@@ -357,13 +357,13 @@ def test_one_network_is_sampled_as_if_it_were_another_processs(tmp_path):
     ncsn = ("--config=ncsn_toy", *TINY[1:], "--config.train.steps=1", "--config.sampler.corrector.langevin.steps=1")
     ncsn = (*ncsn, "--config.eval.at_end=False")
     done(*ncsn, f"--workdir={tmp_path}")
-    before = np.load(tmp_path / "samples.npz")["samples"]
+    before = np.load(tmp_path / "samples.npy")
     out = done(
         *(*ncsn, "--mode=sample", f"--workdir={tmp_path}", "--config.sampler.process.name=ddpm"),
         *("--config.sampler.step.name=ancestral", "--config.sampler.corrector.name=none"),
     )
     assert "by ancestral, as ddpm" in out
-    assert not np.allclose(np.load(tmp_path / "samples.npz")["samples"], before)
+    assert not np.allclose(np.load(tmp_path / "samples.npy"), before)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path, argv, parts):
 
 def test_cifar10_that_is_not_whole_or_not_there(tmp_path, monkeypatch):
     argv = ("--config=ddpm_cifar", f"--workdir={tmp_path / 'run'}")
-    cut = tmp_path / "cut" / FOLDER
+    cut = tmp_path / "cut" / PUBLISHED.folder
     cut.mkdir(parents=True)
     (cut / "data_batch_1.bin").write_bytes(bytes(1000))
     refused(*argv, f"--config.data.dir={tmp_path / 'cut'}", parts=["data_batch_1.bin", "1000 bytes", "get http"])
@@ -623,14 +623,14 @@ def test_a_kill_loses_no_more_than_the_last_steps(tmp_path):
 @pytest.mark.slow
 def test_a_signal_while_sampling(trained, tmp_path):
     draws = ("--mode=sample", "--config.sampler.images=1000000", f"--workdir={trained}")
-    kept = (trained / "samples.npz").read_bytes()
+    kept = (trained / "samples.npy").read_bytes()
     process = start(tmp_path, *TINY, *draws)
     wait_for(process, "sampling 1000000 in ")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")
     assert "stopped while sampling" in out and "To sample again: python -m scoregen.run --config=ddpm_toy" in out
-    assert (trained / "samples.npz").read_bytes() == kept
+    assert (trained / "samples.npy").read_bytes() == kept
 
 
 @pytest.mark.slow
@@ -648,7 +648,7 @@ def test_a_signal_while_evaluating(trained, tmp_path):
 
 
 def test_an_interrupt_before_there_is_anything_to_save(tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("scoregen.app.actions.build", interrupted)
@@ -656,7 +656,7 @@ def test_an_interrupt_before_there_is_anything_to_save(tmp_path, monkeypatch):
 
 
 def test_out_of_memory_is_advised_upon(tmp_path, monkeypatch):
-    def exhausted(*_):
+    def exhausted(*_, **__):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate\n64 bytes")
 
     monkeypatch.setattr("scoregen.app.actions.build", exhausted)
@@ -666,13 +666,13 @@ def test_out_of_memory_is_advised_upon(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("steps_of_any_size")
 def test_samples_that_are_not_finite_are_not_written(trained):
-    kept = (trained / "samples.npz").read_bytes()
+    kept = (trained / "samples.npy").read_bytes()
     refused(
         *(*TINY, f"--workdir={trained}", "--mode=sample", "--config.sampler.corrector.name=langevin"),
         "--config.sampler.corrector.langevin.step_size=1e30",
         parts=["of 20 samples are not finite", "langevin.step_size"],
     )
-    assert (trained / "samples.npz").read_bytes() == kept
+    assert (trained / "samples.npy").read_bytes() == kept
 
 
 ANCESTRAL = ("--config.sampler.step.name=ancestral", "--config.sampler.corrector.name=none")
@@ -771,13 +771,13 @@ def test_samples_that_cannot_be_written_leave_those_that_were(first, tmp_path, m
     shutil.copytree(first[0], workdir)
     before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
 
-    def full(file, **arrays):
-        Path(file).write_bytes(b"half")
+    def full(file, *arrays, **options):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np, "save", full)
     line = refused(*TINY, "--mode=sample", f"--workdir={workdir}")
-    assert "samples.npz" in line and "No space left" in line and "make room" in line
+    assert "samples.npy" in line and "No space left" in line and "make room" in line
     assert {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()} == before
 
 

@@ -144,7 +144,7 @@ def test_the_run_samples_and_trains_on(imported, tmp_path):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             assert scoregen([str(arg) for arg in argv]) == 0
         assert err.getvalue() == ""
-        assert np.load(there / "samples.npz")["samples"].shape == (2, 8, 8, 1)
+        assert np.load(there / "samples.npy").shape == (2, 8, 8, 1)
     after, step = workdir.read(there, shapes_there(there), False)
     assert step == 2 and "continuing to step 2" in out.getvalue()
     moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)]

@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # Otherwise PyTorch's threads would spin between two operations, and take the cores from the other program.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -51,6 +51,9 @@ from scoregen.train import State, TrainStep, init_state, make_step
 from scoregen.train.step import prepared
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from timing import Pair, pair, say, seconds, table, timed, times
+
 PAGE, FIGURE = HERE.parents[1] / "docs" / "benchmarks.md", HERE.parents[1] / "docs" / "img" / "speed.png"
 MARK = "<!-- What follows is written by benchmarks/speed/speed.py. -->\n"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,46 +180,11 @@ class Ours:
         jax.block_until_ready((self.state, metrics))
 
 
-# --- timing
-
-
-class Pair(NamedTuple):
-    """The median seconds of ours and of theirs, and the median of their ratio theirs / ours, with its quartiles."""
-
-    ours: float
-    theirs: float
-    ratio: float
-    low: float
-    high: float
-    rounds: int
-
-
 def drawn(shapes: Any) -> Any:
     """Parameters of unit order: the usual initial output is nearly zero, so a comparison would show nothing."""
     rng = np.random.default_rng(0)
     scale = lambda a: 1 / np.sqrt(np.prod(a.shape[:-1])) if len(a.shape) > 1 else 0.5  # noqa: E731
     return jax.tree.map(lambda a: jnp.asarray(scale(a) * rng.standard_normal(a.shape), a.dtype), shapes)
-
-
-def timed(work: Callable[[], Any]) -> float:
-    """The seconds that `work` takes."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def pair(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> Pair:
-    """Time both alternately, after one call of each that is not timed."""
-    ours(), theirs()
-    each = np.array([(timed(ours), timed(theirs)) for _ in range(rounds)])
-    ratios = each[:, 1] / each[:, 0]
-    low, high = np.quantile(ratios, (0.25, 0.75))
-    return Pair(*map(float, (*np.median(each, 0), np.median(ratios), low, high)), rounds)
-
-
-def say(line: str) -> None:
-    """Print a result at once."""
-    print(line, flush=True)
 
 
 # --- the parts: each function returns the rows of its table
@@ -433,22 +401,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
 
 
 # --- the page
-
-
-def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
-
-
-def seconds(value: float) -> str:
-    """Seconds with a unit, for the tables."""
-    return f"{1e3 * value:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
-
-
-def times(row: dict[str, Any]) -> str:
-    """The ratio theirs / ours with its quartiles; more than 1: ours is faster."""
-    return f"**{row['ratio']:.2f}** ({row['low']:.2f} to {row['high']:.2f})"
 
 
 def floor(row: dict[str, Any], rates: dict[str, Any]) -> str:

@@ -25,8 +25,9 @@ from scoregen.app.evaluate import evaluate, likelihoods
 from scoregen.app.signals import Signals, leave
 from scoregen.errors import UsageError
 from scoregen.files import check_writable, make_folder, whole
+from scoregen.nets import describe_size
 from scoregen.samplers import START_TOLERANCE, StartWarning, start_gap
-from scoregen.train import Bar, fit, mesh
+from scoregen.train import Bar, describe, fit, mesh
 
 if TYPE_CHECKING:
     from scoregen.train import State
@@ -64,7 +65,12 @@ def perform(
         say(console, f"joining the other processes (--coordinator={coordinator})")
     _join(coordinator, process, processes)
     several, console.quiet = mesh.processes() > 1, not mesh.first()
-    parts = build(config, mode)
+    description = None if mode == "train" else describe.read(workdir)
+    parts = build(config, mode, summary=None if description is None else description["data"])
+    if config.net.name == "auto":
+        memory, batch = config.net.auto.memory, config.train.batch
+        say(console, f"chosen by the data: {describe_size(parts.model.net, parts.dataset.shape, batch, memory)}")
+    config = parts.config
     agree(config, workdir, mode)
     if several:
         _refuse_unshared(workdir)
@@ -191,7 +197,7 @@ class Action:
             for note in data.notes:
                 self.say(note)
             parts = f"process {config.process.name}, loss {config.loss.name}, net {config.net.name}"
-            kind = "images" if data.is_image else "points"
+            kind = report.kind_of(data)
             self.say(f"training {config.name}: {parts}, {len(data.train):,} {kind} of {config.data.name}")
 
         def started(begin: int, state: State) -> None:
@@ -264,8 +270,10 @@ class Action:
         if self.sampling.control is not None:
             return report.save_completed(path, self.sampling, samples, title)
         if dataset.is_image:
-            shown = self.sampling.to_data(samples[: self.config.sampler.images])
+            shown = self.parts.scaling.to_bytes(samples[: self.config.sampler.images])
             return report.save_samples(path, shown, report.reference(dataset), title)
+        if len(dataset.shape) > 1:
+            return report.save_arrays(path, dataset, samples, title)
         if dataset.shape == (2,):
             return report.save_plane(path, self.parts.model, dataset, params, samples, title)
         return report.save_marginals(path, dataset, samples, title)
@@ -305,9 +313,10 @@ class Action:
                 "stopped while sampling; the trained network is saved. To sample again",
             )
         api.check_samples(samples, self.smaller_steps())
-        files = [folder / "samples.npz"]
-        with whole(files[0]) as fresh:
-            np.savez(fresh, samples=samples)
+        in_units = self.sampling.to_data(samples)
+        files = [report.save_data(folder, dataset, in_units, self.sampling.cond_of(np.arange(count)))]
+        if self.mode == "sample" and dataset.form.suffix == ".png":
+            files.append(report.save_pictures(folder, in_units))
         picture = folder / ("samples.png" if dataset.is_image else "figure.png")
         files.append(self.picture(picture, run.params, samples, report.heading(config.name, run.step)))
         if self.mode == "train":
@@ -390,7 +399,7 @@ class Action:
     def evaluations(self) -> str:
         """The number of network evaluations per sample, counted on one example with a known denoiser."""
         sampling = self.sampling
-        guided = sampling.guided if sampling.labels is not None else lambda denoiser: denoiser
+        guided = sampling.guided if sampling.cond is not None else lambda denoiser: denoiser
         count = sampling.sampler.evaluations(sampling.process, guided)
         # The number of steps of an adaptive solver depends on the data.
         about = "about " if getattr(sampling.sampler.step, "adaptive", False) else ""
@@ -424,6 +433,9 @@ class Action:
         sampler, known = self.config.sampler, []
         if self.parts.model.num_classes:
             known.append(classes if sampler.label < 0 else f"class {sampler.label}")
+        if self.parts.model.context_dim:
+            chosen = ", ".join(f"{value:g}" for value in sampler.context)
+            known.append(f"context ({chosen})" if chosen else "contexts of the data")
         if sampler.guidance != 1:
             known.append(f"guidance {sampler.guidance:g}")
         if sampler.x0.name != "free":

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from scoregen.app.command import no_checkpoint, saved
 from scoregen.app.sampling import Sampling
+from scoregen.cond import Cond
 from scoregen.errors import Problems, UsageError, check_count, check_finite, check_kind, check_path, what_it_is
 from scoregen.process import Process
 from scoregen.random import check_seed
@@ -149,19 +150,21 @@ class Run:
             return self.parts.dataset
         from scoregen.app.build import data
 
-        return data(self.parts.config)
+        found, description = data(self.parts.config), describe.read(self.workdir)
+        return found if description is None else describe.as_trained(found, description["data"])
 
     def sample(
         self,
         n: int,
         seed: int | None = None,
         label: int | None = None,
+        context: Any = None,
         batch: int | None = None,
         process: Process | None = None,
         sampler: Sampler | None = None,
         guidance: float | None = None,
     ) -> np.ndarray:
-        """Draw n samples `[n, ...]` in the units of the data: uint8 images or floating-point arrays.
+        """Draw n samples `[n, ...]` in the units, the type and the shape of the data.
 
         They equal the samples of the command `scoregen sample`. Sample i depends only on the seed and on i.
 
@@ -169,6 +172,8 @@ class Run:
             n: the number of samples.
             seed: the random seed, 0 <= seed < 2^32; None for the seed of the run.
             label: the class of all samples; None for all classes in turn.
+            context: the context of all samples `[K]`, or one for each `[n, K]`, in the units of the data. None for
+                those of training examples in turn, or for no context if the data are not there.
             batch: the batch size.
             process: the process of the sampling, such as `sg.ncsn()`, cut to the noise range of the training.
             sampler: a `Sampler`; None for the sampler of the run.
@@ -186,7 +191,7 @@ class Run:
             problems.attempt(check_count, "batch", batch)
         if seed is not None:
             seed = problems.attempt(check_seed, seed)
-        labels = None if label is None else problems.attempt(self._labels, label, 1)
+        cond = problems.attempt(self._cond, label, context, n)
         if process is not None:
             problems.attempt(check_kind, "process", process, Process, "sg.ncsn()")
         if sampler is not None:
@@ -195,7 +200,7 @@ class Run:
             problems.attempt(self._check_guidance, guidance)
         problems.check()
         sampling = self._variant(process, sampler, guidance)
-        samples = sampling(self.params, n, seed=seed, labels=labels, batch=batch or sampling.batch_for(n))
+        samples = sampling(self.params, n, seed=seed, cond=cond, batch=batch or sampling.batch_for(n))
         assert samples is not None
         check_samples(samples)
         return self.sampling.to_data(samples)
@@ -205,6 +210,7 @@ class Run:
         x: np.ndarray | jax.Array,
         estimate: Callable[..., LogLikelihood] | None = None,
         label: np.ndarray | int | None = None,
+        context: Any = None,
         seed: int | None = None,
         batch: int = 64,
     ) -> LogLikelihood:
@@ -216,6 +222,8 @@ class Run:
             x: the examples.
             estimate: the method; None for `ProbabilityFlow` with the bins of the data's scaling.
             label: the class of each example or one class for all, for log p(x | class).
+            context: the context of each example `[N, K]` or one for all `[K]`, in the units of the data, for
+                log p(x | context).
             seed: the random seed; None for the seed of the run.
             batch: the batch size.
 
@@ -231,7 +239,7 @@ class Run:
         problems, scaling = Problems(), self.sampling.scaling
         examples: Any = problems.attempt(self._examples, x)
         count = 1 if examples is None else len(examples)
-        labels = None if label is None else problems.attempt(self._labels, label, count)
+        cond = problems.attempt(self._cond_of_examples, label, context, count)
         of: Any = self.sampling.seed if seed is None else problems.attempt(check_seed, seed)
         problems.attempt(check_count, "batch", batch)
         if isinstance(estimate, type) or not (estimate is None or callable(estimate)):
@@ -241,7 +249,7 @@ class Run:
         problems.check()
         assert examples is not None
         estimate = estimate or ProbabilityFlow(scaling.bins, scaling.width)
-        return in_batches(self.sampling, self.params, estimate, examples, labels, of, batch)
+        return in_batches(self.sampling, self.params, estimate, examples, cond, of, batch)
 
     def evaluate(self, data: Dataset | None = None, samples: int | None = None) -> list[Metric]:
         """Distances of samples to held-out data, as in `scoregen eval`, each with the value of a perfect sampler.
@@ -259,21 +267,88 @@ class Run:
         from scoregen.app.evaluate import check_held_out, evaluate
         from scoregen.data import as_dataset
 
-        dataset = self.dataset if data is None else as_dataset(data)
-        if dataset.shape != self.sampling.shape:
-            raise ValueError(f"data of shape {_shape(dataset.shape)}: {_shape(self.sampling.shape)} is needed")
+        dataset, units = self.dataset if data is None else as_dataset(data), self.sampling.units
+        wanted = self.sampling.shape if units is None else units.shape
+        if dataset.train.shape[1:] != wanted:
+            raise ValueError(f"data of shape {_shape(dataset.train.shape[1:])}: {_shape(wanted)} is needed")
+        if dataset.units != units:  # the distances are those of the run's own units
+            dataset = dataclasses.replace(dataset, units=units)
         check_held_out(dataset)
         configured = 0 if self.config is None else self.config.eval.samples
         count = configured or min(1000, len(dataset.train)) if samples is None else check_count("samples", samples, 2)
-        drawn = self.sampling(self.params, count)
+        cond = self.sampling.cond
+        if self.model.context_dim and dataset.train_context is not None:
+            raw, own = dataset.train_context, dataset.context_units
+            contexts: Any = raw if own is None else self._contexts(own.decode(raw), len(raw))
+            cond = Cond(label=None if cond is None else cond.label, context=contexts)
+        self._check_trained_without((cond or Cond()).label, (cond or Cond()).context)
+        drawn = self.sampling(self.params, count, cond=cond)
         assert drawn is not None
         check_samples(drawn)
         return evaluate(dataset, self.sampling.scaling, drawn)
 
     def _check_guidance(self, guidance: Any) -> None:
         check_finite(guidance=guidance)
-        if not self.model.num_classes:
-            raise ValueError(f"guidance={guidance}: this network has no classes")
+        if not (self.model.num_classes or self.model.context_dim):
+            raise ValueError(f"guidance={guidance}: this network has no classes and no context")
+
+    def _cond(self, label: Any, context: Any, count: int) -> Cond | None:
+        """The classes and contexts that are given, and for those that are not, those of the run."""
+        own = self.sampling.cond or Cond()
+        label = own.label if label is None else self._labels(label, count)
+        context = own.context if context is None else self._contexts(context, count)
+        self._check_trained_without(label, context)
+        return None if label is None and context is None else Cond(label=label, context=context)  # pyright: ignore
+
+    def _cond_of_examples(self, label: Any, context: Any, count: int) -> Cond | None:
+        """The classes and contexts of `count` examples as they are given; both, if the network has both."""
+        both = self.model.num_classes and self.model.context_dim
+        if both and (label is None) != (context is None):
+            raise ValueError("this network has classes and a context: give label and context, or neither")
+        label = None if label is None else self._labels(label, count)
+        context = None if context is None else np.broadcast_to(*self._whole(context, count))
+        self._check_trained_without(label, context)
+        return None if label is None and context is None else Cond(label=label, context=context)  # pyright: ignore
+
+    def _whole(self, context: Any, count: int) -> tuple[np.ndarray, tuple[int, int]]:
+        found = self._contexts(context, count)
+        return found, (count, found.shape[1])
+
+    def _check_trained_without(self, label: Any, context: Any) -> None:
+        """Refuses to evaluate a network without its class or context if it was never trained without them."""
+        missing = [
+            name
+            for name, size, given in (
+                ("label", self.model.num_classes, label),
+                ("context", self.model.context_dim, context),
+            )
+            if size and given is None
+        ]
+        if missing and self._label_dropout() == 0:
+            raise ValueError(
+                f"this network was never trained without a {missing[0]} (label_dropout=0): give {' and '.join(missing)}"
+            )
+
+    def _label_dropout(self) -> float:
+        if self.config is not None:
+            return self.config.label_dropout
+        fields = (describe.read(self.workdir) or {}).get("objective", {}).get("fields", {})
+        return fields.get("label_dropout", 1.0)
+
+    def _contexts(self, context: Any, count: int) -> np.ndarray:
+        """Contexts in the network's units, `[1, K]` or `[count, K]`."""
+        length, given = self.model.context_dim, np.asarray(context)
+        if not length:
+            raise ValueError(f"context={context!r}: this network has no context")
+        if given.dtype.kind not in "buif" or given.shape not in ((length,), (count, length)):
+            raise ValueError(
+                f"context of shape {list(given.shape)}: {length} numbers are needed, or {length} for each example"
+            )
+        given = given.reshape(-1, length).astype(np.float64)
+        if not np.isfinite(given).all():
+            raise ValueError("context: finite numbers are needed")
+        units = self.sampling.context_units
+        return given.astype(np.float32) if units is None else units.encode(given)
 
     def _labels(self, label: Any, count: int) -> np.ndarray:
         """The classes of `count` examples, one for all of them or one for each."""
@@ -287,8 +362,17 @@ class Run:
         return np.broadcast_to(labels.astype(np.int32), (count,))
 
     def _examples(self, x: Any) -> np.ndarray:
-        """Examples `[N, ...]` in the units of the data, of the type that the scaling takes."""
-        x = np.asarray(x)
+        """Examples `[N, ...]` in the units of the data, as they are trained on."""
+        x, units = np.asarray(x), self.sampling.units
+        if units is not None:
+            if x.shape[1:] != units.shape or not len(x) or x.dtype.kind not in "buif":
+                raise ValueError(
+                    f"x of shape {list(x.shape)} and type {x.dtype}: numbers of shape {_shape(units.shape)} are needed"
+                )
+            if self.sampling.is_image and x.dtype != np.uint8:
+                raise ValueError(f"x of type {x.dtype}: images of uint8 are needed, as the network was trained on")
+            _check_finite(x)
+            return units.encode(x)
         if x.shape[1:] != self.sampling.shape or not len(x):
             raise ValueError(f"x of shape {list(x.shape)}: examples of shape {_shape(self.sampling.shape)} are needed")
         if self.sampling.is_image:
@@ -297,8 +381,7 @@ class Run:
             return x
         if not jax.numpy.issubdtype(x.dtype, np.floating):
             raise ValueError(f"x of type {x.dtype}: floating-point numbers are needed, as the network was trained on")
-        if bad := int((~np.isfinite(x.reshape(len(x), -1)).all(1)).sum()):
-            raise ValueError(f"x has {bad} of {len(x)} examples with NaN or infinite values: drop or fix them")
+        _check_finite(x)
         return x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
 
     def _variant(self, process: Process | None, sampler: Sampler | None, guidance: float | None) -> Sampling:
@@ -326,6 +409,11 @@ def _same(one: Any, other: Any) -> bool:
         return type(one) is type(other) and bool(one == other)
     except (TypeError, ValueError):  # arrays have no single truth value
         return False
+
+
+def _check_finite(x: np.ndarray) -> None:
+    if bad := int((~np.isfinite(x.reshape(len(x), -1)).all(1)).sum()):
+        raise ValueError(f"x has {bad} of {len(x)} examples with NaN or infinite values: drop or fix them")
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -368,27 +456,23 @@ def _from_config(workdir: Path, config: Config | str | None) -> tuple[Parts, boo
     elif not isinstance(config, ConfigDict):
         raise UsageError(f"config={config!r}: a preset's name, the path of its file or a configuration is needed")
     description = describe.read(workdir)
-    if description is None or full.sampler.control.name != "none":
+    if description is None:
         return build(full, "sample"), True
-    stand_in = _stand_in(full, description)
-    if not full.labels:
+    summary = description["data"]
+    if full.sampler.control.name != "none":
+        return build(full, "sample", summary=summary), True
+    stand_in = describe.stand_in(summary, full.data.name)
+    if not full.labels and not stand_in.context_dim:
         return build(full, "sample", stand_in), False
-    try:  # with the real data, to draw each class in its proportion
-        return build(full, "sample"), True
+    try:  # with the real data, to draw each class in its proportion, and contexts of the data
+        return build(full, "sample", summary=summary), True
     except UsageError:
-        return build(full, "sample", stand_in), False
-
-
-def _stand_in(config: Config, description: dict[str, Any]) -> Dataset:
-    """A placeholder data set, with the shape and the classes of the training data but without their examples."""
-    from scoregen.data import Dataset
-
-    data = description["data"]
-    fields = description["model"].get("fields", {}).get("net", {}).get("fields", {})
-    classes = fields.get("num_classes", 0) if config.labels else 0
-    empty = np.zeros((max(classes, 1), *data["shape"]), data["dtype"])
-    labels = np.arange(classes, dtype=np.int32) if classes else None
-    return Dataset(config.data.name, empty, empty, labels, labels)
+        parts = build(full, "sample", stand_in)
+    if stand_in.context_dim and not full.sampler.context:  # the contexts of a stand-in are no contexts of the data
+        cond = parts.sampling.cond
+        cond = None if cond is None or cond.label is None else cond._replace(context=None)
+        parts = dataclasses.replace(parts, sampling=dataclasses.replace(parts.sampling, cond=cond))
+    return parts, False
 
 
 # A run of `fit`
@@ -414,6 +498,7 @@ def _from_description(workdir: Path, model: Model | None) -> Sampling:
             raise UsageError(f"{workdir} was trained with another model ({'; '.join(differ)}): give that one")
     scaling, is_image = _scaling(description)
     classes = model.num_classes
+    known = describe.stand_in(description["data"], "data")
     return Sampling(
         model,
         Sampler(Ancestral()),
@@ -421,7 +506,9 @@ def _from_description(workdir: Path, model: Model | None) -> Sampling:
         scaling,
         model.process,
         is_image=is_image,
-        labels=np.arange(classes, dtype=np.int32) if classes else None,
+        units=known.units,
+        context_units=known.context_units,
+        cond=Cond(label=np.arange(classes, dtype=np.int32)) if classes else None,  # pyright: ignore
         seed=description["seed"],
     )
 

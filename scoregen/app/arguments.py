@@ -246,6 +246,9 @@ def apply(found: Arguments, config: Config) -> None:
         if data.flag.startswith("--config"):
             key = "data"  # refused below, as any section
         _override(found, key, data)
+        source = _source_of(data.text) if key == "data.dir" else ""
+        if source and "data.name" not in found.overrides and source != config.data.name:
+            found.overrides["data.name"] = dataclasses.replace(data, text=source)
     for key, typed in found.overrides.items():
         try:
             before[key] = config_lib.get(config, key)
@@ -315,6 +318,16 @@ def _data_key(config: Config, text: str) -> str:
         return "data.dir"
     reads_files = not config_lib.idle(config, ["data.dir"])
     return "data.dir" if reads_files and not difflib.get_close_matches(text, names, n=1) else "data.name"
+
+
+def _source_of(path: str) -> str:
+    """The data source that reads a file of this suffix; "" for a folder and for other files."""
+    from scoregen.data import SOURCES, suffixes
+
+    if Path(path).expanduser().is_dir():
+        return ""
+    name = path.lower().removesuffix(".gz")
+    return next((source for source, make in SOURCES.items() if name.endswith(suffixes(make) or ("\0",))), "")
 
 
 def _unknown_flag(name: str, text: str | None, flags: Sequence[Flag], prefixes: Sequence[str], mode: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import math
 import re
@@ -19,7 +18,8 @@ from scoregen.app import config as config_lib
 from scoregen.app.config import Config
 from scoregen.app.refusals import SECTIONS, Refusals
 from scoregen.app.sampling import Sampling
-from scoregen.data import NUMBERS, SCALINGS, SOURCES, Dataset, Prepare, in_turns, is_slow
+from scoregen.cond import Cond
+from scoregen.data import NUMBERS, SCALINGS, SOURCES, Auto, Dataset, Prepare, in_turns, is_slow
 from scoregen.denoiser import CONDITIONS, TARGETS
 from scoregen.errors import (
     MOST,
@@ -29,7 +29,6 @@ from scoregen.errors import (
     check_finite,
     check_fraction,
     check_not_negative,
-    check_numbers,
     check_positive,
 )
 from scoregen.guidance import CONTROLS, X0S, Control
@@ -46,7 +45,9 @@ from scoregen.train import (
     Average,
     Model,
     check_even,
+    check_scale,
     check_shapes,
+    describe,
     make_optimizer,
 )
 from scoregen.train import refusals as train_refusals
@@ -90,14 +91,14 @@ class Parts:
 
     def estimators(self) -> dict[str, Any]:
         """The likelihoods that the configuration chooses, by name; see `estimators`."""
-        return estimators(self.config, self.model, self.sampling.process)
+        return estimators(self.config, self.model, self.sampling.process, self.scaling)
 
-    def labels_held_out(self, index: np.ndarray) -> np.ndarray | None:
-        """The classes of these held-out examples, `[B]`; `config.sampler.label` replaces them if it is set."""
-        known, label = self.dataset.test_labels, self.config.sampler.label
-        if not self.model.num_classes or known is None:
-            return None
-        return known[index % len(known)] if label < 0 else np.full(len(index), label, np.int32)
+    def cond_held_out(self, index: np.ndarray) -> Cond | None:
+        """The classes and the contexts of these held-out examples; those that `config.sampler` chooses replace them."""
+        assert self.dataset.test is not None
+        of = self.dataset.cond(index % len(self.dataset.test), test=True, labels=bool(self.model.num_classes))
+        chosen = chosen_cond(self.config, self.dataset)
+        return _either(of, jax.tree.map(lambda one: np.repeat(one, len(index), 0), chosen))
 
 
 def evaluated(config: Config, dataset: Dataset) -> int:
@@ -112,7 +113,7 @@ def data(config: Config) -> Dataset:
         UsageError: if the data are missing, or an option is out of range.
     """
     with naming_options(config):
-        return config_lib.build(SOURCES, config.data, "data", dir=config.data.dir)
+        return config_lib.build(SOURCES, config.data, "data", dir=config.data.dir, context=config.data.context)
 
 
 @contextlib.contextmanager
@@ -126,30 +127,74 @@ def naming_options(config: Config) -> Iterator[None]:
 
 def _with_options(line: str, config: Config) -> str:
     name: Any = config.data.name
-    line = re.sub(r"(?<![\w.-])dir=(?=[A-Z])", "--config.data.dir=", line)
     own = "|".join(map(re.escape, config.data.get(name, {})))
     line = re.sub(rf"^{re.escape(name)}: (?=({own})=)", f"config.data.{name}.", line)
-    return re.sub(r"(?<![\w.-])(prepared)=(?=[A-Z])", rf"--config.data.{name}.\1=", line)
-
-
-def network(config: Config, classes: int = 0) -> Any:
-    """The network of a configuration; `classes` is the number of classes."""
-    process: Process = config_lib.build(PROCESSES, config.process)
-    return config_lib.build(
-        NETS,
-        config.net,
-        levels=int(process.ends[1]) + 1 if process.discrete else None,
-        num_classes=classes,
-        augment_dim=NUMBERS if config.data.augment else 0,
+    line = re.sub(rf"^{re.escape(name)}: (?=context=)", "config.data.", line)
+    # In what a message advises: "dir=FILE.csv", "say layout=first".
+    line = re.sub(r"(?<![\w.-])(dir|context)=(?=[A-Z])", r"--config.data.\1=", line)
+    return (
+        re.sub(
+            rf"(?<![\w.-])({own})=(?=[A-Z])|(?:(?<=say )|(?<=or )|(?<=as )|(?<=with ))({own})=(?=\S)",
+            _as_flag(name),
+            line,
+        )
+        if own
+        else line
     )
 
 
-def model(config: Config, classes: int = 0) -> Model:
-    """The model of a configuration; `classes` is the number of classes. It does not check whether the parts fit."""
+def _as_flag(source: str) -> Callable[[re.Match[str]], str]:
+    return lambda found: f"--config.data.{source}.{found[1] or found[2]}="
+
+
+def scaling_of(config: Config, dataset: Dataset) -> Any:
+    """The scaling of a configuration; "auto" depends on the data."""
+    made = config_lib.build(SCALINGS, config.scaling, "scaling")
+    return made.of(dataset) if isinstance(made, Auto) else made
+
+
+def network(config: Config, dataset: Dataset | None = None, shape: tuple[int, ...] | None = None) -> Any:
+    """The network of a configuration for a data set, of which only the shape, the classes and the contexts matter.
+
+    Without a data set it has no classes and no context; `shape` is then the shape of an example (only "auto" needs it).
+    Its memory is counted for the whole batch, whatever the microbatch: that may change when a run is continued.
+    """
+    process: Process = config_lib.build(PROCESSES, config.process)
+    shape = shape if dataset is None else dataset.shape
+    return config_lib.build(
+        NETS,
+        config.net,
+        "net",
+        levels=int(process.ends[1]) + 1 if process.discrete else None,
+        num_classes=0 if dataset is None else _classes(config, dataset),
+        context_dim=0 if dataset is None else dataset.context_dim,
+        augment_dim=NUMBERS if config.data.augment else 0,
+        **({} if shape is None else {"shape": shape, "batch": config.train.batch}),
+    )
+
+
+def with_network(config: Config, net: Any) -> Config:
+    """The configuration with the network that "auto" has chosen in place of "auto", so that a run stores it.
+
+    Other configurations are returned as they are.
+    """
+    if config.net.name != "auto":
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.net.name = next(name for name, make in NETS.items() if make is type(net))
+        chosen = config.net[config.net.name]
+        for option in chosen:
+            chosen[option] = getattr(net, option)
+    return config.lock()
+
+
+def model(config: Config, dataset: Dataset | None = None, shape: tuple[int, ...] | None = None) -> Model:
+    """The model of a configuration; for the arguments see `network`. It does not check whether the parts fit."""
     scaling = config_lib.build(SCALINGS, config.scaling)
     return Model(
         config_lib.build(PROCESSES, config.process),
-        network(config, classes),
+        network(config, dataset, shape),
         target=config_lib.pick(TARGETS, config.target, "config.target") and config.target,
         condition=config_lib.pick(CONDITIONS, config.net.condition, "config.net.condition") and config.net.condition,
         learned_variance=config.learned_variance,
@@ -160,13 +205,16 @@ def model(config: Config, classes: int = 0) -> Model:
     )
 
 
-def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -> Parts:
+def build(
+    config: Config, mode: str = "train", dataset: Dataset | None = None, summary: dict[str, Any] | None = None
+) -> Parts:
     """Build all parts that a configuration names.
 
     Args:
         config: the configuration.
         mode: the command that the parts are for. Options that this command does not use are not checked.
         dataset: the data to use instead of the data that the configuration names.
+        summary: of the data that the run was trained on; the data then get its units.
 
     Raises:
         UsageError: for parts that do not exist, options out of range, missing data and parts that cannot be combined.
@@ -185,11 +233,15 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
     def choose(table: Mapping[str, Callable], key: str, **known: Any) -> Any:
         return attempt(config_lib.build, table, config_lib.get(config, key), key, **known)
 
+    def bins(scaling: Any) -> dict[str, Any]:
+        return {} if scaling is None else {"bins": scaling.bins, "width": scaling.width}
+
+    def bounds(scaling: Any) -> dict[str, Any]:
+        return {} if scaling is None else {"low": scaling.low, "high": scaling.high}
+
     process = choose(PROCESSES, "process")
     scaling = choose(SCALINGS, "scaling")
-    known = {} if scaling is None else {"bins": scaling.bins, "width": scaling.width}
-    bounds = {} if scaling is None else {"low": scaling.low, "high": scaling.high}
-    loss = choose(LOSSES, "loss", **known)
+    loss = choose(LOSSES, "loss", **bins(scaling))
     weighting = choose(WEIGHTINGS, "weighting")
     times = choose(TIMES, "times")
     average = choose(AVERAGES, "train.ema")
@@ -207,27 +259,39 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
     if step is not None and grid is not None and (corrector is not None or config.sampler.corrector.name == "none"):
         n = None if config_lib.idle(config, ["sampler.n"]) else config.sampler.n or None  # a preset may set it in vain
         sampler = attempt(Sampler, step, corrector, grid, n, config.sampler.denoise)
-    hold_x0 = choose(X0S, "sampler.x0", **bounds)
+    hold_x0 = choose(X0S, "sampler.x0", **bounds(scaling))
     control = choose(CONTROLS, "sampler.control")
     walk = None if process is None else attempt(_walk, config, process)
+    prepare = None
+    with refusals.collect("config.data."):
+        prepare = Prepare(scaling, **{name: config.data[name] for name in CHANGES})
     # Last, since this may read or download files.
     if dataset is None and refusals.reasons and is_slow(SOURCES.get(config.data.name)):
         refusals.check()
     dataset = dataset or attempt(data, config)
+    if dataset is not None and summary is not None:
+        dataset = attempt(describe.as_trained, dataset, summary)
 
     if None in (process, walk, scaling, dataset):
         refusals.check()
     assert process is not None and walk is not None and scaling is not None and dataset is not None
+    if isinstance(scaling, Auto):  # now that the data are known
+        scaling = scaling.of(dataset)
+        loss, hold_x0 = choose(LOSSES, "loss", **bins(scaling)), choose(X0S, "sampler.x0", **bounds(scaling))
+        prepare = None if prepare is None else dataclasses.replace(prepare, scaling=scaling)
     _check_labels(refusals, config, dataset)
-    _check_data(refusals, config, dataset)
+    _check_context(refusals, config, dataset)
+    if mode == "train":
+        with refusals.collect():
+            check_scale(dataset)
+    _check_data(refusals, config, dataset, prepare)
     _check_evaluation(refusals, config, dataset, mode)
-    prepare = attempt(Prepare, scaling, config.data.flip, config.data.augment)
-    classes = _classes(config, dataset)
-    trained = attempt(model, config, classes)
+    trained = attempt(model, config, dataset)
     objective = None
     if loss is not None and times is not None:
-        objective = attempt(Objective, loss, weighting, times, config.label_dropout if classes else 0.0)
-    if trained is not None and objective is not None and prepare is not None:
+        conditional = trained is not None and bool(trained.num_classes or trained.context_dim)
+        objective = attempt(Objective, loss, weighting, times, config.label_dropout if conditional else 0.0)
+    if trained is not None and objective is not None and prepare is not None and not prepare.refuse(dataset.shape):
         found = train_refusals(trained, objective, math.prod(dataset.shape))
         refusals.extend(found)
         if not found:
@@ -237,7 +301,7 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
         _check_sampler(refusals, config, dataset, trained, walk, used, hold_x0, control)
         if mode == "likelihood":
             with refusals.collect():
-                estimators(config, trained, trained.process if walk is process else walk)
+                estimators(config, trained, trained.process if walk is process else walk, scaling)
     if mode == "train" and not bad_ranges:
         with refusals.collect("config.train."):
             check_even(config.train.batch, config.train.microbatch)
@@ -252,14 +316,17 @@ def build(config: Config, mode: str = "train", dataset: Dataset | None = None) -
         trained.process if walk is process else walk,
         is_image=dataset.is_image,
         hold_x0=hold_x0,
-        labels=_labels_to_sample(config, dataset, control) if classes else None,
+        cond=_cond_to_sample(config, dataset, control, bool(trained.num_classes)),
         guidance=config.sampler.guidance,
         control=control,
         dataset=dataset,
+        units=dataset.units,
+        context_units=dataset.context_units,
         seed=config.seed if config.sampler.seed is None else config.sampler.seed,
         batch=config.sampler.batch,
     )
     assert optimizer is not None and average is not None
+    config = with_network(config, trained.net)
     return Parts(config, dataset, prepare, trained, objective, optimizer, average, sampling)
 
 
@@ -293,18 +360,38 @@ def _classes(config: Config, dataset: Dataset) -> int:
     return int(labels.max()) + 1 if config.labels and labels is not None else 0
 
 
-def _labels_to_sample(config: Config, dataset: Dataset, control: Control | None) -> np.ndarray | None:
-    """The classes that samples get in turn: the chosen class, or all classes in the proportions of the data.
+def chosen_cond(config: Config, dataset: Dataset) -> Cond:
+    """The class `[1]` and the context `[1, K]` that `config.sampler` chooses for all examples; None if it does not."""
+    label, context = config.sampler.label, config.sampler.context
+    units = dataset.context_units
+    given: Any = None
+    if len(context) and units is not None:
+        given = units.encode(np.asarray([context], np.float64))
+    one: Any = np.full(1, label, np.int32) if label >= 0 else None
+    return Cond(label=one, context=given)
 
-    A completed image gets its own class.
+
+def _cond_to_sample(config: Config, dataset: Dataset, control: Control | None, labels: bool) -> Cond | None:
+    """The classes and contexts that samples get in turn: the chosen ones, or those of training examples.
+
+    The examples are in an order in which each class has its proportion of the data. A completed image gets its own.
     """
-    if config.sampler.label >= 0:
-        return np.full(1, config.sampler.label, np.int32)
     if control is not None:
-        return dataset.test_labels
-    assert dataset.train_labels is not None
-    return in_turns(dataset.train_labels)
+        of = dataset.cond(test=True, labels=labels)
+    else:
+        turns = in_turns(dataset.train_labels) if labels and dataset.train_labels is not None else slice(None)
+        of = dataset.cond(turns, labels=labels)
+    return _either(of, chosen_cond(config, dataset))
 
+
+def _either(of: Cond, chosen: Cond) -> Cond | None:
+    """The classes and contexts in `of`, replaced by those that are chosen; None without any."""
+    pairs: Any = zip(of, chosen, strict=True)
+    cond = Cond(*(old if old is None or new is None else new for old, new in pairs))
+    return cond if any(part is not None for part in cond) else None
+
+
+CHANGES = ("flip", "augment", "crop", "shift")  # the options of the data that are those of `Prepare`
 
 # The least value -> the keys of the options that count.
 _COUNTS = {
@@ -312,13 +399,11 @@ _COUNTS = {
     "sampler.images",
     0: "train.microbatch train.sample_every sampler.n",
 }
-_probability = functools.partial(check_numbers, lambda value: 0 <= value <= 1, "a probability from 0 to 1")
 # The options that measure, each with its check.
 _RANGES: dict[str, Callable[..., None]] = {
     "train.clip": check_not_negative,
     "train.learning_rate": check_positive,
     "label_dropout": check_fraction,
-    "data.augment": _probability,
     "sampler.guidance": check_finite,
 }
 
@@ -335,15 +420,37 @@ def _check_ranges(refusals: Refusals, config: Config) -> None:
         config_lib.check_seeds(config)
 
 
+def _check_context(refusals: Refusals, config: Config, dataset: Dataset) -> None:
+    sampler, length = config.sampler, dataset.context_dim
+    if length and not _takes(config, "context_dim"):
+        refusals.add(f"config.data.context: the network '{config.net.name}' has no input for a context", "net=auto")
+    given = sampler.context
+    with refusals.collect("config."):
+        for value in given:
+            check_finite(**{"sampler.context": value})
+    if len(given) not in (0, length):
+        counted = f"{length} number{'s' * (length != 1)}" if length else "no numbers"
+        refusals.add(f"config.sampler.context={given}: the context of an example has {counted}")
+    if sampler.guidance != 1 and (config.labels or length) and config.label_dropout == 0:
+        refusals.add(
+            f"config.sampler.guidance={sampler.guidance}: guidance needs a network trained also without labels and "
+            "contexts: train with --config.label_dropout=0.1"
+        )
+
+
 def _check_labels(refusals: Refusals, config: Config, dataset: Dataset) -> None:
     sampler, name = config.sampler, config.data.name
     if not config.labels:
-        for option, default in (("guidance", 1.0), ("label", -1)):
-            if sampler[option] != default and math.isfinite(sampler[option]):
-                refusals.add(
-                    f"config.sampler.{option}={sampler[option]}: this network has no classes: train a network with "
-                    "--config.labels=true"
-                )
+        if sampler.label != -1:
+            refusals.add(
+                f"config.sampler.label={sampler.label}: this network has no classes: train a network with "
+                "--config.labels=true"
+            )
+        if sampler.guidance != 1 and math.isfinite(sampler.guidance) and not dataset.context_dim:
+            refusals.add(
+                f"config.sampler.guidance={sampler.guidance}: this network has no classes and no context: train a "
+                "network with --config.labels=true"
+            )
         return
     if dataset.train_labels is None or (dataset.test is not None and dataset.test_labels is None):
         refusals.add(f"config.labels: the data '{name}' have no labels: say --config.labels=false")
@@ -355,32 +462,22 @@ def _check_labels(refusals: Refusals, config: Config, dataset: Dataset) -> None:
             f"config.labels: classes count from 0, and each needs a training example; '{name}' has training labels "
             f"from {least} to {most}, and held-out labels from {least_held} to {most_held}"
         )
-    if sampler.guidance != 1 and config.label_dropout == 0:
-        refusals.add(
-            f"config.sampler.guidance={sampler.guidance}: guidance needs a network trained also without labels: "
-            "train with --config.label_dropout=0.1"
-        )
     if not -1 <= sampler.label <= most:
         refusals.add(f"config.sampler.label={sampler.label}: the classes are 0 to {most}; -1 draws all classes")
     if not _takes(config, "num_classes"):
         refusals.add(f"config.labels: the network '{config.net.name}' has no input for classes", "net=unet")
 
 
-def _check_data(refusals: Refusals, config: Config, dataset: Dataset) -> None:
-    name, augment = config.data.name, config.data.augment
-    if not dataset.is_image:
-        if config.data.flip:
-            refusals.add(f"config.data.flip: it is for images, and '{name}' are points: say --config.data.flip=false")
-        if augment:
-            refusals.add(
-                f"config.data.augment={augment}: it is for images, and '{name}' are points: say --config.data.augment=0"
-            )
-        if config.sampler.x0.name != "free":
-            refusals.add(
-                f"config.sampler.x0.name={config.sampler.x0.name}: points have no range to clip x0 to",
-                "x0=free",
-            )
-    elif augment and not _takes(config, "augment_dim"):
+def _check_data(refusals: Refusals, config: Config, dataset: Dataset, prepare: Prepare | None) -> None:
+    augment = config.data.augment
+    for refusal in () if prepare is None else prepare.refuse(dataset.shape):
+        refusals.add(dataclasses.replace(refusal, reason=f"config.data.{refusal.reason}"))
+    if not dataset.is_image and config.sampler.x0.name != "free":
+        refusals.add(
+            f"config.sampler.x0.name={config.sampler.x0.name}: only images of bytes have a range to clip x0 to",
+            "x0=free",
+        )
+    if augment and len(dataset.shape) == 3 and not _takes(config, "augment_dim"):
         refusals.add(
             f"config.data.augment={augment}: the network '{config.net.name}' has no input for the augmentation, and "
             "would draw augmented images: say --config.net.name=ncsnpp, or --config.data.augment=0"
@@ -403,6 +500,11 @@ def _check_evaluation(refusals: Refusals, config: Config, dataset: Dataset, mode
         return
     if dataset.test is None:
         refusals.add(f"{none} to compare samples with", "eval.at_end=false")
+    elif len(dataset.test) < 2:
+        refusals.add(
+            f"the data '{config.data.name}' have one held-out example: two or more are needed to compare samples with",
+            "eval.at_end=false",
+        )
     if dataset.is_image and dataset.train_labels is None:
         refusals.add(
             "images without labels cannot be evaluated: the distance needs a classifier, which is trained on labels",
@@ -419,9 +521,8 @@ def _check_fit(
     refusals: Refusals, config: Config, dataset: Dataset, prepare: Prepare, trained: Model, objective: Objective
 ) -> None:
     """Refuse a network that does not fit its data, from shapes and types alone, without computing."""
-    raw = jax.ShapeDtypeStruct((2, *dataset.shape), dataset.train.dtype)
     try:
-        check_shapes(trained, objective, raw, bool(trained.num_classes), prepare)
+        check_shapes(trained, objective, dataset, prepare)
     except ValueError as error:
         name, reason = config.net.name, config_lib.first_line(error.__cause__ or error)
         if config_lib.names_option(reason, config.net.get(name, {})):
@@ -461,14 +562,13 @@ def _check_sampler(
         )
 
 
-def estimators(config: Config, trained: Model, process: Process) -> dict[str, Any]:
+def estimators(config: Config, trained: Model, process: Process, scaling: Any) -> dict[str, Any]:
     """The likelihoods that `config.eval.likelihood.name` chooses, by name.
 
     Raises:
         UsageError: for options out of range, and if a chosen likelihood does not exist under this process.
     """
     options, refusals, found = config.eval.likelihood, Refusals(config), {}
-    scaling = config_lib.build(SCALINGS, config.scaling)
     known: dict[str, Any] = {"bins": scaling.bins, "width": scaling.width}
     if trained.learned_variance and process is trained.process:
         known["variance"] = "learned"

@@ -441,7 +441,7 @@ def override(config: ConfigDict, key: str, text: str | None, flag: str, negated:
         value = text if "name" in old and text in parts(old) else "..."
         raise UsageError(f"config.{key} is a section, not a value: say --config.{inner}={value}")
     kind = kind_of(config, key)
-    example = "" if old is None or kind is bool else f", such as {old!r}"
+    example = "" if old is None or kind is bool else f", such as {(0.3, 1.2) if old == () else old!r}"
     if negated and (kind is not bool or text is not None):
         raise UsageError(f"{flag}: the prefix `no` needs a bool, without =; this option is of type {kind.__name__}")
     if kind not in (*PLAIN, tuple):

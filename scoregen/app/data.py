@@ -63,16 +63,17 @@ def _run(argv: Sequence[str], console: Console) -> int:
 
     from scoregen.app import figures
     from scoregen.app.build import naming_options
-    from scoregen.data.folder import opened
+    from scoregen.data.folder import Options
 
     with given.as_typed(), naming_options(given.config):
-        found = opened(given.positional[0], **config_lib.tuples(given.config.data.folder.to_dict()))
+        options = Options(given.positional[0], **config_lib.tuples(given.config.data.folder.to_dict()))
+        found = options.opened()
     for line in found.dataset.notes:
         say(console, line)
     for name, value in _counts(found):
         say(console, f"{name:<9}{value}")
     lines = list(_lines(found))
-    page = figures.mosaic(lines, f"{len(lines[0][1])} of {len(found.names):,} pictures in {found.root}")
+    page = figures.mosaic(lines, f"{len(lines[0][1])} of {len(found.table):,} pictures in {found.root}")
     say(console, f"The picture: {figures.save(out, page)}")
     return 0
 
@@ -89,11 +90,16 @@ def _faults(found: Arguments) -> Iterable[str]:
 
 def _counts(found: Opened) -> Iterable[tuple[str, str]]:
     """What is in the folder, by format, kind of pixels and size."""
-    entries = [found.files[name] for name in found.names]
+    import numpy as np
+
+    kinds = found.table.counts()
     for name, key in (("formats", "format"), ("pixels", "mode")):
-        counts = Counter(entry[key] for entry in entries)
+        counts = Counter()
+        for kind, count in kinds:
+            counts[getattr(kind, key)] += count
         yield name, ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
-    sizes = sorted((tuple(entry["size"]) for entry in entries), key=lambda size: size[0] * size[1])
+    sizes = found.table.rows["size"]
+    sizes = sizes[np.argsort(sizes.astype(np.int64).prod(axis=1), kind="stable")].tolist()
     least, middle, most = (f"{size[0]}x{size[1]}" for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
     yield "sizes", f"{least} to {most}, half of them up to {middle} (height x width)"
 
@@ -105,8 +111,8 @@ def _lines(found: Opened) -> Iterable[tuple[str, list[np.ndarray]]]:
     from scoregen.data.pictures import Unreadable, Wanted, read
 
     data, whole, cut = found.dataset, [], []
-    for name, made in zip(found.names[:DRAWN], data.train, strict=False):
-        high, wide = found.files[name]["size"]
+    first = zip(found.table.names[:DRAWN], found.table.rows["size"].tolist(), data.train, strict=False)
+    for name, (high, wide), made in first:
         scale = SIDE / max(high, wide)
         wanted = Wanted(max(1, round(scale * high)), max(1, round(scale * wide)), "none", found.wanted.background)
         try:

@@ -29,6 +29,7 @@ from scoregen.train import mesh
 if TYPE_CHECKING:
     from scoregen.app.build import Parts
     from scoregen.app.sampling import Sampling
+    from scoregen.cond import Cond
     from scoregen.data import Dataset
 
 
@@ -59,14 +60,18 @@ def evaluate(
     Raises:
         UsageError: if images have no labels to train the classifier on, or if a distance cannot be computed.
     """
-    test = check_held_out(dataset)
+    from scoregen.data.mapped import release
+
+    train, test = _some_training(dataset, len(samples)), held_out_examples(dataset)
     try:
         first = distance_to_data(dataset, scaling, say)(samples)
         if not dataset.is_image:
-            return [first, _with_floor("MMD", mmd, *map(_flat, (samples, dataset.train, test)))]
-        near = nearest_neighbours(scaling.to_bytes(samples), dataset.train, test)
+            return [first, _with_floor("MMD", mmd, *map(_flat, (samples, train, test)))]
+        near = nearest_neighbours(scaling.to_bytes(samples), train, test)
     except ValueError as error:  # data without a distance, such as points that are all equal
         raise UsageError(f"the distances cannot be computed: {error}") from error
+    finally:
+        release(dataset.train, test)
     close = float(np.quantile(near.held_out, 0.01))
     median = [float(np.median(found)) for found in (near.samples, near.held_out)]
     share = [100 * float(np.mean(found < close)) for found in (near.samples, near.held_out)]
@@ -104,7 +109,7 @@ def distance_to_data(
     Raises:
         UsageError: if images have no labels to train the classifier on.
     """
-    train, test = dataset.train, check_held_out(dataset)
+    train, test = _some_training(dataset, 0), held_out_examples(dataset)
     if not dataset.is_image:
         train, test = _flat(train), _flat(test)
         return lambda points: _with_floor("sliced Wasserstein", sliced_wasserstein, _flat(points), train, test)
@@ -120,11 +125,25 @@ def distance_to_data(
     return distance
 
 
-def check_held_out(dataset: Dataset) -> np.ndarray:
-    """The held-out examples; UsageError if there are none."""
+MOST = 2**31  # bytes of the examples that distances are computed with
+
+
+def _some_training(dataset: Dataset, count: int) -> np.ndarray:
+    """The training examples, of which large data sets give the first ones: as many as fit into `MOST`."""
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
+    return dataset.examples(slice(0, max(count, MOST // size)))
+
+
+def check_held_out(dataset: Dataset) -> None:
+    """Raises UsageError if there are no held-out examples."""
     if dataset.test is None:
         raise UsageError(f"{dataset.name}: held-out examples are needed, but there are none")
-    return dataset.test
+
+
+def held_out_examples(dataset: Dataset) -> np.ndarray:
+    """The held-out examples as they are trained on; UsageError if there are none."""
+    check_held_out(dataset)
+    return dataset.examples(slice(0, max(2, MOST // (math.prod(dataset.shape) * dataset.dtype.itemsize))), test=True)
 
 
 def _flat(points: np.ndarray) -> np.ndarray:
@@ -166,8 +185,9 @@ def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | Non
     """
     config, dataset = parts.config.eval.likelihood, parts.dataset
     estimates = parts.estimators()
-    raw = check_held_out(dataset)[: config.examples]
-    labels = parts.labels_held_out(np.arange(len(raw)))
+    check_held_out(dataset)
+    raw = dataset.examples(slice(0, config.examples), test=True)
+    cond = parts.cond_held_out(np.arange(len(raw)))
     dims, unit = math.prod(dataset.shape), "bits/dim" if dataset.is_image else "nats"
 
     def per_example(nats: Any) -> np.ndarray:
@@ -184,7 +204,7 @@ def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | Non
     found, values, own = [], {}, {}
     for kind, estimate in estimates.items():
         nats, error, steps = in_batches(
-            parts.sampling, params, estimate, raw, labels, parts.sampling.seed, config.batch, report
+            parts.sampling, params, estimate, raw, cond, parts.sampling.seed, config.batch, report
         )
         if bad := int((~np.isfinite(nats)).sum()):
             raise UsageError(
@@ -197,7 +217,7 @@ def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | Non
         apart = values["bound"] - values["ode"]
         found.append(measured("bound - ode", apart, np.hypot(own["bound"], own["ode"])))
     if dataset.log_density is not None:
-        exact = per_example(dataset.log_density(raw))
+        exact = per_example(dataset.log_density(raw))  # such a data set has no units
         found.append(measured("exact", exact, np.zeros(len(raw))))
         found += [measured(f"{kind} - exact", values[kind] - exact, own[kind]) for kind in estimates]
     return found, len(raw)
@@ -208,12 +228,14 @@ def in_batches(
     params: Any,
     estimate: Callable[..., LogLikelihood],
     raw: np.ndarray,
-    labels: np.ndarray | None,
+    cond: Cond | None,
     seed: int,
     batch: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LogLikelihood:
-    """Compute an estimate for raw data `[N, ...]` in batches.
+    """Compute an estimate for data `[N, ...]`, as they are trained on, in batches.
+
+    A density is that of the examples in the units of the data.
 
     The last batch is padded, so that one compiled program works for all. A batch is spread over the devices, so its
     size is rounded up to a multiple of their number.
@@ -225,26 +247,29 @@ def in_batches(
     size = mesh.round_up(min(batch, count))
 
     @functools.partial(jax.jit, out_shardings=mesh.everywhere())
-    def step(params: Any, raw: Array, keys: Array, labels: Array | None) -> LogLikelihood:
+    def step(params: Any, raw: Array, keys: Array, cond: Cond | None) -> LogLikelihood:
         x0 = sampling.scaling(raw, fold_keys(keys, 0))
         keys = fold_keys(keys, 1)
-        if labels is None:
+        if cond is None:
             return estimate(sampling.denoiser(params), keys, x0)
 
-        def one(x: Array, key: Array, label: Array) -> LogLikelihood:
+        def one(x: Array, key: Array, of: Cond) -> LogLikelihood:
             # One example at a time, since the ODE evaluates single examples, and a denoiser has the classes of a batch.
-            return estimate(sampling.denoiser(params, label[None]), key[None], x[None])
+            given = jax.tree.map(lambda leaf: leaf[None], of)
+            return estimate(sampling.denoiser(params, given), key[None], x[None])
 
-        return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(one)(x0, keys, labels))
+        return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(one)(x0, keys, cond))
 
     keys, results = example_keys(jax.random.key((seed + 3) % 2**32), count), []
     for begin in range(0, count, size):
         index = np.arange(begin, begin + size) % count
         try:
-            examples = jax.numpy.asarray(raw[index]), keys[index], None if labels is None else labels[index]
-            found = step(params, *map(mesh.spread, examples))
+            examples = jax.numpy.asarray(raw[index]), keys[index], jax.tree.map(lambda of, at=index: of[at], cond)
+            found = step(params, *(jax.tree.map(mesh.spread, tree) for tree in examples))
             results.append(jax.tree.map(np.asarray, found))
         except ValueError as error:
             raise UsageError(f"the likelihood: {error}") from error
         progress(min(begin + size, count))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *results)
+    found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *results)
+    # p(x) = p(z) |dz/dx|, for x = mean + std z
+    return found if sampling.units is None else found._replace(nats=found.nats - sampling.units.log_scale)

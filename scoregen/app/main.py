@@ -37,7 +37,8 @@ OUT = Flag("out", "the output folder (default: RUN)", value="FOLDER")
 SAMPLED = Flag("batch", "batch size: samples drawn at a time", value="N", key="sampler.batch")
 SEED = "random seed, 0 to 4294967295"
 DRAWS = Flag("seed", f"{SEED} (default: the seed of the training)", value="N", key="sampler.seed")
-DATA = Flag("data", "the name of a data set, or the folder with its files", value="NAME", key="data")
+DATA = Flag("data", "the name of a data set, or a file or a folder of data", value="NAME", key="data")
+CONTEXT = Flag("y", "the context to draw or evaluate samples for, as 0.3,1.2", value="NUMBERS", key="sampler.context")
 FOLDER = Flag("data", "the folder of the data, if it was moved since the training", value="FOLDER", key="data.dir")
 PICTURES = (
     Flag("size", "of pictures: height and width in pixels, as 64 or (48,64)", value="N", key="data.folder.size"),
@@ -99,14 +100,15 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "sample": Command(
         "draw samples from a run",
-        "Draws samples from the newest checkpoint of a run. Writes samples.npz and a picture of the samples.",
+        "Draws samples from the newest checkpoint of a run. Writes them in the units of the data, as samples.npy or as "
+        "a table if the data are one, and a picture of them.",
         ("sample runs/ddpm_digits --n=64 --out=images", "sample runs/ddpm_digits --config.sampler.step.name=unipc"),
-        (Flag("n", "number of samples", value="N", key="sampler.images"), DRAWS, SAMPLED, FOLDER, OUT),
+        (Flag("n", "number of samples", value="N", key="sampler.images"), CONTEXT, DRAWS, SAMPLED, FOLDER, OUT),
     ),
     "eval": Command(
         "compute the distances between a run's samples and held-out data",
         "Draws samples from the newest checkpoint of a run and computes their distances to the held-out data. The "
-        "floor, the distance of a perfect sampler, is reported with each. Writes distances.json, samples.npz and a "
+        "floor, the distance of a perfect sampler, is reported with each. Writes distances.json, the samples and a "
         "picture.\n\n"
         "'at the floor' means that a perfect sampler may have the same distance; '1.9x the floor' means a distance "
         "that is 1.9 times as large. 'memorised' is the share of samples that are nearer to a training image than 99 % "
@@ -122,6 +124,7 @@ COMMANDS: Mapping[str, Command] = {
         ("likelihood runs/ddpm_digits --n=256", "likelihood runs/ddpm_toy --config.eval.likelihood.name=ode"),
         (
             Flag("n", "number of held-out examples", value="N", key="eval.likelihood.examples"),
+            CONTEXT,
             Flag("batch", "batch size: examples evaluated at a time", value="N", key="eval.likelihood.batch"),
             FOLDER,
             OUT,

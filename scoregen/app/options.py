@@ -117,7 +117,8 @@ class Option:
     Attributes:
         value: the default of the option.
         when: the option has an effect only if all of these conditions hold: "key=a|b" (one of these values), "key!=a",
-            "key>0". A key that starts with a dot is relative to the section. "train:key=a" counts in `train` only.
+            "key>0", or "key=a or other=b" (at least one of these). A key that starts with a dot is relative to the
+            section. "train:key=a" counts in `train` only.
         modes: the commands that use the option; () inherits the value of the section, or means all commands.
         changes: one of `EFFECTS`; "" inherits the value of the section, or means "network".
         also: effect -> the conditions under which the option has this effect instead.
@@ -158,8 +159,14 @@ class _Condition:
     values: tuple[Any, ...]
     mode: str = ""  # the only command in which the condition counts; "" for all
     of_part: bool = False  # whether the condition is that the option's part is chosen
+    instead: _Condition | None = None  # it is enough that this one holds
 
     def holds(self, config: ConfigDict) -> bool:
+        if self.instead is not None and self.instead.holds(config):
+            return True
+        named = self.test == "!=" and "" in self.values  # a text that has an effect only in some data sources
+        if named and any(not other.holds(config) for other in _conditions(self.key, config)):
+            return False
         try:
             value = value_of(config, self.key)
         except KeyError:  # a configuration without this part, such as in a test
@@ -170,25 +177,32 @@ class _Condition:
 
     def reason(self, config: ConfigDict) -> str:
         """Why the option has no effect."""
+        if self.instead is not None:
+            return f"{dataclasses.replace(self, instead=None).reason(config)} and {self.instead.reason(config)}"
         value = value_of(config, self.key)
         if self.of_part:
             return f"it belongs to the {self.key.removesuffix('.name')} '{self.values[0]}', and '{value}' is chosen"
         if self.key.endswith(".name"):
             needs = f", and it needs {' or '.join(map(str, self.values))}" if self.test == "=" else ""
             return f"the {self.key.removesuffix('.name')} is '{value}'{needs}"
-        return f"config.{self.key} is {value}"
+        return f"config.{self.key} is {value!r}" if value == "" else f"config.{self.key} is {value}"
 
     def fix(self) -> str:
         """The change that would give the option an effect."""
+        if self.instead is not None:
+            return f"{dataclasses.replace(self, instead=None).fix()}, or {self.instead.fix()}"
         if self.test == "=":
             values = self.values[:1] if self.of_part else self.values[:3]
             return f"add {' or '.join(f'--config.{self.key}={_text(value)}' for value in values)}"
         if self.test == ">":
             return f"add a --config.{self.key} above {self.values[0]}"
-        return f"choose another --config.{self.key}"
+        return f"choose {'a' if '' in self.values else 'another'} --config.{self.key}"
 
 
 def _condition(text: str, section: str) -> _Condition:
+    first, either, rest = text.partition(" or ")
+    if either:
+        return dataclasses.replace(_condition(first, section), instead=_condition(rest, section))
     found = re.fullmatch(r"(?:(\w+):)?(\.?[\w.]+)(!=|=|>)(.*)", text)
     if found is None:
         raise ValueError(f"{text!r} is not a condition: 'key=value|value', 'key!=value' or 'key>number' is needed")

@@ -14,7 +14,10 @@ import numpy as np
 from scoregen.app.evaluate import Measured, Metric
 from scoregen.app.figures import ACCENT, INK, figure, load_matplotlib, mosaic, plain, save
 from scoregen.data import Dataset
-from scoregen.files import to_json, whole
+from scoregen.data.table import SUFFIXES as TABLES
+from scoregen.data.table import read, write
+from scoregen.files import make_folder, to_json, whole
+from scoregen.random import example_keys
 from scoregen.samplers import OwnGrid
 from scoregen.train.log import MetricsLog
 
@@ -23,12 +26,76 @@ if TYPE_CHECKING:
 
     from scoregen.app.config import Config
     from scoregen.app.sampling import Sampling
+    from scoregen.cond import Cond
     from scoregen.train import Model
 
 
-def reference(dataset: Dataset) -> np.ndarray:
-    """The held-out examples, or the training examples if there are no held-out ones."""
-    return dataset.train if dataset.test is None else dataset.test
+def reference(dataset: Dataset, most: int = 10_000) -> np.ndarray:
+    """The first held-out examples as they are trained on, or training examples if there are no held-out ones."""
+    most = min(most, max(64, 2**26 // math.prod(dataset.shape)))  # of large examples fewer
+    return dataset.examples(slice(0, most), test=dataset.test is not None)
+
+
+def in_units(dataset: Dataset, x: np.ndarray) -> np.ndarray:
+    """Examples `[N, ...]` in the units of the data, as real numbers with the channels last."""
+    return x if dataset.units is None else dataset.units.values(x)
+
+
+def kind_of(dataset: Dataset) -> str:
+    """What the examples are called: points, series, images or volumes.
+
+    >>> kind_of(Dataset("line", np.zeros((5, 2), np.float32)))
+    'points'
+    """
+    return {1: "points", 2: "series", 3: "images", 4: "volumes"}.get(len(dataset.shape), "arrays")
+
+
+def save_data(folder: Path, dataset: Dataset, samples: np.ndarray, cond: Cond | None = None) -> Path:
+    """Write samples in the units of the data: a table as a table, everything else as samples.npy.
+
+    A table also has the context and the class of each sample, `cond`, in the columns of the data.
+    """
+    form = dataset.form
+    if form.suffix not in TABLES:
+        with whole(folder / "samples.npy") as fresh, fresh.open("wb") as file:
+            np.save(file, samples, allow_pickle=False)
+        return folder / "samples.npy"
+    columns, dtypes, label = dataset.columns or (), form.dtypes, None
+    if cond is not None and cond.context is not None and dataset.context_units is not None:
+        samples = np.concatenate([samples, dataset.context_units.decode(cond.context)], axis=1)
+        columns, dtypes = (*columns, *form.context), (*dtypes, *form.context_dtypes)
+    if cond is not None and cond.label is not None and dataset.classes is not None:
+        label = form.label, np.asarray(dataset.classes)[cond.label]
+    path = folder / f"samples{form.suffix}"
+    with whole(path) as fresh:
+        write(fresh, samples, columns, dtypes, label, form.headed)
+    return path
+
+
+def saved_data(folder: Path, dataset: Dataset, scaling: Any) -> np.ndarray:
+    """The samples that `save_data` wrote, in the network's units."""
+    if dataset.form.suffix in TABLES:
+        header = "yes" if dataset.form.headed else "no"
+        frame = read(folder / f"samples{dataset.form.suffix}", header)[0]
+        raw = frame.iloc[:, : dataset.shape[0]].to_numpy(np.float64)
+    else:
+        raw = np.load(folder / "samples.npy", allow_pickle=False)
+    z = raw if dataset.units is None else dataset.units.encode(raw)
+    return np.asarray(scaling(z, example_keys(jax.random.key(0), len(z)))) if dataset.is_image else z
+
+
+def save_pictures(folder: Path, images: np.ndarray) -> Path:
+    """Write each image of uint8 `[N, H, W, C]` as a PNG into the folder `samples`, in place of those there."""
+    from PIL import Image
+
+    inside = folder / "samples"
+    make_folder(inside, "--out")
+    for path in inside.glob("[0-9]*.png"):
+        path.unlink()
+    for i, image in enumerate(images):
+        with whole(inside / f"{i:05d}.png") as fresh:
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(fresh, format="png")
+    return inside
 
 
 def heading(name: str, step: int, metrics: Sequence[Metric] = ()) -> str:
@@ -76,6 +143,56 @@ def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarr
     return page
 
 
+def as_pictures(dataset: Dataset, *sets: np.ndarray) -> tuple[list[np.ndarray], str]:
+    """Float images `[N, H, W, C]` or volumes `[N, D, H, W, C]` as bytes `[N, H, W, 1 or 3]`, and what they show.
+
+    Black and white are the values between which 99 % of the data lie.
+    """
+    said = []
+    shown = [reference(dataset, 1000), *sets]
+    if len(dataset.shape) == 4:
+        said.append(f"middle slice of {dataset.shape[0]}")
+        shown = [x[:, x.shape[1] // 2] for x in shown]
+    if dataset.shape[-1] not in (1, 3):
+        said.append(f"first of {dataset.shape[-1]} channels")
+        shown = [x[..., :1] for x in shown]
+    low, high = np.quantile(shown[0].astype(np.float64), (0.005, 0.995))
+    width = max(float(high - low), 1e-12)
+    return [np.rint(255 * np.clip((x - low) / width, 0, 1)).astype(np.uint8) for x in shown[1:]], ", ".join(said)
+
+
+def save_arrays(path: Path, dataset: Dataset, samples: np.ndarray, title: str = "", most: int = 64) -> Path:
+    """Series as lines; float images and volumes as a grid of pictures under a line of real ones."""
+    if len(dataset.shape) == 2:
+        return save(path, series(dataset, samples, title))
+    if len(dataset.shape) not in (3, 4):
+        return save_marginals(path, dataset, samples, title)
+    (real, drawn), said = as_pictures(dataset, reference(dataset), samples[:most])
+    return save_samples(path, drawn, real, "\n".join(filter(None, (title, said))))
+
+
+def series(dataset: Dataset, samples: np.ndarray, title: str = "", columns: int = 5, channels: int = 3) -> Any:
+    """The figure of series `[N, L, C]`: a line of held-out ones over two lines of samples, with the same axes."""
+    real, drawn = in_units(dataset, reference(dataset)), in_units(dataset, samples)
+    lines = [("training data" if dataset.test is None else "held-out data", INK, real[:columns])]
+    lines += [("samples", ACCENT, drawn[i : i + columns]) for i in (0, columns) if len(drawn) > i]
+    page, panels = figure(len(lines), columns, size=(2.4 * columns, 0.8 + 1.7 * len(lines)), sharex=True, sharey=True)
+    looks = ("-", "--", ":")
+    for panel_line, (name, color, examples) in zip(panels, lines, strict=True):
+        panel_line[0].set_ylabel(name)
+        for panel, example in zip(panel_line, examples, strict=False):
+            for i in range(min(channels, example.shape[-1])):
+                panel.plot(example[:, i], color=color, lw=1.0, ls=looks[i])
+        for panel in panel_line[len(examples) :]:
+            panel.axis("off")
+    for panel in panels[-1]:
+        panel.set_xlabel("position")
+    count = dataset.shape[-1]
+    said = f"the first {channels} of {count} channels" if count > channels else ""
+    page.suptitle("\n".join(filter(None, (title, said))))
+    return page
+
+
 def save_completed(path: Path, sampling: Sampling, samples: np.ndarray, title: str = "", most: int = 12) -> Path:
     """Three named lines: the first held-out images, their visible part, and the samples that complete it."""
     count, scaling, control = min(most, len(samples)), sampling.scaling, sampling.control
@@ -101,7 +218,10 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
     """
     from scipy.ndimage import gaussian_filter
 
-    process, shown = model.process, reference(dataset)
+    process, shown, units = model.process, reference(dataset), dataset.units
+    # The picture is that of the network's units; the axes have those of the data.
+    shift, by = (np.zeros(2), np.ones(2)) if units is None else (units.values(np.zeros(2)), np.asarray(units.std))
+    by = np.where(by > 0, by, 1.0)
     held = shown[: len(samples)]
     reach = 1.15 * float(np.quantile(np.abs(shown), 0.999))
     axis = np.linspace(-reach, reach, 161)
@@ -129,23 +249,25 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
 
     page, (axes,) = figure(1, 4, size=(13.2, 3.9))
     page.suptitle(title)
-    range_of = np.array([[-reach, reach]] * 2)
+    range_of = (shift + by * np.array([[-reach], [reach]])).T
+    across, up = shift[0] + by[0] * axis, shift[1] + by[1] * axis
     dots = {"s": 3 if len(samples) > 500 else 12, "linewidths": 0, "alpha": 0.5}
-    axes[0].scatter(*held.T, color=INK, **dots)
+    axes[0].scatter(*(shift + by * held).T, color=INK, **dots)
     axes[0].set_title(f"data: {len(held):,} {'training' if dataset.test is None else 'held-out'} points")
-    out = scatter(axes[1], samples, range_of, ACCENT, **dots)
+    out = scatter(axes[1], shift + by * samples, range_of, ACCENT, **dots)
     axes[1].set_title(f"samples: {len(samples):,}" + (f", {percent(out)} outside, at the edge" if out else ""))
     there = gaussian_filter(truth, noise / (axis[1] - axis[0]))
     # Light grey through vmax and not through transparency, which would draw every edge twice.
-    axes[2].contourf(axis, axis, there, levels=12, cmap="Greys", vmin=0, vmax=there.max() / 0.6)
-    axes[2].quiver(*np.asarray(points).T, *field.T, color=ACCENT, width=0.004, angles="xy")
+    axes[2].contourf(across, up, there, levels=12, cmap="Greys", vmin=0, vmax=there.max() / 0.6)
+    axes[2].quiver(*(shift + by * np.asarray(points)).T, *(by * field).T, color=ACCENT, width=0.004, angles="xy")
     axes[2].set_title(f"arrows: learned score\nshade: {truth_name} density, sigma/alpha = {plain(noise)}")
-    axes[3].contourf(axis, axis, _smooth_histogram(samples, axis), levels=16, cmap="Oranges")
-    axes[3].contour(axis, axis, truth, levels=_holding(truth, (0.95, 0.8, 0.5)), colors=INK, linewidths=0.6)
+    axes[3].contourf(across, up, _smooth_histogram(samples, axis), levels=16, cmap="Oranges")
+    axes[3].contour(across, up, truth, levels=_holding(truth, (0.95, 0.8, 0.5)), colors=INK, linewidths=0.6)
     axes[3].set_title("shade: density of the samples\nlines hold 50, 80 and 95 % of the data")
     names = coordinates(dataset)
     for panel in axes:
-        panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=names[0])
+        aspect = "equal" if units is None else "auto"
+        panel.set(xlim=range_of[0], ylim=range_of[1], aspect=aspect, xlabel=names[0])
     axes[0].set_ylabel(names[1])
     return save(path, page)
 
@@ -193,7 +315,10 @@ def save_marginals(path: Path, dataset: Dataset, samples: np.ndarray, title: str
 
 def marginals(dataset: Dataset, samples: np.ndarray, title: str = "", most: int = 12) -> Any:
     """The figure of `save_marginals`."""
-    drawn, held = (points.reshape(len(points), -1).astype(np.float64) for points in (samples, reference(dataset)))
+    drawn, held = (
+        in_units(dataset, points).reshape(len(points), -1).astype(np.float64)
+        for points in (samples, reference(dataset))
+    )
     names, dims = coordinates(dataset), drawn.shape[1]
     shown = min(most, dims)
     columns = min(4, shown)

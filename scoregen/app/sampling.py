@@ -19,7 +19,7 @@ from scoregen.random import example_keys
 from scoregen.train import mesh
 
 if TYPE_CHECKING:
-    from scoregen.data import Dataset
+    from scoregen.data import Dataset, Units
     from scoregen.guidance import Control
     from scoregen.process import Process
     from scoregen.samplers import Sampler
@@ -42,10 +42,13 @@ class Sampling:
         process: the process of the sampling, within the noise range of `model.process`.
         is_image: whether the data are uint8 images; if so, samples in the units of the data are bytes.
         hold_x0: a wrapper that keeps estimates of x0 in the range of the data, or None.
-        labels: classes `[N]`; sample i has class labels[i mod N]. None for no classes.
-        guidance: eps = eps(no class) + guidance (eps(class) - eps(no class)).
+        cond: classes `[N]` and contexts `[M, K]`, each or both; sample i has those of index i mod N and i mod M. None
+            for a network without.
+        guidance: eps = eps(without cond) + guidance (eps(with cond) - eps(without cond)).
         control: completes the held-out images of `dataset`, or None.
         dataset: the data, if `control` needs them.
+        units: the units of the data, if they were standardised.
+        context_units: the units of the contexts.
         seed: the random seed of the sampling.
         batch: the batch size, rounded up to a multiple of the number of devices.
     """
@@ -57,10 +60,12 @@ class Sampling:
     process: Process
     is_image: bool = False
     hold_x0: Wrapper | None = None
-    labels: np.ndarray | None = None
+    cond: Cond | None = None
     guidance: float = 1.0
     control: Control | None = None
     dataset: Dataset | None = None
+    units: Units | None = None
+    context_units: Units | None = None
     seed: int = 0
     batch: int = 256
 
@@ -73,10 +78,10 @@ class Sampling:
         """Guidance from `unconditional` to `denoiser`; None uses `unconditional` twice, to count evaluations."""
         return ClassifierFree(unconditional, self.guidance)(denoiser or unconditional)
 
-    def denoiser(self, params: Any, labels: Array | None = None, clean: Array | None = None) -> Denoiser:
-        """The denoiser under `process`, for the classes `labels` `[B]` and the measurements of `clean` `[B, ...]`."""
-        denoiser = self.model.denoiser(params, None if labels is None else Cond(None, label=labels))
-        if labels is not None:
+    def denoiser(self, params: Any, cond: Cond | None = None, clean: Array | None = None) -> Denoiser:
+        """The denoiser under `process`, for B classes and contexts, and measurements of `clean` `[B, ...]`."""
+        denoiser = self.model.denoiser(params, cond)
+        if cond is not None:
             denoiser = self.guided(self.model.denoiser(params), denoiser)
         if self.process is not self.model.process:
             denoiser = denoiser.under(self.process)
@@ -90,12 +95,14 @@ class Sampling:
         return denoiser
 
     def to_data(self, samples: np.ndarray) -> np.ndarray:
-        """Samples in the units of the data: bytes for images; other samples stay as they are."""
-        return self.scaling.to_bytes(samples) if self.is_image else samples
+        """Samples in the units, the type and the shape of the data; images are bytes."""
+        samples = self.scaling.to_bytes(samples) if self.is_image else samples
+        return samples if self.units is None else self.units.decode(samples)
 
-    def labels_of(self, index: np.ndarray) -> np.ndarray | None:
-        """The classes of these samples, `[B]`."""
-        return None if self.labels is None else self.labels[index % len(self.labels)]
+    def cond_of(self, index: np.ndarray, cond: Cond | None = None) -> Cond | None:
+        """The classes and the contexts of these samples: those of `cond`, or of the attribute."""
+        cond = cond or self.cond
+        return None if cond is None else jax.tree.map(lambda of: of[index % len(of)], cond)
 
     def clean_of(self, index: np.ndarray) -> Array | None:
         """The held-out images that these samples complete, `[B, ...]` in the network's units; None without control."""
@@ -112,7 +119,7 @@ class Sampling:
         stopped: Callable[[], bool] = lambda: False,
         *,
         seed: int | None = None,
-        labels: np.ndarray | None = None,
+        cond: Cond | None = None,
         batch: int | None = None,
     ) -> np.ndarray | None:
         """Samples `[count, ...]` in the network's units, a batch at a time.
@@ -122,13 +129,12 @@ class Sampling:
             count: the number of samples.
             progress: called with the number of finished levels; the total is `levels` times the number of batches.
             stopped: called before every batch; if it returns true, the result is None.
-            seed, labels, batch: replace the attributes of the same name.
+            seed, cond, batch: replace the attributes of the same name.
         """
         # The last batch is padded, so that one compiled program works for all batches.
         size, several = mesh.round_up(batch or self.batch), mesh.processes() > 1
         batches = -(-count // size)
         keys = example_keys(sampling_key(self.seed if seed is None else seed), batches * size)
-        labels = self.labels if labels is None else labels
         drawn = []
         for i in range(batches):
             if stopped():
@@ -136,8 +142,8 @@ class Sampling:
             done = i * self.levels
             self._listener[:] = [lambda level, done=done: progress(done + level)] if progress else []
             index = np.arange(i * size, (i + 1) * size)
-            known = None if labels is None else labels[index % len(labels)]
-            examples = map(mesh.spread, (keys[index], known, self.clean_of(index)))
+            examples = (keys[index], self.cond_of(index, cond), self.clean_of(index))
+            examples = (jax.tree.map(mesh.spread, tree) for tree in examples)
             drawn.append(np.asarray(self.draw(params, *examples)))
             jax.effects_barrier()
             if several:  # a device can call only its own process, so each process counts the batches
@@ -151,15 +157,15 @@ class Sampling:
 
     @functools.cached_property
     def draw(self) -> Callable[..., Array]:
-        """The jitted draw: (params, keys `[B]`, labels `[B]` or None, clean images or None) -> samples `[B, ...]`."""
+        """The jitted draw: (params, keys `[B]`, cond or None, clean images or None) -> samples `[B, ...]`."""
         return self.drawer(None if mesh.processes() > 1 else self._tell)
 
     def drawer(self, progress: Callable[[int], None] | None) -> Callable[..., Array]:
         """`draw`, but the device calls `progress` with the number of finished levels."""
 
         @functools.partial(jax.jit, out_shardings=mesh.everywhere())
-        def draw(params: Any, keys: Array, labels: Array | None, clean: Array | None) -> Array:
-            denoiser = self.denoiser(params, labels, clean)
+        def draw(params: Any, keys: Array, cond: Cond | None, clean: Array | None) -> Array:
+            denoiser = self.denoiser(params, cond, clean)
             return self.sampler(denoiser, keys, (keys.shape[0], *self.shape), progress=progress)
 
         return draw
@@ -182,4 +188,4 @@ def held_out(dataset: Dataset, scaling: Any, seed: int, index: np.ndarray) -> Ar
     """Held-out examples in the network's units, `[B, ...]`. After the last example the first follows again."""
     assert dataset.test is not None
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key((seed + 1) % 2**32), jnp.asarray(index))
-    return scaling(dataset.test[index % len(dataset.test)], keys)
+    return scaling(dataset.examples(index % len(dataset.test), test=True), keys)

@@ -40,8 +40,9 @@ def augment(keys: Array, x: Array, probability: Array | float) -> tuple[Array, A
     the same property. If all numbers are 0, nothing was done, and x is unchanged to the bit. Flips only move pixels.
     All other changes are made by one resampling: the image is reflected at its edges, doubled by the wavelet filter
     sym6, read between its pixels bilinearly, and halved by the same filter. The paper's code reflects only as many
-    pixels as its batch needs. Here it is always one pixel less than a whole image, so that an example does not depend
-    on its batch. `keys` holds one typed key per example, and example i depends only on keys[i].
+    pixels as its batch needs, and at most one less than a side. Here it is always one pixel less than the longer side,
+    so that an example does not depend on its batch, and a long image can be turned. `keys` holds one typed key per
+    example, and example i depends only on keys[i].
 
     Raises UsageError if x is not a batch of images.
 
@@ -115,7 +116,8 @@ def _affine(drawn: dict[str, Array], width: int, height: int) -> tuple[Array, Ar
 def warp(x: Array, matrix: Array, shift: Array) -> Array:
     """The image `[H, W, C]` whose pixel at u = (x, y) from the centre comes from `x` at matrix u + shift."""
     height, width, _ = x.shape
-    doubling, halving = ([f(n).astype(x.dtype) for n in (height, width)] for f in (_doubling, _halving))
+    doubling = [_doubling(n, max(height, width) - 1).astype(x.dtype) for n in (height, width)]
+    halving = [_halving(n).astype(x.dtype) for n in (height, width)]
     matrix, shift = (jnp.asarray(a, x.dtype) for a in (matrix, shift))
     fine = jnp.einsum("ih,jw,hwc->ijc", *doubling, x)
     # Positions of the pixels of the result with its edges, at twice the resolution: from the centre, in fine pixels.
@@ -130,9 +132,9 @@ def warp(x: Array, matrix: Array, shift: Array) -> Array:
 
 
 @functools.cache
-def _doubling(n: int) -> np.ndarray:
-    """The matrix that reflects n pixels at both ends, by n - 1, and doubles them: `[2 (3 n - 2), n]`."""
-    reflected = np.pad(np.eye(n), ((n - 1, n - 1), (0, 0)), mode="reflect")
+def _doubling(n: int, margin: int) -> np.ndarray:
+    """The matrix that reflects n pixels at both ends, by a margin, and doubles them: `[2 (n + 2 margin), n]`."""
+    reflected = np.pad(np.eye(n), ((margin, margin), (0, 0)), mode="reflect")
     zeros = np.zeros((2 * len(reflected) - 1, n))
     zeros[::2] = reflected
     half = len(_SYM6) // 2

@@ -6,12 +6,14 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scoregen.errors import UsageError, check_finite
+from scoregen.cond import Cond
+from scoregen.data.mapped import release, take
+from scoregen.data.units import Form, Units
+from scoregen.errors import UsageError, check_fraction
 from scoregen.random import check_seed
 
 _log = logging.getLogger(__name__)
@@ -26,18 +28,27 @@ class Dataset:
     float16 and float64 are converted, which for float64 rounds each value to 24 significant bits and needs a copy in
     memory. Labels are held as int32 `[N]`; any integer type is converted if its values are the same in int32.
 
+    A data set with `units` holds its examples as they came in, and `examples` and `batch` standardise them.
+
     Attributes:
         name: for messages and reports.
         train: the examples to train on.
         test: held-out examples of the same kind. With None there is no held-out loss.
         train_labels, test_labels: their classes; None if there are no labels.
+        train_context, test_context: a vector for each example, `[N, K]`, that the network is conditioned on; None for
+            none. It is held as float32, of about unit scale.
         log_density: if the true density is known, a JAX function from points `[B, D]` to log p(x) `[B]` in nats.
         columns: the name of each coordinate of examples `[N, D]`, for figures; None numbers them. If `train` is a
             pandas DataFrame, its columns are used.
+        units: how `train` and `test` are standardised; None for examples that are trained on as they are.
+        context_units: the same for contexts, which are standardised already.
+        form: the kind of file that samples are written to.
+        classes: the name of each class, in the order of the labels; None if they have no names.
         notes: lines about the data that a user should see before a training, such as files that could not be read.
 
     Raises UsageError, with the split's name, for an empty array, another type or rank, values that are not finite (with
-    the number of such examples and the first index), train and test of different kinds, and labels that do not fit.
+    the number of such examples and the first index), train and test of different kinds, and labels that do not fit or
+    have no name in `classes`.
 
     >>> points = Dataset("line", np.arange(6, dtype=np.float32)[:, None], np.zeros((1, 1), np.float32))
     >>> points.shape, points.is_image
@@ -54,24 +65,40 @@ class Dataset:
     log_density: Callable | None = None
     columns: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    train_context: np.ndarray | None = None
+    test_context: np.ndarray | None = None
+    units: Units | None = None
+    context_units: Units | None = None
+    form: Form = Form()
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         columns = getattr(self.train, "columns", None) if self.columns is None else self.columns
         if columns is not None:
             object.__setattr__(self, "columns", tuple(map(str, columns)))
         for split in ("train", "test") if self.test is not None else ("train",):
-            what = f"{self.name}: {split}"
-            examples = _as_examples(what, getattr(self, split))
-            object.__setattr__(self, split, examples)
+            what, examples = f"{self.name}: {split}", getattr(self, split)
+            if self.units is None:
+                examples = _as_examples(what, examples)
+                object.__setattr__(self, split, examples)
             if (labels := getattr(self, f"{split}_labels")) is not None:
-                object.__setattr__(self, f"{split}_labels", _as_labels(what, labels, len(examples)))
+                object.__setattr__(self, f"{split}_labels", as_labels(what, labels, len(examples)))
+            if (context := getattr(self, f"{split}_context")) is not None:
+                object.__setattr__(self, f"{split}_context", _as_context(what, context, len(examples)))
+            if self.classes is not None:
+                _check_classes(what, getattr(self, f"{split}_labels"), self.classes)
         if self.columns is not None and self.shape != (len(self.columns),):
             raise UsageError(
                 f"{self.name}: {len(self.columns)} columns for examples of shape {self.shape}: name each coordinate"
             )
         if self.test is None:
-            if self.test_labels is not None:
-                raise UsageError(f"{self.name}: there are test_labels and no test examples: give both, or neither")
+            for of in ("labels", "context"):
+                if getattr(self, f"test_{of}") is not None:
+                    raise UsageError(f"{self.name}: there are test_{of} and no test examples: give both, or neither")
+        elif (self.train_context is None) != (self.test_context is None):
+            raise UsageError(f"{self.name}: only one of train and test has a context: give both, or neither")
+        elif self.test_context is not None and self.test_context.shape[1] != self.context_dim:
+            raise UsageError(f"{self.name}: train_context and test_context have vectors of different lengths")
         elif (self.train.dtype, self.train.shape[1:]) != (self.test.dtype, self.test.shape[1:]):
             raise UsageError(
                 f"{self.name}: train holds {self.train.dtype} {self.train.shape[1:]} and test "
@@ -80,13 +107,50 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one example: (H, W, C), (D,) or any other."""
-        return self.train.shape[1:]
+        """The shape of one example as it is trained on: (H, W, C), (D,) or any other."""
+        return self.train.shape[1:] if self.units is None else self.units.example
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the examples as they are trained on: uint8 or float32."""
+        return self.train.dtype if self.units is None else self.units.example_dtype
 
     @property
     def is_image(self) -> bool:
         """True for uint8 images `[N, H, W, C]`, False for floating-point arrays."""
-        return self.train.dtype == np.uint8
+        return self.dtype == np.uint8
+
+    @property
+    def context_dim(self) -> int:
+        """The length of the context vector of an example; 0 without contexts."""
+        return 0 if self.train_context is None else self.train_context.shape[1]
+
+    def examples(self, index: Any = slice(None), *, test: bool = False) -> np.ndarray:
+        """Examples as they are trained on, uint8 or float32 `[n, *shape]`: those of an index, or all.
+
+        Args:
+            index: an integer array or a slice.
+            test: whether to take them from the held-out examples, which must then exist.
+
+        >>> from scoregen.data.units import Units
+        >>> units = Units("float64", (1,), mean=(10.0,), std=(2.0,))
+        >>> Dataset("line", np.array([[10.0], [14.0]]), units=units).examples([1]).tolist()
+        [[2.0]]
+        """
+        raw: Any = self.test if test else self.train
+        raw = raw[index] if isinstance(index, slice) else take(raw, np.asarray(index))
+        return raw if self.units is None else self.units.encode(raw)
+
+    def cond(self, index: Any = slice(None), *, test: bool = False, labels: bool = True) -> Cond:
+        """The labels `[n]` and the contexts `[n, K]` of examples, as a network is given them; see `examples`.
+
+        Args:
+            index, test: see `examples`.
+            labels: whether the network takes labels; without, they are left out.
+        """
+        label, context = (self.test_labels, self.test_context) if test else (self.train_labels, self.train_context)
+        label, context = (None if of is None else of[index] for of in (label if labels else None, context))
+        return Cond(label=label, context=context)  # pyright: ignore[reportArgumentType] - NumPy arrays
 
     def indices(self, seed: int, step: int, size: int) -> np.ndarray:
         """The indices of the training examples in batch number `step`: int `[size]`.
@@ -114,7 +178,7 @@ class Dataset:
         return np.concatenate(pieces)  # a copy even of one piece: the cached permutation stays unchanged
 
     def batch(self, seed: int, step: int, size: int) -> np.ndarray:
-        """Batch number `step` of the shuffled training examples: `[size, *shape]`, in the dtype of `train`.
+        """Batch number `step` of the shuffled training examples: `[size, *shape]`, uint8 or float32.
 
         It is a pure function of (seed, step, size). Training resumed at step k sees the same batches as an
         uninterrupted run, and a checkpoint needs no state of the data. See `indices` for the order and the
@@ -124,7 +188,7 @@ class Dataset:
         >>> bool(np.all(points.batch(0, step=7, size=4) == points.batch(0, step=7, size=4)))
         True
         """
-        return self.train[self.indices(seed, step, size)]
+        return self.examples(self.indices(seed, step, size))
 
 
 def as_dataset(data: Any, name: str = "data") -> Dataset:
@@ -149,32 +213,18 @@ def errors_of(name: str) -> Iterator[None]:
 
 
 def in_turns(labels: np.ndarray) -> np.ndarray:
-    """The labels `[N]`, ordered so that the classes take turns: each class has its share of the first n, for any n.
+    """An order of examples `[N]` in which the classes take turns: each class has its share of the first n, for any n.
 
-    Label r = 0 .. c-1 of a class with c labels is placed at the fraction (r + 1/2) / c of the order.
+    Example r = 0 .. c-1 of a class with c examples is placed at the fraction (r + 1/2) / c of the order.
 
-    >>> in_turns(np.array([1, 1, 0, 0, 0, 0])).tolist(), in_turns(np.array([2, 2, 1, 1, 0, 0])).tolist()
-    ([0, 1, 0, 0, 1, 0], [0, 1, 2, 0, 1, 2])
+    >>> labels = np.array([1, 1, 0, 0, 0, 0])
+    >>> in_turns(labels).tolist(), labels[in_turns(labels)].tolist()
+    ([2, 0, 3, 4, 1, 5], [0, 1, 0, 0, 1, 0])
     """
-    ordered, count = np.sort(labels), np.bincount(labels)
+    order, count = np.argsort(labels, kind="stable"), np.bincount(labels)
+    ordered = labels[order]
     rank = np.arange(len(labels)) - (np.cumsum(count) - count)[ordered]
-    return ordered[np.argsort((rank + 0.5) / count[ordered], kind="stable")]
-
-
-def read_array(path: str) -> np.ndarray:
-    """The array in a .npy file.
-
-    Raises UsageError if no file is named, and if it cannot be read, is not a .npy file or is cut short.
-    """
-    if not path:
-        raise UsageError("no file is named to read the data from: say dir=FILE.npy")
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}: say dir=FILE.npy, a file of np.save") from None
-    except ValueError:
-        raise UsageError(f"{path} is no whole .npy file of numbers: write it again, with np.save") from None
+    return order[np.argsort((rank + 0.5) / count[ordered], kind="stable")]
 
 
 def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels: np.ndarray | None = None) -> Dataset:
@@ -191,23 +241,34 @@ def hold_out(name: str, examples: np.ndarray, fraction: float, seed: int, labels
     columns = getattr(examples, "columns", None)
     examples = _as_examples(name, examples)
     n = len(examples)
-    with errors_of(name):
-        check_finite(held_out=fraction)
-        check_seed(seed)
-    cut = round(fraction * n) if 0 < fraction < 1 else 0
-    if not 0 < cut < n:
-        raise UsageError(
-            f"{name}: held_out={fraction} of {n} examples leaves none to train on or none to test "
-            "on: choose a fraction between 0 and 1, and give more examples if there are few"
-        )
+    train, test = split(name, n, fraction, seed)
+    if not len(test):
+        raise UsageError(f"{name}: held_out={fraction} of {n} examples leaves none to test on: {ENOUGH}")
     if labels is not None:
-        labels = _as_labels(name, labels, n)
+        labels = as_labels(name, labels, n)
     if all(np.array_equal(each, examples[0]) for each in examples):  # mostly decided by the second example
         raise UsageError(f"{name}: all {n} examples are the same: there is nothing to learn but one point")
-    order = np.random.default_rng(seed).permutation(n)
-    test, train = order[:cut], order[cut:]
     picked = (None, None) if labels is None else (labels[train], labels[test])
     return Dataset(name, examples[train], examples[test], *picked, columns=columns)
+
+
+ENOUGH = "choose a fraction between 0 and 1, and give more examples if there are few"
+
+
+def split(name: str, count: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of examples to train on, and of round(held_out * count) held-out ones: a seeded permutation.
+
+    Raises:
+        UsageError: for a fraction or a seed out of range, and if none would be left to train on.
+    """
+    with errors_of(name):
+        check_fraction(held_out=held_out)
+        check_seed(seed)
+    cut = round(held_out * count)
+    if cut == count:
+        raise UsageError(f"{name}: held_out={held_out} of {count} examples leaves none to train on: {ENOUGH}")
+    order = np.random.default_rng(seed).permutation(count)
+    return order[cut:], order[:cut]
 
 
 @functools.lru_cache(maxsize=4)  # a cache, not a state; four, because one batch may run across an epoch's end
@@ -247,6 +308,7 @@ def _as_examples(what: str, x: Any) -> np.ndarray:
     if x.dtype == np.uint8:
         return x
     _check_finite(what, x)
+    release(x)
     if x.dtype == np.float32:
         return x
     with np.errstate(over="ignore"):
@@ -261,11 +323,11 @@ def _instead(x: np.ndarray) -> str:
     """What to pass instead of an array that is neither uint8 images nor floating-point."""
     if np.issubdtype(x.dtype, np.complexfloating):
         return "pass the real and the imaginary part as float32, such as np.stack([x.real, x.imag], -1)"
-    if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
-        return "pass numbers, as uint8 images [N, H, W, C] or a float32 array [N, ...]"
     if x.dtype == np.uint8 and x.ndim == 3:
         return "pass uint8 images as [N, H, W, C], such as x[..., None] for grey ones"
-    return "pass uint8 images [N, H, W, C], or numbers as float32 with a standard deviation of about 1"
+    if np.issubdtype(x.dtype, np.number):
+        return "pass sg.data.array(x), which standardises it, or uint8 images [N, H, W, C]"
+    return "pass numbers, as uint8 images [N, H, W, C] or a float32 array [N, ...]"
 
 
 def _check_finite(what: str, x: np.ndarray) -> None:
@@ -277,7 +339,19 @@ def _check_finite(what: str, x: np.ndarray) -> None:
         )
 
 
-def _as_labels(what: str, labels: Any, count: int) -> np.ndarray:
+def _as_context(what: str, context: Any, count: int) -> np.ndarray:
+    """Contexts as finite float32 `[count, K]`."""
+    context = _as_array(f"{what}: contexts", context, "an array [N, K]")
+    if context.ndim != 2 or len(context) != count or not np.issubdtype(context.dtype, np.floating):
+        raise UsageError(
+            f"{what}: contexts are {context.dtype} of shape {context.shape} for {count} examples: pass floating-point "
+            f"vectors ({count}, K)"
+        )
+    _check_finite(f"{what}: contexts", context)
+    return context.astype(np.float32, copy=False)
+
+
+def as_labels(what: str, labels: Any, count: int) -> np.ndarray:
     """Labels as int32 `[count]`, if their values fit."""
     labels = _as_array(f"{what}: labels", labels, "an array of integers, one for each example")
     if labels.shape != (count,):
@@ -293,3 +367,13 @@ def _as_labels(what: str, labels: Any, count: int) -> np.ndarray:
             f"{what}: the label {labels[bad[0]]} at index {bad[0]} does not fit int32: count the classes from 0"
         )
     return labels.astype(np.int32, copy=False)
+
+
+def _check_classes(what: str, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
+    if labels is None:
+        raise UsageError(f"{what}: {len(classes)} names of classes and no labels: give both, or neither")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise UsageError(
+            f"{what}: labels from {labels.min()} to {labels.max()} for {len(classes)} names of classes: give each "
+            "class a name, and count the classes from 0"
+        )

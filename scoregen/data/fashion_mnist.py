@@ -1,8 +1,6 @@
 """Fashion-MNIST in its IDX files, from a folder or from the network."""
 
-import gzip
 import hashlib
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +8,18 @@ import numpy as np
 from scoregen import cache
 from scoregen.data.dataset import Dataset
 from scoregen.data.download import download
+from scoregen.data.idx import decode, unpacked
 from scoregen.data.sources import source
 from scoregen.errors import UsageError
 
 URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts it
-# The md5 of the .gz that is downloaded, and of its content, since other copies are compressed differently.
+# The md5 of the .gz that is downloaded; of its content, since other copies are compressed differently; and its bytes.
 FILES = {
-    "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
-    "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9"),
-    "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a"),
-    "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965"),
+    "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "f4a8712d7a061bf5bd6d2ca38dc4d50a", 47_040_016),
+    "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9", 60_008),
+    "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a", 7_840_016),
+    "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965", 10_008),
 }
 SIDE = 28
 
@@ -62,28 +61,27 @@ def _usual() -> Path:
 
 
 def _images(folder: Path, split: str) -> np.ndarray:
-    """uint8 `[N, 28, 28, 1]`. An IDX file has a magic number and each axis's size, 4 bytes each; then the pixels."""
-    return np.frombuffer(_read(folder, f"{split}-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, SIDE, SIDE, 1)
+    """uint8 `[N, 28, 28, 1]`."""
+    return _read(folder, f"{split}-images-idx3-ubyte")[..., None]
 
 
 def _labels(folder: Path, split: str) -> np.ndarray:
     """int32 `[N]`."""
-    return np.frombuffer(_read(folder, f"{split}-labels-idx1-ubyte"), np.uint8, offset=8).astype(np.int32)
+    return _read(folder, f"{split}-labels-idx1-ubyte").astype(np.int32)
 
 
-def _read(folder: Path, name: str) -> bytes:
-    """The content of the file of this name, compressed or not, downloaded if it is not there."""
-    packed, md5 = FILES[name]
+def _read(folder: Path, name: str) -> np.ndarray:
+    """The array in the file of this name, compressed or not, downloaded if it is not there."""
+    packed, md5, size = FILES[name]
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     path = path or download("Fashion-MNIST", f"{URL}/{name}.gz", packed, folder)
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            raw = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read to its end ({error}): get {URL}/{name}.gz again") from error
+    again = f"get {URL}/{name}.gz"
+    with unpacked(path, f"{again} again") as file:
+        raw = file.read(size + 1)  # a file of another set may unpack to any length
     if (found := hashlib.md5(raw, usedforsecurity=False).hexdigest()) != md5:
+        more = "at least " if len(raw) > size else ""
         raise UsageError(
-            f"{path} holds {len(raw)} bytes that are not Fashion-MNIST's (md5 {found}, not {md5}): it is damaged or of "
-            f"another set, as MNIST's files have the same names; get {URL}/{name}.gz"
+            f"{path} holds {more}{len(raw)} bytes that are not Fashion-MNIST's (md5 {found}, not {md5}): it is damaged "
+            f"or of another set, as MNIST's files have the same names; {again}"
         )
-    return raw
+    return decode(raw, str(path))

@@ -76,8 +76,8 @@ class Picture(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read(path: str | os.PathLike[str], wanted: Wanted) -> Picture:
-    """Read a file of any format that Pillow knows.
+def read(file: str | os.PathLike[str] | IO[bytes], wanted: Wanted) -> Picture:
+    """Read a picture of one of `FORMATS`, from the path of a file or from its content.
 
     Values are scaled from the depth of the file to 0 to 255, and never clipped: 16-bit grey v becomes
     round(v * 255 / 65535).
@@ -96,14 +96,11 @@ def read(path: str | os.PathLike[str], wanted: Wanted) -> Picture:
     >>> folder.cleanup()
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("it is no regular file")
-        if not status.st_size:
-            raise Unreadable("it is empty")
+        if isinstance(file, str | os.PathLike):
+            _check_regular(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about metadata
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return _made(image, wanted)
     except Unreadable:
         raise
@@ -115,6 +112,14 @@ def read(path: str | os.PathLike[str], wanted: Wanted) -> Picture:
     except Exception as error:  # damaged files raise errors of many kinds
         said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise Unreadable(said) from None
+
+
+def _check_regular(path: str | os.PathLike[str]) -> None:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable("it is no regular file")
+    if not status.st_size:
+        raise Unreadable("it is empty")
 
 
 def _made(image: Image.Image, wanted: Wanted) -> Picture:

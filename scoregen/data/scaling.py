@@ -6,14 +6,19 @@ high, width) if each byte has one value, and None if the values are continuous. 
 bytes.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scoregen.errors import UsageError
+
+if TYPE_CHECKING:
+    from scoregen.data.dataset import Dataset
 
 Array = jax.Array | np.ndarray
 
@@ -128,25 +133,28 @@ class Identity:
         raise UsageError("floating-point data cannot be written as bytes: save the array, or draw points as a scatter")
 
 
-def random_flip(keys: jax.Array, x: Array) -> jax.Array:
-    """Mirror each image left to right with probability 1/2: `[B, H, W, C]` of any dtype.
+@dataclasses.dataclass(frozen=True)
+class Auto:
+    """`Centered` for images of bytes, `Identity` for other data. Its range is that of `Centered` until `of` chooses."""
 
-    One typed key per example, `[B]`. It runs on the device. Whether example i is flipped depends on keys[i]
-    alone. Give it other keys than the scaling gets.
+    low: ClassVar[float] = Centered.low
+    high: ClassVar[float] = Centered.high
+    width: ClassVar[float] = Centered.width
+    bins: ClassVar[tuple[float, float, float] | None] = Centered.bins
 
-    Raises UsageError if x is not a batch of images.
+    def of(self, data: Dataset) -> Centered | Identity:
+        """The scaling for a data set."""
+        return Centered() if data.is_image else Identity()
 
-    >>> random_flip(jax.random.split(jax.random.key(0), 2), np.zeros((2, 4, 4, 3), np.uint8)).shape
-    (2, 4, 4, 3)
-    """
-    if x.ndim != 4:
-        raise UsageError(f"only images [B, H, W, C] can be flipped, not an array of shape {x.shape}: turn the flip off")
-    # float32, so that JAX_ENABLE_X64 does not change the draw.
-    flip = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(0.5)))(keys)
-    return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
+    def __call__(self, x: Array, key: jax.Array) -> jax.Array:
+        return (Centered() if x.dtype == jnp.uint8 else Identity())(x, key)
+
+    def to_bytes(self, x: Array) -> np.ndarray:
+        """See `Centered.to_bytes`."""
+        return Centered().to_bytes(x)
 
 
-SCALINGS = {"centered": Centered, "unit": Unit, "identity": Identity}
+SCALINGS = {"centered": Centered, "unit": Unit, "identity": Identity, "auto": Auto}
 
 
 def _floats(scaling: object, x: Array) -> jax.Array:

@@ -12,7 +12,11 @@ Make = TypeVar("Make", bound=Callable[..., Dataset])
 
 
 def source(
-    *, shape: Callable[..., tuple[int, ...]] | None = None, verified: bool = False, slow: bool = False
+    *,
+    shape: Callable[..., tuple[int, ...]] | None = None,
+    verified: bool = False,
+    slow: bool = False,
+    suffixes: tuple[str, ...] = (),
 ) -> Callable[[Make], Make]:
     """Decorator that declares properties of a source, known without reading its data. A source may do without it.
 
@@ -21,6 +25,8 @@ def source(
         verified: whether every file is compared with a published checksum, so that the data are the same in any
             folder.
         slow: whether the first reading may take minutes, so that a command reports all other errors before it.
+        suffixes: the kinds of file that the source reads, such as ".npy". A command that is given such a file as its
+            data then chooses this source.
 
     >>> @source(shape=lambda size: (size, size, 3))
     ... def photos(*, dir: str, size: int = 32, seed: int = 0) -> Dataset:
@@ -30,7 +36,9 @@ def source(
     """
 
     def declare(make: Make) -> Make:
-        make.example_shape, make.verified, make.slow = shape, verified, slow  # pyright: ignore[reportFunctionMemberAccess]
+        declared = {"example_shape": shape, "verified": verified, "slow": slow, "suffixes": suffixes}
+        for name, value in declared.items():
+            setattr(make, name, value)
         return make
 
     return declare
@@ -44,6 +52,11 @@ def reads_files(make: Callable[..., Dataset]) -> bool:
 def is_verified(make: Callable[..., Dataset]) -> bool:
     """Whether the data of a source are the same in any folder; see `source`."""
     return getattr(make, "verified", False)
+
+
+def suffixes(make: Callable[..., Dataset]) -> tuple[str, ...]:
+    """The kinds of file that a source reads; see `source`."""
+    return getattr(make, "suffixes", ())
 
 
 def is_slow(make: Callable[..., Dataset] | None) -> bool:

@@ -66,8 +66,9 @@ class Objective:
         loss: a `Loss`, or a plain function (denoiser, noised, key) -> `[B]`.
         weighting: (process, t) -> `[B]`, see `scoregen.losses.weightings`; None for the loss's own weight.
         times: the law of times.
-        label_dropout: the probability with which a label is replaced by "no class", the label `model.net.num_classes`,
-            for classifier-free guidance (Ho & Salimans 2022).
+        label_dropout: the probability with which the label and the context of an example are replaced, both together,
+            by "no class" (the label `model.net.num_classes`) and "no context" (a row of NaN), for classifier-free
+            guidance (Ho & Salimans 2022).
 
     Raises:
         TypeError: if the loss, the weighting or the law of times has the wrong type.
@@ -169,10 +170,10 @@ class Objective:
         if refused:
             raise ValueError(str(refused[0]))
         loss, process = self._loss(), model.process
-        times, noise, inner, labels = split_keys(example_keys(key, len(x0)), 4)
+        times, noise, inner, drop = split_keys(example_keys(key, len(x0)), 4)
         drawn = self.times.draw(process, self.init(process) if state is None else state, times, len(x0))
         noised = perturb(process, noise, x0, drawn.t)
-        denoiser = model.denoiser(params, self._drop_labels(model, labels, cond), train_key)
+        denoiser = model.denoiser(params, self._drop(model, drop, cond), train_key)
         losses = loss(denoiser, noised, inner)
         if losses.shape != x0.shape[:1]:
             raise ValueError(
@@ -207,10 +208,10 @@ class Objective:
                     ("loss=eps", "loss=x0", "loss=flow", "loss=dsm", "model.log_variance=false"),
                 )
             )
-        if self.label_dropout and not getattr(model.net, "num_classes", 0):
+        if self.label_dropout and not any(_inputs(model)):
             found.append(
                 Refusal(
-                    "labels can be dropped only if the network has classes, and its num_classes is 0",
+                    "the network has no label or context to drop, since its num_classes is 0 and its context_dim is 0",
                     ("label_dropout=0",),
                 )
             )
@@ -225,11 +226,22 @@ class Objective:
     def _loss(self) -> Loss:
         return self._bare if self.weighting is None else Weighted(self._bare, self.weighting)
 
-    def _drop_labels(self, model: Trainable, keys: Array, cond: Any) -> Any:
-        if not self.label_dropout or cond is None or cond.label is None:
+    def _drop(self, model: Trainable, keys: Array, cond: Any) -> Any:
+        """`cond` in which each example has lost its label and its context with the probability `label_dropout`."""
+        if not self.label_dropout or cond is None:
             return cond
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_dropout))(keys)
-        return cond._replace(label=jnp.where(dropped, model.net.num_classes, cond.label))
+        classes, context_dim = _inputs(model)
+        if classes and cond.label is not None:
+            cond = cond._replace(label=jnp.where(dropped, classes, cond.label))
+        if context_dim and cond.context is not None:
+            cond = cond._replace(context=jnp.where(dropped[:, None], jnp.nan, cond.context))
+        return cond
+
+
+def _inputs(model: Trainable) -> tuple[int, int]:
+    """The numbers of classes and of context numbers that the network takes; 0 for none, also without the field."""
+    return getattr(model.net, "num_classes", 0), getattr(model.net, "context_dim", 0)
 
 
 def _refuse_precision(loss: Loss, model: Trainable) -> Refusal | None:

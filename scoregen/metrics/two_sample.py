@@ -213,13 +213,15 @@ def with_floor(
             f"draw at most {len(train)} samples"
         )
     rng = np.random.default_rng(seed)
-    if repeats * n <= len(train):
+    if n == len(train):  # each subset would be the whole training set
+        subsets = np.arange(n)[None]
+    elif repeats * n <= len(train):
         subsets = rng.permutation(len(train))[: repeats * n].reshape(repeats, n)
     else:
         subsets = np.stack([rng.permutation(len(train))[:n] for _ in range(repeats)])
     # Sorted indices read a memory-mapped training set in order, and no distance depends on the order.
     floors = [float(distance(train[np.sort(subset)], test)) for subset in subsets]
-    spread = float(np.std(floors, ddof=1)) if repeats > 1 else 0.0
+    spread = float(np.std(floors, ddof=1)) if len(floors) > 1 else 0.0
     return WithFloor(float(distance(samples, test)), float(np.mean(floors)), spread)
 
 

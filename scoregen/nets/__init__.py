@@ -1,8 +1,9 @@
 """Networks: `net.apply(params, x, cond)` with examples x [B, ..., C] and a `Cond` returns [B, ..., out_channels]."""
 
 from scoregen.cond import Cond
+from scoregen.nets.auto import auto, describe_size
 from scoregen.nets.classifier import Classifier
-from scoregen.nets.cost import flops, operations, parameters
+from scoregen.nets.cost import flops, memory, operations, parameters
 from scoregen.nets.dit import DiT
 from scoregen.nets.log_variance import LogVariance
 from scoregen.nets.mlp import MLP
@@ -17,6 +18,7 @@ NETS = {
     "refinenet": RefineNet,
     "refinenet_v2": RefineNetV2,
     "dit": DiT,
+    "auto": auto,
 }
 
 __all__ = [
@@ -30,7 +32,10 @@ __all__ = [
     "RefineNet",
     "RefineNetV2",
     "UNet",
+    "auto",
+    "describe_size",
     "flops",
+    "memory",
     "operations",
     "parameters",
 ]

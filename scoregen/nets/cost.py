@@ -1,7 +1,8 @@
-"""The cost of a network, in floating-point operations and parameters, by tracing alone."""
+"""The cost of a network, in floating-point operations, parameters and bytes, by tracing alone."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from scoregen.cond import Cond
+from scoregen.errors import check_count
 
 
 def operations(function: Callable, *args: Any) -> int:
@@ -34,7 +36,7 @@ def operations(function: Callable, *args: Any) -> int:
 
 
 def flops(net: nn.Module, shape: tuple[int, ...]) -> int:
-    """The operations of a forward pass for one example of this shape, `[H, W, C]` or `[D]`.
+    """The operations of a forward pass for one example of this shape, such as `[H, W, C]` or `[D]`.
 
     Raises:
         NotImplementedError: as for `operations`.
@@ -57,9 +59,50 @@ def parameters(net: nn.Module, shape: tuple[int, ...]) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(_shapes(net, *_example(net, shape))))
 
 
-def _example(net: nn.Module, shape: tuple[int, ...]) -> tuple[jax.Array, Cond]:
-    label = jnp.zeros(1, jnp.int32) if getattr(net, "num_classes", 0) else None
-    return jnp.zeros((1, *shape)), Cond(noise=jnp.zeros(1), label=label)
+def memory(net: nn.Module, shape: tuple[int, ...], batch: int) -> int:
+    """About how many bytes a training step needs for a batch of examples of this shape.
+
+        what the backward pass keeps of the forward pass + 5 x parameters
+
+    The first term is the residuals of `jax.vjp` for the parameters, which include nearly all parameters. The other five
+    copies are the gradient, the update, the two moments of Adam and the average of the parameters.
+
+    It is 1.0 to 1.4 times what XLA reports for a compiled step on the CPU (`memory_analysis`), for the perceptron,
+    U-Nets in one, two and three dimensions, and DiT. It is an estimate: XLA joins operations and then keeps less, and
+    an accelerator needs space to work in beside it. With `remat` it is far below the need on the CPU, where XLA undoes
+    the recomputation.
+
+    Args:
+        net: the network; it is traced with `train=True`, not run.
+        shape: the shape of one example, such as `[H, W, C]` or `[D]`.
+        batch: the number of examples that a step takes at a time.
+
+    >>> from scoregen.nets import MLP
+    >>> net = MLP(width=8)
+    >>> one, two, three = (memory(net, (2,), batch) for batch in (1, 2, 3))
+    >>> 5 * 4 * parameters(net, (2,)) < one < two, three - two == two - one
+    (True, True)
+    """
+    params = _shapes(net, *_example(net, shape))
+    x, cond = jax.eval_shape(lambda: _example(net, shape, check_count("batch", batch)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def backward(params: Any, x: jax.Array, cond: Cond, key: jax.Array) -> Any:
+        forward = functools.partial(net.apply, train=True, rngs={"dropout": key})
+        return jax.vjp(lambda params: forward(params, x, cond), params)[1]  # a pytree, whose leaves are the residuals
+
+    kept = jax.eval_shape(backward, params, x, cond, key)
+    return _bytes(kept) + 5 * _bytes(params)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _example(net: nn.Module, shape: tuple[int, ...], batch: int = 1) -> tuple[jax.Array, Cond]:
+    label = jnp.zeros(batch, jnp.int32) if getattr(net, "num_classes", 0) else None
+    context = jnp.zeros((batch, count)) if (count := getattr(net, "context_dim", 0)) else None
+    return jnp.zeros((batch, *shape)), Cond(noise=jnp.zeros(batch), label=label, context=context)
 
 
 def _shapes(net: nn.Module, x: jax.Array, cond: Cond) -> Any:

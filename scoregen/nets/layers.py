@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,30 +23,55 @@ from scoregen.cond import Cond
 from scoregen.errors import check_count, check_counts
 
 
-def conditioning(
-    net: Any, x: jax.Array, cond: Cond, *, images: bool = True
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Check x and `cond`, and return the network's inputs (noise, label, augment).
+class Form(NamedTuple):
+    """How messages speak of examples with one, two or three axes beside the batch and the channels."""
 
-    The network's fields `num_classes` and `augment_dim` (0 where it has none) say which inputs it has. Without the
-    input, `label` or `augment` is None. With the input, a part that `cond` does not give gets its default: for the
-    label [B] it is `num_classes`, which stands for no class, and for `augment` [B, augment_dim] it is zero.
+    examples: str
+    shape: str
+    first: str
+
+
+FORMS = {
+    1: Form("series", "[B, L, C]", "length"),
+    2: Form("images", "[B, H, W, C]", "height"),
+    3: Form("volumes", "[B, D, H, W, C]", "depth"),
+}
+
+
+def sized(shape: tuple[int, ...]) -> str:
+    """The kind and size of a batch of this shape, for messages.
+
+    >>> sized((4, 30, 3)), sized((4, 28, 28, 1)), sized((4, 12, 10, 8, 1))
+    ('series of length 30', 'images of 28x28', 'volumes of 12x10x8')
+    """
+    sizes = shape[1:-1]
+    return f"{FORMS[len(sizes)].examples} of {'length ' * (len(sizes) == 1)}{'x'.join(map(str, sizes))}"
+
+
+def conditioning(net: Any, x: jax.Array, cond: Cond, *, axes: tuple[int, ...] = (2,)) -> tuple[jax.Array, Cond]:
+    """Check x and `cond`; return the noise [B], and `cond` with a default for each input that is not given.
+
+    The network's fields `num_classes`, `context_dim` and `augment_dim` (0 where it has none) say which inputs it has.
+    Without the input, the part is None. With the input, a part that `cond` does not give gets its default: for the
+    label [B] it is `num_classes`, which stands for no class, for the context [B, context_dim] it is NaN, which stands
+    for no context, and for `augment` [B, augment_dim] it is zero.
 
     Args:
         net: the network, for its fields, and for its name in messages.
-        x: examples, [B, H, W, C], or [B, ..., C] with `images=False`.
+        x: examples, [B, ..., C].
         cond: a `Cond` for B examples.
+        axes: the numbers of axes between B and C that the network takes: 1 for series, 2 for images, 3 for volumes; ()
+            for any shape with an axis beside B.
 
     Raises:
         TypeError: if x is not an array, or cond is not a `Cond`.
         ValueError: if a shape or dtype does not fit, or if the network has no input for a part that is given.
 
     >>> from scoregen.nets import MLP
-    >>> conditioning(MLP(num_classes=3), jnp.ones((2, 4)), Cond(jnp.zeros(2)), images=False)[1].tolist()
+    >>> conditioning(MLP(num_classes=3), jnp.ones((2, 4)), Cond(jnp.zeros(2)), axes=())[1].label.tolist()
     [3, 3]
     """
     name = type(net).__name__
-    classes, augment_dim = getattr(net, "num_classes", 0), getattr(net, "augment_dim", 0)
     if not isinstance(x, jax.Array | np.ndarray):
         raise TypeError(f"{name} takes an array of examples, not {type(x).__name__}: say jnp.asarray(x)")
     if not isinstance(cond, Cond):
@@ -54,23 +79,30 @@ def conditioning(
             f"{name} takes a Cond for the noise level, not {type(cond).__name__}: say net.apply(params, x, "
             "Cond(noise=...))"
         )
-    if images and x.ndim != 4:
-        raise ValueError(f"{name} takes images [B, H, W, C], not {x.shape}; for points use MLP")
+    if axes and x.ndim - 2 not in axes:
+        *most, last = (f"{FORMS[count].examples} {FORMS[count].shape}" for count in axes)
+        taken = f"{', '.join(most)} or {last}" if most else last
+        other = f"{FORMS[x.ndim - 2].examples} use UNet or DiT" if x.ndim - 2 in FORMS else "points [B, D] use MLP"
+        raise ValueError(f"{name} takes {taken}, not {x.shape}; for {other}")
     if x.ndim < 2:
         raise ValueError(f"{name} takes points [B, ..., C] with at least one axis beside B, not {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} takes examples of a floating-point dtype, not {x.dtype}: scale and cast them first")
-    check_count("num_classes", classes, 0)
-    check_count("augment_dim", augment_dim, 0)
+    classes, context_dim, augment_dim = (
+        check_count(field, getattr(net, field, 0), 0) for field in ("num_classes", "context_dim", "augment_dim")
+    )
     batch = x.shape[0]
     if cond.noise is None:
         raise ValueError(f"{name} needs a noise level for each of the {batch} examples: say Cond(noise=...)")
     if (shape := jnp.shape(cond.noise)) != (batch,):
         raise ValueError(f"{batch} examples need cond.noise of shape ({batch},), one number per example, not {shape}")
-    if cond.context is not None:
-        raise ValueError(f"{name} has no input for a context vector: leave cond.context=None")
-    label = _label(name, batch, classes, cond.label)
-    return jnp.asarray(cond.noise), label, _augment(name, batch, augment_dim, cond.augment)
+    noise = jnp.asarray(cond.noise)
+    return noise, Cond(
+        noise,
+        _label(name, batch, classes, cond.label),
+        _context(net, batch, context_dim, cond.context),
+        _augment(name, batch, augment_dim, cond.augment),
+    )
 
 
 def _label(name: str, batch: int, classes: int, label: jax.Array | None) -> jax.Array | None:
@@ -89,6 +121,28 @@ def _label(name: str, batch: int, classes: int, label: jax.Array | None) -> jax.
             f"{label.dtype} of shape {label.shape}"
         )
     return label
+
+
+def _context(net: Any, batch: int, numbers: int, context: jax.Array | None) -> jax.Array | None:
+    if not numbers:
+        if context is not None:
+            how = (
+                "set its field context_dim" if hasattr(net, "context_dim") else "use MLP, UNet or DiT with context_dim"
+            )
+            raise ValueError(
+                f"{type(net).__name__} has no input for a context vector: leave cond.context=None, or {how}"
+            )
+        return None
+    if context is None:
+        return jnp.full((batch, numbers), jnp.nan, jnp.float32)
+    context = jnp.asarray(context)
+    if context.shape != (batch, numbers) or not jnp.issubdtype(context.dtype, jnp.floating):
+        raise ValueError(
+            f"{batch} examples need cond.context as floating-point numbers of shape ({batch}, {numbers}), as "
+            f"context_dim={numbers} says, with a row of NaN for no context, not {context.dtype} of shape "
+            f"{context.shape}"
+        )
+    return context
 
 
 def _augment(name: str, batch: int, numbers: int, augment: jax.Array | None) -> jax.Array | None:
@@ -133,6 +187,33 @@ def add_label(
         return e
     init = nn.initializers.normal(std)
     return e + nn.Embed(classes + 1, e.shape[-1], embedding_init=init, dtype=dtype, name="label")(label)
+
+
+def add_context(
+    e: jax.Array,
+    context: jax.Array | None,
+    *,
+    init: jax.nn.initializers.Initializer = nn.initializers.lecun_normal(),
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """e [B, E] plus a learned function of each example's context [B, K]; e itself if there is no such input.
+
+        e + dense(swish(dense([context, 1])))        for an example with a context
+        e + dense(swish(dense([0, ..., 0])))         for a row of NaN, which stands for no context
+
+    So "no context" is a learned vector, and it differs from a context of zeros. The numbers of a context should have
+    about unit scale. A row with NaN in some places only is a mistake in the data, and makes the output NaN. The layers
+    are parameters of the compact module that calls this function, and start from `init`.
+    """
+    if context is None:
+        return e
+    # Replaced before any arithmetic: a NaN times the derivative 0 would still be NaN.
+    given = ~jnp.isnan(context).all(-1, keepdims=True)
+    told = jnp.concatenate([jnp.where(given, context, 0.0), given.astype(context.dtype)], axis=-1)
+    for name in ("context1", "context2"):
+        told = nn.Dense(e.shape[-1], kernel_init=init, dtype=dtype, name=name)(told)
+        told = nn.swish(told) if name == "context1" else told
+    return e + told
 
 
 def full_precision(dtype: jnp.dtype) -> jnp.dtype:
@@ -202,35 +283,38 @@ def dense(
 def conv(
     features: int,
     *,
+    axes: int = 2,
     stride: int = 1,
     scale: float = 1.0,
     padding: str | int = "SAME",
     dtype: jnp.dtype | None = None,
     name: str | None = None,
 ) -> nn.Conv:
-    """3x3 convolution, [B, H, W, C] -> [B, H / stride, W / stride, features].
+    """Convolution with a window of 3 along each of `axes` axes, [B, H, W, C] -> [B, H / stride, W / stride, features].
 
-    With stride 2 and an even side, "SAME" pads one pixel after the last, as TensorFlow does. `padding=1` pads one pixel
+    With stride 2 and an even size, "SAME" pads one pixel after the last, as TensorFlow does. `padding=1` pads one pixel
     on either side, as PyTorch does, so its windows lie one pixel earlier.
     """
-    return nn.Conv(
-        features, (3, 3), strides=stride, padding=padding, kernel_init=fan_average(scale), dtype=dtype, name=name
-    )
+    init = fan_average(scale)
+    return nn.Conv(features, (3,) * axes, strides=stride, padding=padding, kernel_init=init, dtype=dtype, name=name)
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Every pixel becomes a 2x2 square, [B, H, W, C] -> [B, 2 H, 2 W, C].
+    """Every pixel is repeated twice along all axes but the batch and the channels, [B, H, W, C] -> [B, 2 H, 2 W, C].
 
     >>> upsample(jnp.arange(2.0).reshape(1, 1, 2, 1))[0, :, :, 0].tolist()
     [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
+    >>> upsample(jnp.arange(2.0).reshape(1, 2, 1))[0, :, 0].tolist()
+    [0.0, 0.0, 1.0, 1.0]
     """
-    b, h, w, c = x.shape
+    b, *sizes, c = x.shape
     # Broadcast + reshape: jax.image.resize does the same with a gather, about forty times slower on a CPU.
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    one, two = ([n for size in sizes for n in (size, times)] for times in (1, 2))
+    return jnp.broadcast_to(x.reshape(b, *one, c), (b, *two, c)).reshape(b, *(2 * size for size in sizes), c)
 
 
 def upfirdn(x: jax.Array, taps: Sequence[float], *, up: int = 1, down: int = 1, pad: int = 0) -> jax.Array:
-    """Resample an image along height and width: insert zeros, filter, and keep every `down`-th pixel.
+    """Resample along all axes but the batch and the channels: insert zeros, filter, and keep every `down`-th pixel.
 
     It puts `up - 1` zeros between pixels and `pad` zeros at both ends. The filter is scaled to a sum of `up`, so that
     resampling keeps the mean. Beyond the edges the image is zero. The operations are ordered as in StyleGAN2's function
@@ -240,8 +324,8 @@ def upfirdn(x: jax.Array, taps: Sequence[float], *, up: int = 1, down: int = 1, 
     [0.5, 1.5, 3.0, 2.0]
     """
     scaled = [float(up * tap / sum(taps)) for tap in reversed(taps)]
-    for axis in (1, 2):
-        widths = [(pad, pad, up - 1) if a == axis else (0, 0, 0) for a in range(4)]
+    for axis in range(1, x.ndim - 1):
+        widths = [(pad, pad, up - 1) if a == axis else (0, 0, 0) for a in range(x.ndim)]
         padded = jax.lax.pad(x, jnp.zeros((), x.dtype), widths)
         end = padded.shape[axis] - len(taps) + 1
         # Shifted sums, one axis at a time: XLA makes one loop of them, but a depthwise convolution is slow on a CPU.
@@ -273,25 +357,30 @@ def halve(x: jax.Array, taps: Sequence[float]) -> jax.Array:
 
 
 def check_levels(shape: tuple[int, ...], levels: int, attention: Sequence[int]) -> None:
-    """Raises ValueError unless a U-Net with this number of levels can take images of this shape, `[B, H, W, C]`.
+    """Raises ValueError unless a U-Net with this number of levels can take examples of this shape, `[B, ..., C]`.
 
-    Each level but the last halves the image, and every height in `attention` must be the height of some level.
+    Each level but the last halves every size, and each number in `attention` must be the first size (the length, the
+    height, the depth) of some level.
+
+    >>> check_levels((1, 30, 3), 4, ())
+    Traceback (most recent call last):
+    ValueError: series of length 30 cannot be halved 3 times, which 4 multipliers need: pad or crop to a multiple of ...
     """
     check_counts("attention", attention, empty=True)
     factor = 2 ** (levels - 1)
-    if shape[1] % factor or shape[2] % factor:
+    if any(size % factor for size in shape[1:-1]):
         raise ValueError(
-            f"images of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times, which {levels} multipliers need: "
+            f"{sized(shape)} cannot be halved {levels - 1} times, which {levels} multipliers need: "
             f"pad or crop to a multiple of {factor}, or give fewer multipliers"
         )
-    heights = [shape[1] // 2**i for i in range(levels)]
-    absent = [size for size in attention if size not in heights]
+    sizes, what = [shape[1] // 2**i for i in range(levels)], FORMS[len(shape) - 2].first
+    absent = [size for size in attention if size not in sizes]
     if absent:
-        raise ValueError(f"attention at {absent}: no level has that height, the heights here are {heights}")
+        raise ValueError(f"attention at {absent}: no level has that {what}, the {what}s here are {sizes}")
 
 
 def downsample(x: jax.Array) -> jax.Array:
-    """Every 2x2 square becomes one pixel with its mean, [B, 2 H, 2 W, C] -> [B, H, W, C].
+    """The mean of every two pixels along all axes but the batch and the channels, [B, 2 H, 2 W, C] -> [B, H, W, C].
 
     >>> downsample(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
     [[[[1.5]]]]
@@ -371,7 +460,7 @@ class AttentionBlock(nn.Module):
     """Self-attention over the pixels, plus the identity: y = x + self_attention(norm(x)).
 
     With `rescale` the result is y / sqrt(2), which preserves the variance of a sum. The projection starts at zero, and
-    the other layers with the variance `scale / fan_avg`.  [B, H, W, C] -> [B, H, W, C].
+    the other layers with the variance `scale / fan_avg`.  [B, ..., C] -> [B, ..., C].
 
     Raises:
         ValueError: if the heads do not divide the channels.

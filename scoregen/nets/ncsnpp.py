@@ -178,7 +178,7 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
-        noise, label, augment = conditioning(self, x, cond)
+        noise, cond = conditioning(self, x, cond)
         out = outputs(self, x)
         self._check(x.shape)
         dtype, levels = jnp.dtype(self.dtype), len(self.multipliers)
@@ -196,11 +196,11 @@ class NCSNpp(nn.Module):
             e = Fourier(self.channels, self.fourier_scale, name="fourier")(noise.astype(full))
         else:
             e = sinusoidal(noise.astype(full), self.channels)
-        if label is not None:
-            one_hot = math.sqrt(self.num_classes) * jax.nn.one_hot(label, self.num_classes, dtype=full)
+        if cond.label is not None:
+            one_hot = math.sqrt(self.num_classes) * jax.nn.one_hot(cond.label, self.num_classes, dtype=full)
             e = e + dense(e.shape[-1], dtype=full, name="label")(one_hot)
-        if augment is not None:
-            e = e + dense(e.shape[-1], bias=False, dtype=full, name="augment")(augment)
+        if cond.augment is not None:
+            e = e + dense(e.shape[-1], bias=False, dtype=full, name="augment")(cond.augment)
         for name in ("time1", "time2"):
             e = nn.swish(dense(4 * self.channels, dtype=dtype, name=name)(e))
 

@@ -268,7 +268,7 @@ def _noise(net: RefineNet | RefineNetV2, x: jax.Array, cond: Cond) -> jax.Array:
         raise ValueError(
             f"{name} has no input for class labels: leave num_classes=0 and cond.label=None, or use UNet, NCSNpp or DiT"
         )
-    noise, _, _ = conditioning(net, x, cond)
+    noise, _ = conditioning(net, x, cond)
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"{name} takes images [B, H, W, C] with even sides, not {x.shape}: pad or crop them")
     return noise

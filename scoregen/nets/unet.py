@@ -14,6 +14,7 @@ from scoregen.errors import check_fields, check_fraction
 from scoregen.nets.layers import (
     AttentionBlock,
     GroupNorm,
+    add_context,
     add_label,
     check_levels,
     conditioning,
@@ -41,7 +42,7 @@ class ResBlock(nn.Module):
     The shortcut is the identity, or a 1x1 convolution where the number of channels changes. The second
     convolution starts at zero, so a new block equals its shortcut. A block with `move` also resamples: `move` is
     applied to x and to the input of the first convolution (Dhariwal & Nichol 2021, after Brock et al. 2019).
-    x [B, H, W, C], e [B, E] -> [B, H', W', F] with F = `channels`.
+    x [B, H, W, C], e [B, E] -> [B, H', W', F] with F = `channels`; x may have one or three axes in place of H and W.
     """
 
     channels: int
@@ -54,11 +55,13 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, e: jax.Array, train: bool) -> jax.Array:
+        axes = x.ndim - 2
         h = self.move(nn.swish(GroupNorm(self.groups, self.eps, name="norm1")(x)))
         x = self.move(x)
-        h = conv(self.channels, dtype=self.dtype, name="conv1")(h)
+        h = conv(self.channels, axes=axes, dtype=self.dtype, name="conv1")(h)
         features = (1 + self.scale_shift) * self.channels
-        e = dense(features, dtype=self.dtype, name="time")(nn.swish(e))[:, None, None, :]
+        e = dense(features, dtype=self.dtype, name="time")(nn.swish(e))
+        e = jnp.expand_dims(e, range(1, 1 + axes))
         norm = GroupNorm(self.groups, self.eps, name="norm2")
         if self.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
@@ -66,7 +69,7 @@ class ResBlock(nn.Module):
         else:
             h = norm(h + e)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
-        h = conv(self.channels, scale=0.0, dtype=self.dtype, name="conv2")(h)
+        h = conv(self.channels, axes=axes, scale=0.0, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = dense(self.channels, dtype=self.dtype, name="shortcut")(x)
         return x + h
@@ -75,9 +78,12 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
     """The network of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B, and its descendants.
 
+    One network for series [B, L, C], images [B, H, W, C] and volumes [B, D, H, W, C]: it convolves, halves and doubles
+    along all axes between B and C. "Pixel" stands for a point of any of them.
+
     The noise level becomes e = dense(swish(dense(sinusoidal(noise)))), a vector of 4 `channels` numbers, and the label
-    adds a learned vector to it. Every residual block receives e. Level i works at 1 / 2^i of the image's size with
-    `channels * multipliers[i]` channels:
+    and the context each add a learned vector to it. Every residual block receives e. Level i works at 1 / 2^i of the
+    size with `channels * multipliers[i]` channels:
 
         down    `blocks` residual blocks per level; then (except on the last level) the size is halved;
                 every output is stored
@@ -85,8 +91,8 @@ class UNet(nn.Module):
         up      `blocks + 1` residual blocks per level, each of which receives one stored output beside its input;
                 then (except on the first level) the size is doubled
 
-    Every residual block of a level whose height is in `attention` is followed by self-attention, on the way down and
-    on the way up. The output layer starts at (nearly) zero. For 32x32x3 the default has 35,746,307 parameters: the
+    Every residual block of a level whose first size is in `attention` is followed by self-attention, on the way down
+    and on the way up. The output layer starts at (nearly) zero. For 32x32x3 the default has 35,746,307 parameters: the
     CIFAR-10 model of the paper (arXiv:2006.11239).
 
     With `blocks=3, attention=(16, 8), attention_heads=4, scale_shift=True, form="adm", out_channels=6` it is the
@@ -98,7 +104,8 @@ class UNet(nn.Module):
         channels: channels of the first level.
         multipliers: one number per level.
         blocks: residual blocks per level on the way down.
-        attention: heights, in pixels, of the levels with attention; () for attention in the middle alone.
+        attention: the levels with attention, by their first size in pixels (the length of a series, the height of an
+            image, the depth of a volume); () for attention in the middle alone.
         attention_last: on the way up, attend only after the last block of a level, as the code of Song et al. 2021
             does (score_sde's `ddpm`). Ho et al. attend after every block.
         attention_heads: number of attention heads, the same on every level.
@@ -106,8 +113,8 @@ class UNet(nn.Module):
         scale_shift: if true, e scales and shifts the output of a block's second norm; otherwise it is added before
             the norm.
         resample: "conv" halves the size by a convolution of stride 2, and doubles it by nearest neighbours and a
-            convolution; "block" resamples inside a residual block, by averages over 2x2 pixels and by nearest
-            neighbours.
+            convolution; "block" resamples inside a residual block, by averages over two pixels along each axis and by
+            nearest neighbours.
         dropout: rate inside the residual blocks, with `train=True` only.
         groups: groups of the group norm, at most `channels`; it must divide `channels`.
         form: the code to follow where the papers leave a choice, "ddpm" or "adm". "adm" follows Nichol & Dhariwal
@@ -118,25 +125,31 @@ class UNet(nn.Module):
         remat: recompute the inside of every residual block and attention layer in the backward pass, which saves
             memory (Chen et al. 2016, arXiv:1604.06174).
         num_classes: number of classes; 0 for a network without class labels.
+        context_dim: numbers of the context vector; 0 for a network without one (see `add_context`).
         out_channels: channels of the output; None for as many as x has.
 
     Call:
-        `net.apply(params, x, cond, train=False, rngs={"dropout": key})` with x [B, H, W, C] and a `Cond` returns
-        [B, H, W, out_channels]. The caller decides what the noise level means: an index, log sigma, a log-SNR.
+        `net.apply(params, x, cond, train=False, rngs={"dropout": key})` with x [B, L, C], [B, H, W, C] or
+        [B, D, H, W, C] and a `Cond` returns x's shape with `out_channels` in place of C. The caller decides what the
+        noise level means: an index, log sigma, a log-SNR.
 
     Raises:
         TypeError: if x is not an array, if cond is not a `Cond`, or if an integer field holds anything else.
-        ValueError: if x is not a floating-point image, if its sides cannot be halved `len(multipliers) - 1` times, if
-            `channels` < 4 or another integer is below 1 (`blocks`, `head_channels`: 0), if `attention` names a height
-            that no level has, if `groups` does not divide `channels`, if the attention heads do not divide a level's
-            channels or are given in two ways, if `resample` or `form` is unknown, if `num_classes` or `out_channels` is
-            out of range, if the noise level is not [B], or if cond holds something that the network has no input for.
+        ValueError: if x has another shape or is not floating-point, if a size cannot be halved `len(multipliers) - 1`
+            times, if `channels` < 4 or another integer is below 1 (`blocks`, `head_channels`: 0), if `attention` names
+            a size that no level has, if `groups` does not divide `channels`, if the attention heads do not divide a
+            level's channels or are given in two ways, if `resample` or `form` is unknown, if `num_classes`,
+            `context_dim` or `out_channels` is out of range, if the noise level is not [B], or if cond holds something
+            that the network has no input for.
 
     >>> net = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
     >>> x, cond = jnp.zeros((2, 8, 8, 1)), Cond(noise=jnp.zeros(2))
     >>> params = jax.eval_shape(net.init, jax.random.key(0), x, cond)
     >>> jax.eval_shape(net.apply, params, x, cond).shape
     (2, 8, 8, 1)
+    >>> series = jnp.zeros((2, 16, 3))
+    >>> jax.eval_shape(net.clone(attention=()).init_with_output, jax.random.key(0), series, cond)[0].shape
+    (2, 16, 3)
     """
 
     channels: int = 128
@@ -154,17 +167,19 @@ class UNet(nn.Module):
     dtype: str = "float32"
     remat: bool = False
     num_classes: int = 0
+    context_dim: int = 0
     out_channels: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, cond: Cond, train: bool = False) -> jax.Array:
-        noise, label, _ = conditioning(self, x, cond)
+        noise, cond = conditioning(self, x, cond, axes=(2, 1, 3))
         out = outputs(self, x)
         self._check(x.shape)
         dtype, levels, adm = jnp.dtype(self.dtype), len(self.multipliers), self.form == "adm"
         full, eps = full_precision(dtype), 1e-5 if adm else 1e-6
         # Every width of the net is a multiple of `channels`, so one number of groups divides them all.
         groups = min(self.groups, self.channels)
+        convolution = functools.partial(conv, axes=x.ndim - 2, dtype=dtype)
         # Argument 3 is `train`; argument 0 is self.
         residual, attention = (
             (nn.remat(ResBlock, static_argnums=(3,)), nn.remat(AttentionBlock))
@@ -186,19 +201,20 @@ class UNet(nn.Module):
         def halve(h: jax.Array, name: str) -> jax.Array:
             if self.resample == "block":
                 return residual(h.shape[-1], move=downsample, name=name)(h, e, train)
-            return conv(h.shape[-1], stride=2, padding=1 if adm else "SAME", dtype=dtype, name=name)(h)
+            return convolution(h.shape[-1], stride=2, padding=1 if adm else "SAME", name=name)(h)
 
         def double(h: jax.Array, name: str) -> jax.Array:
             if self.resample == "block":
                 return residual(h.shape[-1], move=upsample, name=name)(h, e, train)
-            return conv(h.shape[-1], dtype=dtype, name=name)(upsample(h))
+            return convolution(h.shape[-1], name=name)(upsample(h))
 
         features = sinusoidal(noise.astype(full), self.channels, self.form)
         e = dense(4 * self.channels, dtype=dtype, name="time1")(features)
         e = dense(4 * self.channels, dtype=dtype, name="time2")(nn.swish(e))
-        e = add_label(e, label, self.num_classes, dtype=dtype)
+        e = add_label(e, cond.label, self.num_classes, dtype=dtype)
+        e = add_context(e, cond.context, dtype=dtype)
 
-        h = conv(self.channels, dtype=dtype, name="conv_in")(x)
+        h = convolution(self.channels, name="conv_in")(x)
         kept = [h]
         for i in range(levels):
             for j in range(self.blocks):
@@ -219,7 +235,7 @@ class UNet(nn.Module):
                 h = double(h, f"up{i}_double")
 
         h = nn.swish(GroupNorm(groups, eps, name="norm_out")(h))
-        return conv(out, scale=0.0, dtype=dtype, name="conv_out")(h).astype(full)
+        return convolution(out, scale=0.0, name="conv_out")(h).astype(full)
 
     def heads_of(self, width: int) -> int:
         """Number of attention heads for this number of channels.

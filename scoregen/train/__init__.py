@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scoregen.train.checkpoint import Checkpoints
     from scoregen.train.ema import AVERAGES, Average, Decay, HalfLife, NoAverage, Power
     from scoregen.train.log import Bar, MetricsLog
-    from scoregen.train.loop import fit
+    from scoregen.train.loop import check_scale, fit
     from scoregen.train.model import Model
     from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
     from scoregen.train.state import State, abstract_state, init_state, refusals, restore_average
@@ -22,7 +22,7 @@ _MODULES = {
     "checkpoint": ("Checkpoints",),
     "ema": ("AVERAGES", "Average", "Decay", "HalfLife", "NoAverage", "Power"),
     "log": ("Bar", "MetricsLog"),
-    "loop": ("fit",),
+    "loop": ("check_scale", "fit"),
     "model": ("Model",),
     "optimizers": ("OPTIMIZERS", "SCHEDULES", "make_optimizer"),
     "state": ("State", "abstract_state", "init_state", "refusals", "restore_average"),
@@ -47,6 +47,7 @@ __all__ = [
     "TrainStep",
     "abstract_state",
     "check_even",
+    "check_scale",
     "check_shapes",
     "fit",
     "init_state",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FILE = "model.json"
 _KEYS = ("model", "objective", "optimizer", "average", "prepare", "data", "batch", "seed")  # the keys of a description
+_OF_SAMPLES = ("units", "context_units", "columns", "form", "classes")  # the fields of a data set that samples need
 _LINEN = ("parent", "name")  # fields that Flax adds to every module
 
 
@@ -148,16 +149,61 @@ def fingerprint(optimizer: Any, params: Any) -> dict[str, str]:
 
 
 def data_summary(dataset: Dataset) -> dict[str, Any]:
-    """The shape, type and number of the examples, whether they have labels, and a checksum of a few examples."""
+    """The shape, type and number of the examples, what samples need to become examples, and a checksum of a few.
+
+    Samples need `_OF_SAMPLES`.
+    """
     train = dataset.train
-    few = np.ascontiguousarray(train[:: max(1, len(train) // 64)])
+    every = max(1, len(train) // 64)
+    few = np.ascontiguousarray(train[::every]).tobytes()
+    for of in (dataset.train_labels, dataset.train_context):
+        few += b"" if of is None else np.ascontiguousarray(of[::every]).tobytes()
     return {
         "shape": list(dataset.shape),
-        "dtype": str(train.dtype),
+        "dtype": str(dataset.dtype),
         "size": len(train),
-        "labels": dataset.train_labels is not None,
-        "checksum": f"{zlib.crc32(few.tobytes()):08x}",
+        "labels": 0 if dataset.train_labels is None else int(dataset.train_labels.max()) + 1,
+        "context": dataset.context_dim,
+        **{name: describe(getattr(dataset, name)) for name in _OF_SAMPLES},
+        "checksum": f"{zlib.crc32(few):08x}",
     }
+
+
+def stand_in(summary: dict[str, Any], name: str) -> Dataset:
+    """A data set of zeros in place of the one of a summary, with its shape, units, classes and kind of file."""
+    from scoregen.data import Dataset
+
+    form = {key: rebuild(summary[key]) for key in _OF_SAMPLES}
+    units, count = form["units"], max(1, summary["labels"], len(form["classes"] or ()))
+    shape, dtype = (summary["shape"], summary["dtype"]) if units is None else (units.shape, units.dtype)
+    zeros, labels = np.zeros((count, *shape), dtype), np.arange(count, dtype=np.int32) if summary["labels"] else None
+    context = np.zeros((count, summary["context"]), np.float32) if summary["context"] else None
+    return Dataset(name, zeros, zeros, labels, labels, train_context=context, test_context=context, **form)
+
+
+def as_trained(dataset: Dataset, summary: dict[str, Any]) -> Dataset:
+    """A data set with the units of a training, which differ from its own if its file has changed since.
+
+    Raises:
+        UsageError: if its examples, columns, classes or contexts are of another kind than those of the training.
+    """
+    old = {key: rebuild(summary[key]) for key in _OF_SAMPLES}
+    pairs = {
+        "examples of shape": (list(dataset.shape), summary["shape"]),
+        "columns": (dataset.columns, old["columns"]),
+        "classes": (dataset.classes, old["classes"]),
+        "context of length": (dataset.context_dim, summary["context"]),
+    }
+    for what, (now, was) in pairs.items():
+        if now != was:
+            raise UsageError(f"{dataset.name}: {what} {now}, and the run was trained with {was}: give it those data")
+    changed: dict[str, Any] = {"units": old["units"], "context_units": old["context_units"]}
+    units, before = old["context_units"], dataset.context_units
+    if units is not None and before is not None and units != before:
+        for name in ("train_context", "test_context"):
+            if (context := getattr(dataset, name)) is not None:
+                changed[name] = units.encode(before.decode(context))
+    return dataclasses.replace(dataset, **changed)
 
 
 def write(workdir: Path, description: dict[str, Any]) -> None:
@@ -182,7 +228,7 @@ def read(workdir: str | Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise UsageError(f"{path} is damaged: restore it from a copy, or delete it")
     missing = [key for key in _KEYS if key not in found]
-    if missing or not {"shape", "dtype"} <= set(found["data"] or ()):
+    if missing or not {"shape", "dtype", *_OF_SAMPLES} <= set(found["data"] or ()):
         raise UsageError(f"{path} does not fit this version of scoregen: {', '.join(missing) or 'data'} is not in it")
     return found
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import optax
 from jax import Array
@@ -130,9 +129,9 @@ def fit(
     assert dataset is not None
     if prepare is None and dataset.is_image:
         prepare = Preparation(Centered())
-    _check_labels(model, dataset)
-    raw = jax.ShapeDtypeStruct((2, *dataset.shape), dataset.train.dtype)
-    shape = check_shapes(model, objective, raw, bool(model.num_classes), prepare)
+    check_cond(model, dataset)
+    check_scale(dataset)
+    shape = check_shapes(model, objective, dataset, prepare)
 
     step = make_step(model, objective, optimizer, average, microbatch, prepare=prepare, seed=seed)
 
@@ -240,11 +239,12 @@ def train(
 
     def report(at: int, metrics: dict[str, Array], write: bool) -> None:
         loss = check_finite(wait(metrics["loss"]), "loss", at)
+        norm = check_finite(float(metrics["grad_norm"]), "norm of the gradient", at)
         if bar is not None:
             bar.update(at, loss=loss)
         if write and log is not None:
             pace = {} if bar is None else {"steps_per_second": bar.rate()}
-            log.write(at, loss=loss, grad_norm=float(metrics["grad_norm"]), **pace)
+            log.write(at, loss=loss, grad_norm=norm, **pace)
 
     def save(checkpoints: Checkpoints) -> int:
         wait(state.step)  # so that the running step does not count as time of the evaluation
@@ -320,16 +320,38 @@ def _average(ema: float | Average | None) -> Average:
 
 
 def _batch(model: Model, dataset: Dataset, seed: int, size: int, step: int) -> tuple[np.ndarray, Cond | None]:
-    """The raw examples `[B, ...]` of a training step, and their labels if the network takes labels."""
-    examples = dataset.batch(seed, step, size)
-    if not model.num_classes:
-        return examples, None
-    labels: Any = dataset.train_labels  # not None: see _check_labels
-    return examples, Cond(label=labels[dataset.indices(seed, step, size)])
+    """The raw examples `[B, ...]` of a training step, with the labels and contexts that the network takes."""
+    cond = dataset.cond(dataset.indices(seed, step, size), labels=bool(model.num_classes))
+    return dataset.batch(seed, step, size), cond if any(part is not None for part in cond) else None
 
 
-def _check_labels(model: Model, dataset: Dataset) -> None:
-    """Raises ValueError unless a network with classes has a label for every example."""
+def check_scale(dataset: Dataset) -> None:
+    """Raises UsageError for floating-point data far from unit scale, on which nothing would be learned.
+
+    >>> from scoregen.data import Dataset
+    >>> check_scale(Dataset("far", np.full((4, 2), 1e20, np.float32)))
+    Traceback (most recent call last):
+    scoregen.errors.UsageError: far: the values are about 1e+20: ...
+    """
+    if dataset.is_image:
+        return
+    some = np.abs(dataset.examples(slice(0, max(1, min(1000, 10**7 // math.prod(dataset.shape))))).astype(np.float64))
+    size = math.sqrt(np.square(some).mean())
+    if not 1e-6 <= size <= 1e6:
+        raise UsageError(
+            f"{dataset.name}: the values are about {size:.3g}: networks learn values of about 1; sg.data.array(x) "
+            "standardises an array"
+        )
+
+
+def check_cond(model: Model, dataset: Dataset) -> None:
+    """Raises ValueError unless the data have the labels and contexts that the network takes."""
+    length = getattr(model, "context_dim", 0)
+    if length != dataset.context_dim:
+        given = f"a context of {dataset.context_dim} numbers" if dataset.context_dim else "no context"
+        raise ValueError(
+            f"the network has context_dim={length}, and the data have {given}: say context_dim={dataset.context_dim}"
+        )
     count = model.num_classes
     if not count:
         return

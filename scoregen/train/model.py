@@ -45,8 +45,9 @@ class Model:
     Attributes:
         process: the process that noises the data.
         net: any Flax Linen module that is called as `net(x, cond, train=False)`, with x `[B, ..., C]` and a `Cond`, and
-            returns `[B, ..., C]`. Two optional fields declare further inputs: `num_classes` (labels, 0 for none) and
-            `augment_dim` (numbers that describe an augmentation, 0 for none). A missing field means 0.
+            returns `[B, ..., C]`. Three optional fields declare further inputs: `num_classes` (labels, 0 for none),
+            `context_dim` (numbers of a context vector, 0 for none) and `augment_dim` (numbers that describe an
+            augmentation, 0 for none). A missing field means 0.
         target: the meaning of the output: a name in `TARGETS`, or a function (process, t) -> (a, b).
         condition: the value of `cond.noise`: a name in `CONDITIONS`, or a function (process, t) -> `[B]`.
         learned_variance: the network also gives the variance of a step of a chain, in twice as many channels (Nichol &
@@ -95,6 +96,11 @@ class Model:
         return getattr(self.net, "num_classes", 0)
 
     @property
+    def context_dim(self) -> int:
+        """The numbers of the context vector that the network is conditioned on; 0 for none."""
+        return getattr(self.net, "context_dim", 0)
+
+    @property
     def augment_dim(self) -> int:
         """The number of inputs that describe an augmentation to the network; 0 for none."""
         return getattr(self.net, "augment_dim", 0)
@@ -105,7 +111,7 @@ class Model:
         Args:
             key: one typed random key.
             shape: the shape of a batch of data, `(B, ...)`; the parameters do not depend on B.
-            cond: inputs of your own network beside noise, label and augmentation; only their shapes matter.
+            cond: inputs of your own network beside noise, label, context and augmentation; only their shapes matter.
 
         Raises:
             TypeError: if `key` is not a random key.
@@ -136,7 +142,7 @@ class Model:
         Args:
             params: parameters as from `init`; for sampling, the average of a trained state, `state.ema`.
             cond: label, context and augment of the examples in the later calls; `cond.noise` is set here. Without a
-                label, a network with classes gets "no class".
+                label, a network with classes gets "no class", and without a context, one with a context "no context".
             train_key: a random key for dropout in training; with None the network is called with train=False.
 
         Raises:
@@ -182,6 +188,8 @@ class Model:
     def _conditioning(self, cond: Cond, noise: Array, count: int) -> Cond:
         if self.num_classes and cond.label is None:
             cond = cond._replace(label=jnp.full(count, self.num_classes, jnp.int32))
+        if self.context_dim and cond.context is None:
+            cond = cond._replace(context=jnp.full((count, self.context_dim), jnp.nan, jnp.float32))
         if self.augment_dim and cond.augment is None:
             cond = cond._replace(augment=jnp.zeros((count, self.augment_dim), jnp.float32))
         return cond._replace(noise=noise)

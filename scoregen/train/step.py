@@ -182,19 +182,12 @@ def _parts(batch: int, n: int, near: int) -> str:
     return " or ".join(map(str, sorted(sorted(fit, key=lambda k: abs(k - near))[:2])))
 
 
-def check_shapes(
-    model: Model,
-    objective: Objective,
-    raw: jax.ShapeDtypeStruct,
-    labels: bool = False,
-    prepare: Prepare | None = None,
-) -> tuple[int, ...]:
+def check_shapes(model: Model, objective: Objective, data: Dataset, prepare: Prepare | None = None) -> tuple[int, ...]:
     """Check from the shapes alone, without computing, whether the network, the data and the loss fit.
 
     Args:
         model, objective: the parts.
-        raw: the shape `(B, ...)` and type of a raw batch.
-        labels: whether the batch has labels `[B]`.
+        data: the data set; only its shapes and types matter.
         prepare: see `make_step`.
 
     Returns:
@@ -204,11 +197,12 @@ def check_shapes(
         ValueError: with one line from the error of the part. The original error is its cause.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), raw.shape[0]))
-    label: Any = jax.ShapeDtypeStruct(raw.shape[:1], jnp.int32)
-    cond = Cond(label=label) if labels else None
-    what = f"data of shape {list(raw.shape[1:])}"
-    x0, cond = _shapes(what, functools.partial(prepared, prepare), raw, keys, cond)
+    raw = jax.ShapeDtypeStruct((2, *data.shape), data.dtype)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    label: Any = jax.ShapeDtypeStruct((2,), jnp.int32) if model.num_classes else None
+    context: Any = jax.ShapeDtypeStruct((2, data.context_dim), jnp.float32) if data.context_dim else None
+    what = f"data of shape {list(data.shape)}"
+    x0, cond = _shapes(what, functools.partial(prepared, prepare), raw, keys, Cond(label=label, context=context))
     if cond.augment is not None and not model.augment_dim:
         raise ValueError(
             f"the data are augmented, but the network {type(model.net).__name__} has no input for the augmentation, so "
@@ -216,7 +210,13 @@ def check_shapes(
         )
 
     network = f"the network {type(model.net).__name__} and {what}"
-    params = _shapes(network, lambda key: model.init(key, x0.shape), key)
+    try:
+        params = _shapes(network, lambda key: model.init(key, x0.shape), key)
+    except ValueError as error:
+        if len(data.shape) == 3 and data.shape[0] <= 4 < data.shape[-1]:
+            hint = "the channels seem to be first: pass np.moveaxis(x, 1, -1), or sg.data.array(x)"
+            raise ValueError(f"{error}; {hint}") from error
+        raise
     times = jnp.full(x0.shape[0], model.process.ends[1])
     _shapes(network, lambda params, x0, cond: model.denoiser(params, cond)(x0, times), params, x0, cond)
 
@@ -225,10 +225,8 @@ def check_shapes(
         return objective.evaluate(model, params, keys, x0, cond, train_key=key, state=state).terms
 
     found = _shapes(f"the loss and {what}", terms, params, key, keys, x0, cond)
-    if found.shape != raw.shape[:1]:
-        raise ValueError(
-            f"the loss gives {list(found.shape)} for {raw.shape[0]} examples: [B], one for each, is needed"
-        )
+    if found.shape != (2,):
+        raise ValueError(f"the loss gives {list(found.shape)} for 2 examples: [B], one for each, is needed")
     return x0.shape
 
 
@@ -274,16 +272,15 @@ def make_eval(
     check_count("batch", batch)
     check_count("count", count)
     objective = dataclasses.replace(objective, times=Own())
-    test = data.test
-    labels = data.test_labels if model.num_classes else None
-    count = min(count, len(test))
+    labels = bool(model.num_classes)
+    count = min(count, len(data.test))
     size = mesh.round_up(min(batch, count))
     batches, key = -(-count // size), jax.random.key((check_seed(seed) + 1) % 2**32)
 
     @functools.partial(jax.jit, out_shardings=mesh.everywhere())
-    def step(params: Any, raw: Array, label: Array | None, keys: Array, counts: Array) -> Array:
+    def step(params: Any, raw: Array, cond: Cond, keys: Array, counts: Array) -> Array:
         prepare_keys, objective_keys = split_keys(keys, 2)
-        x0, cond = prepared(prepare, raw, prepare_keys, Cond(None, label), train=False)
+        x0, cond = prepared(prepare, raw, prepare_keys, cond, train=False)
         terms = objective(model, params, objective_keys, x0, cond)
         return jnp.sum(jnp.where(counts, terms, jnp.zeros_like(terms)))
 
@@ -300,8 +297,8 @@ def make_eval(
             # The last batch is padded with the last example, which does not count again: one program works for all.
             at = np.arange(i * size, (i + 1) * size)
             held = np.minimum(at, count - 1)
-            label = None if labels is None else labels[held]
-            total += wait(step(params, *map(mesh.spread, (test[held], label, keys[at], at < count))))
+            batch = data.examples(held, test=True), data.cond(held, test=True, labels=labels)
+            total += wait(step(params, *(jax.tree.map(mesh.spread, tree) for tree in (*batch, keys[at], at < count))))
         return total / count
 
     return evaluate

@@ -70,10 +70,9 @@ class Subject:
     @property
     def samples(self) -> np.ndarray:
         """The samples `[N, ...]` that were drawn and evaluated, in the network's units."""
-        import numpy as np
+        from scoregen.app.report import saved_data
 
-        with np.load(self.workdir / "samples.npz") as file:
-            return file["samples"]
+        return saved_data(self.workdir, self.parts.dataset, self.parts.scaling)
 
 
 def folder_of(out: Path, cell: Cell) -> Path:
@@ -231,6 +230,7 @@ class _Work:
 
         config = config_lib.load(str(self.folder / "config.json"), over=self.task["preset"])
         parts = build(config)
+        config = parts.config  # with the network that "auto" has chosen
         trained = Path(self.task["trained"])
         trained.mkdir(parents=True, exist_ok=True)
         again = f"scoregen sweep {shlex.quote(self.task['sweep'])}"

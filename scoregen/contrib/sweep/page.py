@@ -89,7 +89,17 @@ document.addEventListener("keydown", event => {
 });
 """
 STRIPS = "The strip below a number shows the mean, its error and the floor (tick) within the range of the column."
-FILES = ("result.json", "failed.json", "config.json", "distances.json", "samples.npz", "log.txt")
+FILES = (
+    "result.json",
+    "failed.json",
+    "config.json",
+    "distances.json",
+    "samples.npy",
+    "samples.csv",
+    "samples.tsv",
+    "samples.parquet",
+    "log.txt",
+)
 TRAINED = ("config.json", "metrics.jsonl", "loss.png", "checkpoints")
 
 

@@ -167,7 +167,7 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
     if config.net.name != it.net:
         raise UsageError(f"config.net.name={config.net.name}: --format={kind} needs a {it.net}")
     arrays = {key: array for key, array in source.arrays.items() if key not in it.buffers}
-    return config, shape, arrays, it.layout(network(config), shape), kind
+    return config, shape, arrays, it.layout(network(config, shape=shape), shape), kind
 
 
 def _export(path: Path, out: Path, values: dict[str, Any], console: Console) -> int:
@@ -179,9 +179,9 @@ def _export(path: Path, out: Path, values: dict[str, Any], console: Console) -> 
     from scoregen.contrib.weights.layout import to_theirs
 
     config = runs.configuration(path)
-    net, record = network(config), runs.record_of(path)
+    record, shape = runs.record_of(path), runs.example_shape(path, config)
+    net = network(config, shape=shape)
     scheduler = pipeline.scheduler_config(config)
-    shape = runs.example_shape(path, config)
     if len(shape) != 3:
         raise UsageError(f"{path} is a run on points, but a diffusers UNet2DModel is for images")
     entries = unet.diffusers(net, shape)

@@ -65,7 +65,7 @@ def shapes_of(config: Config, shape: tuple[int, ...]) -> dict[str, Any]:
     Raises:
         UsageError: if the network does not fit the shape.
     """
-    made = model(config)
+    made = model(config, shape=shape)
     try:
         return jax.eval_shape(lambda: made.init(jax.random.key(0), (1, *shape)))["net"]["params"]
     except (ValueError, TypeError, ArithmeticError) as error:
