@@ -26,8 +26,7 @@ def get_config():
     config.net.unit_input = True
     config.train.steps = 8000
     config.train.batch = 512
-    config.train.learning_rate = 2e-3
-    config.schedule.name = "cosine"
+    config.train.learning_rate = 1e-3
     config.train.checkpoint_every = 2000
     config.sampler.step.name = "edm"
     config.sampler.n = 40
