@@ -250,7 +250,7 @@ def test_fit_wants_a_network_that_takes_the_context():
 
 
 def test_contexts_change_the_training_with_their_examples():
-    """One step of SGD at a fixed batch: the gradient is that of the objective with these contexts."""
+    """One step of SGD at a fixed batch: other contexts give other gradients."""
     x, y = pairs(16)
     data = array(x, context=y, held_out=0.0)
     model = sg.Model(sg.VP(), sg.nets.MLP(width=8, context_dim=2))

@@ -306,13 +306,10 @@ class Run:
         if both and (label is None) != (context is None):
             raise ValueError("this network has classes and a context: give label and context, or neither")
         label = None if label is None else self._labels(label, count)
-        context = None if context is None else np.broadcast_to(*self._whole(context, count))
+        if context is not None:
+            context = np.broadcast_to(self._contexts(context, count), (count, self.model.context_dim))
         self._check_trained_without(label, context)
         return None if label is None and context is None else Cond(label=label, context=context)  # pyright: ignore
-
-    def _whole(self, context: Any, count: int) -> tuple[np.ndarray, tuple[int, int]]:
-        found = self._contexts(context, count)
-        return found, (count, found.shape[1])
 
     def _check_trained_without(self, label: Any, context: Any) -> None:
         """Refuses to evaluate a network without its class or context if it was never trained without them."""

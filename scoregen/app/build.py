@@ -147,14 +147,8 @@ def _as_flag(source: str) -> Callable[[re.Match[str]], str]:
     return lambda found: f"--config.data.{source}.{found[1] or found[2]}="
 
 
-def scaling_of(config: Config, dataset: Dataset) -> Any:
-    """The scaling of a configuration; "auto" depends on the data."""
-    made = config_lib.build(SCALINGS, config.scaling, "scaling")
-    return made.of(dataset) if isinstance(made, Auto) else made
-
-
 def network(config: Config, dataset: Dataset | None = None, shape: tuple[int, ...] | None = None) -> Any:
-    """The network of a configuration for a data set, of which only the shape, the classes and the contexts matter.
+    """The network of a configuration. It depends on the shape, the classes and the contexts of the data set.
 
     Without a data set it has no classes and no context; `shape` is then the shape of an example (only "auto" needs it).
     Its memory is counted for the whole batch, whatever the microbatch: that may change when a run is continued.

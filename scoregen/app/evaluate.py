@@ -62,9 +62,9 @@ def evaluate(
     """
     from scoregen.data.mapped import release
 
-    train, test = _some_training(dataset, len(samples)), held_out_examples(dataset)
+    train, test = real = _real(dataset, len(samples))
     try:
-        first = distance_to_data(dataset, scaling, say)(samples)
+        first = distance_to_data(dataset, scaling, say, real)(samples)
         if not dataset.is_image:
             return [first, _with_floor("MMD", mmd, *map(_flat, (samples, train, test)))]
         near = nearest_neighbours(scaling.to_bytes(samples), train, test)
@@ -98,29 +98,33 @@ def _with_floor(name: str, distance: Callable[..., float], *sets: np.ndarray, no
 
 
 def distance_to_data(
-    dataset: Dataset, scaling: Any, say: Callable[[str], None] | None = None
+    dataset: Dataset,
+    scaling: Any,
+    say: Callable[[str], None] | None = None,
+    real: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Callable[[np.ndarray], Metric]:
     """Samples `[N, ...]`, in the network's units -> their distance to the held-out data.
 
     For points this is the sliced 1-Wasserstein distance. For images it is the Frechet distance in the features of a
     small classifier trained on the data set, which is not the FID. The floor is the same distance for equally many
-    training examples: the value of a perfect sampler. The features of the data are computed only once.
+    training examples: the value of a perfect sampler. The features of the data are computed only once. `real` are the
+    training and the held-out examples as they are trained on, if they are at hand.
 
     Raises:
         UsageError: if images have no labels to train the classifier on.
     """
-    train, test = _some_training(dataset, 0), held_out_examples(dataset)
+    train, test = real or _real(dataset)
     if not dataset.is_image:
         train, test = _flat(train), _flat(test)
         return lambda points: _with_floor("sliced Wasserstein", sliced_wasserstein, _flat(points), train, test)
     features = classifier_features(dataset, progress=say)
-    real, held_out = features(train), features(test)
+    known, held_out = features(train), features(test)
 
     def distance(samples: np.ndarray) -> Metric:
-        overlap = "; the floor's subsets overlap, so its spread is too small" if 5 * len(samples) > len(real) else ""
+        overlap = "; the floor's subsets overlap, so its spread is too small" if 5 * len(samples) > len(known) else ""
         note = f"features of {features.name}, key {features.key}{overlap}"
         found = features(scaling.to_bytes(samples))
-        return _with_floor("Frechet distance", frechet_distance, found, real, held_out, note=note)
+        return _with_floor("Frechet distance", frechet_distance, found, known, held_out, note=note)
 
     return distance
 
@@ -128,22 +132,21 @@ def distance_to_data(
 MOST = 2**31  # bytes of the examples that distances are computed with
 
 
-def _some_training(dataset: Dataset, count: int) -> np.ndarray:
-    """The training examples, of which large data sets give the first ones: as many as fit into `MOST`."""
-    size = math.prod(dataset.shape) * dataset.dtype.itemsize
-    return dataset.examples(slice(0, max(count, MOST // size)))
+def _real(dataset: Dataset, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out examples as they are trained on: of each at most `MOST` bytes, but at least `count`.
+
+    Raises:
+        UsageError: if there are no held-out examples.
+    """
+    check_held_out(dataset)
+    first = slice(0, max(count, MOST // (math.prod(dataset.shape) * dataset.dtype.itemsize)))
+    return dataset.examples(first), dataset.examples(first, test=True)
 
 
 def check_held_out(dataset: Dataset) -> None:
     """Raises UsageError if there are no held-out examples."""
     if dataset.test is None:
         raise UsageError(f"{dataset.name}: held-out examples are needed, but there are none")
-
-
-def held_out_examples(dataset: Dataset) -> np.ndarray:
-    """The held-out examples as they are trained on; UsageError if there are none."""
-    check_held_out(dataset)
-    return dataset.examples(slice(0, max(2, MOST // (math.prod(dataset.shape) * dataset.dtype.itemsize))), test=True)
 
 
 def _flat(points: np.ndarray) -> np.ndarray:
@@ -235,7 +238,7 @@ def in_batches(
 ) -> LogLikelihood:
     """Compute an estimate for data `[N, ...]`, as they are trained on, in batches.
 
-    A density is that of the examples in the units of the data.
+    A density has the units of the data, not those of the network.
 
     The last batch is padded, so that one compiled program works for all. A batch is spread over the devices, so its
     size is rounded up to a multiple of their number.

@@ -219,7 +219,7 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
     from scipy.ndimage import gaussian_filter
 
     process, shown, units = model.process, reference(dataset), dataset.units
-    # The picture is that of the network's units; the axes have those of the data.
+    # All is drawn in the network's units; only the axes are labelled in the units of the data.
     shift, by = (np.zeros(2), np.ones(2)) if units is None else (units.values(np.zeros(2)), np.asarray(units.std))
     by = np.where(by > 0, by, 1.0)
     held = shown[: len(samples)]

@@ -246,7 +246,7 @@ class Store:
     def _whole(self, known: Index | None = None) -> Index | None:
         """The index, if it is there and its array is whole.
 
-        The checksum is not compared again if the array is that of an index that is known to be whole.
+        The checksum is not compared again if the index is already known to be whole.
 
         Raises:
             UsageError: if the folder holds other files, or was made with other options.
