@@ -7,6 +7,8 @@ import gzip
 import numpy as np
 import pytest
 
+from scoregen.app.build import build
+from scoregen.app.config import load
 from scoregen.app.report import save_data, saved_data
 from scoregen.data import Dataset, Units, array, table
 from scoregen.data.standardize import Rows, rows
@@ -195,6 +197,19 @@ def test_what_does_not_fit_is_refused_in_one_line(x, options, line):
     with pytest.raises(UsageError) as error:
         array(x, **options)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_a_preset_for_bytes_names_the_presets_for_numbers(tmp_path, dtype):
+    """One line, and none about the range of x0, which the other preset does not clip."""
+    np.save(tmp_path / "maps.npy", np.random.default_rng(0).uniform(0, 9, (6, 8, 8, 1)).astype(dtype))
+    config = load("images")
+    config.net.unet.update(channels=32, multipliers=(1,), blocks=1)
+    config.data.update(name="array", dir=str(tmp_path / "maps.npy"))
+    with pytest.raises(UsageError) as caught:
+        build(config)
+    (line,) = caught.value.args
+    assert f"maps.npy' holds {dtype}: for numbers there are the presets points, series, fields" in line
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

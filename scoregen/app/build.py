@@ -278,7 +278,7 @@ def build(
     if mode == "train":
         with refusals.collect():
             check_scale(dataset)
-    _check_data(refusals, config, dataset, prepare)
+    _check_data(refusals, config, dataset, scaling, prepare)
     _check_evaluation(refusals, config, dataset, mode)
     trained = attempt(model, config, dataset)
     objective = None
@@ -288,7 +288,7 @@ def build(
     if trained is not None and objective is not None and prepare is not None and not prepare.refuse(dataset.shape):
         found = train_refusals(trained, objective, math.prod(dataset.shape))
         refusals.extend(found)
-        if not found:
+        if not found and not _are_no_bytes(dataset, scaling):
             _check_fit(refusals, config, dataset, prepare, trained, objective)
     if trained is not None:
         used = None if mode == "likelihood" else sampler  # a likelihood uses no grid
@@ -462,11 +462,17 @@ def _check_labels(refusals: Refusals, config: Config, dataset: Dataset) -> None:
         refusals.add(f"config.labels: the network '{config.net.name}' has no input for classes", "net=unet")
 
 
-def _check_data(refusals: Refusals, config: Config, dataset: Dataset, prepare: Prepare | None) -> None:
+def _check_data(refusals: Refusals, config: Config, dataset: Dataset, scaling: Any, prepare: Prepare | None) -> None:
     augment = config.data.augment
     for refusal in () if prepare is None else prepare.refuse(dataset.shape):
         refusals.add(dataclasses.replace(refusal, reason=f"config.data.{refusal.reason}"))
-    if not dataset.is_image and config.sampler.x0.name != "free":
+    if _are_no_bytes(dataset, scaling):
+        assert dataset.units is not None
+        refusals.add(
+            f"'{config.name}' is for images of bytes, and '{config.data.dir}' holds {dataset.units.dtype}: for numbers "
+            "there are the presets points, series, fields (for images of numbers) and volumes"
+        )
+    elif not dataset.is_image and config.sampler.x0.name != "free":
         refusals.add(
             f"config.sampler.x0.name={config.sampler.x0.name}: only images of bytes have a range to clip x0 to",
             "x0=free",
@@ -476,6 +482,11 @@ def _check_data(refusals: Refusals, config: Config, dataset: Dataset, prepare: P
             f"config.data.augment={augment}: the network '{config.net.name}' has no input for the augmentation, and "
             "would draw augmented images: say --config.net.name=ncsnpp, or --config.data.augment=0"
         )
+
+
+def _are_no_bytes(dataset: Dataset, scaling: Any) -> bool:
+    """Whether the data are standardised numbers, and the scaling is for bytes."""
+    return dataset.units is not None and not dataset.is_image and scaling.bins is not None
 
 
 def _takes(config: Config, field: str) -> bool:
