@@ -24,6 +24,7 @@ from scoregen.data import cifar100 as load_cifar100
 from scoregen.data import fashion_mnist as load_fashion_mnist
 from scoregen.data import hf as load_hf
 from scoregen.data import idx as load_idx
+from scoregen.data.units import Form
 
 cifar = importlib.import_module("scoregen.data.cifar")
 cifar100 = importlib.import_module("scoregen.data.cifar100")  # the name in the package is the function
@@ -529,7 +530,9 @@ def test_saved_pictures_are_read(hub, tmp_path):
     assert data.notes == (
         f"17 pictures in {tmp_path / 'x'}, split train, as 6x8 in colour",
         "3 classes: 0 = cat (4), 1 = dog (4), 2 = emu (4)",
+        "12 to train on, 5 held out",
     )
+    assert data.classes == ("cat", "dog", "emu")
     other = load_hf(dir=str(tmp_path / "x"), size=3, channels=1, label="number", split="validation", test_split="train")
     assert other.shape == (3, 3, 1) and other.test_labels.tolist() == [*range(12)]
     part = load_hf(dir=str(tmp_path / "x"), size=(6, 8), label="number", split="validation", held_out=0.4)
@@ -582,15 +585,27 @@ def test_a_table_is_read(hub, tmp_path):
     data = load_hf(dir=place, features=("b", "c", "a"), label="c")
     assert data.columns == ("b", "c", "a") and data.shape == shape_of(load_hf, dir="", features=("b", "c", "a"))
     expected = np.stack([rows[:, 1], np.arange(30) % 2, rows[:, 0]], -1)
-    np.testing.assert_array_equal(data.train, expected.astype(np.float32))
+    np.testing.assert_array_equal(data.train, expected)
     assert data.test.tolist() == [[2, 0, 1]] and data.train_labels.tolist() == 15 * [0, 1]
+    np.testing.assert_allclose(data.units.mean, expected.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(data.units.std, expected.std(0), rtol=1e-12)
+    np.testing.assert_allclose(data.examples(), (expected - expected.mean(0)) / expected.std(0), atol=1e-6)
+    np.testing.assert_allclose(data.units.decode(data.examples(test=True)), [[2, 0, 1]], atol=1e-6)
+    assert data.form == Form(".csv", ("float64", "int64", "float64"), (), (), "c") and data.classes == ("0", "1")
     assert load_hf(dir=place, features=("a",)).train_labels is None
+    given = load_hf(dir=place, features=("a",), context="b, c")
+    wanted = expected[:, :2]
+    np.testing.assert_allclose(given.train_context, (wanted - wanted.mean(0)) / wanted.std(0), atol=1e-6)
+    np.testing.assert_allclose(given.context_units.decode(given.test_context), [[2, 0]], atol=1e-6)
+    assert given.form.context == ("b", "c") and given.form.context_dtypes == ("float64", "int64")
+    refused(lambda: load_hf(dir=place, features=("a", "b"), context="b"), "'b' is in features and in context")
+    refused(lambda: load_hf(dir=place, features=("a",), context="d"), "context=d", "holds no numbers")
     refused(lambda: load_hf(dir=place), "no column of pictures", "say features=NAMES", "a (float64)", "d (")
     refused(lambda: load_hf(dir=place, features=("a", "d")), "features=('a', 'd')", "holds no numbers")
     refused(lambda: load_hf(dir=place, features=("e",)), "features=('e',)", "no such column")
     refused(lambda: load_hf(dir=place, features=("a",), label="d"), "label='d'", "no classes or integers")
     (tmp_path / "x" / "train.csv").write_text("a,b,c,d\n1,2,0,word\n,2,0,word\n")
-    refused(lambda: load_hf(dir=place, features=("a", "b")), "hf: train has 1 of 2 examples with NaN", "index 1")
+    refused(lambda: load_hf(dir=place, features=("a", "b")), "split train", "row 1 of the column a is nan", "1 of 2")
 
 
 def test_what_does_not_fit_in_a_data_set_is_named(hub, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import logging
@@ -15,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from scoregen.data.arrays import memory
-from scoregen.data.dataset import Dataset, errors_of, hold_out
+from scoregen.data.dataset import Dataset, errors_of
+from scoregen.data.dataset import split as divided
 from scoregen.data.folder import as_wanted, name_classes, shape_wanted, what_was_done
 from scoregen.data.pictures import Unreadable, Wanted, read, to_grey
 from scoregen.data.prepared import bar
 from scoregen.data.sources import source
+from scoregen.data.standardize import contexts, standardized
+from scoregen.data.units import Form, Units
 from scoregen.errors import UsageError, check_numbers
 from scoregen.random import check_seed
 
@@ -42,6 +44,7 @@ def hf(
     image: str = "",
     label: str = "",
     features: tuple[str, ...] = (),
+    context: str = "",
     size: int | tuple[int, ...] = (64,),
     channels: int = 0,
     crop: str = "center",
@@ -49,10 +52,11 @@ def hf(
     held_out: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    """A data set of Hugging Face: pictures as uint8 `[N, H, W, C]`, or numeric columns as float32 `[N, D]`.
+    """A data set of Hugging Face: pictures as uint8 `[N, H, W, C]`, or numeric columns as points `[N, D]`.
 
     It needs the library `datasets`: pip install 'scoregen[hf]'. Code of a data set is never run. The pictures are held
-    in memory, and are made as those of `scoregen.data.folder`.
+    in memory, and are made as those of `scoregen.data.folder`. Columns are standardised as those of
+    `scoregen.data.table`.
 
     Args:
         dir: the name of a data set on the hub, or a local folder: one of `save_to_disk`, or one that `load_dataset`
@@ -63,6 +67,7 @@ def hf(
         image: the column of the pictures; "" is the only one of pictures.
         label: the column of the labels, classes or integers; "" is the only one of classes, if there is one.
         features: the numeric columns, for a table.
+        context: the numeric columns, separated by commas, that the network is conditioned on.
         size: height and width of the pictures in pixels, or one number for both.
         channels: 1 for grey, 3 for colour, 0 for grey if all pictures are grey.
         crop: "center" or "random", or "none" to stretch a picture instead.
@@ -92,21 +97,39 @@ def hf(
     if importlib.util.find_spec("datasets") is None:
         raise UsageError(f"{dir} is read with the library datasets, which is missing: pip install 'scoregen[hf]'")
     parts = _parts(dir, subset, split, test_split)
-    first = parts[0][1]
-    labelled = _label(dir, first.features, label)
+    kinds = parts[0][1].features
+    labelled, given = _label(dir, kinds, label), [name.strip() for name in context.split(",") if name.strip()]
+    if both := sorted({*features} & {*given}):
+        raise UsageError(f"hf: column {both[0]!r} is in features and in context: name it in one of them")
+    sizes = [len(part) for _, part in parts]
+    train, test = np.split(np.arange(sum(sizes)), sizes[:1])
+    if len(parts) == 1:
+        train, test = divided("hf", sizes[0], held_out, seed)
+    picked: dict[str, Any] = {}
     if features:
-        examples = [_numbers(what, part, features) for what, part in parts]
-        notes, columns = [], tuple(features)
+        raw = _numbers(parts, features, "features")
+        units, notes = standardized(dir, raw, Units("float64", raw.shape[1:]), train, True, names=tuple(features))
+        notes.insert(0, f"{dir}: {len(raw):,} rows of {len(features)} columns")
+        picked |= {"units": units, "columns": tuple(features)}
     else:
-        examples, notes = _pictures(parts, _image(dir, first.features, image), wanted, channels)
-        columns = None
-    labels = [None if labelled is None else _labels(what, part, labelled) for what, part in parts]
-    if labelled is not None and labels[0] is not None and (names := getattr(first.features[labelled], "names", None)):
-        notes.append(name_classes(labels[0], names))
-    if len(parts) == 2:
-        return Dataset("hf", examples[0], examples[1], labels[0], labels[1], columns=columns, notes=tuple(notes))
-    data = hold_out("hf", examples[0], held_out, seed, labels[0])
-    return dataclasses.replace(data, columns=columns, notes=tuple(notes))
+        raw, notes = _pictures(parts, _image(dir, kinds, image), wanted, channels)
+    if given:
+        picked |= contexts(dir, _numbers(parts, given, "context"), train, test)
+        notes.append(f"conditioned on {', '.join(given)}")
+    if features:
+        picked["form"] = Form(".csv", _types(kinds, features), tuple(given), _types(kinds, given), labelled or "")
+    if labelled is not None:
+        labels = np.concatenate([_labels(what, part, labelled) for what, part in parts])
+        picked |= {"train_labels": labels[train], "test_labels": labels[test] if len(test) else None}
+        if names := getattr(kinds[labelled], "names", None):
+            notes.append(name_classes(labels[train], names))
+            picked["classes"] = tuple(names)
+        elif features and labels.max() < len(labels):  # the column of a table with samples has the integers
+            picked["classes"] = tuple(map(str, range(labels.max() + 1)))
+    notes.append(f"{len(train):,} to train on, {len(test):,} held out")
+    # Of two splits without a copy: pictures take much memory.
+    examples, held = np.split(raw, sizes[:1]) if len(parts) == 2 else (raw[train], raw[test])
+    return Dataset("hf", examples, held if len(held) else None, notes=tuple(notes), **picked)
 
 
 # What is read
@@ -234,13 +257,29 @@ def _type(kind: Any) -> str:
     return kind.dtype if type(kind) is _library().Value else ""
 
 
-def _numbers(what: str, part: Any, names: tuple[str, ...] | list[str]) -> np.ndarray:
-    """Numeric columns as float64 `[N, D]`; a missing number is NaN, which `Dataset` refuses."""
-    for name in names:
-        if not _type(part.features.get(name)).startswith(("int", "uint", "float", "bool")):
-            raise UsageError(f"hf: features={(*names,)}: {name}: {_is_not(what, part.features, name, 'numbers')}")
-    table = part.select_columns([*dict.fromkeys(names)]).with_format("arrow")[:]
-    return np.stack([table.column(name).to_numpy().astype(np.float64) for name in names], -1)
+def _types(columns: Any, names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """The types of numeric columns, as NumPy calls them."""
+    return tuple(str(np.dtype(_type(columns[name]))) for name in names)
+
+
+def _numbers(parts: list[tuple[str, Any]], names: tuple[str, ...] | list[str], option: str) -> np.ndarray:
+    """Numeric columns of all parts as float64 `[N, D]`; `option` is where they are named."""
+    given = (*names,) if option == "features" else ",".join(names)
+    found = []
+    for what, part in parts:
+        for name in names:
+            if not _type(part.features.get(name)).startswith(("int", "uint", "float", "bool")):
+                raise UsageError(f"hf: {option}={given}: {name}: {_is_not(what, part.features, name, 'numbers')}")
+        table = part.select_columns([*dict.fromkeys(names)]).with_format("arrow")[:]
+        found.append(np.stack([table.column(name).to_numpy().astype(np.float64) for name in names], -1))
+        if len(bad := np.argwhere(~np.isfinite(found[-1]))):
+            row, column = bad[0]
+            raise UsageError(
+                f"{what}: the value in row {row} of the column {names[column]} is {found[-1][row, column]}; "
+                f"{len({*bad[:, 0]})} of {len(found[-1])} rows have such values: leave them out, with datasets and "
+                "save_to_disk"
+            )
+    return np.concatenate(found)
 
 
 def _labels(what: str, part: Any, name: str) -> np.ndarray:
@@ -258,20 +297,17 @@ def _labels(what: str, part: Any, name: str) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _pictures(
-    parts: list[tuple[str, Any]], column: str, wanted: Wanted, channels: int
-) -> tuple[list[np.ndarray], list[str]]:
-    """The pictures of each part, uint8 `[N, H, W, C]`, and notes."""
+def _pictures(parts: list[tuple[str, Any]], column: str, wanted: Wanted, channels: int) -> tuple[np.ndarray, list[str]]:
+    """The pictures of all parts, uint8 `[N, H, W, C]`, and notes."""
     count = sum(len(part) for _, part in parts)
     shape = (wanted.height, wanted.width, 3)
     if (needed := count * int(np.prod(shape))) > memory():
         raise UsageError(
             f"{count} pictures need {needed} bytes, more than the memory of this machine: say another size"
         )
-    made, grey, done = [], True, collections.Counter()
+    pictures, at, grey, done = np.empty((count, *shape), np.uint8), 0, True, collections.Counter()
     with bar(count) as advance:
         for what, part in parts:
-            pictures = np.empty((len(part), *shape), np.uint8)
             for row, pixels in enumerate(_undecoded(part, column)):
                 try:
                     if pixels is None:
@@ -282,16 +318,15 @@ def _pictures(
                         f"{what}: the picture in row {row} of the column {column} cannot be read ({error}): leave it "
                         "out, with datasets and save_to_disk"
                     ) from None
-                pictures[row], grey = picture.pixels, grey and picture.grey
+                pictures[at], at, grey = picture.pixels, at + 1, grey and picture.grey
                 done.update(picture.notes)
                 advance()
-            made.append(pictures)
     grey = channels == 1 or (channels == 0 and grey)
     kind = "grey" if grey else "colour"
     notes = [f"{count:,} pictures in {parts[0][0]}, as {wanted.height}x{wanted.width} in {kind}"]
     if said := what_was_done(done, wanted):
         notes.append(said)
-    return [to_grey(pictures) if grey else pictures for pictures in made], notes
+    return to_grey(pictures) if grey else pictures, notes
 
 
 def _undecoded(part: Any, column: str) -> Iterator[io.BytesIO | str | None]:
