@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from scoregen.app import build as build_lib
 from scoregen.app.build import build
@@ -73,13 +74,39 @@ def plain(config):
 
 @pytest.mark.quick(2)
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_built_as_they_stand(name):
+def test_presets_are_built_as_they_stand(name, tmp_path):
     config = load(name)
     if config.data.name in ("cifar10", "fashion_mnist"):
         config.eval.samples = 16  # as many as there are made-up training images
+    if name in OWN:
+        config.data.dir = own_data(name, tmp_path)
     parts = build(config)
     shapes = {"mixture": (2,), "digits": (8, 8, 1), "cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
-    assert parts.dataset.shape == shapes[config.data.name]
+    assert parts.dataset.shape == (OWN.get(name) or shapes[config.data.name])
+
+
+# The presets for data of one's own, each with the shape of an example.
+OWN = {"images": (64, 64, 3), "points": (3,), "series": (32, 2), "fields": (8, 8, 1), "volumes": (4, 4, 4, 1)}
+
+
+def own_data(name, folder):
+    """A few examples in a file, or a folder, as the preset reads them."""
+    x = np.random.default_rng(0).uniform(0, 255, (30, *OWN[name]))
+    if name == "images":
+        for i, pixels in enumerate(x.astype(np.uint8)):
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+        return str(folder)
+    file = folder / ("x.csv" if name == "points" else "x.npy")
+    if name == "points":
+        np.savetxt(file, x, delimiter=",", header="a,b,c", comments="")
+    else:
+        np.save(file, x)
+    return str(file)
+
+
+def test_the_presets_for_data_of_ones_own_are_known():
+    named = {"folder", "table", "array"}
+    assert {name for name in PRESETS if load(name).data.name in named} == set(OWN)
 
 
 def repaired(config):

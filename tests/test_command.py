@@ -151,6 +151,8 @@ def test_an_option_without_effect_is_named_with_what_would_give_it_one(key):
         fixed = with_values(fixed, {other: another(C.get(fixed, other))})
     for above in re.findall(r"a --config\.([\w.]+) above 0", line):
         fixed = with_values(fixed, {above: "0.5"})
+    for named in re.findall(r"choose a --config\.([\w.]+)", line):
+        fixed = with_values(fixed, {named: "some_name"})
     assert C.idle(fixed, [key]) == []
     assert key in dict(C.leaves(C.used(fixed)))
 

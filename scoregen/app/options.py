@@ -175,6 +175,15 @@ class _Condition:
             return value > self.values[0]
         return (value in self.values) == (self.test == "=")
 
+    def missing(self, config: ConfigDict) -> list[_Condition]:
+        """The conditions to report: none if this one holds, and for a text also those under which it has an effect."""
+        if self.holds(config):
+            return []
+        if self.instead is not None or self.test != "!=" or "" not in self.values:
+            return [self]
+        own = [self] if value_of(config, self.key) in self.values else []
+        return own + [found for other in _conditions(self.key, config) for found in other.missing(config)]
+
     def reason(self, config: ConfigDict) -> str:
         """Why the option has no effect."""
         if self.instead is not None:
@@ -343,7 +352,7 @@ def idle(config: ConfigDict, given: Mapping[str, str] | Iterable[str], mode: str
             uses = f"{_listed(where)} use{'s' * (len(where) == 1)} it"
             lines.append(f"{said} has no effect in `scoregen {mode}`: {uses}; leave it out")
             continue
-        unmet = [condition for condition in _conditions(key, config, mode) if not condition.holds(config)]
+        unmet = [found for condition in _conditions(key, config, mode) for found in condition.missing(config)]
         if unmet:
             reasons = "; ".join(dict.fromkeys(condition.reason(config) for condition in unmet))
             fixes = " and ".join(dict.fromkeys(condition.fix() for condition in unmet))
