@@ -69,7 +69,7 @@ def test_the_real_weights_know_a_uniform():
     features = packaged()
     assert features.name == "EfficientNet-Lite0 (antialiased resizing), sha256 57934424"
     assert (features.is_fid, features.distance) == (False, "Frechet distance, EfficientNet-Lite0")
-    image = matplotlib.image.imread(matplotlib.cbook.get_sample_data("grace_hopper.jpg"))[None]
+    image = matplotlib.image.imread(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))[None]
     rows, logits = features.outputs(image)
     assert rows.shape == (1, 1280) and logits.argmax() == 652
     chance = np.exp(logits[0] - logits.max())

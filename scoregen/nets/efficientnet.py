@@ -65,6 +65,7 @@ class EfficientNetLite0(nn.Module):
         the features are the means over the pixels of the last convolution. Other sizes are possible too. In float32, at
         full precision on every device.
 
+    >>> import jax.numpy as jnp
     >>> x = jnp.zeros((2, 224, 224, 3))
     >>> params = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), x)
     >>> [out.shape for out in jax.eval_shape(EfficientNetLite0().apply, params, x)]
