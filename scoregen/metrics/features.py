@@ -75,16 +75,22 @@ class Features:
             ValueError: if the images are not uint8, or do not have the shape that is needed. Round a sampler's floats
                 to bytes first, so that samples and real images are treated alike.
         """
-        return np.concatenate([found.features for found in self.stream(images)])
+        return _gathered(found.features for found in self.stream(images))
 
     def logits(self, images: Images) -> np.ndarray:
         """Logits of the classes in float32 [N, K], for the Inception score. Raises as `__call__` does."""
-        return np.concatenate([found.logits for found in self.stream(images)])
+        return _gathered(found.logits for found in self.stream(images))
 
     def outputs(self, images: Images) -> Outputs:
         """Features and logits, computed together. Raises as `__call__` does."""
-        found = list(self.stream(images))
-        return Outputs(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        logits: list[np.ndarray] = []
+
+        def features() -> Iterator[np.ndarray]:
+            for found in self.stream(images):
+                logits.append(found.logits)
+                yield found.features
+
+        return Outputs(_gathered(features()), np.concatenate(logits))
 
     def stream(self, images: Images) -> Iterator[Outputs]:
         """Features and logits batch by batch, for sums over more images than fit into memory.
@@ -109,6 +115,25 @@ class Features:
             wanted = ", ".join(map(str, self.shape)) if self.shape else "H, W, 1 or 3"
             raise ValueError(f"uint8 images [N, {wanted}] are needed, not {images.dtype} {images.shape}")
         return images
+
+
+def _gathered(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The rows of all parts. They are never in memory twice, as 50,000 features of Inception take 0.4 GB.
+
+    >>> _gathered(np.full((n, 1), n) for n in (1, 2)).tolist()
+    [[1], [2], [2]]
+    """
+    rows, count = np.empty(0), 0
+    for part in parts:
+        if not count:
+            rows = np.empty_like(part)
+        if count + len(part) > len(rows):
+            # In place: a large block of memory is moved without a copy.
+            rows.resize((max(count + len(part), 5 * count // 4), *part.shape[1:]), refcheck=False)
+        rows[count : count + len(part)] = part
+        count += len(part)
+    rows.resize((count, *rows.shape[1:]), refcheck=False)
+    return rows
 
 
 def _batches(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
