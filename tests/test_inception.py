@@ -281,7 +281,11 @@ def test_weights_that_are_not_finite_are_refused(nowhere):
     state = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
     state["fc.bias"][3] = np.nan
     path = saved(nowhere / "bad.pth", state | {"fc.num_batches_tracked": np.array(3)})
-    refused(lambda: pretrained._parameters(net, "Inception", path, theirs, 299), "not finite, the first fc.bias")
+    refused(lambda: pretrained._parameters(net, "Inception", path, theirs, 299), "1 arrays", "the first fc.bias")
+    state["fc.bias"][3] = 0
+    state["Mixed_7c.branch_pool.bn.running_var"][1] = -1
+    path = saved(path, state)
+    refused(lambda: pretrained._parameters(net, "Inception", path, theirs, 299), "1 arrays", "Mixed_7c.branch_pool.bn")
 
 
 def test_only_the_published_weights_are_called_fid(nowhere, monkeypatch):

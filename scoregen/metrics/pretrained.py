@@ -21,7 +21,6 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 _BATCH = 16  # Inception takes 50 MB for an image
 _VERSION = 1  # part of the key: raise it whenever the same images and weights would give other features
 
-
 Names = Callable[[str], tuple[str, str]]
 
 
@@ -102,8 +101,9 @@ def _parameters(net: Any, network: str, file: Path, theirs: Names, size: int) ->
     with TorchFile(file) as opened:
         state = _checked(file, network, opened.value, arrays_of(net, theirs, size))
         arrays = {name: opened.read(tensor) for name, tensor in state.items()}
-    if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UsageError(f"{file}: {len(bad)} arrays have weights that are not finite, the first {bad[0]}")
+    least = {name: 0 if name.endswith("running_var") else -np.inf for name in arrays}
+    if bad := [name for name, a in arrays.items() if not np.isfinite(a).all() or (a < least[name]).any()]:
+        raise UsageError(f"{file}: {len(bad)} arrays are not finite, or are negative variances, the first {bad[0]}")
     params: dict[str, Any] = {}
     for layer, kernel in _layers(net, size).items():
         *outer, last = layer.split(".")
