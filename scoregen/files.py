@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import tempfile
@@ -133,6 +134,17 @@ def crc32(path: Path) -> int | None:
     except OSError:
         return None
     return found
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits.
+
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     sha256(Path(file.name))[:8]
+    'e3b0c442'
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_writable(folder: Path) -> None:

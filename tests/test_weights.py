@@ -10,8 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,17 @@ import numpy as np
 import pytest
 from refusal import refused
 from safetensors.numpy import load_file, save_file
+from torch_frames import archive, saved, state, tensor, text
 
 from scoregen.app.build import network
 from scoregen.app.config import load
 from scoregen.app.main import main as scoregen
-from scoregen.contrib.weights import command, pipeline, source, torch_zip, unet, workdir
+from scoregen.contrib.weights import command, pipeline, source, unet, workdir
 from scoregen.contrib.weights.layout import to_ours, to_theirs
 from scoregen.contrib.weights.source import FORMATS
 from scoregen.denoiser import CONDITIONS, from_network
 from scoregen.errors import UsageError
+from scoregen.files import sha256
 from scoregen.nets import Cond, UNet
 from scoregen.process import ddpm
 from scoregen.samplers import Ancestral, Listed, Sampler
@@ -181,8 +181,8 @@ def test_the_card_says_where_figures_are_from(imported, tmp_path):
     ]
     count = sum(a.size for a in load_file(UNET2D / FILE).values())
     assert card["weights"]["parameters"] == count
-    assert card["weights"]["sha256"] == source.checksum(tmp_path / "out" / FILE)
-    assert card["imported_from"]["sha256"] == source.checksum(UNET2D / FILE)
+    assert card["weights"]["sha256"] == sha256(tmp_path / "out" / FILE)
+    assert card["imported_from"]["sha256"] == sha256(UNET2D / FILE)
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| held-out loss | 0.25 | 5 (another than the weights) |" in text and f"{count:,} parameters" in text
     assert "1000 samples, floor 1.5, features of a classifier, key abc | distances.json |" in text
@@ -607,14 +607,6 @@ def test_a_file_of_pytorch_without_pytorch():
     assert kinds == dict.fromkeys(("a", "turned", "scalar", "empty"), "float32") | halves
 
 
-def archive(path: Path, pickled: bytes, **more: bytes) -> Path:
-    """A file as torch.save writes it."""
-    with zipfile.ZipFile(path, "w") as file:
-        for name, data in {"data.pkl": pickled, "byteorder": b"little", "data/0": b"\0" * 16, **more}.items():
-            file.writestr(f"archive/{name}", data)
-    return path
-
-
 class Calls:
     """An object that calls a function when it is unpickled."""
 
@@ -651,131 +643,6 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, call, protocol):
     assert not made.exists() and not (tmp_path / "run").exists()
 
 
-def text(value: str) -> bytes:
-    return b"X" + len(value).to_bytes(4, "little") + value.encode()
-
-
-def storage(kind=b"ctorch\nFloatStorage\n", key="0", count=b"K\x04") -> bytes:
-    return b"(" + text("storage") + kind + text(key) + text("cpu") + count + b"tQ"
-
-
-def tensor(of=None, offset=b"K\x00", shape=b"K\x04\x85", strides=b"K\x01\x85") -> bytes:
-    hooks = b"ccollections\nOrderedDict\n)R"
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(" + (of or storage()) + offset + shape + strides + b"\x89" + hooks + b"tR"
-    )
-
-
-def state(value: bytes, before: bytes = b"") -> bytes:
-    return b"\x80\x02" + before + b"}" + text("model") + b"}" + text("a") + value + b"ss."
-
-
-HUGE = b"\x8a\x07" + (2**47).to_bytes(7, "little")
-
-
-def test_the_crafted_pickles_are_sound_but_for_what_is_wrong(tmp_path):
-    good = archive(tmp_path / "good.pth", state(tensor()), **{"data/0": np.arange(4, dtype="<f4").tobytes()})
-    with source.opened(good) as found:
-        np.testing.assert_array_equal(found.read("a", False), [0, 1, 2, 3])
-
-
-@pytest.mark.parametrize(
-    ("pickled", "part"),
-    [
-        (state(tensor(offset=b"K\x01")), "reaches out of its storage"),
-        (state(tensor(shape=b"K\x05\x85")), "reaches out of its storage"),
-        (state(tensor(strides=b"K\x02\x85")), "reaches out of its storage"),
-        (state(tensor(shape=b"J\xff\xff\xff\x7f\x85", strides=b"K\x00\x85")), "uses a number twice"),  # a bomb
-        (state(tensor(shape=b"K\x04K\x04\x86", strides=b"K\x00K\x01\x86")), "uses a number twice"),
-        (state(tensor(shape=b"K\x02K\x02\x86", strides=b"K\x01K\x01\x86")), "uses a number twice"),
-        (state(tensor(shape=b"K\x00" + 2 * HUGE + b"\x87", strides=b"K\x01K\x01K\x01\x87")), "more numbers than"),
-        (b"\x80\x02}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"K\x01s.", "key out of range"),  # all hash alike
-        (b"\x80\x02}J\xff\xff\xff\xffK\x01s.", "key out of range"),
-        (state(tensor(offset=b"J\xff\xff\xff\xff")), "out of range"),
-        (state(tensor(strides=b"J\xff\xff\xff\xff\x85")), "out of range"),
-        (state(tensor(shape=b"\x8a\x09" + b"\xff" * 8 + b"\x00\x85")), "out of range"),
-        (state(tensor(shape=b"\x88\x85")), "out of range"),  # True is a 1 to Python
-        (state(tensor(strides=b")")), "not as many strides"),
-        (state(tensor(of=storage(key="../../etc/passwd"))), "no number"),
-        (state(tensor(of=storage(kind=b"ctorch\nload\n"))), "asks for torch.load"),
-        (state(tensor(of=storage(kind=b"ccollections\nOrderedDict\n"))), "something that is not a storage"),
-        (state(b"ctorch._utils\n_rebuild_tensor_v2\n)R"), "calls _rebuild_tensor_v2"),
-        (state(b"ccollections\nOrderedDict\nK\x01\x85R"), "calls OrderedDict"),
-        (state(b"ctorch\nFloatStorage\n)R"), "calls FloatStorage"),
-        (state(tensor() + b"}" + text("__class__") + b"K\x01sb"), "sets attributes"),
-        (state(b"]}" + text("_metadata") + b"}sb"), "sets attributes"),
-        (state(b"ccollections\nOrderedDict\n)R}" + text("__class__") + b"K\x01sb"), "sets attributes"),
-        (state(b"ccollections\nOrderedDict\n)\x81"), "NEWOBJ"),
-        (state(b"(ios\nsystem\n"), "INST"),
-        (state(b"\x82\x01"), "EXT1"),
-        (b"\x80\x02}((K\x01ttK\x01s.", "key of type tuple"),
-        (b"\x80\x02}", "damaged pickle"),
-        (b"\x80\x02.", "damaged pickle"),
-        (b"\x80\x02q\x00.", "damaged pickle"),
-        (b"\x80\x02h\x07.", "damaged pickle"),
-        (b"\x80\x02\x87.", "damaged pickle"),
-        (b"\xff\xff", "damaged pickle"),
-        (b"", "damaged pickle"),
-        (b"\x80\x02X\xff\xff\xff\x7fa.", "damaged pickle"),
-    ],
-)
-def test_a_pickle_that_is_amiss_is_refused(tmp_path, pickled, part):
-    refused(lambda: torch_zip.TorchFile(archive(tmp_path / "a.pth", pickled)), "a.pth", part)
-
-
-def test_an_archive_that_is_amiss_is_refused(tmp_path):
-    def read(path):
-        with torch_zip.TorchFile(path) as file:
-            return file.read(file.value["model"]["a"])
-
-    path = tmp_path / "a.pth"
-    raw = archive(path, state(tensor())).read_bytes()
-    np.testing.assert_array_equal(read(path), np.zeros(4))
-    for cut in (1, 30, len(raw) // 2, len(raw) - 40):
-        path.write_bytes(raw[: len(raw) - cut])
-        refused(lambda: read(path), "a.pth", "not whole")
-    path.write_bytes(raw.replace(b"\0" * 16, b"\0" * 15 + b"\1", 1))
-    refused(lambda: read(path), "CRC")
-    refused(lambda: read(archive(path, state(tensor(of=storage(key="7"))))), "no member archive/data/7")
-    refused(lambda: read(archive(path, state(tensor()), **{"data/0": b"\0" * 12})), "12 bytes", "16")
-    refused(lambda: read(archive(path, state(tensor()), byteorder=b"big")), "big-endian")
-    refused(lambda: read(archive(path, b"\0" * (torch_zip.LARGEST_PICKLE + 1))), "data.pkl", "bytes")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:  # a megabyte could hold a gigabyte
-        file.writestr("archive/data.pkl", state(tensor()))
-    refused(lambda: read(path), "compressed")
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("model.txt", b"")
-    refused(lambda: read(path), "data.pkl")
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", state(tensor()))
-        with pytest.warns(UserWarning, match="Duplicate"):
-            file.writestr("archive/data.pkl", state(tensor()))
-    refused(lambda: read(path), "two members")
-    with tarfile.open(path, "w"):
-        pass
-    refused(lambda: read(path), "before PyTorch 0.1.11")
-    path.write_bytes(torch_zip.LEGACY + b"rest")
-    refused(lambda: read(path), "before PyTorch 1.6", "torch.save(torch.load(")
-
-
-def test_a_storage_is_read_once_for_all_its_tensors(tmp_path, monkeypatch):
-    first, second = tensor(shape=b"K\x02\x85"), tensor(offset=b"K\x02", shape=b"K\x02\x85")
-    path = archive(
-        tmp_path / "a.pth",
-        state(first + b"s" + text("b") + second),
-        **{"data/0": np.arange(4, dtype="<f4").tobytes()},
-    )
-    seen: list[str] = []
-    member = torch_zip.TorchFile._member
-    monkeypatch.setattr(
-        torch_zip.TorchFile, "_member", lambda self, name, *a, **k: (seen.append(name), member(self, name, *a, **k))[1]
-    )
-    with torch_zip.TorchFile(path) as file:
-        model = file.value["model"]
-        np.testing.assert_array_equal([*file.read(model["a"]), *file.read(model["b"])], [0, 1, 2, 3])
-    assert seen.count("archive/data/0") == 1
-
-
 def test_averages_that_are_not_the_model_s_are_refused(tmp_path):
     shadow = b"}" + text("shadow_params") + b"]" + tensor() + b"a" + tensor() + b"as"
     whole = state(tensor())[:-1] + text("ema") + shadow + b"s."
@@ -784,6 +651,57 @@ def test_averages_that_are_not_the_model_s_are_refused(tmp_path):
         source.opened(archive(tmp_path / "a.pth", whole)),
     ):
         pass
+
+
+def test_checkpoints_of_ncsn_and_ncsnv2(tmp_path):
+    """NCSN's are [state dict, optimizer], and NCSNv2's also have epoch, step, and averages by name."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.random(3).astype(np.float32) for name in ("a", "b")}
+    averages = {name: array + 1 for name, array in reversed(arrays.items())}
+    model = {f"module.{name}": array for name, array in (arrays | {"sigmas": np.ones(2, np.float32)}).items()}
+    optimizer = {"state": {2**47 - 8: {"step": 5}}, "param_groups": [{"params": [2**47 - 8]}]}
+    with source.opened(saved(tmp_path / "ncsn.pth", [model, optimizer])) as found:
+        assert (found.step, found.averaged, sorted(found.arrays)) == (0, frozenset(), ["a", "b", "sigmas"])
+        np.testing.assert_array_equal(found.read("b", False), arrays["b"])
+    with source.opened(saved(tmp_path / "ncsnv2.pth", [model, optimizer, 3, 700, averages])) as found:
+        assert (found.step, found.averaged) == (700, {"a", "b"})
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found.read(name, False), array)
+            np.testing.assert_array_equal(found.read(name, True), array + 1)
+
+    def read(*states):
+        with source.opened(saved(tmp_path / "bad.pth", list(states))):
+            pass
+
+    del averages["a"]
+    refused(lambda: read(model, optimizer, 3, 700, averages), "bad.pth", "1 averages", "3 arrays")
+    refused(lambda: read(model, optimizer, 3, 700, averages | {"c": arrays["a"]}), "2 averages", "3 arrays")
+    refused(lambda: read(model, optimizer, 3, 700, [4]), "no averages by name")
+    refused(lambda: read(optimizer, model), "no state dict", "first in a list")
+    refused(read, "no state dict")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ncsn", "ncsnv2"])
+def test_the_authors_checkpoints_become_runs(tmp_path, name):
+    """The files of ermongroup/ncsn and ncsnv2 at full size, in the layout of before PyTorch 1.6."""
+    it = FORMATS[name]
+    entries = it.layout(network(it.preset()), it.shape)
+    ours = workdir.shapes_of(it.preset(), it.shape)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), ours)
+    theirs = to_theirs(entries, params)
+    averages = {key: array + 1 for key, array in theirs.items()}
+    states = [{f"module.{key}": array for key, array in theirs.items()}, {"state": {}, "param_groups": []}]
+    if name == "ncsnv2":
+        states[0]["module.sigmas"] = np.ones(232, np.float32)
+        states += [3, 700, averages]
+    done("import", saved(tmp_path / "checkpoint.pth", states), f"--workdir={tmp_path / 'run'}")
+    for averaged in (False, True):
+        found, step = workdir.read(tmp_path / "run", ours, averaged)
+        want = to_ours(entries, averages) if averaged and name == "ncsnv2" else params
+        jax.tree.map(np.testing.assert_array_equal, found, want)
+        assert step == 700 * (name == "ncsnv2")
 
 
 # --- score_sde's ddpm

@@ -1,8 +1,9 @@
-"""Features to compare images by: activations of a small classifier, which is trained once and cached."""
+"""Features to compare images by, and those of a small classifier, which is trained once and cached."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -10,9 +11,9 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,36 +25,139 @@ _BATCH = 128
 _log = logging.getLogger(__name__)
 
 
+class Outputs(NamedTuple):
+    """What a classifier says of N images: features [N, F] and logits [N, K], both float32."""
+
+    features: np.ndarray
+    logits: np.ndarray
+
+
+Images = np.ndarray | Iterable[np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """A trained feature extractor: uint8 images [N, H, W, C] -> float32 [N, F]; see `classifier_features`.
+    """A feature extractor: uint8 images [N, H, W, C] -> float32 [N, F].
+
+    `inception_features`, `efficientnet_features` and `classifier_features` make them. The images are an array, or an
+    iterable of arrays, such as the batches of a sampler. They are evaluated in batches of one shape, so that each
+    network is compiled once for images of one size; only one batch is in memory, beside what is returned.
 
     Attributes:
-        name: for reports, such as "digits classifier, 98.1 % held-out accuracy".
-        accuracy: share of the held-out images that the classifier gets right, in [0, 1].
-        key: a hexadecimal hash of data, architecture, seed, steps and version. Compare results only at equal keys.
-        shape: (H, W, C) of the images.
+        name: for reports, such as "Inception (pytorch-fid resizing), sha256 6726825d".
+        key: a hexadecimal hash of all that the features depend on. Compare results only at equal keys.
+        network: a short name for the titles of distances, such as "EfficientNet-Lite0".
+        shape: (H, W, C) of the images; None for any H and W, and one or three channels.
+        batch: the number of images in a batch.
+        is_fid: whether a Frechet distance in these features is the FID, as it is for the published Inception network
+            only.
+        accuracy: share of the held-out images that the classifier of a data set gets right, in [0, 1].
     """
 
     name: str
-    accuracy: float
     key: str
-    shape: tuple[int, int, int]
-    _apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = dataclasses.field(repr=False)
+    network: str
+    _apply: Callable[[np.ndarray], tuple[Any, Any]] = dataclasses.field(repr=False)
+    shape: tuple[int, int, int] | None = None
+    batch: int = 256
+    is_fid: bool = False
+    accuracy: float | None = None
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Features of uint8 images [N, H, W, C] in float32 [N, F], computed in batches.
+    @property
+    def distance(self) -> str:
+        """The name of a Frechet distance in these features: "FID", or "Frechet distance, EfficientNet-Lite0"."""
+        return "FID" if self.is_fid else f"Frechet distance, {self.network}"
+
+    def __call__(self, images: Images) -> np.ndarray:
+        """Features of uint8 images in float32 [N, F].
 
         Raises:
-            ValueError: if the images are not uint8, or do not have the shape of the training images. Round a
-                sampler's floats to bytes first, so that samples and real images are treated alike.
+            ValueError: if the images are not uint8, or do not have the shape that is needed. Round a sampler's floats
+                to bytes first, so that samples and real images are treated alike.
         """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
-            raise ValueError(
-                f"uint8 images [N, {', '.join(map(str, self.shape))}] are needed, not {images.dtype} {images.shape}"
-            )
-        return self._apply(images)[1]
+        return _gathered(found.features for found in self.stream(images))
+
+    def logits(self, images: Images) -> np.ndarray:
+        """Logits of the classes in float32 [N, K], for the Inception score. Raises as `__call__` does."""
+        return _gathered(found.logits for found in self.stream(images))
+
+    def outputs(self, images: Images) -> Outputs:
+        """Features and logits, computed together. Raises as `__call__` does."""
+        logits: list[np.ndarray] = []
+
+        def features() -> Iterator[np.ndarray]:
+            for found in self.stream(images):
+                logits.append(found.logits)
+                yield found.features
+
+        return Outputs(_gathered(features()), np.concatenate(logits))
+
+    def stream(self, images: Images) -> Iterator[Outputs]:
+        """Features and logits batch by batch, for sums over more images than fit into memory.
+
+        There is at least one batch, which is empty if there are no images. Raises as `__call__` does.
+        """
+        size = 1
+        for batch in _batches(map(self._checked, [images] if isinstance(images, np.ndarray) else images), self.batch):
+            # A set that is smaller than a batch is padded to a power of two, and what is left at the end to a batch.
+            while size < min(len(batch), self.batch):
+                size *= 2
+            size = min(size, self.batch)
+            padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
+            logits, features = (np.asarray(out)[: len(batch)] for out in self._apply(padded))
+            yield Outputs(features, logits)
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        fits = images.ndim == 4 and (
+            images.shape[1:] == self.shape if self.shape else images.shape[3] in (1, 3) and 0 not in images.shape[1:]
+        )
+        if images.dtype != np.uint8 or not fits:
+            wanted = ", ".join(map(str, self.shape)) if self.shape else "H, W, 1 or 3"
+            raise ValueError(f"uint8 images [N, {wanted}] are needed, not {images.dtype} {images.shape}")
+        return images
+
+
+def _gathered(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The rows of all parts. They are never in memory twice, as 50,000 features of Inception take 0.4 GB.
+
+    >>> _gathered(np.full((n, 1), n) for n in (1, 2)).tolist()
+    [[1], [2], [2]]
+    """
+    rows, count = np.empty(0), 0
+    for part in parts:
+        if not count:
+            rows = np.empty_like(part)
+        if count + len(part) > len(rows):
+            # In place: a large block of memory is moved without a copy.
+            rows.resize((max(count + len(part), 5 * count // 4), *part.shape[1:]), refcheck=False)
+        rows[count : count + len(part)] = part
+        count += len(part)
+    rows.resize((count, *rows.shape[1:]), refcheck=False)
+    return rows
+
+
+def _batches(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The rows of all arrays in batches of `size`; images of another shape begin a new batch.
+
+    >>> [batch.tolist() for batch in _batches([np.arange(2), np.arange(2, 7), np.arange(7, 8)], 3)]
+    [[0, 1, 2], [3, 4, 5], [6, 7]]
+    """
+    rest: np.ndarray | None = None
+    for array in arrays:
+        if rest is None:
+            rest = array[:0]
+        elif rest.shape[1:] != array.shape[1:]:
+            yield rest
+            rest = array[:0]
+        first = 0
+        while len(rest) + len(array) - first >= size:
+            taken = array[first : first + size - len(rest)]
+            yield np.concatenate([rest, taken])
+            first += len(taken)
+            rest = array[:0]
+        rest = np.concatenate([rest, array[first:]])
+    if rest is not None:
+        yield rest
 
 
 def classifier_features(
@@ -119,23 +223,14 @@ def classifier_features(
     else:
         params, accuracy = kept
 
-    def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        outputs = []
-        for first in range(0, len(images), 256):
-            batch = images[first : first + 256]
-            # The last batch is padded: one shape needs one compilation.
-            full = np.concatenate([batch, np.zeros((256 - len(batch), *shape), np.uint8)])
-            outputs.append([np.asarray(out)[: len(batch)] for out in forward(params, full)])
-        if not outputs:
-            return np.zeros((0, net.classes), np.float32), np.zeros((0, net.features), np.float32)
-        return np.concatenate([o[0] for o in outputs]), np.concatenate([o[1] for o in outputs])
-
+    network = f"{dataset.name} classifier"
+    features = Features(network, key, network, functools.partial(forward, params), shape)
     if kept is None:
-        accuracy = float((apply(test)[0].argmax(1) == test_labels).mean())
+        accuracy = float((features.logits(test).argmax(1) == test_labels).mean())
         _save(file, params, accuracy, warn)
-    name = f"{dataset.name} classifier, {100 * accuracy:.1f} % held-out accuracy"
+    name = f"{network}, {100 * accuracy:.1f} % held-out accuracy"
     say(f"{name}{' (cached from an earlier run)' if kept else ''}")
-    return Features(name, accuracy, key, shape, apply)
+    return dataclasses.replace(features, name=name, accuracy=accuracy)
 
 
 def _checked(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

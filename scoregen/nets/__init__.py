@@ -5,6 +5,8 @@ from scoregen.nets.auto import auto, describe_size
 from scoregen.nets.classifier import Classifier
 from scoregen.nets.cost import flops, memory, operations, parameters
 from scoregen.nets.dit import DiT
+from scoregen.nets.efficientnet import EfficientNetLite0
+from scoregen.nets.inception import Inception
 from scoregen.nets.log_variance import LogVariance
 from scoregen.nets.mlp import MLP
 from scoregen.nets.ncsnpp import NCSNpp
@@ -27,6 +29,8 @@ __all__ = [
     "Classifier",
     "Cond",
     "DiT",
+    "EfficientNetLite0",
+    "Inception",
     "LogVariance",
     "NCSNpp",
     "RefineNet",

@@ -44,6 +44,8 @@ TARGETS = [
     Target("metrics/two_sample.py", ("test_metrics.py",)),
     Target("metrics/frechet.py", ("test_metrics.py",)),
     Target("metrics/features.py", ("test_metrics.py",), ("classifier_features.*", "_train*")),
+    Target("metrics/resize.py", ("test_inception.py",)),
+    Target("nets/pretrained.py", ("test_inception.py",)),
 ]
 
 # Checks, refusals and the code that makes a class a pytree hold no formulas, and have tests of their own.

@@ -6,9 +6,9 @@
     scoregen weights inspect exported
 
 `import` makes a run from a diffusers folder (a whole pipeline, or only its UNet2DModel) or from a checkpoint of
-score_sde_pytorch. The run can be sampled and trained further. `export` makes a diffusers pipeline from a run, with a
-model card. `inspect` lists the arrays of a run, a diffusers folder, a .safetensors or a .pth file. No code in a file is
-executed, and every weight is copied bit for bit. See docs/weights.md.
+score_sde_pytorch, NCSN or NCSNv2. The run can be sampled and trained further. `export` makes a diffusers pipeline from
+a run, with a model card. `inspect` lists the arrays of a run, a diffusers folder, a .safetensors or a .pth file. No
+code in a file is executed, and every weight is copied bit for bit. See docs/weights.md.
 
 Exit codes: 0 done; 2 an error that you can fix, one line each.
 """
@@ -30,6 +30,7 @@ from scoregen.app.arguments import CONFIG, Arguments, Flag, parse
 from scoregen.app.command import answer, say, say_flags, say_help
 from scoregen.app.config import Config
 from scoregen.errors import UsageError
+from scoregen.files import sha256
 
 if TYPE_CHECKING:
     from scoregen.contrib.weights.source import Source
@@ -115,7 +116,7 @@ def _import(path: Path, workdir: Path, config: Config | None, name: str, console
         record = {
             "source": path.name,
             "format": kind,
-            "sha256": source.checksum(found.file),
+            "sha256": sha256(found.file),
             "step": found.step,
             "shape": list(shape),
             "dtypes": kinds[0] if len(kinds) == 1 else {key: array.dtype for key, array in arrays.items()},
@@ -210,7 +211,7 @@ def _export(path: Path, out: Path, values: dict[str, Any], console: Console) -> 
         _write_safetensors(folder / "unet" / source.WEIGHTS, arrays)
         weights = {
             "file": f"unet/{source.WEIGHTS}",
-            "sha256": source.checksum(folder / "unet" / source.WEIGHTS),
+            "sha256": sha256(folder / "unet" / source.WEIGHTS),
             "parameters": source.size(arrays),
             "kind": kind,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ import numpy as np
 from scoregen.app.config import Config, load
 from scoregen.contrib.weights import ncsn, unet
 from scoregen.contrib.weights.layout import KINDS, Entry, to_ours
-from scoregen.contrib.weights.torch_zip import Tensor, TorchFile
 from scoregen.errors import UsageError
+from scoregen.torch_file import Tensor, TorchFile
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -185,14 +184,20 @@ def _today(name: str) -> str:
 
 
 def _trained(file: TorchFile) -> Source:
-    """score_sde's {"model": state dict, "ema": {"shadow_params": [...]}, "step": n}, or a state dict alone."""
+    """A state dict alone, or one in a checkpoint.
+
+    score_sde's checkpoints are {"model": state dict, "ema": {"shadow_params": [...]}, "step": n}, NCSN's [state dict,
+    optimizer] and NCSNv2's [state dict, optimizer, epoch, step, averages by name].
+    """
     value, path = file.value, file.path
+    if isinstance(value, list):
+        value = {"model": value[0] if value else None} | dict(zip(("step", "ema"), value[3:], strict=False))
     whole = value if isinstance(value, dict) else {}
     model = whole.get("model", whole)
     if not isinstance(model, dict) or not model or not all(isinstance(a, Tensor) for a in model.values()):
         raise UsageError(
-            f"{path} holds no state dict, under 'model' or as a whole, of tensors alone; to take the part that is one: "
-            "found = torch.load(OLD, weights_only=True); torch.save(found[...], NEW)"
+            f"{path} holds no state dict, as a whole, under 'model' or first in a list, of tensors alone; to take the "
+            "part that is one: found = torch.load(OLD, weights_only=True); torch.save(found[...], NEW)"
         )
     prefix = "module." if all(str(name).startswith("module.") for name in model) else ""  # of DataParallel
     tensors = {str(name).removeprefix(prefix): tensor for name, tensor in model.items()}
@@ -210,20 +215,23 @@ def _trained(file: TorchFile) -> Source:
 
 
 def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Name -> average. The list of averages has the order of the model's arrays, without buffers and fixed weights."""
+    """Name -> average. A list of averages has the order of the model's arrays, without buffers and fixed weights."""
     if ema is None:
         return {}
-    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
-    if not isinstance(shadow, list) or not all(isinstance(tensor, Tensor) for tensor in shadow):
-        raise UsageError(f"{path}: its 'ema' has no list of shadow_params")
     buffers = {name for it in FORMATS.values() for name in it.buffers}
     fixed = {name for it in FORMATS.values() for name in it.fixed}
+    shadow = ema.get("shadow_params", ema) if isinstance(ema, dict) else None
+    averages = list(shadow.values()) if isinstance(shadow, dict) else shadow
+    if not isinstance(averages, list) or not all(isinstance(tensor, Tensor) for tensor in averages):
+        raise UsageError(f"{path}: its 'ema' has no list of shadow_params, and no averages by name")
     for left_out in (buffers | fixed, buffers):
         names = [name for name in tensors if name not in left_out]
-        if [tensors[name].shape for name in names] == [tensor.shape for tensor in shadow]:
-            return dict(zip(names, shadow, strict=True))
+        found = shadow if isinstance(shadow, dict) else dict(zip(names, averages, strict=False))
+        wanted = {name: tensors[name].shape for name in names}
+        if len(averages) == len(names) and {name: average.shape for name, average in found.items()} == wanted:
+            return found
     raise UsageError(
-        f"{path}: its {len(shadow)} averages are not those of the {len(tensors)} arrays of its model, in order"
+        f"{path}: its {len(averages)} averages are not those of the {len(tensors)} arrays of its model, in order"
     )
 
 
@@ -330,12 +338,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{path} is damaged: it is no table in JSON")
     return found
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sized(shape: Sequence[int]) -> str:
