@@ -235,8 +235,8 @@ class _Opened:
         ({"pool_3": np.zeros((3, 2)), "logits": np.zeros((2, 5))}, r"logits \[3, C\] are needed"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("{")}, "cannot be used"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array('{"count": 1}')}, "two rows of features, not 1"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array('{"count": "x"}')}, "cannot be used"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("3")}, "cannot be used"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array('{"count": "x"}')}, "'scoregen' is damaged"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("3")}, "'scoregen' is damaged"),
     ],
 )
 def test_unfit_files(arrays, message, tmp_path):
@@ -368,7 +368,7 @@ def test_frechet_infinity_fits_a_line(monkeypatch):
     found = frechet_infinity(x, x + 1.0)
     assert found.value == pytest.approx(7, rel=1e-12)
     assert found.std == pytest.approx(1 / np.sqrt(119)) and plain.std != found.std
-    assert "groups of 24 to 120 samples" in found.how and "not to be trusted" not in found.how
+    assert "groups of 24 to 120 samples" in found.how
     # A spread of the groups that is not of first order: groups of N / g differ by +-g, of variance g^2 a with a = 2.
     given = iter([0.0, 2.0, -2.0])
     monkeypatch.setattr(module, "frechet_distance", lambda rows, y: next(given))
@@ -377,10 +377,13 @@ def test_frechet_infinity_fits_a_line(monkeypatch):
 
 
 def test_frechet_infinity_refuses():
-    x = _normal(0, 30, 8)
-    assert "not to be trusted" in frechet_infinity(x, x + 1.0).how
-    with pytest.raises(UsageError, match="9 samples in 5 groups: at least 10 samples are needed"):
-        frechet_infinity(x[:9], x)
+    x = _normal(0, 80, 8)
+    assert frechet_infinity(x, x + 1.0).value < frechet_distance(x, x + 1.0)
+    with pytest.raises(UsageError, match=r"79 samples in 5 groups: .* in 8 features needs at least 80 samples"):
+        frechet_infinity(x[:79], x)
+    assert len(judge(x[:79], x)) == len(judge(x, x)) - 1
+    with pytest.raises(UsageError, match="frechet_infinity: 79 samples in 5 groups"):
+        judge(x[:79], x, ["frechet_infinity"])
     with pytest.raises(UsageError, match="only their statistics"):
         frechet_infinity(Statistics.of(x), x)
     with pytest.raises(ValueError, match="parts=1: at least 2"):
@@ -602,10 +605,10 @@ def test_judge_refuses():
     with pytest.raises(UsageError, match=r"metric 'fid' is not known: take one of frechet") as caught:
         judge(statistics, x, ["fid", "kid", "inception_score"])
     assert len(caught.value.args) == 3
-    assert "kid needs the samples' rows of features" in str(caught.value)
-    with pytest.raises(UsageError, match="prdc needs the reference's rows of features, and there are only"):
+    assert "kid: the samples' rows of features are needed" in str(caught.value)
+    with pytest.raises(UsageError, match="prdc: the reference's rows of features are needed, and there are only"):
         judge(x, statistics, ["prdc"])
-    with pytest.raises(UsageError, match="inception_score needs the samples' logits"):
+    with pytest.raises(UsageError, match="inception_score: the samples' logits are needed"):
         judge(x, x, ["inception_score"])
     with pytest.raises(UsageError, match="rounding: 'a' on one side"):
         judge(Activations(x, origin=Origin(rounding="a")), Activations(x, origin=Origin(rounding="b")))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from scoregen.errors import UsageError
 from scoregen.metrics.floor import floors, spread
-from scoregen.metrics.frechet import frechet, frechet_infinity
+from scoregen.metrics.frechet import frechet, frechet_infinity, too_few
 from scoregen.metrics.inception_score import inception_score
 from scoregen.metrics.kernels import kid, mmd
 from scoregen.metrics.prdc import prdc
@@ -33,20 +33,23 @@ class Metric:
 
     Attributes:
         measure: a function of samples and reference, both `Activations` or `Statistics`, which returns its results.
-        needs: what it needs beside statistics: of "samples" and "reference" the rows, of "logits" those of the samples.
+        needs: what it needs beside statistics: of "samples" and "reference" the rows, of "logits" those of the samples,
+            and "many" samples for an extrapolation.
     """
 
     measure: Callable[[Any, Any], Sequence[Result]]
     needs: tuple[str, ...] = ()
 
     def lacks(self, samples: Activations | Statistics, reference: Activations | Statistics) -> str:
-        """What it needs and these do not have, "" if nothing."""
+        """Why it cannot be computed from these, "" if it can."""
         if "samples" in self.needs and isinstance(samples, Statistics):
-            return "the samples' rows of features, and there are only their statistics"
+            return "the samples' rows of features are needed, and there are only their statistics"
         if "reference" in self.needs and isinstance(reference, Statistics):
-            return "the reference's rows of features, and there are only their statistics"
+            return "the reference's rows of features are needed, and there are only their statistics"
         if "logits" in self.needs and getattr(samples, "logits", None) is None:
-            return "the samples' logits"
+            return "the samples' logits are needed"
+        if "many" in self.needs and isinstance(samples, Activations):
+            return too_few(len(samples), samples.features.shape[1])
         return ""
 
 
@@ -66,7 +69,7 @@ def _plain(name: str, distance: Callable[[ArrayLike, ArrayLike], float], how: st
 
 METRICS: dict[str, Metric] = {
     "frechet": Metric(lambda x, y: [frechet(x, y)]),
-    "frechet_infinity": Metric(lambda x, y: [frechet_infinity(x, y)], ("samples",)),
+    "frechet_infinity": Metric(lambda x, y: [frechet_infinity(x, y)], ("samples", "many")),
     "kid": Metric(lambda x, y: [kid(x.features, y.features)], ("samples", "reference")),
     "inception_score": Metric(lambda x, y: [inception_score(x.logits)], ("samples", "logits")),
     "prdc": Metric(lambda x, y: prdc(x.features, y.features), ("samples", "reference")),
@@ -109,12 +112,17 @@ def judge(
             logits that are missing, and if there are more samples than real data.
         ValueError: if the shapes do not fit, or a value is not finite.
 
-    >>> rng = np.random.default_rng(0)
-    >>> for result in judge(rng.normal(size=(300, 2)), rng.normal(size=(300, 2)), ("frechet", "prdc")):
-    ...     print(result)  # doctest: +SKIP
+    >>> x = np.arange(8.0)[:, None]
+    >>> for result in judge(x + 3.0, x, ("frechet", "prdc")):
+    ...     print(result)
+    Frechet distance 9 +- 5.2
+    precision 1 +- 0
+    recall 1 +- 0.11
+    density 0.825 +- 0.19
+    coverage 1 +- 0
     """
-    x, y, pool = (_known(given) for given in (samples, reference, real))
-    assert x is not None and y is not None
+    x, y = _known(samples), _known(reference)
+    pool = None if real is None else _known(real)
     x.origin.check_same(y.origin)
     chosen = _chosen(metrics, x, y)
     found = [list(metric.measure(x, y)) for metric in chosen]
@@ -136,8 +144,8 @@ def judge(
     return [dataclasses.replace(result, name=_name(result.name, x.origin)) for results in found for result in results]
 
 
-def _known(given: Any) -> Activations | Statistics | None:
-    return given if given is None or isinstance(given, Activations | Statistics) else Activations(np.asarray(given))
+def _known(given: ArrayLike | Activations | Statistics) -> Activations | Statistics:
+    return given if isinstance(given, Activations | Statistics) else Activations(np.asarray(given))
 
 
 def _chosen(
@@ -148,7 +156,7 @@ def _chosen(
     table = METRICS | POINT_METRICS
     wrong = [f"metric {name!r} is not known: take one of {', '.join(table)}" for name in names if name not in table]
     chosen = {name: table[name] for name in names if name in table}
-    wrong += [f"{name} needs {lack}" for name, m in chosen.items() if (lack := m.lacks(samples, reference))]
+    wrong += [f"{name}: {lack}" for name, m in chosen.items() if (lack := m.lacks(samples, reference))]
     if wrong:
         raise UsageError(*wrong)
     return list(chosen.values())

@@ -58,7 +58,7 @@ def kid(x: ArrayLike, y: ArrayLike) -> Result:
         MMD^2   = sum_{i != j} k(x_i, x_j) / (N (N - 1)) + sum_{i != j} k(y_i, y_j) / (M (M - 1))
                   - 2 sum_{i, j} k(x_i, y_j) / (N M)
 
-    Binkowski et al. 2018 (arXiv:1801.01401), section 4; Gretton et al. 2012, eq. (3). In Inception features this is
+    Binkowski et al. 2018 (arXiv:1801.01401); Gretton et al. 2012, eq. (3). In Inception features this is
     the KID; for other features, name them. The estimate is not biased, at any N and M: between two samples of one
     distribution its mean is 0, so it may be below 0.
 

@@ -23,7 +23,7 @@ def prdc(x: ArrayLike, y: ArrayLike, *, k: int = 3, k_density: int = 5) -> tuple
         coverage  = share of the B_k'(y_j) that hold at least one x_i
 
     Precision and recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991), eqs. (1) and (2), k = 3; a ball includes its
-    boundary, as in torch-fidelity. Density and coverage: Naeem et al. 2020 (arXiv:2002.09797), sections 3.1 and 3.2,
+    boundary, as in torch-fidelity. Density and coverage: Naeem et al. 2020 (arXiv:2002.09797),
     k' = 5; a ball excludes its boundary, as in the authors' package prdc. The two differ only if distances are equal.
 
     The errors are over draws of the samples, for the same y. Precision and density are means over the samples, so their

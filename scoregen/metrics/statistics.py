@@ -144,7 +144,7 @@ class Moments:
 
         m <- m + (m' - m) n' / (n + n'),     C <- C + C' + (m' - m)(m' - m)^T n n' / (n + n')
 
-    Chan, Golub & LeVeque 1983, eq. (2.1). No large squares are subtracted, so a large mean costs no digits. Rows wait
+    Chan, Golub & LeVeque 1983. No large squares are subtracted, so a large mean costs no digits. Rows wait
     until they fill a block of 1,024, so the result does not depend on the batches, to the last bit.
 
     >>> moments = Moments()
@@ -289,13 +289,15 @@ def read_activations(path: str | os.PathLike[str]) -> Activations | Statistics:
         raise UsageError(
             f"{path} is no file of statistics: 'mu' and 'sigma', or 'pool_3', are needed, and {held}"
         ) from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} cannot be used: {error}") from None
 
 
 def _found(kept: dict[str, np.ndarray]) -> Activations | Statistics:
     if "mu" in kept or "sigma" in kept:
-        fields = json.loads(str(kept["scoregen"])) if "scoregen" in kept else {}
+        fields = json.loads(str(kept.get("scoregen", "{}")))
+        if not isinstance(fields, dict) or type(fields.get("count")) not in (int, type(None)):
+            raise ValueError("its entry 'scoregen' is damaged")
         origin = Origin(**{field.name: str(fields.get(field.name, "")) for field in _ORIGIN})
         return Statistics(fields.get("count"), kept["mu"], kept["sigma"], origin)
     found = Activations(kept["pool_3"], kept.get("logits"))
