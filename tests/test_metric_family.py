@@ -34,6 +34,7 @@ from scoregen.metrics import (
     wasserstein,
     with_floor,
 )
+from scoregen.metrics.floor import floors
 from scoregen.metrics.pairs import kernel_sums, nearest
 
 NUMBERS = json.loads(reference.FILE.read_text())
@@ -492,9 +493,11 @@ def _brute_prdc(x, y, k, k_density):
     )
 
 
-@pytest.mark.parametrize(("k", "k_density"), [(3, 5), (1, 1), (4, 2)])
-def test_prdc_by_brute_force(k, k_density):
-    x, y = 0.8 + 1.2 * _normal(0, 60, 2), _normal(1, 45, 2)
+@pytest.mark.parametrize(
+    ("n", "m", "scale", "k", "k_density"), [(60, 45, 1.2, 3, 5), (60, 45, 1.2, 1, 1), (20, 200, 0.6, 3, 2)]
+)
+def test_prdc_by_brute_force(n, m, scale, k, k_density):
+    x, y = 0.8 + scale * _normal(0, n, 2), _normal(1, m, 2)
     found = prdc(x, y, k=k, k_density=k_density)
     assert [each.name for each in found] == ["precision", "recall", "density", "coverage"]
     np.testing.assert_allclose([each.value for each in found], _brute_prdc(x, y, k, k_density), rtol=1e-12)
@@ -510,6 +513,14 @@ def test_prdc_by_blocks(small_blocks):
     np.testing.assert_allclose([each.value for each in found], _brute_prdc(x, y, 3, 5), rtol=1e-12)
     without = _without(lambda rows: _brute_prdc(rows, y, 3, 5), x)
     np.testing.assert_allclose([each.std for each in found], [_jackknife(v) for v in without.T], rtol=1e-12)
+
+
+def test_prdc_on_the_boundary_of_balls():
+    """Precision and recall include it, density and coverage do not."""
+    x, y = np.array([-3.0, 0.0, 3.0]), np.array([-2.0, -1.0, 1.0, 2.0])
+    assert [each.value for each in prdc(x, y, k=1, k_density=1)] == [1, 1, 0, 0]
+    y = np.array([-6.0, -5.0, 5.0, 6.0])
+    assert [each.value for each in prdc(x, y, k=1, k_density=1)] == [0, 1, 0, 0]
 
 
 def test_prdc_of_equal_and_of_distant_sets():
@@ -581,6 +592,11 @@ def _subsets(total, count):
     return np.random.default_rng(0).permutation(total)[: 3 * count].reshape(3, count)
 
 
+def test_a_floor_of_all_real_data_is_computed_once():
+    seen = []
+    assert floors(lambda rows: seen.append(rows) or 1.0, 7, np.zeros(7)).tolist() == [1.0] and len(seen) == 1
+
+
 def test_judge_names_the_features():
     x = Activations(_normal(0, 30, 3), origin=Origin("EfficientNet-Lite0"))
     names = [result.name for result in judge(x, x.statistics)]
@@ -611,9 +627,9 @@ def test_judge_refuses():
     with pytest.raises(UsageError, match="inception_score: the samples' logits are needed"):
         judge(x, x, ["inception_score"])
     with pytest.raises(UsageError, match="rounding: 'a' on one side"):
-        judge(Activations(x, origin=Origin(rounding="a")), Activations(x, origin=Origin(rounding="b")))
+        judge(Activations(x, origin=Origin(rounding="a")), Activations(x, origin=Origin(rounding="b")), ["kid"])
     with pytest.raises(UsageError, match="resize: 'b' on one side"):
-        judge(x, Activations(x, origin=Origin(resize="a")), real=Activations(x, origin=Origin(resize="b")))
+        judge(x, Activations(x, origin=Origin(resize="a")), ["kid"], real=Activations(x, origin=Origin(resize="b")))
     with pytest.raises(UsageError, match="30 samples, but the training set has only 20"):
         judge(x, x, ["frechet"], real=x[:20])
     with pytest.raises(UsageError, match="a floor needs rows of real data"):
