@@ -534,6 +534,20 @@ def test_prdc_of_equal_and_of_distant_sets():
         prdc(x, x, k=0)
 
 
+@pytest.mark.slow
+def test_errors_beside_the_spread_of_independent_draws():
+    """On average no error is too small, and those of the jackknife are at most twice as large."""
+    y, found = _normal(0, 600, 6), {}
+    for seed in range(1, 81):
+        x = 0.2 + 1.1 * _normal(seed, 250, 6)
+        for result in judge(x, y, ["frechet", "kid", "prdc"]):
+            found.setdefault(result.name, []).append((result.value, result.std))
+    for name, pairs in found.items():
+        values, stds = np.array(pairs).T
+        ratio = np.sqrt(np.mean(stds**2)) / values.std(ddof=1)
+        assert 0.75 < ratio < (2.1 if name in ("recall", "coverage") else 1.35), name  # the spread is known to 8 %
+
+
 # --- pairs ----------------------------------------------------------------------------------------------------------
 
 
