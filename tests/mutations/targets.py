@@ -41,11 +41,14 @@ TARGETS = [
     Target("train/ema.py", ("test_averages.py",)),
     Target("train/step.py", ("test_train.py",), ("make_step*", "make_eval*", "prepared")),
     Target("train/model.py", ("test_model.py", "test_train.py"), ("Model.*",)),
-    Target("metrics/two_sample.py", ("test_metrics.py",)),
-    Target("metrics/frechet.py", ("test_metrics.py",)),
     Target("metrics/features.py", ("test_metrics.py",), ("classifier_features.*", "_train*")),
     Target("metrics/resize.py", ("test_inception.py",)),
     Target("nets/pretrained.py", ("test_inception.py",)),
+    *(
+        Target(f"metrics/{name}.py", ("test_metric_family.py", "test_metrics.py"))
+        for name in ("frechet", "kernels", "wasserstein", "neighbours", "floor", "pairs", "prdc", "inception_score")
+    ),
+    Target("metrics/statistics.py", ("test_metric_family.py",), ("Moments.*", "Statistics.root")),
 ]
 
 # Checks, refusals and the code that makes a class a pytree hold no formulas, and have tests of their own.

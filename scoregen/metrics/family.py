@@ -1,0 +1,169 @@
+"""All metrics of samples by name, each with its error and its floor, from one call: see `judge`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scoregen.errors import UsageError
+from scoregen.metrics.floor import floors, spread
+from scoregen.metrics.frechet import frechet, frechet_infinity, too_few
+from scoregen.metrics.inception_score import inception_score
+from scoregen.metrics.kernels import kid, mmd
+from scoregen.metrics.prdc import prdc
+from scoregen.metrics.result import Result
+from scoregen.metrics.statistics import Activations, Origin, Statistics
+from scoregen.metrics.wasserstein import MOST, sliced_wasserstein, wasserstein
+
+# In the features of the published Inception network these have names of their own.
+INCEPTION = {
+    "Frechet distance": "FID",
+    "Frechet distance, extrapolated": "FID-infinity",
+    "kernel distance": "KID",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric of the table.
+
+    Attributes:
+        measure: a function of samples and reference, both `Activations` or `Statistics`, which returns its results.
+        needs: what it needs beside statistics: of "samples" and "reference" the rows, of "logits" those of the samples,
+            and "many" samples for an extrapolation.
+    """
+
+    measure: Callable[[Any, Any], Sequence[Result]]
+    needs: tuple[str, ...] = ()
+
+    def lacks(self, samples: Activations | Statistics, reference: Activations | Statistics) -> str:
+        """Why it cannot be computed from these, "" if it can."""
+        if "samples" in self.needs and isinstance(samples, Statistics):
+            return "the samples' rows of features are needed, and there are only their statistics"
+        if "reference" in self.needs and isinstance(reference, Statistics):
+            return "the reference's rows of features are needed, and there are only their statistics"
+        if "logits" in self.needs and getattr(samples, "logits", None) is None:
+            return "the samples' logits are needed"
+        if "many" in self.needs and isinstance(samples, Activations):
+            return too_few(len(samples), samples.features.shape[1])
+        return ""
+
+
+def _points(samples: Activations, reference: Activations) -> list[Result]:
+    """The exact distance of as many points as it takes."""
+    count = min(len(samples), len(reference), MOST)
+    value = wasserstein(samples.features[:count], reference.features[:count])
+    return [Result("Wasserstein-2", value, None, f"exact, first {count} points of each", "lower")]
+
+
+def _plain(name: str, distance: Callable[[ArrayLike, ArrayLike], float], how: str) -> Metric:
+    def measure(samples: Activations, reference: Activations) -> list[Result]:
+        return [Result(name, distance(samples.features, reference.features), None, how, "lower")]
+
+    return Metric(measure, ("samples", "reference"))
+
+
+METRICS: dict[str, Metric] = {
+    "frechet": Metric(lambda x, y: [frechet(x, y)]),
+    "frechet_infinity": Metric(lambda x, y: [frechet_infinity(x, y)], ("samples", "many")),
+    "kid": Metric(lambda x, y: [kid(x.features, y.features)], ("samples", "reference")),
+    "inception_score": Metric(lambda x, y: [inception_score(x.logits)], ("samples", "logits")),
+    "prdc": Metric(lambda x, y: prdc(x.features, y.features), ("samples", "reference")),
+}
+POINT_METRICS: dict[str, Metric] = {
+    "sliced_wasserstein": _plain("sliced Wasserstein", sliced_wasserstein, "256 directions"),
+    "wasserstein": Metric(_points, ("samples", "reference")),
+    "mmd": _plain("MMD", mmd, "Gaussian kernel as wide as the reference"),
+}
+
+
+def judge(
+    samples: ArrayLike | Activations | Statistics,
+    reference: ArrayLike | Activations | Statistics,
+    metrics: Sequence[str] | None = None,
+    *,
+    real: ArrayLike | Activations | None = None,
+    repeats: int = 5,
+    seed: int = 0,
+) -> list[Result]:
+    """Metrics of samples against a reference, each with its standard error, and with its floor if there are real data.
+
+    The floor is the same metric of random subsets of `real`, of as many rows as there are samples: the value that a
+    perfect sampler has. `with_floor` describes the subsets. For metrics that are better if higher it is a ceiling.
+    `real` must not be the reference itself: real data that are compared with themselves are nearer than any new data.
+
+    Memory stays bounded: blocks of pairs, a few matrices [F, F], and one subset of `real` at a time.
+
+    Args:
+        samples, reference, real: features [N, F], or `Activations`, which may have logits, or `Statistics`. Points
+            [N, D] for the metrics of points.
+        metrics: names of `METRICS` and `POINT_METRICS`; None for all of `METRICS` that can be computed from these.
+        repeats, seed: of the floor.
+
+    Returns:
+        One result for each number; "prdc" has four.
+
+    Raises:
+        UsageError: for an unknown name, if the features were made in different ways, if a metric needs rows or
+            logits that are missing, and if there are more samples than real data.
+        ValueError: if the shapes do not fit, or a value is not finite.
+
+    >>> x = np.arange(8.0)[:, None]
+    >>> for result in judge(x + 3.0, x, ("frechet", "prdc")):
+    ...     print(result)
+    Frechet distance 9 +- 5.2
+    precision 1 +- 0
+    recall 1 +- 0.11
+    density 0.825 +- 0.19
+    coverage 1 +- 0
+    """
+    x, y = _known(samples), _known(reference)
+    pool = None if real is None else _known(real)
+    x.origin.check_same(y.origin)
+    chosen = _chosen(metrics, x, y)
+    found = [list(metric.measure(x, y)) for metric in chosen]
+    if pool is not None:
+        pool.origin.check_same(y.origin)
+        count = len(x) if isinstance(x, Activations) else x.count
+        if count is None or isinstance(pool, Statistics):
+            raise UsageError("a floor needs rows of real data, and the number of samples")
+        for metric, results in zip(chosen, found, strict=True):
+            values = floors(
+                lambda part, metric=metric: [result.value for result in metric.measure(part, y)],
+                count,
+                pool,
+                repeats=repeats,
+                seed=seed,
+            )
+            each = zip(results, values.mean(axis=0), spread(values), strict=True)
+            results[:] = [dataclasses.replace(r, floor=float(f), floor_std=float(s)) for r, f, s in each]
+    return [dataclasses.replace(result, name=_name(result.name, x.origin)) for results in found for result in results]
+
+
+def _known(given: ArrayLike | Activations | Statistics) -> Activations | Statistics:
+    return given if isinstance(given, Activations | Statistics) else Activations(np.asarray(given))
+
+
+def _chosen(
+    names: Sequence[str] | None, samples: Activations | Statistics, reference: Activations | Statistics
+) -> list[Metric]:
+    if names is None:
+        return [metric for metric in METRICS.values() if not metric.lacks(samples, reference)]
+    table = METRICS | POINT_METRICS
+    wrong = [f"metric {name!r} is not known: take one of {', '.join(table)}" for name in names if name not in table]
+    chosen = {name: table[name] for name in names if name in table}
+    wrong += [f"{name}: {lack}" for name, m in chosen.items() if (lack := m.lacks(samples, reference))]
+    if wrong:
+        raise UsageError(*wrong)
+    return list(chosen.values())
+
+
+def _name(name: str, origin: Origin) -> str:
+    """A name that says what the number was computed from; only Inception's are called FID and KID."""
+    if origin.features.startswith("Inception"):
+        return INCEPTION.get(name, name)
+    return f"{name}, {origin.features}" if origin.features else name
