@@ -342,7 +342,8 @@ class Action:
 
         facts, metrics = self.summary(run, count), []
         drawn = [row for row in facts if row not in self.trained(run)]
-        self.record.sampled(run.step, picture, drawn, lambda: pair(self.sampling, dataset, samples, run.step))
+        some = samples[: config.sampler.images]
+        self.record.sampled(run.step, picture, drawn, lambda: pair(self.sampling, dataset, some, run.step))
         if evaluated:
             title = f"{report.heading(config.name, run.step)}: the samples nearest to a training image"
             nearest = functools.partial(report.save_nearest, folder / "nearest.png", title)

@@ -245,7 +245,7 @@ def _embedded(path: Path, changed: int, size: int) -> tuple[str, int, int]:
     factor = max(math.ceil(side / most) for side, most in zip(picture.size, WIDEST, strict=True))
     if factor > 1:
         picture = picture.reduce(factor)
-    best = min((_webp(picture, lossless=True, quality=0, method=1), _webp(picture, quality=88)), key=len)
+    best = min((_webp(picture, lossless=True, quality=50, method=2), _webp(picture, quality=88)), key=len)
     return base64.b64encode(best).decode(), *picture.size
 
 

@@ -128,8 +128,9 @@ class Record:
 
         if step is not None:
             self._update(step=step)
+        text = page(self.workdir)
         with _alone(self.workdir), whole(self.path) as fresh:
-            fresh.write_text(page(self.workdir), encoding="utf-8")
+            fresh.write_text(text, encoding="utf-8")
         self.renewed = time.monotonic()
         self.cost = self.renewed - began
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from scoregen.app import config as config_lib
 from scoregen.app import report
-from scoregen.app.command import from_here, train_command
+from scoregen.app.command import from_here, saved, train_command
 from scoregen.app.config import Config
 from scoregen.app.evaluate import Measured, Metric
 from scoregen.app.page_parts import (
@@ -80,23 +80,25 @@ def page(workdir: Path) -> str:
     """
     path = workdir / "config.json"
     config = config_lib.from_json(path.read_text(errors="replace"), str(path))
-    record = read(workdir)
     metrics, found = MetricsLog.read(workdir), json_of(workdir / "distances.json")
+    record = {"step": metrics[-1]["step"] if metrics else 0} | read(workdir)
     distances = [(_metric(row), row) for row in found.get("distances", ())]
     likelihood = json_of(workdir / "likelihood.json")
     warnings = _warnings(record, metrics, [metric for metric, _ in distances], likelihood)
     title = f"{config.name} on {config.data.name}"
-    again = _commands(workdir, config, record)
+    file = _file(record.get("command", ""))
+    preset, changed = differences(config, file)
+    again = _commands(workdir, config, record, changed, file)
     texts = {
-        "What was trained": _trained(workdir, config, record),
-        "Commands": "<p>For the folder in which the training was started.</p>"
+        "What was trained": _trained(workdir, config, record, preset, changed),
+        "Commands": "<p>To be typed in the folder in which the training was started.</p>"
         + "".join(f"<h4>{escape(what)}</h4>{command(said)}" for what, said in again.items()),
         "Versions and devices": _machines(record),
         "Loss, gradient and speed": _curves(metrics, record),
         "Samples over the course of training": _course(workdir, record),
         "Samples beside real data": _samples(workdir, record),
-        "Distances": _distances(distances, found, record) or _absent(again["Compute the distances"]),
-        "Likelihoods": _likelihoods(likelihood, record) or _absent(again["Compute the likelihoods"]),
+        "Distances": _distances(distances, found, record) or _absent(again.get("Compute the distances")),
+        "Likelihoods": _likelihoods(likelihood, record) or _absent(again.get("Compute the likelihoods")),
         "Nearest neighbours": _nearest(workdir),
         "Warnings": items(map(escape, warnings)) if warnings else "<p>None of the checks of this run has warned.</p>",
         "Files": links(workdir, FILES, workdir),
@@ -107,12 +109,14 @@ def page(workdir: Path) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p>{escape(_state(workdir, config, record))}.{warned} <span class="soft">Written {now}.</span></p>',
     ]
+    if failed := record.get("failed"):
+        head.append(card(escape(failed), " failed"))
     return document(title, [*head, *sections(texts)])
 
 
 def _state(workdir: Path, config: Config, record: Mapping[str, Any]) -> str:
     """Whether the run is training, finished, stopped or failed, and at which step."""
-    step, steps = record.get("step", 0), config.train.steps
+    step, steps = record["step"], config.train.steps
     at = f"step {step:,} of {steps:,}"
     if record.get("failed"):
         return f"Failed after {at}"
@@ -126,11 +130,11 @@ def _state(workdir: Path, config: Config, record: Mapping[str, Any]) -> str:
 # What was trained
 
 
-def differences(config: Config) -> tuple[str, list[tuple[str, Any, Any]]]:
+def differences(config: Config, file: str = "") -> tuple[str, list[tuple[str, Any, Any]]]:
     """The preset of a configuration, and its differences from it: (option, the preset's value, its own value).
 
-    The preset is "default" if the package does not have it, as for a preset in a file. Options without effect are left
-    out. Those that change the network come first.
+    The preset is "default" if the package does not have it, as for a preset in a `file`. Options without effect are
+    left out. Those that change the network come first.
 
     >>> config = config_lib.load("ddpm_toy")
     >>> with config.unlocked():
@@ -138,20 +142,26 @@ def differences(config: Config) -> tuple[str, list[tuple[str, Any, Any]]]:
     >>> differences(config)[0], [(key, new) for key, _, new in differences(config)[1]]
     ('ddpm_toy', [('train.steps', 7)])
     """
-    name = config.name if config.name in config_lib.presets() else "default"
+    name = "default" if file or config.name not in config_lib.presets() else config.name
     in_use = {key for key, _ in config_lib.leaves(config_lib.used(config))} - {"name"}
     found = [row for row in config_lib.changes(config_lib.load(name), config) if row[0] in in_use]
     order = ("network", "training", "results", "nothing")
     return name, sorted(found, key=lambda row: order.index(config_lib.effect(row[0], config)))
 
 
-def _trained(workdir: Path, config: Config, record: Mapping[str, Any]) -> str:
-    preset, changed = differences(config)
-    of = f"the preset {preset}" if preset == config.name else "the defaults, since its preset is a file of its own"
+def _trained(
+    workdir: Path,
+    config: Config,
+    record: Mapping[str, Any],
+    preset: str,
+    changed: Sequence[tuple[str, Any, Any]],
+) -> str:
+    own = "the default options; its preset is a file of its own"
+    of = f"the preset {preset}" if preset == config.name else own
     if changed:
         lines = [_head("option", preset, "this run")]
         lines += [line(map(escape, (key, _value(old), _value(new)))) for key, old, new in changed]
-        differs = f"<p>It differs from {escape(of)}:</p>{scrolled(lines, 'differences from the preset', ' fit')}"
+        differs = f"<p>It differs from {escape(of)}.</p>{scrolled(lines, 'differences from the preset', ' fit')}"
     else:
         differs = f"<p>Every option is that of {escape(of)}.</p>"
     every = [_head("option", "value")]
@@ -191,34 +201,46 @@ def _short(text: str, most: int) -> str:
 # Commands, versions
 
 
-def _commands(workdir: Path, config: Config, record: Mapping[str, Any]) -> dict[str, str]:
-    """What one may do with the run -> the command, for the folder in which the run was started."""
-    preset, changed = differences(config)
-    run = from_here(workdir)
-    typed, more = record.get("command", ""), []
-    if preset == config.name:
-        train = f"{train_command(preset, config, changed)} {shlex.join([f'--workdir={run}'])}"
-    else:  # the preset is a file, which the command as typed names
-        train = typed
-        more = [f"--config={file}" for file in _files(typed)]
+def _commands(
+    workdir: Path,
+    config: Config,
+    record: Mapping[str, Any],
+    changed: Sequence[tuple[str, Any, Any]],
+    file: str,
+) -> dict[str, str]:
+    """What one may do with the run -> the command, for the folder in which the training was started."""
+    run, step = from_here(workdir), record["step"]
+    train = record.get("command", "")
+    if not file and config.name in config_lib.presets():
+        train = f"{train_command(config.name, config, changed)} {shlex.quote(f'--workdir={run}')}"
 
     def of(mode: str, *flags: str) -> str:
-        return shlex.join(["scoregen", mode, run, *more, *flags])
+        return shlex.join(["scoregen", mode, run, *([f"--config={file}"] if file else []), *flags])
 
-    further = max(config.train.steps, record.get("step", 0)) * 2
-    resume = of("train") if record.get("step", 0) < config.train.steps else of("train", f"--steps={further}")
-    return ({"Train": train} if train else {}) | {
-        "Continue the training" if record.get("step", 0) < config.train.steps else "Train further": resume,
+    further = ("Continue the training", of("train"))
+    if step >= config.train.steps:
+        further = "Train further", of("train", f"--steps={2 * step}")
+    found = {"Train": train} if train else {}
+    if not saved(workdir):
+        return found
+    return found | {
+        further[0]: further[1],
         "Sample again": of("sample", "--n=64"),
         "Compute the distances": of("eval"),
         "Compute the likelihoods": of("likelihood"),
     }
 
 
-def _files(typed: str) -> list[str]:
-    """The preset's file that a training command names, if it names one."""
-    words = [] if typed.startswith("scoregen sweep") else shlex.split(typed)
-    return [word.removeprefix("--config=").removeprefix("--config.") for word in words if word.endswith(".py")][-1:]
+def _file(typed: str) -> str:
+    """The preset's file that a training command names; "" for a preset of the package, and for a sweep.
+
+    >>> _file("scoregen train --config=mine.py --steps=9"), _file("scoregen train ddpm_toy")
+    ('mine.py', '')
+    """
+    if typed.startswith("scoregen sweep"):
+        return ""
+    words = [word.removeprefix("--config=") for word in shlex.split(typed)]
+    return next((word for word in words if word.endswith(".py") and not word.startswith("--")), "")
 
 
 def _machines(record: Mapping[str, Any]) -> str:
@@ -259,7 +281,7 @@ def _curves(metrics: Sequence[dict[str, Any]], record: Mapping[str, Any]) -> str
             True,
         ),
     ):
-        points = list(zip(*report.values_of(metrics, key), strict=True))
+        points = [point for point in zip(*report.values_of(metrics, key), strict=True) if point[1] > 0]
         drawn.append(plot([Curve(of, points, "var(--ink)")], title, "training step", of, zero))
     shown = "".join(map(card, filter(None, drawn)))
     best = min(held, key=lambda point: point[1], default=None)
@@ -277,7 +299,7 @@ def _course(workdir: Path, record: Mapping[str, Any]) -> str:
     """The pictures that were drawn during the training, and at its ends, with a slider."""
     found = {_step(path): path for path in (workdir / FOLDER).glob("course_*.png")}
     found |= {_step(path): path for path in workdir.glob("samples_[0-9]*.png")}
-    known = [(step, path) for step, path in sorted(found.items()) if step <= record.get("step", 0)]
+    known = [(step, path) for step, path in sorted(found.items()) if step <= record["step"]]
     if len(known) < 2:
         return ""
     return card(course(_frames(known), "samples at"))
@@ -346,8 +368,8 @@ def _distances(metrics: Sequence[tuple[Metric, Any]], found: Mapping[str, Any], 
     return f"{scrolled(lines, 'distances')}<p>{escape(said)}</p>"
 
 
-def _absent(how: str) -> str:
-    return f"<p>They have not been computed. To compute them:</p>{command(how)}"
+def _absent(how: str | None) -> str:
+    return "" if how is None else f"<p>They have not been computed. To compute them:</p>{command(how)}"
 
 
 def _meaning(metric: Metric, row: Mapping[str, Any]) -> str:
@@ -358,7 +380,7 @@ def _meaning(metric: Metric, row: Mapping[str, Any]) -> str:
 
 def _stale(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """A sentence for results of an earlier step than the newest."""
-    return " The training has gone on since." if found.get("step", 0) < record.get("step", 0) else ""
+    return " The training has gone on since." if found.get("step", 0) < record["step"] else ""
 
 
 def _likelihoods(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -391,7 +413,7 @@ def _warnings(
     likelihood: Mapping[str, Any],
 ) -> list[str]:
     """What the checks of the run have warned of, and what its numbers show."""
-    lines = [*filter(None, [record.get("failed", "")]), *record.get("warnings", ())]
+    lines = [*filter(None, [record.get("failed")]), *record.get("warnings", ())]
     lines += record.get("sampled", {}).get("warnings", ())
     for key in ("loss", "grad_norm", "held_out_loss"):
         if bad := [row["step"] for row in metrics if key in row and row[key] is None]:
