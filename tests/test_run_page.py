@@ -218,9 +218,12 @@ def test_a_large_picture_is_made_smaller_by_a_whole_factor(tmp_path):
 def test_distances_and_likelihoods_are_in_words(digits):
     _, text, found = digits
     (first, near, memorised) = (row for row in rows(text) if row[0] in {row["name"] for row in DISTANCES})
-    assert first[1:4] == ["0.870", "0.280 +- 0.050", "3.1x the floor"]
-    assert "it is not the FID" in first[4] and first[4].endswith("Features of a classifier")
-    assert near[1:4] == ["369", "held out: 262", "–"] and memorised[1:4] == ["0.5", "held out: 1.1", "–"]
+    assert first[1:] == ["0.870", "0.280 +- 0.050", "3.1x the floor"]
+    section = text.partition('<section id="distances">')[2].partition("</section>")[0]
+    meanings = re.findall("<li><strong>(.*?)</strong>: (.*?)</li>", section)
+    assert [name for name, _ in meanings] == [row["name"] for row in DISTANCES]
+    assert "it is not the FID" in meanings[0][1] and meanings[0][1].endswith(". Features of a classifier.")
+    assert near[1:] == ["369", "held out: 262", "–"] and memorised[1:] == ["0.5", "held out: 1.1", "–"]
     assert "1,000 samples of step 900. The floor is" in found.text
     ways = next(row for row in rows(text) if row[0] == "ode")
     assert ways[1:] == ["4.710 +- 0.050 bits/dim, in 60 solver steps", "by the probability-flow ODE"]

@@ -28,7 +28,8 @@ h1 {{ font-size: 1.5rem; line-height: 1.25; margin: .4rem 0; }}
 h2 {{ font-size: 1.1rem; margin: 2rem 0 .6rem; }}
 h3 {{ font-size: .95rem; margin: 0 0 .5rem; }}
 h4 {{ font-size: .85rem; margin: .8rem 0 .2rem; }}
-p {{ max-width: 46rem; margin: .6rem 0; }}
+p, section > ul {{ max-width: 46rem; margin: .6rem 0; }}
+section > ul {{ padding-left: 1.2rem; }}
 a {{ color: var(--accent); }}
 :focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px; }}
 :target {{ outline: 2px solid var(--accent); }}
@@ -79,7 +80,7 @@ code span {{ display: inline-block; max-width: 100%; }}
 button {{ font: .8rem system-ui, sans-serif; color: inherit; background: var(--card); cursor: pointer;
   border: 1px solid var(--line); border-radius: .3rem; padding: .3rem .6rem; }}
 @media (max-width: 30rem) {{ body {{ padding: .8rem; }} svg text {{ font-size: 13px; }} .facts th {{ width: 5rem; }}
-  th, td {{ padding: .35rem .5rem; }} td.words {{ min-width: 9rem; }} }}
+  th, td {{ padding: .35rem .5rem; }} td.words {{ min-width: 9rem; }} .numbers :is(th, td) {{ white-space: normal; }} }}
 @media screen {{
   .zoom[open] > summary {{ position: fixed; inset: 0; z-index: 1; display: flex; padding: 1rem; cursor: zoom-out;
     background: var(--card); }}
@@ -100,6 +101,7 @@ button {{ font: .8rem system-ui, sans-serif; color: inherit; background: var(--c
   .wide {{ overflow: visible; }}
   .wide > table {{ font-size: .7rem; }}
   th, td {{ white-space: normal; overflow-wrap: anywhere; padding: .2rem; }}
+  .numbers :is(th, td) {{ overflow-wrap: normal; }}
   td svg {{ width: 100%; }} }}
 """
 # Optional. Without scripts a click selects a whole command, a second click or Enter shrinks a picture again, and all
@@ -181,13 +183,13 @@ def items(html: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{item}</li>' for item in html)}</ul>"
 
 
-def line(html: Iterable[str], tag: str = "td", more: str = "") -> str:
-    """A line of a table, from the HTML of what is in its cells, and `more` cells.
+def line(html: Iterable[str], tag: str = "td") -> str:
+    """A line of a table, from the HTML of its cells.
 
     >>> line(["a", "b"], "th")
     '<tr><th>a</th><th>b</th></tr>'
     """
-    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in html)}{more}</tr>"
+    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in html)}</tr>"
 
 
 def scrolled(html: Iterable[str], name: str, more: str = "") -> str:

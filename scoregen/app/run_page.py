@@ -82,9 +82,9 @@ def page(workdir: Path) -> str:
     config = config_lib.from_json(path.read_text(errors="replace"), str(path))
     metrics, found = MetricsLog.read(workdir), json_of(workdir / "distances.json")
     record = {"step": metrics[-1]["step"] if metrics else 0} | read(workdir)
-    distances = [(_metric(row), row) for row in found.get("distances", ())]
+    distances = [_metric(row) for row in found.get("distances", ())]
     likelihood = json_of(workdir / "likelihood.json")
-    warnings = _warnings(record, metrics, [metric for metric, _ in distances], likelihood)
+    warnings = _warnings(record, metrics, distances, likelihood)
     title = f"{config.name} on {config.data.name}"
     file = _file(record.get("command", ""))
     preset, changed = differences(config, file)
@@ -353,29 +353,30 @@ def _metric(row: Mapping[str, Any]) -> Metric:
     return Metric(**{key: value for key, value in row.items() if key in known})
 
 
-def _distances(metrics: Sequence[tuple[Metric, Any]], found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def _distances(metrics: Sequence[Metric], found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
-    lines = [_head("distance", "samples", "floor", "in words", "what it is")]
-    for metric, row in metrics:
+    lines, meanings = [_head("distance", "samples", "floor", "in words")], []
+    for metric in metrics:
         value, floor = report.numbers(metric)
         words = report.verdict(metric)
         if metric.name in (NEIGHBOUR, MEMORISED):
             floor, words = f"held out: {metric.floor:.3g}", "–"
-        cells = map(escape, (metric.name, value, floor.removeprefix("floor "), words))
-        lines.append(line(cells, more=f'<td class="words">{escape(_meaning(metric, row))}</td>'))
+        lines.append(line(map(escape, (metric.name, value, floor.removeprefix("floor "), words))))
+        if meaning := _meaning(metric):
+            meanings.append(f"<strong>{escape(metric.name)}</strong>: {escape(meaning)}")
     said = f"{found.get('samples', 0):,} samples of step {found.get('step', 0):,}.{_stale(found, record)} {FLOOR}"
-    return f"{scrolled(lines, 'distances')}<p>{escape(said)}</p>"
+    return f"{scrolled(lines, 'distances', ' numbers')}<p>{escape(said)}</p>{items(meanings)}"
 
 
 def _absent(how: str | None) -> str:
     return "" if how is None else f"<p>They have not been computed. To compute them:</p>{command(how)}"
 
 
-def _meaning(metric: Metric, row: Mapping[str, Any]) -> str:
+def _meaning(metric: Metric) -> str:
     meant = next((text for name, text in MEANINGS.items() if metric.name.startswith(name)), "")
     note = metric.note if metric.name.startswith("Frechet") or not meant else ""
-    return ". ".join(text[:1].upper() + text[1:] for text in (meant, note) if text)
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in (meant, note) if text)
 
 
 def _stale(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -391,7 +392,7 @@ def _likelihoods(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     lines += [line(map(escape, (of.name, report.describe_likelihood(of), _way(of.name)))) for of in measured]
     count, step = found.get("examples", 0), found.get("step", 0)
     said = f"{count:,} held-out examples, at step {step:,}.{_stale(found, record)} {LIKELIHOOD}"
-    return f"{scrolled(lines, 'likelihoods')}<p>{escape(said)}</p>"
+    return f"{scrolled(lines, 'likelihoods', ' numbers')}<p>{escape(said)}</p>"
 
 
 def _way(name: str) -> str:
