@@ -29,6 +29,8 @@ SECTIONS = [
     *("Samples over the course of training", "Samples beside real data", "Distances", "Likelihoods"),
     *("Nearest neighbours", "Warnings", "Files"),
 ]
+# The last one has no effect, since the network is no MLP.
+CHANGES = {"train.steps": 900, "loss.name": "ssm", "loss.ssm.slices": 3, "sampler.n": 20, "net.mlp.width": 7}
 RECORD = {
     "command": "scoregen train ddpm_digits --steps=900",
     "about": [("network", "unet, 701,345 parameters")],
@@ -65,7 +67,7 @@ def make(folder: Path, changes=(), metrics=None, distances=DISTANCES, likelihood
     folder.mkdir()
     config = config_lib.load("ddpm_digits")
     with config.unlocked():
-        for key, value in {"train.steps": 900, "loss.name": "ssm", "loss.ssm.slices": 3, **dict(changes)}.items():
+        for key, value in (CHANGES | dict(changes)).items():
             part, _, name = key.rpartition(".")
             config_lib.get(config, part)[name] = value
     (folder / "config.json").write_text(config_lib.to_json(config))
@@ -119,9 +121,11 @@ def test_the_differences_from_the_preset_come_first(digits):
     _, text, _ = digits
     lines = rows(text)
     assert lines[0] == ["option", "ddpm_digits", "this run"]
-    assert lines[1:4] == [["loss.name", "eps", "ssm"], ["loss.ssm.slices", "1", "3"], ["train.steps", "1200", "900"]]
-    assert lines[4][0] == "data" and "5 examples of shape 8x8x1 (uint8)" in lines[4][1]
-    assert "2 of 1,439 files could not be read" in lines[4][1]
+    # What changes the network, then what changes the training, then the results.
+    assert lines[1:3] == [["loss.name", "eps", "ssm"], ["loss.ssm.slices", "1", "3"]]
+    assert lines[3:5] == [["train.steps", "1200", "900"], ["sampler.n", "50", "20"]]
+    assert lines[5][0] == "data" and "5 examples of shape 8x8x1 (uint8)" in lines[5][1]
+    assert "2 of 1,439 files could not be read" in lines[5][1]
     assert ["network", "unet, 701,345 parameters"] in lines
     assert ["loss.ssm.slices", "3"] in lines and ["train.batch", "64"] in lines  # the whole configuration
     assert text.index("<details><summary>The whole") > text.index("this run")
@@ -129,11 +133,12 @@ def test_the_differences_from_the_preset_come_first(digits):
 
 
 def test_the_commands_train_the_same_run_and_work_on_it(digits):
-    folder, _, found = digits
-    train, further, sample, distances, likelihood = (shlex.split(code) for code in found.codes)
+    folder, _, page = digits
+    train, further, sample, distances, likelihood = (shlex.split(code) for code in page.codes)
     assert train[:2] == ["scoregen", "train"] and train[-1] == f"--workdir={folder}"
     config = config_lib.from_json((folder / "config.json").read_text())
-    assert config_lib.changes(parse(train[2:-1], mode="train").config, config) == []
+    found, config = (config_lib.used(of) for of in (parse(train[2:-1], mode="train").config, config))
+    assert config_lib.changes(found, config) == []
     assert further == ["scoregen", "train", str(folder), "--steps=1800"]
     assert sample == ["scoregen", "sample", str(folder), "--n=64"]
     assert [distances, likelihood] == [["scoregen", mode, str(folder)] for mode in ("eval", "likelihood")]
@@ -226,7 +231,7 @@ def test_distances_and_likelihoods_are_in_words(digits):
     assert near[1:] == ["369", "held out: 262", "–"] and memorised[1:] == ["0.5", "held out: 1.1", "–"]
     assert "1,000 samples of step 900. The floor is" in found.text
     ways = next(row for row in rows(text) if row[0] == "ode")
-    assert ways[1:] == ["4.710 +- 0.050 bits/dim, in 60 solver steps", "by the probability-flow ODE"]
+    assert ways[1:] == ["4.710 +- 0.050 bits/dim, in 60 solver steps", "by the probability-flow ODE: of the sampler without noise"]
     assert "64 held-out examples, at step 300. The training has gone on since." in found.text
 
 
@@ -249,12 +254,14 @@ def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
     ]
     metrics = [{"step": 10, "loss": None, "grad_norm": 1.0}, {"step": 20, "loss": None}, {"step": 30, "loss": 1.0}]
     likelihoods = [LIKELIHOODS[0] | {"value": float("inf"), "error": float("nan")}]
-    folder = make(tmp_path / "run", (), metrics, distances, likelihoods, failed="the loss became nan by step 31")
+    known = {"failed": "the loss became nan by step 31", "sampled": RECORD["sampled"] | {"warnings": ["far off"]}}
+    folder = make(tmp_path / "run", (), metrics, distances, likelihoods, **known)
     text, found = page_of(folder)
     section = text.partition('<section id="warnings">')[2].partition("</section>")[0]
     assert re.findall("<li>(.*?)</li>", section) == [
         "the loss became nan by step 31",
         "no picture at step 300: the sampler diverged",
+        "far off",
         "loss was not finite in 2 lines of metrics.jsonl, first at step 10",
         "the Frechet distance is far below the floor: too near to the held-out data",
         "the MMD is not finite: nan",
@@ -262,7 +269,7 @@ def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
         "normal: the network copies training images",
         "the likelihood &#x27;ode&#x27; is not finite: inf",
     ]
-    assert "Failed after step 900 of 900. 7 warnings" in found.text
+    assert "Failed after step 900 of 900. 8 warnings" in found.text
     assert not re.search(r"(?:nan|inf)[ ,]*[\d\"]", "".join(re.findall("<svg.*?</svg>", text)))
 
 

@@ -397,8 +397,8 @@ def _likelihoods(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 def _way(name: str) -> str:
     ways = {
-        "ode": "by the probability-flow ODE",
-        "bound": "by the variational bound, which is an upper limit on average",
+        "ode": "by the probability-flow ODE: of the sampler without noise",
+        "bound": "by the variational bound: an upper limit on average, for the sampler that adds noise",
         "exact": "of the distribution that the data were drawn from: no model can be better on average",
     }
     return ways.get(name, "the difference of the two, for the same examples")
