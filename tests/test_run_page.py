@@ -269,7 +269,7 @@ def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
         "normal: the network copies training images",
         "the likelihood &#x27;ode&#x27; is not finite: inf",
     ]
-    assert "Failed after step 900 of 900. 8 warnings" in found.text
+    assert "but what follows has failed. 8 warnings" in found.text
     assert not re.search(r"(?:nan|inf)[ ,]*[\d\"]", "".join(re.findall("<svg.*?</svg>", text)))
 
 
@@ -308,6 +308,7 @@ def test_names_are_shown_as_they_are_and_not_as_html(tmp_path):
         (300, False, "", "Stopped at step 300 of 900."),
         (900, False, "", "Finished: 900 steps."),
         (300, False, "the loss became nan", "Failed after step 300 of 900."),
+        (900, False, "x is not finite", "Trained: 900 steps, but what follows has failed."),
     ],
 )
 def test_the_state_is_said_first(tmp_path, step, held, failed, said):

@@ -81,7 +81,7 @@ def page(workdir: Path) -> str:
     path = workdir / "config.json"
     config = config_lib.from_json(path.read_text(errors="replace"), str(path))
     metrics, found = MetricsLog.read(workdir), json_of(workdir / "distances.json")
-    record = {"step": metrics[-1]["step"] if metrics else 0} | read(workdir)
+    record: dict[str, Any] = {"step": metrics[-1]["step"] if metrics else 0} | read(workdir)
     distances = [_metric(row) for row in found.get("distances", ())]
     likelihood = json_of(workdir / "likelihood.json")
     warnings = _warnings(record, metrics, distances, likelihood)
@@ -119,7 +119,7 @@ def _state(workdir: Path, config: Config, record: Mapping[str, Any]) -> str:
     step, steps = record["step"], config.train.steps
     at = f"step {step:,} of {steps:,}"
     if record.get("failed"):
-        return f"Failed after {at}"
+        return f"Failed after {at}" if step < steps else f"Trained: {step:,} steps, but what follows has failed"
     if step >= steps:
         return f"Finished: {step:,} steps"
     if is_locked(workdir / ".lock"):
