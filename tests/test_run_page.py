@@ -231,7 +231,10 @@ def test_distances_and_likelihoods_are_in_words(digits):
     assert near[1:] == ["369", "held out: 262", "–"] and memorised[1:] == ["0.5", "held out: 1.1", "–"]
     assert "1,000 samples of step 900. The floor is" in found.text
     ways = next(row for row in rows(text) if row[0] == "ode")
-    assert ways[1:] == ["4.710 +- 0.050 bits/dim, in 60 solver steps", "by the probability-flow ODE: of the sampler without noise"]
+    assert ways[1:] == [
+        "4.710 +- 0.050 bits/dim, in 60 solver steps",
+        "by the probability-flow ODE: of the sampler without noise",
+    ]
     assert "64 held-out examples, at step 300. The training has gone on since." in found.text
 
 
