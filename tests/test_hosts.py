@@ -58,6 +58,8 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(tmp_path, told):
             "samples.npy",
             "figure.png",
             "loss.png",
+            "index.html",
+            "page",
         )
     }
     assert steps_logged(workdir) == list(range(1, step + 3))

@@ -20,10 +20,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from html_page import read_page
 from small import same
 
 from scoregen import files, run
-from scoregen.app import actions
+from scoregen.app import actions, record
+from scoregen.app import config as config_lib
 from scoregen.app import main as command
 from scoregen.app.arguments import parse
 from scoregen.app.build import build
@@ -116,9 +118,10 @@ def test_a_run_writes_what_its_table_names(first):
     workdir, out = first
     named = [Path(found) for found in re.findall(rf"{re.escape(str(workdir))}/\S+", out)]
     assert {path.name for path in named} == {
-        *("distances.json", "samples.npy", "figure.png", "loss.png", "metrics.jsonl", "checkpoints", "config.json")
+        *("index.html", "distances.json", "samples.npy", "figure.png", "loss.png", "metrics.jsonl", "checkpoints"),
+        "config.json",
     }
-    assert all(path.exists() for path in named)
+    assert named[0].name == "index.html" and all(path.exists() for path in named)
     assert "eps on mixture, 6 steps of 8" in out and "   floor " in out
     for name in ("figure.png", "loss.png"):
         assert picture_spread(workdir / name) > 0.05
@@ -153,10 +156,76 @@ def strict(text: str):
 
 def test_what_a_run_writes_is_strict_json(first):
     workdir = first[0]
-    for name in ("config.json", "model.json", "distances.json"):
+    for name in ("config.json", "model.json", "distances.json", "page/record.json"):
         strict((workdir / name).read_text())
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         strict(line)
+
+
+def test_a_run_has_a_page(first):
+    """The numbers of the page are those of the run's files, and its training command has the run's configuration."""
+    workdir, out = first
+    page = read_page(workdir)
+    assert "Finished: 6 steps." in page.text and "None of the checks of this run has warned." in page.text
+    network = re.search(r"^network +(.*?) *$", out, re.MULTILINE)
+    assert network is not None and network[1] in page.text
+    value = re.search(r"^sliced Wasserstein +([\d.]+)", out, re.MULTILINE)
+    assert value is not None and f">{value[1]}<" in (workdir / "index.html").read_text()
+    train = shlex.split(page.codes[0])
+    found, config = parse(train[2:-1], mode="train").config, config_lib.load(str(workdir / "config.json"))
+    assert config_lib.changes(config_lib.used(found), config_lib.used(config)) == []
+    assert [alt for alt, _ in page.images][-1] == "samples at step 6"
+
+
+@pytest.mark.slow
+def test_a_page_is_renewed_during_the_training_and_by_what_follows(tmp_path, monkeypatch):
+    seen = []
+    write = record.Record.renew
+
+    def renew(self, *args, **options):
+        write(self, *args, **options)
+        text = self.path.read_text()
+        state = re.search("<p>([^<]*)", text)
+        seen.append((state and state[1].strip(), len(re.findall('class="frame[ "]', text)), "Wasserstein" in text))
+
+    monkeypatch.setattr(record.Record, "renew", renew)
+    monkeypatch.setattr(record, "SHARE", 0)  # renewed each time
+    done(*TINY, "--config.train.sample_every=2", f"--workdir={tmp_path}")
+    # After steps 1 and 4, one after a checkpoint at step 3; after the pictures of steps 2 and 4; and at the end.
+    assert seen == [
+        *(("Training: step 1 of 6.", 0, False), ("Training: step 2 of 6.", 0, False)),
+        *(("Training: step 4 of 6.", 2, False), ("Finished: 6 steps.", 2, False), ("Finished: 6 steps.", 3, True)),
+    ]
+    few = ("--config.eval.likelihood.examples=4", "--config.eval.likelihood.bound.strata=8")
+    done("--mode=likelihood", f"--workdir={tmp_path}", *few)
+    page = read_page(tmp_path)
+    assert "4 held-out examples, at step 6." in page.text
+    done("--mode=sample", f"--workdir={tmp_path}", "--config.sampler.images=7")
+    assert "7 by ancestral" in read_page(tmp_path).text
+    assert seen[-1][1] == 3  # sampling is no training
+    done(*TINY, "--config.train.steps=8", f"--workdir={tmp_path}")
+    assert seen[-1] == ("Finished: 8 steps.", 4, True)
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_says_so_on_its_page(tmp_path):
+    huge = (*TINY, "--config.train.learning_rate=1e30", "--config.train.clip=0", f"--workdir={tmp_path}")
+    err = refused(*huge, parts=["became"])
+    text = (tmp_path / "index.html").read_text()
+    assert "Failed after step" in text and err.removeprefix("scoregen: ").split(";")[0] in read_page(tmp_path).text
+
+
+@pytest.mark.slow
+def test_the_nearest_training_images_are_drawn(tmp_path):
+    done(
+        *("--config=ddpm_digits", "--config.net.name=mlp", *NET, "--config.train.steps=2", "--config.train.batch=8"),
+        *("--config.sampler.n=3", "--config.sampler.batch=9", "--config.sampler.images=9", f"--workdir={tmp_path}"),
+        "--config.eval.samples=20",
+    )
+    page = read_page(tmp_path)
+    assert picture_spread(tmp_path / "nearest.png") > 0.05
+    assert [alt for alt, _ in page.images][-3:-1] == ["9 samples at step 2", "9 held-out examples"]
+    assert page.images[-1][0].startswith("The samples that are nearest to a training image")
 
 
 @pytest.mark.slow

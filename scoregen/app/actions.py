@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 import tempfile
 import time
@@ -22,6 +23,7 @@ from scoregen.app.build import Parts, build
 from scoregen.app.command import saved, say
 from scoregen.app.config import Config
 from scoregen.app.evaluate import evaluate, likelihoods
+from scoregen.app.record import Record, pair
 from scoregen.app.signals import Signals, leave
 from scoregen.errors import UsageError
 from scoregen.files import check_writable, make_folder, whole
@@ -86,6 +88,9 @@ def perform(
             code = action.results(run)
             mesh.finish()
             return code
+        except UsageError as error:
+            action.record.failed(error)
+            raise
         except OSError as error:
             error.filename = error.filename or str(workdir)  # an OSError from an open file has no file name
             raise
@@ -180,6 +185,7 @@ class Action:
 
     def __post_init__(self) -> None:
         self.config, self.sampling = self.parts.config, self.parts.sampling
+        self.record = Record(self.workdir, mesh.first() and self.files.resolve() == self.workdir.resolve(), self.say)
 
     def say(self, line: str) -> None:
         say(self.console, line)
@@ -212,10 +218,15 @@ class Action:
                 if resumed:
                     announce()
                 self.say(f"the network has {_size(state.params):,} parameters; the first step compiles")
+            about = self.trained(api.Run(self.workdir, train.steps, state.ema, self.sampling, self.parts))
+            self.record.began(begin, command=self.again, about=about, notes=data.notes, loss=self.loss())
 
         def picture(step: int, state: State) -> None:
-            if train.sample_every and step % train.sample_every == 0 and step < train.steps:
+            if drawn := train.sample_every and step % train.sample_every == 0 and step < train.steps:
                 self.sketch(step, state.ema)
+            # One step after a checkpoint, whose held-out loss is then known.
+            if drawn or (step - 1) % train.checkpoint_every == 0:
+                self.record.renew(step, hurry=True)
 
         if not resumed:  # before the network is initialised, which may take a minute
             announce()
@@ -240,6 +251,7 @@ class Action:
             started=started,
         )
         step = int(state.step)
+        self.record.renew(step)
         if self.signals.now():
             done = f"saved step {step} of {train.steps} in {self.workdir}" if step else "stopped before the first step"
             self.say(f"{done}. To continue: {self.again}")
@@ -262,7 +274,8 @@ class Action:
             title = report.heading(self.config.name, step)
             self.picture(self.files / f"samples_{step:07d}.png", params, samples, title)
         else:  # the training does not need the picture and continues
-            self.say(f"no picture at step {step}: the sampler diverged")
+            self.say(line := f"no picture at step {step}: the sampler diverged")
+            self.record.warn(line)
 
     def picture(self, path: Path, params: Any, samples: np.ndarray, title: str) -> Path:
         """The picture for this kind of data: a grid of images, four panels of the plane, or a panel per coordinate."""
@@ -284,6 +297,7 @@ class Action:
             self.warn_of_start()
         actions = {"likelihood": self.log_likelihood, "trajectory": self.trajectory}
         actions.get(self.mode, self.samples)(run)
+        self.record.renew()
         return 0
 
     def warn_of_start(self) -> None:
@@ -293,11 +307,13 @@ class Action:
             return
         gap = start_gap(process, sampler.levels(process)[0])
         if gap > START_TOLERANCE:
-            self.say(
+            line = (
                 f"sampling starts far from the prior: at its first level the data make up {gap:.2f} of the standard "
                 f"deviation of x (at most {START_TOLERANCE:g} is advised), and samples miss about this share of the "
                 "data's mean: use a process with more noise, or add --config.sampler.corrector.name=langevin"
             )
+            self.say(line)
+            self.record.pending.append(line)
 
     def samples(self, run: api.Run) -> None:
         """Sample, evaluate if the command does, draw the picture, and print the closing table."""
@@ -325,12 +341,18 @@ class Action:
             files += [self.workdir / name for name in ("metrics.jsonl", "checkpoints", "config.json")]
 
         facts, metrics = self.summary(run, count), []
+        drawn = [row for row in facts if row not in self.trained(run)]
+        some = samples[: config.sampler.images]
+        self.record.sampled(run.step, picture, drawn, lambda: pair(self.sampling, dataset, some, run.step))
         if evaluated:
+            title = f"{report.heading(config.name, run.step)}: the samples nearest to a training image"
+            nearest = functools.partial(report.save_nearest, folder / "nearest.png", title)
             metrics = self.watch(
-                lambda: evaluate(dataset, self.parts.scaling, samples[:evaluated], self.say),
+                lambda: evaluate(dataset, self.parts.scaling, samples[:evaluated], self.say, nearest),
                 "stopped while computing the distances; the samples are saved. To compute them again",
             )
             files.insert(0, report.save_metrics(folder / "distances.json", config, evaluated, run.step, metrics))
+            files += [folder / "nearest.png"] * dataset.is_image
             # Drawn again with the distance in its title. The first picture remains if the distances fail.
             self.picture(picture, run.params, samples, report.heading(config.name, run.step, metrics))
             if evaluated < count:
@@ -348,6 +370,7 @@ class Action:
 
     def close(self, facts: list[tuple[str, str]], metrics: Any, files: list[Path]) -> None:
         """Print the closing table."""
+        files = [self.record.path] * self.record.on + files
         self.console.print()
         self.console.print(report.table(f"{self.config.name}: {self.mode}", facts, metrics, files))
 
@@ -403,7 +426,7 @@ class Action:
         count = sampling.sampler.evaluations(sampling.process, guided)
         # The number of steps of an adaptive solver depends on the data.
         about = "about " if getattr(sampling.sampler.step, "adaptive", False) else ""
-        text = f", {about}{_so_many(count, 'network evaluation')} each"
+        text = f", {about}{report.so_many(count, 'network evaluation')} each"
         if sampling.control is not None:
             along = sampling.control.derivatives(sampling.shape)
             text += {0: "", 1: ", with a derivative"}.get(along, f", with {along:,} derivatives")
@@ -421,7 +444,7 @@ class Action:
         if made.corrector is not None:
             parts.append(_part(sampler.corrector, made.corrector))
         grid = "" if sampler.grid.name == "own" else f" spaced by {_part(sampler.grid, made.grid)}"
-        levels = f"{_so_many(self.sampling.levels, 'level')}{grid}{self.evaluations()}"
+        levels = f"{report.so_many(self.sampling.levels, 'level')}{grid}{self.evaluations()}"
         lines = [*self.trained(run), ("sampled", f"{count:,} by {' + '.join(parts)}{self.bridged()}, {levels}")]
         known = self.conditions("classes as in the data" if control is None else "each its own class")
         if control is not None:
@@ -471,10 +494,6 @@ def _part(section: Config, part: Any) -> str:
     fields = [(field.name, field.default, getattr(part, field.name)) for field in dataclasses.fields(part)]
     options = ", ".join(f"{name}={value}" for name, default, value in fields if value != default)
     return f"{section.name} ({options})" if options else section.name
-
-
-def _so_many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _size(params: Any) -> int:

@@ -16,6 +16,7 @@ from scoregen.app.figures import plain
 from scoregen.errors import UsageError
 from scoregen.likelihood import LogLikelihood, bits_per_dim
 from scoregen.metrics import (
+    Neighbours,
     classifier_features,
     frechet_distance,
     mmd,
@@ -51,11 +52,16 @@ class Metric:
 
 
 def evaluate(
-    dataset: Dataset, scaling: Any, samples: np.ndarray, say: Callable[[str], None] | None = None
+    dataset: Dataset,
+    scaling: Any,
+    samples: np.ndarray,
+    say: Callable[[str], None] | None = None,
+    found: Callable[[np.ndarray, np.ndarray, Neighbours], object] | None = None,
 ) -> list[Metric]:
     """Metrics of samples `[N, ...]`, in the network's units, against the held-out data.
 
     First `distance_to_data`; then for points MMD, and for images the distance to the nearest training image, in bytes.
+    `found` is called with the samples and the training images, as bytes, and with the nearest ones.
 
     Raises:
         UsageError: if images have no labels to train the classifier on, or if a distance cannot be computed.
@@ -67,7 +73,9 @@ def evaluate(
         first = distance_to_data(dataset, scaling, say, real)(samples)
         if not dataset.is_image:
             return [first, _with_floor("MMD", mmd, *map(_flat, (samples, train, test)))]
-        near = nearest_neighbours(scaling.to_bytes(samples), train, test)
+        near = nearest_neighbours(images := scaling.to_bytes(samples), train, test)
+        if found is not None:
+            found(images, train, near)
     except ValueError as error:  # data without a distance, such as points that are all equal
         raise UsageError(f"the distances cannot be computed: {error}") from error
     finally:

@@ -78,7 +78,8 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(
         "train a model or continue a run, then sample and evaluate it",
         "Trains the model of a preset, samples from it, and computes distances to the held-out data. All files go into "
-        "one folder, the run: checkpoints, metrics.jsonl, config.json, samples and figures. The same command continues "
+        "one folder, the run: index.html, a page that shows the run, checkpoints, metrics.jsonl, config.json, samples "
+        "and figures. The same command continues "
         "a stopped run, and the result is the same as without the stop. `scoregen train RUN --steps=N` trains a run "
         "up to step N.",
         (
@@ -108,8 +109,8 @@ COMMANDS: Mapping[str, Command] = {
     "eval": Command(
         "compute the distances between a run's samples and held-out data",
         "Draws samples from the newest checkpoint of a run and computes their distances to the held-out data. The "
-        "floor, the distance of a perfect sampler, is reported with each. Writes distances.json, the samples and a "
-        "picture.\n\n"
+        "floor, the distance of a perfect sampler, is reported with each. Writes distances.json, the samples, a "
+        "picture, and for images nearest.png, the samples beside their nearest training images.\n\n"
         "'at the floor' means that a perfect sampler may have the same distance; '1.9x the floor' means a distance "
         "that is 1.9 times as large. 'memorised' is the share of samples that are nearer to a training image than 99 % "
         "of the held-out images are; about 1 % is normal, and far more means that the network copies training images.",

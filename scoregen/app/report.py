@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scoregen.app.config import Config
     from scoregen.app.sampling import Sampling
     from scoregen.cond import Cond
+    from scoregen.metrics import Neighbours
     from scoregen.train import Model
 
 
@@ -109,7 +110,7 @@ def heading(name: str, step: int, metrics: Sequence[Metric] = ()) -> str:
         return title
     first = metrics[0]
     standing = verdict(first)
-    return f"{title}: {first.name} {_numbers(first)[0]}" + (f", {standing}" if standing else "")
+    return f"{title}: {first.name} {numbers(first)[0]}" + (f", {standing}" if standing else "")
 
 
 def save_samples(path: Path, samples: np.ndarray, real: np.ndarray, title: str = "", side: int = 480) -> Path:
@@ -118,9 +119,27 @@ def save_samples(path: Path, samples: np.ndarray, real: np.ndarray, title: str =
     The grid is about `side` pixels wide. The real images are spread evenly over `real`, which may be in the order of
     its classes.
     """
-    columns = math.ceil(math.sqrt(len(samples)))
+    columns = columns_of(len(samples))
     some = np.unique(np.linspace(0, len(real) - 1, min(columns, len(real))).round().astype(int))
     lines = [("data", [sheet(real[some], side, columns)]), ("samples", [sheet(samples, side, columns)])]
+    return save(path, mosaic(lines, title))
+
+
+def columns_of(count: int) -> int:
+    """The columns of a nearly square grid."""
+    return math.ceil(math.sqrt(count))
+
+
+def save_nearest(
+    path: Path, title: str, samples: np.ndarray, train: np.ndarray, near: Neighbours, most: int = 10
+) -> Path:
+    """The samples nearest to a training image, over these training images; all uint8 `[N, H, W, C]`."""
+    first = np.argsort(near.samples, kind="stable")[:most]
+    count = len(first)
+    lines = [
+        (name, [sheet(images, 64 * count, count)])
+        for name, images in (("samples", samples[first]), ("nearest in\ntraining", train[near.index[first]]))
+    ]
     return save(path, mosaic(lines, title))
 
 
@@ -130,7 +149,7 @@ def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarr
     Each pixel becomes a block of whole pixels, so that nothing is blurred.
     """
     count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    columns = columns or columns_of(count)
     lines = math.ceil(count / columns)
     scale = max(1, min(round(side / (columns * (width + 1))), 32))
     gap = max(1, scale // 2)
@@ -388,15 +407,15 @@ def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
     lines = MetricsLog.read(workdir)
     page, ((panel,),) = figure(size=(7, 4))
     # A loss that was not finite is null in the file.
-    steps, losses = _losses(lines, "loss")
+    steps, losses = values_of(lines, "loss")
     reach = len(losses) // SMOOTHED
     if reach:
         panel.plot(steps, losses, color=INK, lw=0.8, alpha=0.3, label="training loss, single batches")
-        span = (2 * reach + 1) * round((steps[-1] - steps[0]) / (len(steps) - 1))
-        panel.plot(steps, _smooth(losses, reach), color=INK, lw=1.8, label=f"training loss, mean of {span:,} steps")
+        label = f"training loss, mean of {span_of(steps, reach):,} steps"
+        panel.plot(steps, smooth(losses, reach), color=INK, lw=1.8, label=label)
     elif len(losses):
         panel.plot(steps, losses, "o-", color=INK, lw=1.2, ms=4, label="training loss, single batches")
-    at, held = _losses(lines, "held_out_loss")
+    at, held = values_of(lines, "held_out_loss")
     if len(held):
         panel.plot(at, held, "o-", color=ACCENT, lw=1.2, ms=5, label="held-out loss")
     panel.set(xlabel="training step", ylabel=loss, title=title)
@@ -415,25 +434,30 @@ def curve(workdir: Path, title: str = "", loss: str = "loss") -> Any:
     return page
 
 
-def _losses(lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of a loss, and its finite values."""
+def values_of(lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps of a value in metrics.jsonl, such as a loss, and its finite values."""
     found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
     steps, losses = np.array(found, np.float64).reshape(-1, 2).T
     return steps, losses
 
 
-def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
+def smooth(values: np.ndarray, reach: int) -> np.ndarray:
     """For each value, the mean over `reach` values on each side.
 
     At the start, where losses fall steeply, the mean takes the same number of values on both sides: all that there are
     on the left. At the end it takes `reach` values on the left and the remaining values on the right.
 
-    >>> _smooth(np.array([9.0, 2.0, 1.0, 6.0, 2.0]), 1).tolist()
+    >>> smooth(np.array([9.0, 2.0, 1.0, 6.0, 2.0]), 1).tolist()
     [9.0, 4.0, 3.0, 3.0, 4.0]
     """
     sums, at = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
     first, last = np.maximum(at - reach, 0), np.minimum(at + np.minimum(at, reach), len(values) - 1)
     return (sums[last + 1] - sums[first]) / (last + 1 - first)
+
+
+def span_of(steps: np.ndarray, reach: int) -> int:
+    """The number of steps that a mean over `reach` values on each side covers."""
+    return (2 * reach + 1) * round((steps[-1] - steps[0]) / (len(steps) - 1))
 
 
 def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -> Path:
@@ -442,6 +466,15 @@ def save_curve(path: Path, workdir: Path, title: str = "", loss: str = "loss") -
     `loss` labels the axis.
     """
     return save(path, curve(workdir, title, loss))
+
+
+def so_many(count: int, what: str) -> str:
+    """A number of things.
+
+    >>> so_many(1, "level"), so_many(1200, "level")
+    ('1 level', '1,200 levels')
+    """
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 # What explains the closing table. A wheel holds the help text, but not the page.
@@ -473,7 +506,7 @@ def describe(metrics: Sequence[Metric]) -> list[str]:
     >>> describe([Metric("memorised", 0.1, 1.1, text="0.1 % of the samples"), Metric("distance", 12.0)])
     ['0.1 % of the samples', '12']
     """
-    cells = [None if metric.text else (*_numbers(metric), verdict(metric)) for metric in metrics]
+    cells = [None if metric.text else (*numbers(metric), verdict(metric)) for metric in metrics]
     wide = [max((len(cell[i]) for cell in cells if cell), default=0) for i in range(2)]
     return [
         metric.text if cell is None else "   ".join((cell[0].ljust(wide[0]), cell[1].ljust(wide[1]), cell[2])).rstrip()
@@ -481,7 +514,7 @@ def describe(metrics: Sequence[Metric]) -> list[str]:
     ]
 
 
-def _numbers(metric: Metric) -> tuple[str, str]:
+def numbers(metric: Metric) -> tuple[str, str]:
     """The value and the floor, rounded to two digits of the floor's spread, or without it to three digits."""
     spread = metric.floor_std
     digits = 1 - math.floor(math.log10(spread)) if spread and math.isfinite(spread) else -1

@@ -24,9 +24,8 @@ from rich.console import Console
 
 from scoregen.app import config as config_lib
 from scoregen.app.arguments import CONFIG, Arguments, Flag, parse
-from scoregen.app.command import answer, name_of, say, say_flags, say_help, say_presets
+from scoregen.app.command import answer, name_of, say, say_flags, say_help, say_presets, train_command
 from scoregen.app.config import Config
-from scoregen.contrib.commands import train_command
 from scoregen.errors import UsageError
 from scoregen.files import make_folder
 

@@ -17,9 +17,8 @@ from typing import Any
 
 from scoregen.app import config as config_lib
 from scoregen.app.arguments import parse
-from scoregen.app.command import name_of
+from scoregen.app.command import from_here, name_of, train_command
 from scoregen.app.config import Config, blaming
-from scoregen.contrib.commands import from_here, train_command
 from scoregen.errors import UsageError
 
 OWN = "sweep."  # the prefix of options for measure(run), which are not in the configuration
