@@ -52,7 +52,7 @@ def test_the_input():
 def test_features_and_logits_are_timm_s(tmp_path):
     """Against numbers that timm made of the same random weights (tests/reference/features.py)."""
     features, known = efficientnet_features(saved(tmp_path / "a.pth", states()[1])), np.load(FILE)
-    assert features.distance == "Frechet distance, EfficientNet-Lite0 with other weights"
+    assert features.origin().titled("Frechet distance") == "Frechet distance, EfficientNet-Lite0 with other weights"
     for name, image in pictures().items():
         found = features.outputs(image)
         for kind, got in (("features", found.features), ("logits", found.logits[:, KEPT])):
@@ -68,7 +68,7 @@ def test_the_real_weights_know_a_uniform():
 
     features = packaged()
     assert features.name == "EfficientNet-Lite0 (antialiased resizing), sha256 57934424"
-    assert (features.is_fid, features.distance) == (False, "Frechet distance, EfficientNet-Lite0")
+    assert features.origin().titled("Frechet distance") == "Frechet distance, EfficientNet-Lite0"
     image = matplotlib.image.imread(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))[None]
     rows, logits = features.outputs(image)
     assert rows.shape == (1, 1280) and logits.argmax() == 652

@@ -210,7 +210,7 @@ def test_features_of_grey_images(weights):
     assert features.name == (
         f"Inception (pytorch-fid resizing), sha256 {digest[:8]}, other weights than the published ones"
     )
-    assert not features.is_fid and features.distance == "Frechet distance, Inception with other weights"
+    assert features.origin().titled("Frechet distance") == "Frechet distance, Inception with other weights"
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1)).astype(np.uint8)
     rows, logits = features.outputs(image)
     assert rows.shape == (1, 2048) and logits.shape == (1, 1008) and rows.dtype == logits.dtype == np.float32
@@ -295,12 +295,12 @@ def test_only_the_published_weights_are_called_fid(nowhere, monkeypatch):
     monkeypatch.setattr(pretrained, "_parameters", lambda *_: {})
     monkeypatch.setattr(pretrained, "sha256", lambda _: inception.PUBLISHED)
     made = {resize: inception_features(path, resize=resize) for resize in inception.INPUTS}
-    assert all(features.is_fid and features.distance == "FID" for features in made.values())
+    assert all(features.origin().titled("Frechet distance") == "FID" for features in made.values())
     assert made["pytorch-fid"].name == "Inception (pytorch-fid resizing), sha256 6726825d"
     assert made["torch-fidelity"].name == "Inception (torch-fidelity resizing), sha256 6726825d"
     monkeypatch.setattr(pretrained, "sha256", lambda _: "0" * 64)
     other = inception_features(path)
-    assert not other.is_fid and "FID" not in other.distance
+    assert "FID" not in other.origin().titled("Frechet distance")
     assert len({features.key for features in (*made.values(), other)}) == 3
 
 

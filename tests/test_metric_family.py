@@ -576,7 +576,7 @@ def test_sums_of_a_kernel_by_blocks(small_blocks):
 
 def test_judge():
     x, y, real = (
-        Activations(shift + _normal(seed, n, 3), _normal(seed + 10, n, 4), Origin("Inception, 2015", rounding="round"))
+        Activations(shift + _normal(seed, n, 3), _normal(seed + 10, n, 4), Origin("Inception", rounding="round"))
         for seed, n, shift in ((0, 60, 1.0), (1, 80, 0.0), (2, 200, 0.0))
     )
     found = {result.name: result for result in judge(x, y, real=real, repeats=3)}

@@ -16,16 +16,8 @@ from scoregen.metrics.inception_score import inception_score
 from scoregen.metrics.kernels import kid, mmd
 from scoregen.metrics.prdc import prdc
 from scoregen.metrics.result import Result
-from scoregen.metrics.statistics import Activations, Origin, Statistics
+from scoregen.metrics.statistics import Activations, Statistics
 from scoregen.metrics.wasserstein import MOST, sliced_wasserstein, wasserstein
-
-# In the features of the published Inception network these have names of their own.
-INCEPTION = {
-    "Frechet distance": "FID",
-    "Frechet distance, extrapolated": "FID-infinity",
-    "kernel distance": "KID",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -141,7 +133,7 @@ def judge(
             )
             each = zip(results, values.mean(axis=0), spread(values), strict=True)
             results[:] = [dataclasses.replace(r, floor=float(f), floor_std=float(s)) for r, f, s in each]
-    return [dataclasses.replace(result, name=_name(result.name, x.origin)) for results in found for result in results]
+    return [dataclasses.replace(result, name=x.origin.titled(result.name)) for results in found for result in results]
 
 
 def _known(given: ArrayLike | Activations | Statistics) -> Activations | Statistics:
@@ -161,9 +153,3 @@ def _chosen(
         raise UsageError(*wrong)
     return list(chosen.values())
 
-
-def _name(name: str, origin: Origin) -> str:
-    """A name that says what the number was computed from; only Inception's are called FID and KID."""
-    if origin.features.startswith("Inception"):
-        return INCEPTION.get(name, name)
-    return f"{name}, {origin.features}" if origin.features else name

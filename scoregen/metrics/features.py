@@ -19,6 +19,7 @@ import numpy as np
 
 from scoregen import cache
 from scoregen.errors import UsageError
+from scoregen.metrics.statistics import Origin
 
 _VERSION = 2  # part of the cache key: raise it whenever the training or the architecture below changes
 _BATCH = 128
@@ -46,11 +47,10 @@ class Features:
     Attributes:
         name: for reports, such as "Inception (pytorch-fid resizing), sha256 6726825d".
         key: a hexadecimal hash of all that the features depend on. Compare results only at equal keys.
-        network: a short name for the titles of distances, such as "EfficientNet-Lite0".
+        network: a short name for the titles of metrics, such as "EfficientNet-Lite0".
         shape: (H, W, C) of the images; None for any H and W, and one or three channels.
         batch: the number of images in a batch.
-        is_fid: whether a Frechet distance in these features is the FID, as it is for the published Inception network
-            only.
+        resize: how the images are resized, "" if they are not.
         accuracy: share of the held-out images that the classifier of a data set gets right, in [0, 1].
     """
 
@@ -60,13 +60,12 @@ class Features:
     _apply: Callable[[np.ndarray], tuple[Any, Any]] = dataclasses.field(repr=False)
     shape: tuple[int, int, int] | None = None
     batch: int = 256
-    is_fid: bool = False
+    resize: str = ""
     accuracy: float | None = None
 
-    @property
-    def distance(self) -> str:
-        """The name of a Frechet distance in these features: "FID", or "Frechet distance, EfficientNet-Lite0"."""
-        return "FID" if self.is_fid else f"Frechet distance, {self.network}"
+    def origin(self, rounding: str = "") -> Origin:
+        """How these features are made, of images that came from floats by `rounding`."""
+        return Origin(self.network, self.key, self.resize, rounding)
 
     def __call__(self, images: Images) -> np.ndarray:
         """Features of uint8 images in float32 [N, F].

@@ -39,7 +39,7 @@ def inception_features(weights: str | os.PathLike[str] | None = None, *, resize:
     numbers of one convention only.
 
     The weights are one file of 96 MB, under two names. Nothing is downloaded, and no code in the file is run. Only its
-    distance is called FID: with other weights, `is_fid` is false, and the name says so.
+    distance is called FID: with other weights the name of the network says so.
 
     Args:
         weights: the file; None for the file that the environment variable SCOREGEN_INCEPTION names, or else the one

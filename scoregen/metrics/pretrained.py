@@ -80,7 +80,7 @@ def pretrained_features(net: Any, network: str, file: Path, theirs: Names, taken
         name=f"{network} ({taken.name}), {weights}",
         key=hashlib.sha256(settings.encode()).hexdigest()[:16],
         network=network if digest == published else f"{network} with other weights",
-        is_fid=network == "Inception" and digest == published,
+        resize=taken.name,
         batch=_BATCH,
         _apply=lambda images: forward(params, images),
     )

@@ -20,12 +20,17 @@ from scoregen.errors import UsageError, check_path
 from scoregen.metrics.pairs import ROWS, as_rows
 
 
+PUBLISHED = "Inception"  # the network of the published FID, with its own weights
+# In its features these metrics have names of their own.
+NAMES = {"Frechet distance": "FID", "Frechet distance, extrapolated": "FID-infinity", "kernel distance": "KID"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """How features were made. Values are comparable only if it is the same on both sides; "" is not known.
 
     Attributes:
-        features: the name of the network.
+        features: the name of the network; "Inception" only with the weights of the published FID.
         key: a hash of its parameters.
         resize: how the pictures were resized.
         rounding: how floats became bytes.
@@ -39,6 +44,16 @@ class Origin:
     key: str = ""
     resize: str = ""
     rounding: str = ""
+
+    def titled(self, metric: str) -> str:
+        """The name of a metric, with the network in it; only the published Inception's are called FID and KID.
+
+        >>> Origin("Inception").titled("Frechet distance"), Origin("EfficientNet-Lite0").titled("Frechet distance")
+        ('FID', 'Frechet distance, EfficientNet-Lite0')
+        """
+        if self.features == PUBLISHED:
+            return NAMES.get(metric, metric)
+        return f"{metric}, {self.features}" if self.features else metric
 
     def check_same(self, other: Origin) -> None:
         """Raises UsageError, with a line for each field that is known on both sides and differs."""
