@@ -17,6 +17,7 @@ from scoregen.data import SCALINGS, SOURCES
 from scoregen.guidance import CONTROLS, X0S
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS
+from scoregen.metrics import FEATURES
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES
 from scoregen.samplers import CORRECTORS, GRIDS, STEPS
@@ -138,6 +139,14 @@ def get_config() -> Config:
     # The number of samples for the distances; 0: the number of training examples, at most 1000.
     config.eval.samples = option(0, modes=("train", "eval"), when="train:eval.at_end=true")
     config.eval.at_end = option(True, modes=("train",))  # whether training also ends with the distances
+    # What images are compared by; auto: a classifier that is trained on the labels, or without labels EfficientNet.
+    config.eval.features = choice(
+        FEATURES,
+        "auto",
+        without=("cache_dir", "seed", "steps"),
+        modes=("train", "eval"),
+        when={"name": "train:eval.at_end=true"},
+    )
     # The results of `scoregen likelihood`: both, ode, bound.
     config.eval.likelihood = choice(LIKELIHOODS, "both", without=("bins", "width"), modes=("likelihood",))
     config.eval.likelihood.examples = 64  # the number of held-out examples, at most all

@@ -84,7 +84,7 @@ def test_timm_live():
     pytest.importorskip("timm")
     from reference.features import timm_lite0
 
-    state = torch.load(efficientnet._packaged(), weights_only=True)
+    state = torch.load(efficientnet.packaged(), weights_only=True)
     outputs = timm_lite0(in_their_order({name: state[name].numpy() for name in SHAPES}))
     for image in pictures().values():
         for got, want in zip(features.outputs(image), outputs(image), strict=True):
@@ -114,8 +114,8 @@ def test_the_package_is_found_and_not_imported(tmp_path):
     (info / "RECORD").write_text(f"{folder.name}/__init__.py,,\n{folder.name}/models/weights.pth,,\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from scoregen.metrics.efficientnet import _packaged\n"
-        f"print(_packaged(), {folder.name!r} in sys.modules, 'torch' in sys.modules, 'jax' in sys.modules)"
+        "from scoregen.metrics.efficientnet import packaged\n"
+        f"print(packaged(), {folder.name!r} in sys.modules, 'torch' in sys.modules, 'jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(folder / "models" / "weights.pth"), "False", "False", "False"]

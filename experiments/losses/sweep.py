@@ -39,6 +39,7 @@ COST = {
     "points.py": {"eps": 1.0, "DSM": 1.0, "SSM": 1.579, "SSM-VR": 1.579, "FD-SSM": 2.0, "ISM": 2.157},
     "digits.py": {"eps": 1.0, "DSM": 1.0, "SSM": 2.012, "SSM-VR": 2.012, "FD-SSM": 2.0, "ISM": 65.74},
 }
+DISTANCE = "Frechet distance, digits classifier"
 COLOURS = estimators.COLOURS | {"eps": "#9bc2a4"}
 PARTS = {"points.py": 8, "digits.py": 4}  # a training is divided into so many parts; the error is computed after each
 APART = 6  # the least number of steps of a part, because each checkpoint also computes a held-out loss
@@ -183,9 +184,9 @@ def draw(rows, path):
     if drawn:
         whole = sheet(np.concatenate(drawn), 640, columns=8)
         panels[3].imshow(whole)
-        labels = [f"{called(row)}\n{row.mean('Frechet distance'):#.3g}" for row in digits]
+        labels = [f"{called(row)}\n{row.mean(DISTANCE):#.3g}" for row in digits]
         panels[3].set_yticks(len(whole) * (np.arange(len(drawn)) + 0.5) / len(drawn), labels, fontsize=12)
-        floor = f"Frechet distance (floor {digits[0].floor('Frechet distance'):#.3g})"
+        floor = f"Frechet distance (floor {digits[0].floor(DISTANCE):#.3g})"
         panels[3].set_title(f"Digits: samples, and their\n{floor}", fontsize=13)
     panels[3].set_xticks([])
     panels[3].set_anchor("N")

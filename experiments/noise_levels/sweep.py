@@ -24,6 +24,7 @@ from scoregen.samplers import Hold, Langevin, Sampler
 from scoregen.testing.oracle import Mixture, gaussian
 
 SIGMA_MIN, DIMS = 0.01, 64
+DISTANCE = "Frechet distance, digits classifier"
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 COUNTS = (3, 5, 7, 15, 21, 35, 105)  # numbers of levels; each divides BUDGET
 BUDGET = 105
@@ -279,19 +280,19 @@ def draw(rows, path):
         fontsize=13,
     )
 
-    nets = [row for row in done if "Frechet distance" in row.figures]
+    nets = [row for row in done if DISTANCE in row.figures]
     ways = list(dict.fromkeys(row.options["sweep.techniques"] for row in reversed(nets)))
     dots, shown = bottom.subplots(1, 2, width_ratios=(1, 1.25))
     for row in nets:
         given = row.options["config"] not in ("all_five.py", "without_1.py", "without_5.py")
         y = ways.index(row.options["sweep.techniques"]) + (-0.19 if given else 0.19)
-        mean, spread = row.mean("Frechet distance"), row.error("Frechet distance") or 0.0
+        mean, spread = row.mean(DISTANCE), row.error(DISTANCE) or 0.0
         dots.errorbar(mean, y, xerr=spread, marker="o", ms=8, lw=2, color=ACCENT if given else INK)
         dots.text(1.13 * (mean + spread), y, f"{mean:#.3g}", va="center", color=ACCENT if given else INK, fontsize=10)
         strip, left = sheet(np.load(row.folders[0] / "shown.npy"), 480, columns=8), 8.6 * given
         shown.imshow(strip, extent=(left, left + 8, round(y) - 0.46, round(y) + 0.46), aspect="auto")
     if nets:
-        dots.axvline(nets[0].floor("Frechet distance"), color=INK, ls=":", lw=1.5)
+        dots.axvline(nets[0].floor(DISTANCE), color=INK, ls=":", lw=1.5)
         dots.set(xscale="log", xlim=(0.3, 60))
         dots.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     dots.set_yticks(range(len(ways)), ways, fontsize=12)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from scoregen.app import api, report
 from scoregen.app import config as config_lib
-from scoregen.app.build import Parts, build
+from scoregen.app.build import Parts, build, not_evaluated
 from scoregen.app.command import saved, say
 from scoregen.app.config import Config
 from scoregen.app.evaluate import evaluate, likelihoods
@@ -318,7 +318,7 @@ class Action:
     def samples(self, run: api.Run) -> None:
         """Sample, evaluate if the command does, draw the picture, and print the closing table."""
         config, folder, dataset = self.config, self.files, self.parts.dataset
-        evaluated = self.parts.evaluated if self.mode == "eval" or (self.mode == "train" and config.eval.at_end) else 0
+        evaluated, why_not = self.evaluated()
         count = evaluated if self.mode == "eval" else max(evaluated, config.sampler.images)
         size = self.sampling.batch if self.mode == "train" else self.sampling.batch_for(count)
         batches = -(-count // mesh.round_up(size))
@@ -348,7 +348,14 @@ class Action:
             title = f"{report.heading(config.name, run.step)}: the samples nearest to a training image"
             nearest = functools.partial(report.save_nearest, folder / "nearest.png", title)
             metrics = self.watch(
-                lambda: evaluate(dataset, self.parts.scaling, samples[:evaluated], self.say, nearest),
+                lambda: evaluate(
+                    dataset,
+                    self.parts.scaling,
+                    samples[:evaluated],
+                    self.say,
+                    nearest,
+                    self.parts.features(self.say),
+                ),
                 "stopped while computing the distances; the samples are saved. To compute them again",
             )
             files.insert(0, report.save_metrics(folder / "distances.json", config, evaluated, run.step, metrics))
@@ -358,9 +365,16 @@ class Action:
             if evaluated < count:
                 facts.append(("evaluated", f"the first {evaluated:,} of these samples"))
         elif self.mode == "train":
-            command = f"scoregen eval {self.workdir}"
-            facts.append(("distances", f"not computed, since config.eval.at_end is false; to compute them: {command}"))
+            facts.append(("distances", f"not computed, since {why_not}; to compute them: scoregen eval {self.workdir}"))
         self.close(facts, metrics, files)
+
+    def evaluated(self) -> tuple[int, str]:
+        """The number of samples whose distances the command computes, or 0 and the reason."""
+        if self.mode == "train" and not self.config.eval.at_end:
+            return 0, "config.eval.at_end is false"
+        if self.mode == "train" and (reason := not_evaluated(self.config, self.parts.dataset)):
+            return 0, reason
+        return (self.parts.evaluated, "") if self.mode in ("train", "eval") else (0, "")
 
     def smaller_steps(self) -> str:
         """The change to suggest if the sampler diverges."""

@@ -261,9 +261,10 @@ class Run:
         Raises:
             ValueError: for data of another shape than the run's, or for a number of samples that is out of range.
             TypeError: if `samples` is not an integer.
-            UsageError: if the data are missing, have no held-out part, or are images without labels; if samples are not
-                finite, or if a distance cannot be computed.
+            UsageError: if the data are missing, have no held-out part, or are images without features to compare them
+                by; if samples are not finite, or if a distance cannot be computed.
         """
+        from scoregen.app.build import features
         from scoregen.app.evaluate import check_held_out, evaluate
         from scoregen.data import as_dataset
 
@@ -285,7 +286,8 @@ class Run:
         drawn = self.sampling(self.params, count, cond=cond)
         assert drawn is not None
         check_samples(drawn)
-        return evaluate(dataset, self.sampling.scaling, drawn)
+        chosen = None if self.config is None or not dataset.is_image else features(self.config, dataset)
+        return evaluate(dataset, self.sampling.scaling, drawn, features=chosen)
 
     def _check_guidance(self, guidance: Any) -> None:
         check_finite(guidance=guidance)

@@ -34,6 +34,8 @@ from scoregen.errors import (
 from scoregen.guidance import CONTROLS, X0S, Control
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS, Objective
+from scoregen.metrics import FEATURES, Features
+from scoregen.metrics.efficientnet import packaged
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES, Process
 from scoregen.samplers import CORRECTORS, GRIDS, STEPS, Sampler
@@ -89,6 +91,14 @@ class Parts:
         """The number of samples for the distances."""
         return evaluated(self.config, self.dataset)
 
+    def features(self, say: Callable[[str], None] | None = None) -> Features | None:
+        """The features that images are compared by; None for other data.
+
+        Raises:
+            UsageError: if there are none.
+        """
+        return features(self.config, self.dataset, say) if self.dataset.is_image else None
+
     def estimators(self) -> dict[str, Any]:
         """The likelihoods that the configuration chooses, by name; see `estimators`."""
         return estimators(self.config, self.model, self.sampling.process, self.scaling)
@@ -104,6 +114,32 @@ class Parts:
 def evaluated(config: Config, dataset: Dataset) -> int:
     """`config.eval.samples`; if that is 0, the number of training examples, at most 1000."""
     return config.eval.samples or min(1000, len(dataset.train))
+
+
+def features(config: Config, dataset: Dataset, say: Callable[[str], None] | None = None) -> Features:
+    """The features of `config.eval.features` for a data set.
+
+    Raises:
+        UsageError: if the weights of the network or the labels for the classifier are missing.
+    """
+    return config_lib.build(FEATURES, config.eval.features, "eval.features", dataset=dataset, progress=say)
+
+
+def not_evaluated(config: Config, dataset: Dataset) -> str:
+    """Why a training on these images ends without distances, unless features are asked for; "" if it does not."""
+    if not dataset.is_image or config.eval.features.name != "auto":
+        return ""
+    if dataset.test is None or len(dataset.test) < 2:
+        return "fewer than two images are held out"
+    if dataset.train_labels is not None:
+        return ""
+    if dataset.shape[2] not in (1, 3):
+        return f"the features of images without labels need 1 or 3 channels, and these have {dataset.shape[2]}"
+    try:
+        packaged()
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def data(config: Config) -> Dataset:
@@ -501,7 +537,7 @@ def _check_evaluation(refusals: Refusals, config: Config, dataset: Dataset, mode
         refusals.add(f"{none} to compute the likelihood of")
     if dataset.test is None and config.sampler.control.name != "none":
         refusals.add(f"{none} to complete", "control=none")
-    if not (mode == "eval" or (mode == "train" and options.at_end)):
+    if not (mode == "eval" or (mode == "train" and options.at_end and not not_evaluated(config, dataset))):
         return
     if dataset.test is None:
         refusals.add(f"{none} to compare samples with", "eval.at_end=false")
@@ -510,11 +546,18 @@ def _check_evaluation(refusals: Refusals, config: Config, dataset: Dataset, mode
             f"the data '{config.data.name}' have one held-out example: two or more are needed to compare samples with",
             "eval.at_end=false",
         )
-    if dataset.is_image and dataset.train_labels is None:
+    name = options.features.name
+    if not dataset.is_image and name != "auto":
+        refusals.add(f"config.eval.features={name}: features are of images, and these data are none", "features=auto")
+    elif dataset.is_image and name == "classifier" and dataset.train_labels is None:
         refusals.add(
-            "images without labels cannot be evaluated: the distance needs a classifier, which is trained on labels",
-            "eval.at_end=false",
+            "config.eval.features=classifier: it is trained on labels, and these images have none", "features=auto"
         )
+    elif dataset.is_image and name not in ("auto", "classifier"):
+        with refusals.collect():
+            features(config, dataset)
+    elif mode == "eval" and (reason := not_evaluated(config, dataset)):
+        refusals.add(reason)
     if not 2 <= evaluated(config, dataset) <= len(dataset.train):
         refusals.add(
             f"config.eval.samples={options.samples}: a number from 2 to {len(dataset.train)} is needed, since as many "

@@ -16,9 +16,11 @@ from scoregen.app.figures import plain
 from scoregen.errors import UsageError
 from scoregen.likelihood import LogLikelihood, bits_per_dim
 from scoregen.metrics import (
+    Activations,
+    Features,
     Neighbours,
-    classifier_features,
-    frechet_distance,
+    auto_features,
+    judge,
     mmd,
     nearest_neighbours,
     sliced_wasserstein,
@@ -39,6 +41,7 @@ class Metric:
     """One metric of a report: its value, and its floor with the floor's spread, if it has a floor.
 
     Attributes:
+        std: the standard error of the value over draws of the samples, if it is known.
         note: how the value was computed, for distances.json only.
         text: a sentence for the closing table, which replaces the numbers there.
     """
@@ -49,6 +52,7 @@ class Metric:
     floor_std: float | None = None
     note: str = ""
     text: str = ""
+    std: float | None = None
 
 
 def evaluate(
@@ -57,20 +61,22 @@ def evaluate(
     samples: np.ndarray,
     say: Callable[[str], None] | None = None,
     found: Callable[[np.ndarray, np.ndarray, Neighbours], object] | None = None,
+    features: Features | None = None,
 ) -> list[Metric]:
     """Metrics of samples `[N, ...]`, in the network's units, against the held-out data.
 
     First `distance_to_data`; then for points MMD, and for images the distance to the nearest training image, in bytes.
-    `found` is called with the samples and the training images, as bytes, and with the nearest ones.
+    `found` is called with the samples and the training images, as bytes, and with the nearest ones. `features` are
+    those of the Frechet distance; None for `auto_features`.
 
     Raises:
-        UsageError: if images have no labels to train the classifier on, or if a distance cannot be computed.
+        UsageError: if there are no features for the images, or if a distance cannot be computed.
     """
     from scoregen.data.mapped import release
 
     train, test = real = _real(dataset, len(samples))
     try:
-        first = distance_to_data(dataset, scaling, say, real)(samples)
+        first = distance_to_data(dataset, scaling, say, real, features)(samples)
         if not dataset.is_image:
             return [first, _with_floor("MMD", mmd, *map(_flat, (samples, train, test)))]
         near = nearest_neighbours(images := scaling.to_bytes(samples), train, test)
@@ -80,9 +86,7 @@ def evaluate(
         raise UsageError(f"the distances cannot be computed: {error}") from error
     finally:
         release(dataset.train, test)
-    close = float(np.quantile(near.held_out, 0.01))
-    median = [float(np.median(found)) for found in (near.samples, near.held_out)]
-    share = [100 * float(np.mean(found < close)) for found in (near.samples, near.held_out)]
+    median = [float(np.median(distances)) for distances in (near.samples, near.held_out)]
     held_out = "the floor is of held-out images"
     return [
         first,
@@ -94,9 +98,10 @@ def evaluate(
         ),
         Metric(
             "memorised (%)",
-            *share,
+            100 * near.memorised,
+            100 * near.memorised_held_out,
             note=f"closer to a training image than 99 % of held-out images; {held_out}",
-            text=f"{share[0]:.1f} % of the samples are closer to a training image than 99 % of held-out images",
+            text=near.statement(),
         ),
     ]
 
@@ -110,33 +115,51 @@ def distance_to_data(
     scaling: Any,
     say: Callable[[str], None] | None = None,
     real: tuple[np.ndarray, np.ndarray] | None = None,
+    features: Features | None = None,
 ) -> Callable[[np.ndarray], Metric]:
     """Samples `[N, ...]`, in the network's units -> their distance to the held-out data.
 
-    For points this is the sliced 1-Wasserstein distance. For images it is the Frechet distance in the features of a
-    small classifier trained on the data set, which is not the FID. The floor is the same distance for equally many
-    training examples: the value of a perfect sampler. The features of the data are computed only once. `real` are the
-    training and the held-out examples as they are trained on, if they are at hand.
+    For points this is the sliced 1-Wasserstein distance. For images it is the Frechet distance in `features`, by
+    default those of `auto_features`. The floor is the same distance for equally many training examples: the value of a
+    perfect sampler. The features of the data are computed only once, and of the training images only as many as the
+    floor needs. `real` are the training and the held-out examples as they are trained on, if they are at hand.
 
     Raises:
-        UsageError: if images have no labels to train the classifier on.
+        UsageError: if there are no features for the images.
     """
     train, test = real or _real(dataset)
     if not dataset.is_image:
         train, test = _flat(train), _flat(test)
         return lambda points: _with_floor("sliced Wasserstein", sliced_wasserstein, _flat(points), train, test)
-    features = classifier_features(dataset, progress=say)
-    known, held_out = features(train), features(test)
+    of = auto_features(dataset, progress=say) if features is None else features
+    origin = of.origin("round")
+
+    @functools.cache
+    def known(count: int) -> Activations:
+        """Of the training images: of enough for disjoint subsets of this size, if these are features for any images."""
+        few = len(train) if of.shape else min(len(train), REPEATS * count)
+        rows = np.sort(np.random.default_rng(0).permutation(len(train))[:few])
+        return Activations(of(train if few == len(train) else train[rows]), origin=origin)
+
+    @functools.cache
+    def held_out() -> Activations:
+        if say is not None and not of.shape:
+            say(f"computing features of {len(test):,} held-out images: {of.name}")
+        return Activations(of(test), origin=origin)
 
     def distance(samples: np.ndarray) -> Metric:
-        overlap = "; the floor's subsets overlap, so its spread is too small" if 5 * len(samples) > len(known) else ""
-        note = f"features of {features.name}, key {features.key}{overlap}"
-        found = features(scaling.to_bytes(samples))
-        return _with_floor("Frechet distance", frechet_distance, found, known, held_out, note=note)
+        reference, pool = held_out(), known(len(samples))
+        found = Activations(of(scaling.to_bytes(samples)), origin=origin)
+        (result,) = judge(found, reference, ["frechet"], real=pool, repeats=REPEATS)
+        few = REPEATS * len(samples) > len(pool)
+        overlap = "; the floor's subsets overlap, so its spread is too small" if few else ""
+        note = f"features of {of.name}, key {of.key}; error: {result.how}{overlap}"
+        return Metric(result.name, result.value, result.floor, result.floor_std, note, std=result.std)
 
     return distance
 
 
+REPEATS = 5  # subsets of a floor
 MOST = 2**31  # bytes of the examples that distances are computed with
 
 

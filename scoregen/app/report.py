@@ -515,14 +515,16 @@ def describe(metrics: Sequence[Metric]) -> list[str]:
 
 
 def numbers(metric: Metric) -> tuple[str, str]:
-    """The value and the floor, rounded to two digits of the floor's spread, or without it to three digits."""
+    """The value with its error, and the floor, rounded to two digits of the floor's spread, or without it to three."""
     spread = metric.floor_std
     digits = 1 - math.floor(math.log10(spread)) if spread and math.isfinite(spread) else -1
     if not 0 <= digits <= 6 or not math.isfinite(metric.value):
         floor = "" if metric.floor is None else f"floor {plain(metric.floor, 3)}"
-        return plain(metric.value, 3), floor + (f" +- {spread:.2g}" if spread and floor else "")
+        error = "" if metric.std is None else f" +- {metric.std:.2g}"
+        return plain(metric.value, 3) + error, floor + (f" +- {spread:.2g}" if spread and floor else "")
     floor = "" if metric.floor is None else f"floor {metric.floor:.{digits}f} +- {spread:.{digits}f}"
-    return f"{metric.value:.{digits}f}", floor
+    error = "" if metric.std is None else f" +- {metric.std:.{digits}f}"
+    return f"{metric.value:.{digits}f}{error}", floor
 
 
 def verdict(metric: Metric) -> str:

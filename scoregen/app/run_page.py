@@ -53,8 +53,10 @@ MEANINGS = {
     "over all directions",
     "MMD": "the maximum mean discrepancy: how differently samples and data fill space, at the scale of the whole data; "
     "0 if not at all",
-    "Frechet distance": "how differently samples and data are distributed in the features of a classifier: the squared "
+    "Frechet distance": "how differently samples and data are distributed in the features of a network: the squared "
     "distance between two Gaussians that are fitted to the features; it is not the FID",
+    "FID": "how differently samples and data are distributed in the features of the Inception network: the squared "
+    "distance between two Gaussians that are fitted to the features",
     NEIGHBOUR: "how far an image is from the training image that is most similar to it, in "
     "grey levels of 0 to 255 (the median); the second number is that of real images which were held out",
     MEMORISED: "how many samples are nearer to a training image than 99 % of the held-out images are; about 1 % is "
@@ -375,7 +377,7 @@ def _absent(how: str | None) -> str:
 
 def _meaning(metric: Metric) -> str:
     meant = next((text for name, text in MEANINGS.items() if metric.name.startswith(name)), "")
-    note = metric.note if metric.name.startswith("Frechet") or not meant else ""
+    note = metric.note if metric.name.startswith(("Frechet", "FID")) or not meant else ""
     return " ".join(f"{text[:1].upper()}{text[1:]}." for text in (meant, note) if text)
 
 

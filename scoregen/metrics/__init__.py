@@ -1,5 +1,10 @@
 """The quality of samples: distances between samples, and the distance that a perfect sampler would have."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 from scoregen.metrics.efficientnet import efficientnet_features
 from scoregen.metrics.family import METRICS, POINT_METRICS, Metric, judge
 from scoregen.metrics.features import Features, Outputs, classifier_features
@@ -14,11 +19,23 @@ from scoregen.metrics.result import Result
 from scoregen.metrics.statistics import Activations, Moments, Origin, Statistics, read_activations
 from scoregen.metrics.wasserstein import sliced_wasserstein, wasserstein
 
-# Only the classifier's constructor has an argument that must be given: the data set, whose labels it is trained on.
-FEATURES = {
-    "inception": inception_features,
-    "efficientnet": efficientnet_features,
+
+def auto_features(dataset: Any, *, progress: Callable[[str], None] | None = None) -> Features:
+    """The features that fit a data set: `classifier_features` if it has labels, else `efficientnet_features`.
+
+    Raises:
+        UsageError: as the two do.
+    """
+    labelled = getattr(dataset, "train_labels", None) is not None
+    return classifier_features(dataset, progress=progress) if labelled else efficientnet_features()
+
+
+# "auto" and "classifier" have an argument that must be given: the data set, whose labels the classifier is trained on.
+FEATURES: dict[str, Callable[..., Features]] = {
+    "auto": auto_features,
     "classifier": classifier_features,
+    "efficientnet": efficientnet_features,
+    "inception": inception_features,
 }
 
 __all__ = [
@@ -35,6 +52,7 @@ __all__ = [
     "Result",
     "Statistics",
     "WithFloor",
+    "auto_features",
     "classifier_features",
     "efficientnet_features",
     "frechet",

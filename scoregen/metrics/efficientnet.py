@@ -35,7 +35,7 @@ def efficientnet_features(weights: str | os.PathLike[str] | None = None) -> Feat
     Raises:
         UsageError: if the package is not installed, or if a file holds other weights.
     """
-    file = _packaged() if weights is None else check_path("weights", weights, "efficientnet-lite0-57934424.pth")
+    file = packaged() if weights is None else check_path("weights", weights, "efficientnet-lite0-57934424.pth")
 
     from scoregen.nets.efficientnet import EfficientNetLite0
 
@@ -55,8 +55,12 @@ def _theirs(layer: str) -> tuple[str, str]:
     return f"_blocks.{number}._{name}_conv", f"_blocks.{number}._bn{norm}"
 
 
-def _packaged() -> Path:
-    """The file in the installed package, which is not imported."""
+def packaged() -> Path:
+    """The file of the weights in the installed package, which is not imported.
+
+    Raises:
+        UsageError: if the package is not installed.
+    """
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:

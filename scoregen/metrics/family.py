@@ -11,13 +11,14 @@ from numpy.typing import ArrayLike
 
 from scoregen.errors import UsageError
 from scoregen.metrics.floor import floors, spread
-from scoregen.metrics.frechet import frechet, frechet_infinity, too_few
+from scoregen.metrics.frechet import frechet, frechet_distance, frechet_infinity, too_few
 from scoregen.metrics.inception_score import inception_score
 from scoregen.metrics.kernels import kid, mmd
 from scoregen.metrics.prdc import prdc
 from scoregen.metrics.result import Result
 from scoregen.metrics.statistics import Activations, Statistics
 from scoregen.metrics.wasserstein import MOST, sliced_wasserstein, wasserstein
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -27,10 +28,12 @@ class Metric:
         measure: a function of samples and reference, both `Activations` or `Statistics`, which returns its results.
         needs: what it needs beside statistics: of "samples" and "reference" the rows, of "logits" those of the samples,
             and "many" samples for an extrapolation.
+        value: a function of the same arguments that returns the values alone, if it is faster; for floors.
     """
 
     measure: Callable[[Any, Any], Sequence[Result]]
     needs: tuple[str, ...] = ()
+    value: Callable[[Any, Any], Sequence[float]] | None = None
 
     def lacks(self, samples: Activations | Statistics, reference: Activations | Statistics) -> str:
         """Why it cannot be computed from these, "" if it can."""
@@ -43,6 +46,12 @@ class Metric:
         if "many" in self.needs and isinstance(samples, Activations):
             return too_few(len(samples), samples.features.shape[1])
         return ""
+
+    def values(self, samples: Activations, reference: Activations | Statistics) -> Sequence[float]:
+        """The values of its results."""
+        if self.value is not None:
+            return self.value(samples, reference)
+        return [result.value for result in self.measure(samples, reference)]
 
 
 def _points(samples: Activations, reference: Activations) -> list[Result]:
@@ -60,7 +69,7 @@ def _plain(name: str, distance: Callable[[ArrayLike, ArrayLike], float], how: st
 
 
 METRICS: dict[str, Metric] = {
-    "frechet": Metric(lambda x, y: [frechet(x, y)]),
+    "frechet": Metric(lambda x, y: [frechet(x, y)], value=lambda x, y: [frechet_distance(x, y)]),
     "frechet_infinity": Metric(lambda x, y: [frechet_infinity(x, y)], ("samples", "many")),
     "kid": Metric(lambda x, y: [kid(x.features, y.features)], ("samples", "reference")),
     "inception_score": Metric(lambda x, y: [inception_score(x.logits)], ("samples", "logits")),
@@ -125,7 +134,7 @@ def judge(
             raise UsageError("a floor needs rows of real data, and the number of samples")
         for metric, results in zip(chosen, found, strict=True):
             values = floors(
-                lambda part, metric=metric: [result.value for result in metric.measure(part, y)],
+                lambda part, metric=metric: metric.values(part, y),
                 count,
                 pool,
                 repeats=repeats,
@@ -152,4 +161,3 @@ def _chosen(
     if wrong:
         raise UsageError(*wrong)
     return list(chosen.values())
-

@@ -19,7 +19,6 @@ from scoregen import files
 from scoregen.errors import UsageError, check_path
 from scoregen.metrics.pairs import ROWS, as_rows
 
-
 PUBLISHED = "Inception"  # the network of the published FID, with its own weights
 # In its features these metrics have names of their own.
 NAMES = {"Frechet distance": "FID", "Frechet distance, extrapolated": "FID-infinity", "kernel distance": "KID"}
