@@ -14,6 +14,7 @@ from scoregen.app.command import need
 
 need("interop", "diffusers", "torch")
 
+import diffusers
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -94,7 +95,50 @@ def pth() -> None:
     np.savez(DATA / "tiny.npz", allow_pickle=False, **held)
 
 
+# Schedulers whose steps are compared, by name: the class, and its options.
+SCHEDULERS = {
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "large": ("DDPMScheduler", {"variance_type": "fixed_large"}),
+    "sigmoid": ("DDPMScheduler", {"beta_schedule": "sigmoid", "prediction_type": "sample", "clip_sample_range": 2.0}),
+    "dynamic": ("DDPMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 0.75, "sample_max_value": 1.5}),
+    "capped": ("DDPMScheduler", {"thresholding": True}),  # a largest value of 1: the same as a clip
+    "zero": ("DDPMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+    "zero_cosine": (
+        "DDPMScheduler",
+        {"rescale_betas_zero_snr": True, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+    ),
+    "zero_scaled": (
+        "DDIMScheduler",
+        {"rescale_betas_zero_snr": True, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"},
+    ),
+    "ddim": ("DDIMScheduler", {"clip_sample_range": 0.5}),
+    "ddim_dynamic": ("DDIMScheduler", {"thresholding": True, "sample_max_value": 100.0}),
+}
+STEPS = {"num_train_timesteps": 8, "beta_start": 0.01, "beta_end": 0.3}
+
+
+def schedulers() -> dict[str, np.ndarray]:
+    """Each step of each scheduler, `[levels, B, C, H, W]`, and what goes in: x, the network's output and the noise."""
+    shape = (STEPS["num_train_timesteps"], 2, 1, 2, 3)
+    generator = torch.Generator().manual_seed(0)
+    # Estimates of x0 that leave [-1, 1], so that clipping and thresholding have an effect.
+    x, output = (1.5 * torch.randn(shape, generator=generator) for _ in range(2))
+    found = {}
+    for name, (kind, options) in SCHEDULERS.items():
+        scheduler = getattr(diffusers, kind)(**STEPS | options)
+        scheduler.set_timesteps(shape[0])
+        more = {"use_clipped_model_output": True} if kind == "DDIMScheduler" else {}
+        steps = []
+        for t in range(shape[0]):
+            drawn = torch.Generator().manual_seed(t)
+            steps.append(scheduler.step(output[t], t, x[t], generator=drawn, **more).prev_sample)
+        found[name] = torch.stack(steps).numpy()
+    noise = torch.stack([torch.randn(shape[1:], generator=torch.Generator().manual_seed(t)) for t in range(shape[0])])
+    return found | {"x": x.numpy(), "output": output.numpy(), "noise": noise.numpy()}
+
+
 if __name__ == "__main__":
     DATA.mkdir(exist_ok=True)
     unet2d()
     pth()
+    np.savez(DATA / "schedulers.npz", **schedulers())

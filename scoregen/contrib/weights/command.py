@@ -127,6 +127,9 @@ def _import(path: Path, workdir: Path, config: Config | None, name: str, console
     say(console, f"{path}: {what}; written as a run of step {found.step} to {workdir}")
     if kind == "diffusers" and "scheduler" not in found.configs:
         say(console, "It has no scheduler_config.json, so the process and the sampler come from the configuration")
+    for note in (*found.notes, pipeline.note_of(made, found.configs.get("scheduler", {}))):
+        if note:
+            say(console, note)
     data = " --data=DIR" if runs.reads_files(made) else ""
     say(console, f"To sample: scoregen sample {shlex.quote(str(workdir))}{data}")
     return 0

@@ -45,6 +45,7 @@ class Source:
         step: the training step, 0 if it is unknown.
         file: the file of the weights.
         configs: part of the pipeline -> its configuration in the same folder.
+        notes: what to say about the import.
     """
 
     format: str
@@ -54,6 +55,7 @@ class Source:
     step: int = 0
     file: Path = Path()
     configs: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Format(NamedTuple):
