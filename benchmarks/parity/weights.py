@@ -6,6 +6,7 @@ The script needs the extra `interop` (torch, diffusers). All weights are redrawn
 initialised to zero would hide all layers before them.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +138,28 @@ def schedulers() -> dict[str, np.ndarray]:
     return found | {"x": x.numpy(), "output": output.numpy(), "noise": noise.numpy()}
 
 
+# A class-conditional network with every option of ADM, for digits; tests/reference/adm.py has its formulas.
+ADM = {"width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "heads": 2, "classes": 3, "groups": 2}
+
+
+def adm() -> None:
+    """The state dict of a small ADM, in half precision, as its training writes it; and the output of its network."""
+    sys.path.insert(0, str(DATA.parent))
+    from reference.adm import UNet
+
+    sizes = (ADM["width"], ADM["multipliers"], ADM["blocks"], ADM["attention"], lambda width: ADM["heads"])
+    net = alive(UNet(8, 1, 2, *sizes, True, "block", ADM["classes"], ADM["groups"])).half()
+    torch.save(net.state_dict(), DATA / "ema_0.9999_000012.pt")
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(3, 1, 8, 8, generator=generator), torch.tensor([0.0, 250.0, 999.0])
+    with torch.no_grad():
+        y = net.float()(x, t, torch.tensor([2, 0, 1]))
+    np.savez(DATA / "adm.npz", x=x.numpy(), t=t.numpy(), y=y.numpy(), label=np.array([2, 0, 1]))
+
+
 if __name__ == "__main__":
     DATA.mkdir(exist_ok=True)
     unet2d()
     pth()
+    adm()
     np.savez(DATA / "schedulers.npz", **schedulers())
