@@ -79,6 +79,7 @@ def test_a_logger_gets_what_metrics_jsonl_gets(tmp_path):
     assert not (tmp_path / "mine" / "tensorboard").exists()  # `log` replaces the default
 
 
+@pytest.mark.slow
 def test_a_logger_needs_no_workdir():
     first, second = Kept(), Kept()
     toy().fit(steps=2, log=(first, second), config={"lr": 0.5}, log_every=2)

@@ -159,7 +159,7 @@ class MetricsLog:
                 if self._run.step == 0:
                     for other in self._loggers:
                         self._close(other)
-                    raise UsageError(what) from error
+                    raise UsageError(f"{what}; correct this, or train without this logger") from error
                 self._leave_out(logger, what)
         if self._lines is not None:
             self._lines.start(self._run)
