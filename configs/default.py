@@ -12,7 +12,7 @@ import inspect
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from scoregen.app.config import Config, choice, option, section
+from scoregen.app.config import Config, choice, option, section, switches
 from scoregen.data import SCALINGS, SOURCES
 from scoregen.guidance import CONTROLS, X0S
 from scoregen.likelihood import LIKELIHOODS
@@ -23,6 +23,7 @@ from scoregen.process import PROCESSES
 from scoregen.samplers import CORRECTORS, GRIDS, STEPS
 from scoregen.times import TIMES
 from scoregen.train.ema import AVERAGES
+from scoregen.train.loggers import LOGGERS
 from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES
 
 # The data sources that read files.
@@ -92,6 +93,8 @@ def get_config() -> Config:
     config.train.clip = 1.0  # global norm of the gradient; 0: do not clip
     config.train.accumulate = 1  # gradients that are averaged for each step of the optimizer
     config.train.ema = choice(AVERAGES, "decay")  # the average of the parameters, for sampling
+    # Where the metrics go beside metrics.jsonl, which is always written: true or false, or the name of a project.
+    config.train.log = switches(LOGGERS, on=("tensorboard",), without=("jsonl",), changes="nothing")
     config.train.log_every = option(50, changes="nothing")
     config.train.sample_every = option(0, changes="nothing")  # steps between pictures during training; 0: none
     config.train.checkpoint_every = option(1000, changes="training")  # steps between checkpoints

@@ -281,7 +281,11 @@ class UniformLogSNR(_Importance):
 
     def histogram(self, process: Process, state: Any) -> Array:
         if process.discrete:
-            gaps = jnp.log1p(snr_loss_rate(process, jnp.arange(self.bins(process))))
+            levels = jnp.arange(self.bins(process))
+            gaps = jnp.log1p(snr_loss_rate(process, levels))
+            # At alpha = 0 the gap is infinite; there it ends at lam = -13, or is 0.
+            last = jnp.maximum(process.logsnr(levels - 1) + 13.0, 0)
+            gaps = jnp.where(jnp.isfinite(gaps), gaps, last)
         else:
             edges = _own(process).quantile(process, jnp.linspace(0.0, 1.0, self.bins(process) + 1))
             lam = process.logsnr(edges)

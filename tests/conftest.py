@@ -43,6 +43,7 @@ TABLES = (
     ("scoregen.data", "SOURCES"),
     ("scoregen.data", "SCALINGS"),
     ("scoregen.train", "AVERAGES"),
+    ("scoregen.train", "LOGGERS"),
     ("scoregen.train", "OPTIMIZERS"),
     ("scoregen.train", "SCHEDULES"),
 )

@@ -85,7 +85,7 @@ def run_of(folder: Path, config) -> Path:
 
 def test_what_every_option_changes():
     """An option that is not listed here changes the trained network."""
-    sections = {"results": ("sampler", "eval"), "training": ("data.dir",), "nothing": ()}
+    sections = {"results": ("sampler", "eval"), "training": ("data.dir",), "nothing": ("train.log",)}
     training = {f"train.{key}": "training" for key in ("steps", "microbatch", "checkpoint_every", "keep")}
     nothing = dict.fromkeys(
         [

@@ -35,6 +35,7 @@ from scoregen.samplers import CORRECTORS, GRIDS, STEPS
 from scoregen.testing.conformance import columns
 from scoregen.times import TIMES
 from scoregen.train.ema import AVERAGES
+from scoregen.train.loggers import LOGGERS
 from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,7 @@ QUICK = {"README.md"}
 NO_PROGRAM = {"docs/architecture.md"}
 TABLES: tuple[dict[str, Any], ...] = (
     *(PROCESSES, TARGETS, CONDITIONS, TIMES, LOSSES, WEIGHTINGS, STEPS, CORRECTORS, GRIDS, NETS, SOURCES),
-    *(SCALINGS, AVERAGES, OPTIMIZERS, SCHEDULES, CONTROLS, X0S),
+    *(SCALINGS, AVERAGES, OPTIMIZERS, SCHEDULES, LOGGERS, CONTROLS, X0S),
 )
 
 

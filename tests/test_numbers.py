@@ -158,6 +158,8 @@ def test_a_field_of_a_network_that_counts_is_an_integer(net, name, value):
         (lambda: auto((2, 0)), r"shape=\(2, 0\): at least 1"),
         (lambda: sg.nets.memory(sg.nets.MLP(), (2,), 0), "batch=0: at least 1"),
         (lambda: sg.guidance.Clip("a", 1.0), "low='a': a number"),
+        (lambda: sg.guidance.Clip(-1.0, 1.0, reach=0.0), "reach=0.0: a positive finite number"),
+        (lambda: sg.guidance.DynamicThreshold(0.0, 1.0, most=0.5), "most=0.5: a number of at least 1"),
         (lambda: sg.guidance.DynamicThreshold(0.0, 1.0, quantile=2.0), "quantile=2.0: more than 0, and 1 or less"),
     ],
 )

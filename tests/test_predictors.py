@@ -412,7 +412,12 @@ def test_the_range_of_the_data():
     a, s = float(process.alpha(t)[0]), float(process.sigma(t)[0])
     for wrapper, want in (
         (Clip(-1.0, 1.0), [0.5, -1.0, 1.0, 1.0]),
+        (Clip(0.0, 4.0, reach=0.5), [1.0, 1.0, 1.5, 2.0]),  # the range from 1 to 3
+        (Clip(-1.0, 1.0, reach=2.5), [0.5, -2.5, 1.5, 2.0]),
+        (Clip(-math.inf, math.inf), [0.5, -3.0, 1.5, 2.0]),
         (DynamicThreshold(-1.0, 1.0, 1.0), [0.5 / 3, -1.0, 0.5, 2 / 3]),
+        (DynamicThreshold(-1.0, 1.0, 1.0, most=2.0), [0.25, -1.0, 0.75, 1.0]),
+        (DynamicThreshold(-1.0, 1.0, 1.0, most=1.0), [0.5, -1.0, 1.0, 1.0]),  # a clip
         (DynamicThreshold(-1.0, 1.0, 1 / 3), [0.5 / 1.5, -1.0, 1.0, 1.0]),  # the quantile of |x0| is 1.5
         (DynamicThreshold(0.0, 4.0, 1.0), [2 - 1.5 / 2.5, 0.0, 2 - 0.5 / 2.5, 2.0]),
         (DynamicThreshold(-9.0, 9.0, 1.0), [0.5, -3.0, 1.5, 2.0]),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from levels import levels
 
+from scoregen.losses.matching import snr_lost
 from scoregen.process import (
     EDM,
     PROCESSES,
@@ -37,6 +38,8 @@ from scoregen.process import (
     vanishes,
 )
 from scoregen.random import broadcast, by_example, check_key, example_keys, normal
+from scoregen.testing import check_process
+from scoregen.times import UniformLogSNR
 
 MADE = {name: make() for name, make in PROCESSES.items()}
 CHAINS = [name for name, process in MADE.items() if process.discrete]
@@ -706,7 +709,8 @@ def test_a_process_that_its_author_registers_can_be_differentiated():
         lambda: ncsn(start="zeros"),
         lambda: ncsn(data_std=-1.0),
         lambda: betas((0.1,)),
-        lambda: betas((0.1, 1.0)),
+        lambda: betas((1.0, 0.1)),
+        lambda: betas((0.1, 1.0001)),
         lambda: betas((0.0, 0.1)),
         lambda: sigmas((1.0,)),
         lambda: sigmas((0.0, 1.0)),
@@ -1001,3 +1005,28 @@ def test_within_is_what_both_have(name, other):
     else:
         lam = np.asarray(process.logsnrs)
         assert part.levels == ((lam >= theirs[0] - 0.02) & (lam <= theirs[1] + 0.02)).sum()
+
+
+def test_a_chain_may_end_in_pure_noise():
+    """abar = 0.81, 0.5184, 0. The posterior from the last level knows nothing of x, and SNRs telescope to that of 0."""
+    chain = betas((0.19, 0.36, 1.0))
+    np.testing.assert_allclose(chain.alphas, [0.9, 0.72, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(chain.sigmas, np.sqrt([0.19, 1 - 0.5184, 1.0]), rtol=1e-6)
+    assert vanishes(chain) and float(chain.prior_std()) == 1.0
+    x, x0 = jnp.full((1, 1), 5.0), jnp.full((1, 1), 2.0)
+    mean, std = posterior(chain, x, x0, jnp.array([2]), jnp.array([1]))
+    np.testing.assert_allclose([mean[0, 0], std[0]], [0.72 * 2.0, math.sqrt(1 - 0.5184)], rtol=1e-6)
+    t = jnp.linspace(0.0, 2.0, 9)
+    lam = chain.logsnr(t)
+    assert bool(jnp.isfinite(lam).all()) and bool((jnp.diff(lam) < 0).all()) and float(chain.alpha(t)[-1]) < 1e-12
+    np.testing.assert_allclose(chain.time(lam), t, atol=1e-5)
+    lost = snr_lost(chain, jnp.arange(3))[1:]
+    np.testing.assert_allclose(lost, [0.81 / 0.19 - 0.5184 / 0.4816, 0.5184 / 0.4816], rtol=1e-5)
+    law = UniformLogSNR()
+    densities = np.asarray(law.density(chain, jnp.arange(3), law.init(chain)))
+    assert np.isfinite(densities).all() and densities.min() > 0.01 and densities.sum() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_chain_that_ends_in_pure_noise_keeps_every_property():
+    check_process(lambda: betas((*np.linspace(1e-3, 0.3, 30), 1.0)))

@@ -1,6 +1,7 @@
 """Import and export change no bit and run no code of a file, and our networks give the outputs of other libraries."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,17 +24,19 @@ from safetensors.numpy import load_file, save_file
 from torch_frames import archive, saved, state, tensor, text
 
 from scoregen.app.build import network
-from scoregen.app.config import load
+from scoregen.app.config import build, load
 from scoregen.app.main import main as scoregen
 from scoregen.contrib.weights import command, pipeline, source, unet, workdir
-from scoregen.contrib.weights.layout import to_ours, to_theirs
+from scoregen.contrib.weights.layout import Entry, to_ours, to_theirs
 from scoregen.contrib.weights.source import FORMATS
-from scoregen.denoiser import CONDITIONS, from_network
+from scoregen.denoiser import CONDITIONS, from_network, input_scale
 from scoregen.errors import UsageError
 from scoregen.files import sha256
-from scoregen.nets import Cond, UNet
-from scoregen.process import ddpm
-from scoregen.samplers import Ancestral, Listed, Sampler
+from scoregen.guidance import X0S
+from scoregen.nets import Cond, NCSNpp, UNet
+from scoregen.process import EDM, PROCESSES, ddpm
+from scoregen.random import broadcast
+from scoregen.samplers import STEPS, Ancestral, Listed, Sampler, steps
 
 DATA = Path(__file__).parent / "data"
 UNET2D = DATA / "unet2d"
@@ -100,7 +104,7 @@ def test_in_and_out_again_changes_no_bit(imported, tmp_path):
         said = {key: value for key, value in before.items() if key in after}
         assert said == after
         # The export leaves out only a remark and options that other options switch off.
-        assert set(before) - set(after) <= {"_diffusers_version", "dynamic_thresholding_ratio", "sample_max_value"}
+        assert set(before) - set(after) <= {"_diffusers_version"}
 
 
 @pytest.mark.slow
@@ -264,12 +268,18 @@ def test_a_network_that_is_none_of_ours_is_refused_by_its_option(changed, parts)
 @pytest.mark.parametrize(
     ("changed", "parts"),
     [
-        ({"beta_schedule": "sigmoid"}, ["beta_schedule=sigmoid"]),
-        ({"rescale_betas_zero_snr": True}, ["rescale_betas_zero_snr=True"]),
-        ({"thresholding": True}, ["thresholding=True"]),
+        ({"beta_schedule": "laplace"}, ["beta_schedule=laplace", "sigmoid are known"]),
+        ({"beta_schedule": "sigmoid", "_class_name": "DDIMScheduler"}, ["beta_schedule=sigmoid"]),
+        ({"rescale_betas_zero_snr": True}, ["rescale_betas_zero_snr=True", "says nothing about x0", "v_prediction"]),
+        ({"rescale_betas_zero_snr": "yes"}, ["rescale_betas_zero_snr=yes", "true or false"]),
+        ({"trained_betas": [0.1, 1.0], "num_train_timesteps": 2}, ["a last beta of 1", "v_prediction"]),
+        ({"trained_betas": [1.0, 0.1], "num_train_timesteps": 2}, ["trained_betas"]),
+        ({"thresholding": 1}, ["thresholding=1", "true or false"]),
+        ({"thresholding": True, "dynamic_thresholding_ratio": 1.5}, ["dynamic_thresholding_ratio=1.5", "at most 1"]),
+        ({"thresholding": True, "sample_max_value": 0.5}, ["sample_max_value=0.5", "at least 1"]),
         ({"prediction_type": "flow"}, ["prediction_type=flow"]),
         ({"variance_type": "learned_range"}, ["variance_type=learned_range"]),
-        ({"clip_sample_range": 2.0}, ["clip_sample_range=2.0"]),
+        ({"clip_sample_range": 0}, ["clip_sample_range=0", "above 0"]),
         ({"trained_betas": [0.1, 1.5]}, ["trained_betas"]),
         ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 3}, ["trained_betas", "3 numbers"]),
         ({"prediction_type": []}, ["prediction_type=[]"]),
@@ -291,6 +301,8 @@ def test_a_scheduler_that_is_none_of_ours_is_refused_by_its_option(changed, part
         {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 40, "prediction_type": "v_prediction"},
         {"trained_betas": [0.1, 0.2, 0.35], "num_train_timesteps": 3, "clip_sample": False},
         {"prediction_type": "sample", "variance_type": "fixed_small"},
+        {"clip_sample_range": 2.5},
+        {"thresholding": True, "clip_sample": False, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 3.0},
     ],
 )
 def test_a_scheduler_in_and_out_again(changed):
@@ -309,6 +321,86 @@ def test_scaled_linear_is_its_betas():
     np.testing.assert_allclose(config.process.betas["values"], [0.01, 0.15**2, 0.04], rtol=1e-12)
 
 
+def parity():
+    """benchmarks/parity/weights.py, which needs PyTorch and diffusers."""
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    spec = importlib.util.spec_from_file_location("parity_weights", DATA.parents[1] / "benchmarks/parity/weights.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_reference_numbers_are_those_of_diffusers():
+    held = np.load(DATA / "schedulers.npz")
+    found = parity().schedulers()
+    assert set(found) == set(held)
+    for name in held:
+        np.testing.assert_allclose(found[name], held[name], atol=1e-6, err_msg=name)
+
+
+SCHEDULERS = {
+    "ddpm": {"clip_sample": False},
+    "large": {"variance_type": "fixed_large"},
+    "sigmoid": {"beta_schedule": "sigmoid", "prediction_type": "sample", "clip_sample_range": 2.0},
+    "dynamic": {"thresholding": True, "dynamic_thresholding_ratio": 0.75, "sample_max_value": 1.5},
+    "capped": {"thresholding": True},
+    "zero": {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    "zero_cosine": {
+        "rescale_betas_zero_snr": True,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "sample",
+    },
+    "zero_scaled": {
+        "_class_name": "DDIMScheduler",
+        "rescale_betas_zero_snr": True,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+    },
+    "ddim": {"_class_name": "DDIMScheduler", "clip_sample_range": 0.5},
+    "ddim_dynamic": {"_class_name": "DDIMScheduler", "thresholding": True, "sample_max_value": 100.0},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("sigmoid", "dynamic", "zero", "ddim")))
+        for name in SCHEDULERS
+    ],
+)
+def test_every_step_is_that_of_diffusers(name, monkeypatch):
+    """From the same x, output of a network and noise. At level 0 the step ends in the estimate of x0."""
+    held = np.load(DATA / "schedulers.npz")
+    config = load("ddpm_digits")
+    pipeline.set_scheduler(config, {"num_train_timesteps": 8, "beta_start": 0.01, "beta_end": 0.3} | SCHEDULERS[name])
+    process, step = build(PROCESSES, config.process), build(STEPS, config.sampler.step)
+    hold = build(X0S, config.sampler.x0, low=-1.0, high=1.0)
+    for t in range(8):
+        x, output, noise = (jnp.asarray(shown(held[part][t])) for part in ("x", "output", "noise"))
+        denoiser = hold(from_network(process, config.target, lambda x, t, output=output: output))
+        times = jnp.full(2, t)
+        found = denoiser(x, times).x0
+        if t:
+            monkeypatch.setattr(steps, "normal", lambda *_, noise=noise: noise)
+            found, _ = step.step(denoiser, jax.random.key(0), x, times, times - 1, ())
+        np.testing.assert_allclose(found, shown(held[name][t]), atol=2e-5, err_msg=f"level {t}")
+
+
+def test_ddim_that_limits_x0_is_imported_with_a_sentence():
+    config = load("ddpm_digits")
+    for theirs, said in (
+        ({"_class_name": "DDIMScheduler"}, "use_clipped_model_output=True"),
+        ({"_class_name": "DDIMScheduler", "clip_sample": False}, ""),
+        ({"_class_name": "DDPMScheduler"}, ""),
+    ):
+        pipeline.set_scheduler(config, theirs)
+        note = pipeline.note_of(config, theirs)
+        assert said in note and bool(said) == bool(note)
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -318,7 +410,6 @@ def test_scaled_linear_is_its_betas():
         ({"labels": True}, ["config.labels=True"]),
         ({"learned_variance": True}, ["config.learned_variance=True"]),
         ({"energy": True}, ["config.energy=True"]),
-        ({"sampler.x0.name": "dynamic"}, ["config.sampler.x0.name=dynamic"]),
         ({"scaling.name": "unit"}, ["config.scaling.name=unit", "[-1, 1]"]),
     ],
 )
@@ -362,7 +453,9 @@ def test_what_breaks_is_said_in_one_line_and_leaves_nothing(tmp_path):
         "config.net.name=mlp",
         flags=("--config=ddpm_digits", "--config.net.name=mlp"),
     )
-    cannot("config.net.unet.channels=", "config.json says 4", flags=("--config=ddpm_digits",))
+    cannot(
+        "config.net.unet.channels=", "config.json says 4", flags=("--config=ddpm_digits", "--config.net.unet.groups=2")
+    )
     cannot("ddpm_digitz", flags=("--config=ddpm_digitz",))
     for cut in (raw[:-1], raw[:100], raw[:7], b""):
         (theirs / FILE).write_bytes(cut)
@@ -1014,3 +1107,257 @@ def test_ncsnpp_comes_in_as_the_noise():
         ("conv_out.kernel", "negated_conv"),
         ("conv_out.kernel", "conv"),
     ]
+
+
+# --- ADM, EDM and others
+
+
+ADM_NET = ("channels=4", "multipliers=(1,2)", "blocks=1", "attention=(4,)", "attention_heads=2", "groups=2")
+ADM_FLAGS = (
+    *("--config=iddpm_cifar", "--config.data.name=digits"),
+    *(f"--config.net.unet.{field}" for field in (*ADM_NET, "resample=block")),
+)
+
+
+@pytest.fixture(scope="module")
+def of_adm(tmp_path_factory):
+    """A class-conditional network with a learned variance, in a state dict of ADM, imported; and what was said."""
+    target = tmp_path_factory.mktemp("runs") / "adm"
+    return target, done("import", DATA / "ema_0.9999_000012.pt", f"--workdir={target}", *ADM_FLAGS)
+
+
+@pytest.mark.slow
+def test_a_state_dict_of_adm_gives_its_outputs(of_adm):
+    """The classes, the scale and shift, both kinds of resampling blocks, the order of the heads; half precision."""
+    there, said = of_adm
+    config = workdir.configuration(there)
+    assert (config.labels, config.label_dropout, config.learned_variance) == (True, 0.0, True)
+    assert "as adm" not in said and "adm, " in said and "run of step 12" in said
+    assert "classes 0 to 2" in said and "guidance is not possible" in said
+    params, _ = workdir.read(there, workdir.shapes_of(config, (8, 8, 1), 3))
+    np.testing.assert_array_equal(params["label"]["embedding"][3], 0)
+    held = np.load(DATA / "adm.npz")
+    net = UNet(**config.net.unet.to_dict(), num_classes=3, out_channels=2)
+    cond = Cond(held["t"], jnp.asarray(held["label"], jnp.int32))
+    got = jax.jit(net.apply)({"params": params}, shown(held["x"]), cond)
+    assert held["y"].std() > 0.1
+    np.testing.assert_allclose(got, shown(held["y"]), atol=1e-4 * held["y"].std())
+
+
+def test_a_state_dict_of_adm_that_does_not_fit_is_refused_with_all_that_differs(tmp_path):
+    """One line for what is missing, one for what is unknown and one for shapes, each with the first names."""
+    file = DATA / "ema_0.9999_000012.pt"
+    other = [flag for flag in ADM_FLAGS if "channels" not in flag and "attention=" not in flag]
+    other += ["--config.net.unet.channels=8", "--config.net.unet.attention=(8,)"]
+    code, _, err = main("import", file, f"--workdir={tmp_path / 'run'}", *other)
+    lines = err.splitlines()
+    assert code == 2 and len(lines) == 3 and all(line.startswith(f"scoregen: {file}: ") for line in lines), err
+    assert re.search(r"there is no (\S+, ){2}\S+ \.\.\. \(\d+ of \d+ arrays are missing\)", lines[0])
+    assert re.search(r"there is (\S+, ){2}\S+ \.\.\., which the network does not have \(\d+ such arrays\)", lines[1])
+    assert "input_blocks.0.0.bias is 4, but the network's is 8; " in lines[2]
+    assert re.search(r" \.\.\. \(\d+ arrays of another shape\)$", lines[2])
+    other = [flag for flag in ADM_FLAGS if "heads" not in flag]
+    answered(
+        "import",
+        file,
+        f"--workdir={tmp_path / 'run'}",
+        *other,
+        "--config.learned_variance=false",
+        "--config.sampler.step.ancestral.variance=small",
+        "--config.loss.name=eps",
+        parts=["out.2.bias is 2, but the network's is 1; out.2.weight is 2x4x3x3", "(2 arrays"],
+    )
+    answered(
+        "import",
+        file,
+        f"--workdir={tmp_path / 'run'}",
+        "--config=ddpmpp_vp_cifar",
+        parts=["config.net.name=ncsnpp", "adm, which needs a unet"],
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_adm_draws_the_class_that_is_asked_for(tmp_path):
+    """From the workdir alone, with data of as many classes. Guidance needs a trained "no class", and is refused."""
+    labels = np.arange(60, dtype=np.int32) % 3
+    np.savez(tmp_path / "mine.npz", x=(np.arange(60 * 64) % 251).astype(np.uint8).reshape(60, 8, 8, 1), y=labels)
+    flags = (
+        "--config.data.name=array",
+        "--config.data.array.key=x",
+        "--config.data.array.labels=y",
+        f"--config.data.dir={tmp_path / 'mine.npz'}",
+    )
+    flags = (*ADM_FLAGS[:1], *flags, *ADM_FLAGS[2:])
+    done("import", DATA / "ema_0.9999_000012.pt", f"--workdir={tmp_path / 'run'}", *flags)
+    few = ("--config.sampler.n=2", "--config.sampler.images=2", "--config.sampler.batch=2")
+    drawn = []
+    for label in (0, 2):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert scoregen(["sample", str(tmp_path / "run"), *few, f"--config.sampler.label={label}"]) == 0, (
+                err.getvalue()
+            )
+        drawn.append(np.load(tmp_path / "run" / "samples.npy"))
+    assert (drawn[0] != drawn[1]).any()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert scoregen(["sample", str(tmp_path / "run"), *few, "--config.sampler.guidance=2"]) == 2
+    assert "guidance needs a network trained also without labels" in err.getvalue()
+
+
+def test_the_name_of_a_file_of_adm_gives_its_step(tmp_path):
+    for name, step, notes in (("model000012.pt", 12, 1), ("ema_0.99_123456.pt", 123456, 0), ("mine.pt", 0, 0)):
+        with source.opened(Path(shutil.copy(DATA / "ema_0.9999_000012.pt", tmp_path / name))) as found:
+            assert (found.step, len(found.notes)) == (step, notes)
+
+
+@pytest.mark.slow
+def test_the_advice_for_a_pickle_of_edm_works(tmp_path):
+    """The line of the refusal, as it is printed, makes a file that is imported and gives the outputs of the module."""
+    torch = pytest.importorskip("torch")
+    from reference.ncsnpp import EDM as Theirs
+
+    sizes = {"size": 8, "channels": 32, "mult": (1, 2), "blocks": 1, "attention": (4,), "fourier": False}
+    theirs = Theirs(**sizes, taps=(1, 1), residual=False, classes=3, augment=9)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape) / fan**0.5)
+    (tmp_path / "OLD.pkl").write_bytes(pickle.dumps({"ema": theirs.eval(), "loss_fn": None, "augment_pipe": None}))
+    line = answered("import", tmp_path / "OLD.pkl", f"--workdir={tmp_path / 'run'}", parts=["NVlabs/edm", "NEW.pt"])
+    advice = re.search(r"python (-c '.*'), and import NEW.pt", line)
+    assert advice is not None
+    env = os.environ | {"PYTHONPATH": str(DATA.parent)}
+    subprocess.run(f"{sys.executable} {advice[1]}", shell=True, cwd=tmp_path, env=env, check=True, timeout=200)
+
+    fields = ("channels=32", "multipliers=(1,2)", "blocks=1", "attention=(4,)")
+    flags = [f"--config.net.ncsnpp.{field}" for field in fields]
+    flags = ["--config=edm_cifar", "--config.data.cifar10.size=8", *flags]
+    said = done("import", tmp_path / "NEW.pt", f"--workdir={tmp_path / 'run'}", *flags)
+    assert "edm, " in said and "classes 0 to 2" in said
+    config = workdir.configuration(tmp_path / "run")
+    params, _ = workdir.read(tmp_path / "run", workdir.shapes_of(config, (8, 8, 3), 3))
+    net, process = NCSNpp(**config.net.ncsnpp.to_dict(), num_classes=3, augment_dim=9), EDM()
+    rng, t = np.random.default_rng(0), jnp.array([0.05, 20.0])
+    x, augment = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2, 8, 8, 3), (2, 9)))
+
+    def apply(x, t):
+        cond = Cond(CONDITIONS["edm"](process, t), jnp.array([2, 0]), augment=augment)
+        return net.apply({"params": params}, broadcast(input_scale(process, t), x) * x, cond)
+
+    got = np.asarray(from_network(process, "edm", apply)(x, t).x0)
+    with torch.no_grad():
+        given = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2), torch.tensor(np.asarray(t))
+        want = shown(theirs(*given, torch.eye(3)[[2, 0]], torch.tensor(np.asarray(augment))).numpy())
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+class Small(nn.Module):
+    """A network of the user, in the names and the shapes of Flax."""
+
+    @nn.compact
+    def __call__(self, x, cond, train=False):
+        x = nn.Conv(6, (7, 7), padding=3, name="init_conv")(x)
+        return nn.Conv(1, (1, 1), name="final_conv")(nn.silu(x))
+
+
+def test_the_advice_for_lucidrains_works(tmp_path):
+    """A state dict that was saved as safetensors gives the outputs of its formula in a network of one's own."""
+    hooks = b"}" + text("model") + b"}" + text("model.init_conv.weight") + tensor() + b"ss"
+    answered(
+        "import",
+        archive(tmp_path / "model-1.pt", b"\x80\x02" + hooks + b"."),
+        f"--workdir={tmp_path / 'run'}",
+        parts=["denoising-diffusion-pytorch", "safetensors.torch.save_file(", "docs/weights.md"],
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"init_conv.weight": (6, 1, 7, 7), "init_conv.bias": (6,), "final_conv.weight": (1, 6, 1, 1)}
+    state = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    state["final_conv.bias"] = np.ones(1, np.float32)
+    save_file(state, tmp_path / "NEW.safetensors")
+    layout = [
+        *(Entry(f"{name}.weight", f"{name}.kernel", "conv") for name in ("init_conv", "final_conv")),
+        *(Entry(f"{name}.bias", f"{name}.bias") for name in ("init_conv", "final_conv")),
+    ]
+    with source.opened(tmp_path / "NEW.safetensors") as found:
+        params = to_ours(layout, {name: found.read(name, False) for name in found.arrays})
+    x = rng.standard_normal((1, 9, 9, 1)).astype(np.float32)
+    got = Small().apply({"params": params}, x, Cond(jnp.zeros(1)))
+    # The middle pixel, by hand.
+    patch = x[0, 1:8, 1:8, 0]
+    hidden = (state["init_conv.weight"][:, 0] * patch).sum((1, 2)) + state["init_conv.bias"]
+    want = (state["final_conv.weight"][0, :, 0, 0] * hidden / (1 + np.exp(-hidden))).sum() + 1
+    np.testing.assert_allclose(got[0, 4, 4, 0], want, rtol=1e-4)
+
+
+# --- a checkpoint of diffusers' training
+
+
+def training_checkpoint(folder: Path) -> Path:
+    """`unet/` and `unet_ema/`, whose weights are half of those in `unet/`, in the folder of a pipeline."""
+    there = folder / "out" / "checkpoint-500"
+    for name, factor in (("unet", 1), ("unet_ema", 0.5)):
+        shutil.copytree(UNET2D / "unet", there / name)
+        arrays = {key: (a * factor).astype(a.dtype) for key, a in load_file(UNET2D / FILE).items()}
+        save_file(arrays, there / name / source.WEIGHTS)
+    shutil.copytree(UNET2D / "scheduler", folder / "out" / "scheduler")
+    config = json.loads((there / "unet" / "config.json").read_text())
+    more = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 500, "power": 0.75}
+    more |= {"update_after_step": 0, "use_ema_warmup": True}
+    (there / "unet_ema" / "config.json").write_text(json.dumps(config | more))
+    return there
+
+
+@pytest.mark.quick(1)
+@pytest.mark.parametrize(
+    ("part", "step", "factors", "said"),
+    [("", 500, (1, 0.5), ""), ("unet_ema", 500, (0.5, 0.5), ""), ("unet", 0, (1, 1), "unet_ema, was left out")],
+)
+def test_a_checkpoint_of_diffusers_training(tmp_path, part, step, factors, said):
+    """The whole gives parameters and average, one of its folders only these; the scheduler is the pipeline's."""
+    there = training_checkpoint(tmp_path)
+    out = done("import", there / part, f"--workdir={tmp_path / 'run'}")
+    assert said in out and ("left out" in out) == bool(said) and f"run of step {step} " in out
+    config = workdir.configuration(tmp_path / "run")
+    assert config.sampler.step.ancestral.variance == "large"  # as the scheduler says
+    for averaged, factor in zip((False, True), factors, strict=True):
+        params, _ = workdir.read(tmp_path / "run", workdir.shapes_of(config, (8, 8, 1)), averaged)
+        want = load_file(UNET2D / FILE)["conv_in.weight"].astype(np.float32).transpose(2, 3, 1, 0)
+        np.testing.assert_allclose(params["conv_in"]["kernel"], factor * want, rtol=1e-3)
+
+
+def test_folders_of_two_trainings_are_refused(tmp_path):
+    there = training_checkpoint(tmp_path)
+    arrays = load_file(there / "unet_ema" / source.WEIGHTS)
+    save_file(arrays | {"conv_in.bias": np.zeros(5, np.float16)}, there / "unet_ema" / source.WEIGHTS)
+    answered("import", there, f"--workdir={tmp_path / 'run'}", parts=["unet and unet_ema differ in conv_in.bias"])
+
+
+@pytest.mark.slow
+def test_the_average_that_diffusers_itself_saves(tmp_path):
+    """EMAModel after two updates: the import has its average, its step, and the parameters beside it."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    from diffusers.training_utils import EMAModel
+
+    options = {key: value for key, value in SMALL.items() if key[0] != "_"}
+    pipe = theirs_alive(options, tmp_path / "out")
+    ema = EMAModel(pipe.unet.parameters(), decay=0.5, model_cls=diffusers.UNet2DModel, model_config=pipe.unet.config)
+    with torch.no_grad():
+        for _ in range(2):
+            for parameter in pipe.unet.parameters():
+                parameter.mul_(1.5)
+            ema.step(pipe.unet.parameters())
+    there = tmp_path / "out" / "checkpoint-2"
+    ema.save_pretrained(there / "unet_ema")
+    pipe.unet.save_pretrained(there / "unet")
+    assert set(json.loads((there / "unet_ema" / "config.json").read_text())) >= source.EMA
+    assert "run of step 2 " in done("import", there, f"--workdir={tmp_path / 'run'}")
+    config = workdir.configuration(tmp_path / "run")
+    found = [
+        workdir.read(tmp_path / "run", workdir.shapes_of(config, (8, 8, 1)), averaged)[0] for averaged in (False, True)
+    ]
+    for params, folder in zip(found, ("unet", "unet_ema"), strict=True):
+        want = load_file(there / folder / source.WEIGHTS)["conv_in.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(params["conv_in"]["kernel"], want)
+    assert not np.array_equal(found[0]["conv_in"]["kernel"], found[1]["conv_in"]["kernel"])

@@ -6,6 +6,7 @@ The script needs the extra `interop` (torch, diffusers). All weights are redrawn
 initialised to zero would hide all layers before them.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from scoregen.app.command import need
 
 need("interop", "diffusers", "torch")
 
+import diffusers
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -94,7 +96,70 @@ def pth() -> None:
     np.savez(DATA / "tiny.npz", allow_pickle=False, **held)
 
 
+# Schedulers whose steps are compared, by name: the class, and its options.
+SCHEDULERS = {
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "large": ("DDPMScheduler", {"variance_type": "fixed_large"}),
+    "sigmoid": ("DDPMScheduler", {"beta_schedule": "sigmoid", "prediction_type": "sample", "clip_sample_range": 2.0}),
+    "dynamic": ("DDPMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 0.75, "sample_max_value": 1.5}),
+    "capped": ("DDPMScheduler", {"thresholding": True}),  # a largest value of 1: the same as a clip
+    "zero": ("DDPMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
+    "zero_cosine": (
+        "DDPMScheduler",
+        {"rescale_betas_zero_snr": True, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+    ),
+    "zero_scaled": (
+        "DDIMScheduler",
+        {"rescale_betas_zero_snr": True, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"},
+    ),
+    "ddim": ("DDIMScheduler", {"clip_sample_range": 0.5}),
+    "ddim_dynamic": ("DDIMScheduler", {"thresholding": True, "sample_max_value": 100.0}),
+}
+STEPS = {"num_train_timesteps": 8, "beta_start": 0.01, "beta_end": 0.3}
+
+
+def schedulers() -> dict[str, np.ndarray]:
+    """Each step of each scheduler, `[levels, B, C, H, W]`, and what goes in: x, the network's output and the noise."""
+    shape = (STEPS["num_train_timesteps"], 2, 1, 2, 3)
+    generator = torch.Generator().manual_seed(0)
+    # Estimates of x0 that leave [-1, 1], so that clipping and thresholding have an effect.
+    x, output = (1.5 * torch.randn(shape, generator=generator) for _ in range(2))
+    found = {}
+    for name, (kind, options) in SCHEDULERS.items():
+        scheduler = getattr(diffusers, kind)(**STEPS | options)
+        scheduler.set_timesteps(shape[0])
+        more = {"use_clipped_model_output": True} if kind == "DDIMScheduler" else {}
+        steps = []
+        for t in range(shape[0]):
+            drawn = torch.Generator().manual_seed(t)
+            steps.append(scheduler.step(output[t], t, x[t], generator=drawn, **more).prev_sample)
+        found[name] = torch.stack(steps).numpy()
+    noise = torch.stack([torch.randn(shape[1:], generator=torch.Generator().manual_seed(t)) for t in range(shape[0])])
+    return found | {"x": x.numpy(), "output": output.numpy(), "noise": noise.numpy()}
+
+
+# A class-conditional network with every option of ADM, for digits; tests/reference/adm.py has its formulas.
+ADM = {"width": 4, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "heads": 2, "classes": 3, "groups": 2}
+
+
+def adm() -> None:
+    """The state dict of a small ADM, in half precision, as its training writes it; and the output of its network."""
+    sys.path.insert(0, str(DATA.parent))
+    from reference.adm import UNet
+
+    sizes = (ADM["width"], ADM["multipliers"], ADM["blocks"], ADM["attention"], lambda width: ADM["heads"])
+    net = alive(UNet(8, 1, 2, *sizes, True, "block", ADM["classes"], ADM["groups"])).half()
+    torch.save(net.state_dict(), DATA / "ema_0.9999_000012.pt")
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(3, 1, 8, 8, generator=generator), torch.tensor([0.0, 250.0, 999.0])
+    with torch.no_grad():
+        y = net.float()(x, t, torch.tensor([2, 0, 1]))
+    np.savez(DATA / "adm.npz", x=x.numpy(), t=t.numpy(), y=y.numpy(), label=np.array([2, 0, 1]))
+
+
 if __name__ == "__main__":
     DATA.mkdir(exist_ok=True)
     unet2d()
     pth()
+    adm()
+    np.savez(DATA / "schedulers.npz", **schedulers())

@@ -221,12 +221,14 @@ class Action:
             about = self.trained(api.Run(self.workdir, train.steps, state.ema, self.sampling, self.parts))
             self.record.began(begin, command=self.again, about=about, notes=data.notes, loss=self.loss())
 
-        def picture(step: int, state: State) -> None:
+        def picture(step: int, state: State) -> dict[str, np.ndarray] | None:
+            found = None
             if drawn := train.sample_every and step % train.sample_every == 0 and step < train.steps:
-                self.sketch(step, state.ema)
+                found = self.sketch(step, state.ema)
             # One step after a checkpoint, whose held-out loss is then known.
             if drawn or (step - 1) % train.checkpoint_every == 0:
                 self.record.renew(step, hurry=True)
+            return found
 
         if not resumed:  # before the network is initialised, which may take a minute
             announce()
@@ -242,7 +244,9 @@ class Action:
             microbatch=train.microbatch,
             prepare=self.parts.prepare,
             workdir=self.workdir,
+            log=self.parts.loggers,
             log_every=train.log_every,
+            config=config_lib.used(config).to_dict(),
             checkpoint_every=train.checkpoint_every,
             keep=train.keep,
             callback=picture,
@@ -264,18 +268,19 @@ class Action:
             leave(self.signals)
         return done
 
-    def sketch(self, step: int, params: Any) -> None:
-        """Draw a picture of samples during training."""
+    def sketch(self, step: int, params: Any) -> dict[str, np.ndarray] | None:
+        """Draw a picture of samples during training, and return it for the loggers."""
         count = self.config.sampler.images
         samples = self.signals.watch(lambda: self.sampling(params, count, stopped=self.signals))
         if samples is None:
-            return
-        if np.isfinite(samples).all():
-            title = report.heading(self.config.name, step)
-            self.picture(self.files / f"samples_{step:07d}.png", params, samples, title)
-        else:  # the training does not need the picture and continues
+            return None
+        if not np.isfinite(samples).all():  # the training does not need the picture and continues
             self.say(line := f"no picture at step {step}: the sampler diverged")
             self.record.warn(line)
+            return None
+        title = report.heading(self.config.name, step)
+        path = self.picture(self.files / f"samples_{step:07d}.png", params, samples, title)
+        return {"samples": report.pixels(path)} if self.parts.loggers else None
 
     def picture(self, path: Path, params: Any, samples: np.ndarray, title: str) -> Path:
         """The picture for this kind of data: a grid of images, four panels of the plane, or a panel per coordinate."""

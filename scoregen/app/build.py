@@ -42,9 +42,11 @@ from scoregen.samplers import CORRECTORS, GRIDS, STEPS, Sampler
 from scoregen.times import TIMES
 from scoregen.train import (
     AVERAGES,
+    LOGGERS,
     OPTIMIZERS,
     SCHEDULES,
     Average,
+    Logger,
     Model,
     check_even,
     check_scale,
@@ -70,6 +72,7 @@ class Parts:
         optimizer: the optimizer with its schedule, clip and accumulation.
         average: the average of the parameters (EMA), for sampling.
         sampling: how samples are drawn.
+        loggers: where the metrics of the training go, beside metrics.jsonl; none for another command.
     """
 
     config: Config
@@ -80,6 +83,7 @@ class Parts:
     optimizer: optax.GradientTransformation
     average: Average
     sampling: Sampling
+    loggers: tuple[Logger, ...] = ()
 
     @property
     def scaling(self) -> Any:
@@ -275,6 +279,7 @@ def build(
     weighting = choose(WEIGHTINGS, "weighting")
     times = choose(TIMES, "times")
     average = choose(AVERAGES, "train.ema")
+    loggers = attempt(config_lib.several, LOGGERS, config.train.log, "train.log") if mode == "train" else []
     # Both parts alone, so that their errors are found together; the number of steps may be one of the errors.
     steps, accumulate = config.train.steps, config.train.accumulate
     last = steps // accumulate if min(steps, accumulate) > 0 else MOST
@@ -355,9 +360,9 @@ def build(
         seed=config.seed if config.sampler.seed is None else config.sampler.seed,
         batch=config.sampler.batch,
     )
-    assert optimizer is not None and average is not None
+    assert optimizer is not None and average is not None and loggers is not None
     config = with_network(config, trained.net)
-    return Parts(config, dataset, prepare, trained, objective, optimizer, average, sampling)
+    return Parts(config, dataset, prepare, trained, objective, optimizer, average, sampling, tuple(loggers))
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:

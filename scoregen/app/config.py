@@ -125,6 +125,66 @@ def choice(
     return made
 
 
+def switches(
+    table: Mapping[str, Callable],
+    on: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    *,
+    modes: tuple[str, ...] = (),
+    changes: str = "",
+) -> Config:
+    """The section of a configuration that chooses any number of parts from `table`: an option for each.
+
+    The option is the argument of the part's constructor, a text; "" leaves the part out. If the constructor has no
+    argument, the option is true or false. `several` makes the parts.
+
+    Args:
+        table: the parts by name. A parameter with a default does not count.
+        on: the parts without an argument that are chosen by default.
+        without: parts that get no option.
+        modes, changes: see `Option`.
+
+    >>> switches({"file": lambda: ..., "service": lambda project: ..., "always": lambda: ...}, ("file",), ("always",))
+    file: true
+    service: ''
+    """
+    made: Config = ConfigDict({name: "" if _needed(make) else name in on for name, make in table.items()})
+    for name in without:
+        del made[name]
+    if modes or changes:
+        made[SECTION] = Option(modes=modes, changes=changes)
+    return made
+
+
+def several(table: Mapping[str, Callable[..., T]], section: Config, key: str) -> list[T]:
+    """The parts that a section of `switches` chooses, in the order of the table.
+
+    `key` is the key of the section in the configuration, for error messages.
+
+    Raises:
+        UsageError: if a part refuses its argument.
+
+    >>> table = {"file": lambda: "a file", "service": lambda project: f"the project {project}"}
+    >>> several(table, ConfigDict({"file": True, "service": "digits"}), "train.log")
+    ['a file', 'the project digits']
+    """
+    found, wrong = [], []
+    for name, make in table.items():
+        if given := section.get(name):
+            try:
+                found.append(make(given) if _needed(make) else make())
+            except (TypeError, ValueError, UsageError) as error:
+                wrong.append(f"config.{key}.{name}: {first_line(error)}")
+    if wrong:
+        raise UsageError(*wrong)
+    return found
+
+
+def _needed(make: Callable) -> bool:
+    """Whether a constructor has an argument without a default."""
+    return any(parameter.default is parameter.empty for parameter in inspect.signature(make).parameters.values())
+
+
 def pick(table: Mapping[str, T], name: str, what: str) -> T:
     """table[name], for an entry without options; `what` is the option that holds the name.
 

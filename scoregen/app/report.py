@@ -99,6 +99,14 @@ def save_pictures(folder: Path, images: np.ndarray) -> Path:
     return inside
 
 
+def pixels(path: Path) -> np.ndarray:
+    """The pixels of a picture in a file, uint8 `[H, W, 3]`."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
 def heading(name: str, step: int, metrics: Sequence[Metric] = ()) -> str:
     """The title of a picture: the preset, the step, and the distance if it was computed.
 

@@ -15,7 +15,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from scoregen.denoiser import Denoiser, Prediction, check_denoiser, prediction_from_x0
-from scoregen.errors import Refusal, check_finite, check_numbers
+from scoregen.errors import Refusal, check_finite, check_numbers, check_positive
 from scoregen.process import Process
 from scoregen.process.kernel import has_values
 from scoregen.random import broadcast
@@ -111,9 +111,11 @@ class Clip(Wrapper):
 
     Attributes:
         low, high: the range, in the units that the network sees; a scaling has them as `low` and `high`.
+        reach: x0 is clipped to a range that is so many times as wide, with the same middle.
 
     Raises:
-        ValueError: unless low < high.
+        TypeError: for an option that is not a number.
+        ValueError: unless low < high and reach > 0.
 
     >>> from scoregen.process import VP
     >>> big = Denoiser(VP(), lambda x, t: prediction_from_x0(VP(), x, t, 3 * jnp.ones_like(x)))
@@ -123,13 +125,17 @@ class Clip(Wrapper):
 
     low: float
     high: float
+    reach: float = 1.0
 
     def __post_init__(self):
         _check_range(self.low, self.high)
+        check_positive(reach=self.reach)
 
     def predict(self, denoiser: Denoiser, x: Array, t: Array) -> Prediction:
-        found = denoiser(x, t)
-        return prediction_from_x0(denoiser.process, x, t, jnp.clip(found.x0, self.low, self.high), found.between)
+        found, more = denoiser(x, t), 0.5 * (self.reach - 1)
+        wide = jnp.where(self.reach == 1, 0.0, more * (self.high - self.low))  # 0 also for an infinite range
+        low, high = self.low - wide, self.high + wide
+        return prediction_from_x0(denoiser.process, x, t, jnp.clip(found.x0, low, high), found.between)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,34 +143,37 @@ class DynamicThreshold(Wrapper):
     """Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3): x0 scaled to the range of the data.
 
     With u = x0 mapped linearly from [low, high] to [-1, 1], and q a high quantile of |u| over the dimensions of an
-    example, u is clipped to [-s, s] and divided by s, where s = max(q, 1). Values outside the range therefore move
-    into it together with all others.
+    example, u is clipped to [-s, s] and divided by s, where s = min(max(q, 1), `most`). Values outside the range
+    therefore move into it together with all others.
 
     Attributes:
         low, high: the range, in the units that the network sees; a scaling has them as `low` and `high`.
         quantile: the probability of the quantile q.
+        most: the largest s; infinite in the paper. With 1, x0 is clipped to the range.
 
     Raises:
         TypeError: for an option that is not a number.
-        ValueError: unless low < high, both finite, and 0 < quantile <= 1.
+        ValueError: unless low < high, both finite, 0 < quantile <= 1, and most >= 1.
     """
 
     low: float
     high: float
     quantile: float = 0.995
+    most: float = math.inf
 
     def __post_init__(self):
         _check_range(self.low, self.high)
         if not math.isfinite(self.high - self.low):
             raise ValueError(f"low={self.low}, high={self.high}: a dynamic threshold needs data of a finite range")
         check_numbers(lambda q: 0 < q <= 1, "more than 0, and 1 or less,", quantile=self.quantile)
+        check_numbers(lambda most: most >= 1, "a number of at least 1", most=self.most)
 
     def predict(self, denoiser: Denoiser, x: Array, t: Array) -> Prediction:
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
         found = denoiser(x, t)
         u = (found.x0 - middle) / half
         size = jnp.quantile(jnp.abs(u).reshape(len(u), -1), self.quantile, axis=1)
-        s = broadcast(jnp.maximum(size, 1), u)
+        s = broadcast(jnp.clip(size, 1, self.most), u)
         return prediction_from_x0(denoiser.process, x, t, middle + half * jnp.clip(u, -s, s) / s, found.between)
 
 

@@ -124,9 +124,10 @@ def snr(process: Process, t: Array) -> Array:
 
 
 def snr_lost(process: Process, t: Array) -> Array:
-    """`snr_loss_rate` times SNR, `[B] -> [B]`: SNR_{t-1} - SNR_t for a chain, else -SNR'. It is 0 where alpha is 0."""
+    """`snr_loss_rate` times SNR, `[B] -> [B]`: SNR_{t-1} - SNR_t for a chain, else -SNR', which is 0 at alpha = 0."""
     ratio = snr(process, t)
-    return jnp.where(ratio > 0, snr_loss_rate(process, t), 0) * ratio
+    lost = jnp.where(ratio > 0, snr_loss_rate(process, t), 0) * ratio
+    return jnp.where(ratio > 0, lost, snr(process, jnp.maximum(t - 1, 0))) if process.discrete else lost
 
 
 def bound_weight(process: Process, t: Array) -> Array:

@@ -14,6 +14,8 @@ from scoregen.errors import check_count, check_finite, what_it_is
 from scoregen.process.kernel import Process, check_data_std, check_sigmas
 from scoregen.random import by_example, widest
 
+LOWEST = -30.0  # the log alpha of a level with alpha = 0, between levels
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain(Process):
@@ -60,10 +62,20 @@ class Chain(Process):
         wide = widest(table.dtype, t.dtype)
         return jnp.interp(t.astype(wide), jnp.arange(self.levels, dtype=wide), table.astype(wide)).astype(t.dtype)
 
+    @property
+    def _log_alphas(self) -> Array:
+        """log alpha of each level, finite where alpha = 0, so that it can be interpolated."""
+        return jnp.maximum(jnp.log(self.alphas), LOWEST)
+
+    @property
+    def _finite_logsnrs(self) -> Array:
+        """lam of each level, finite where alpha = 0."""
+        return jnp.maximum(self.logsnrs, 2 * LOWEST)
+
     def alpha(self, t: Array) -> Array:
         if jnp.issubdtype(jnp.asarray(t).dtype, jnp.integer):
             return self.alphas[t]
-        return jnp.exp(self._between(jnp.log(self.alphas), t))
+        return jnp.exp(self._between(self._log_alphas, t))
 
     def sigma(self, t: Array) -> Array:
         if jnp.issubdtype(jnp.asarray(t).dtype, jnp.integer):
@@ -73,13 +85,13 @@ class Chain(Process):
     def logsnr(self, t: Array) -> Array:
         if jnp.issubdtype(jnp.asarray(t).dtype, jnp.integer):
             return self.logsnrs[t]
-        return self._between(self.logsnrs, t)
+        return self._between(self._finite_logsnrs, t)
 
     def time(self, logsnr: Array) -> Array:
         logsnr = jnp.asarray(logsnr)
         wide = widest(self.logsnrs.dtype, logsnr.dtype)
         # jnp.interp needs a rising table, and lam falls with the index.
-        t = jnp.interp(-logsnr.astype(wide), -self.logsnrs.astype(wide), jnp.arange(self.levels, dtype=wide))
+        t = jnp.interp(-logsnr.astype(wide), -self._finite_logsnrs.astype(wide), jnp.arange(self.levels, dtype=wide))
         return t.astype(logsnr.dtype)
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
@@ -102,7 +114,8 @@ def _chain(log_alpha2: np.ndarray, log_sigma2: np.ndarray, **options) -> Chain:
 
 
 def _variance_preserving(steps: np.ndarray) -> Chain:
-    log_abar = np.cumsum(np.log1p(-steps))
+    with np.errstate(divide="ignore"):  # the last beta may be 1
+        log_abar = np.cumsum(np.log1p(-steps))
     return _chain(log_abar, np.log(-np.expm1(log_abar)), data_std=1.0)
 
 
@@ -155,8 +168,17 @@ def cosine(steps: int = 1000) -> Chain:
     0.00642...
     """
     check_count("steps", steps, 2)
+    return _variance_preserving(cosine_betas(steps))
+
+
+def cosine_betas(steps: int) -> np.ndarray:
+    """The betas of `cosine`, `[N]` in float64.
+
+    >>> cosine_betas(3).round(4).tolist()
+    [0.2587, 0.663, 0.999]
+    """
     f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    return _variance_preserving(np.minimum(1 - f[1:] / f[:-1], 0.999))
+    return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
 
 def ncsn(
@@ -202,16 +224,21 @@ def _numbers(values: tuple[float, ...]) -> np.ndarray:
 def betas(values: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9)) -> Chain:
     """A variance-preserving chain with these betas, the least noisy step first (Ho et al. 2020, eq. 2).
 
+    The last beta may be 1. The last level is then pure noise, with alpha = 0: a "zero terminal SNR" (Lin et al. 2024,
+    arXiv:2305.08891), where a network of the target eps says nothing about x0.
+
     Raises:
         TypeError: if one is not a number.
-        ValueError: unless there are two or more, all in (0, 1).
+        ValueError: unless there are two or more, all in (0, 1), or the last 1.
 
     >>> betas((0.19, 0.36)).alphas.tolist()  # sqrt(0.81), sqrt(0.81 * 0.64)
     [0.9, 0.72]
+    >>> betas((0.19, 1.0)).alphas.tolist()
+    [0.9, 0.0]
     """
     table = _numbers(values)
-    if not ((table > 0) & (table < 1)).all():
-        raise ValueError(f"values={values}: numbers between 0 and 1 are needed")
+    if not ((table > 0) & (table <= 1)).all() or (table[:-1] == 1).any():
+        raise ValueError(f"values={values}: numbers between 0 and 1 are needed; the last may be 1")
     return _variance_preserving(table)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scoregen.train.checkpoint import Checkpoints
     from scoregen.train.ema import AVERAGES, Average, Decay, HalfLife, NoAverage, Power
     from scoregen.train.log import Bar, MetricsLog
+    from scoregen.train.loggers import LOGGERS, JsonLines, LoggedRun, Logger, TensorBoard, Trackio, WandB
     from scoregen.train.loop import check_scale, fit
     from scoregen.train.model import Model
     from scoregen.train.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
@@ -22,6 +23,7 @@ _MODULES = {
     "checkpoint": ("Checkpoints",),
     "ema": ("AVERAGES", "Average", "Decay", "HalfLife", "NoAverage", "Power"),
     "log": ("Bar", "MetricsLog"),
+    "loggers": ("LOGGERS", "JsonLines", "LoggedRun", "Logger", "TensorBoard", "Trackio", "WandB"),
     "loop": ("check_scale", "fit"),
     "model": ("Model",),
     "optimizers": ("OPTIMIZERS", "SCHEDULES", "make_optimizer"),
@@ -32,6 +34,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "AVERAGES",
+    "LOGGERS",
     "OPTIMIZERS",
     "SCHEDULES",
     "Average",
@@ -39,12 +42,18 @@ __all__ = [
     "Checkpoints",
     "Decay",
     "HalfLife",
+    "JsonLines",
+    "LoggedRun",
+    "Logger",
     "MetricsLog",
     "Model",
     "NoAverage",
     "Power",
     "State",
+    "TensorBoard",
+    "Trackio",
     "TrainStep",
+    "WandB",
     "abstract_state",
     "check_even",
     "check_scale",

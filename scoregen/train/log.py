@@ -1,17 +1,20 @@
-"""The output of a training run: a progress bar, and metrics as JSON lines and TensorBoard events."""
+"""The output of a training run: a progress bar, and the log of its metrics and pictures."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from scoregen.errors import UsageError
+from scoregen.train.loggers import JsonLines, LoggedRun, Logger
 
 
 def clock(seconds: float) -> str:
@@ -106,9 +109,20 @@ class Bar:
 
 
 class MetricsLog:
-    """Metrics of a run, `metrics.jsonl` (one JSON object a line) and TensorBoard events below `tensorboard/`.
+    """The log of a run: metrics.jsonl in the workdir, always, and other loggers.
 
-    A run that resumes from step k first removes the lines after step k, so that no step is in the file twice.
+    An exception of another logger does not stop the training: it is reported in one line, and this logger gets nothing
+    more.
+
+    Args:
+        workdir: the folder of the run; None to have no metrics.jsonl.
+        resume_at: the step that the run continues from, 0 for a new run.
+        loggers: the other loggers.
+        config: the configuration of the run, for loggers that store it.
+        say: prints the lines about loggers; None for stderr.
+
+    Raises:
+        UsageError: on entry, if a logger cannot start a new run. A resumed run goes on without it.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -119,37 +133,87 @@ class MetricsLog:
     >>> folder.cleanup()
     """
 
-    def __init__(self, workdir: str | Path, resume_at: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        path = Path(workdir, "metrics.jsonl")
-        kept = [row for row in self.read(workdir) if row["step"] <= resume_at]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(Path(workdir, "tensorboard")), purge_step=resume_at + 1)
+    def __init__(
+        self,
+        workdir: str | Path | None,
+        resume_at: int,
+        loggers: Iterable[Logger] = (),
+        config: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        folder = None if workdir is None else Path(workdir)
+        self._say = say or (lambda line: print(line, file=sys.stderr))
+        last = max((row["step"] for row in self.read(folder)), default=0) if folder else 0
+        name = folder.resolve().name if folder else "run"
+        self._run = LoggedRun(name, folder, resume_at, max(last, resume_at), config or {}, self._say)
+        self._lines = JsonLines() if folder else None
+        self._loggers = list(loggers)
 
     def __enter__(self) -> MetricsLog:
+        # After the other loggers, so that a run that they refuse changes no file.
+        for logger in list(self._loggers):
+            try:
+                logger.start(self._run)
+            except Exception as error:
+                what = f"{type(logger).__name__} could not start: {_line(error)}"
+                if self._run.step == 0:
+                    for other in self._loggers:
+                        self._close(other)
+                    raise UsageError(f"{what}; correct this, or train without this logger") from error
+                self._leave_out(logger, what)
+        if self._lines is not None:
+            self._lines.start(self._run)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._events.close()
+        for logger in self._loggers:
+            with self._guarded(logger, "at its end"):
+                logger.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def write(self, step: int, **metrics: float) -> None:
-        """Add a line, and a point to each curve. A value that is not finite becomes null in the line."""
-        row = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+        """Log metrics of a step by name."""
+        if self._lines is not None:
+            self._lines.scalars(step, metrics)
+        for logger in list(self._loggers):
+            with self._guarded(logger, f"at step {step}"):
+                logger.scalars(step, metrics)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log a picture, uint8 `[H, W, C]` with 1 or 3 channels. Another one is reported and left out."""
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+            self._say(f"the picture {name} is {image.dtype} {list(image.shape)}, and uint8 [H, W, 1 or 3] is needed")
+            return
+        for logger in list(self._loggers):
+            with self._guarded(logger, f"at step {step}"):
+                logger.picture(step, name, image)
+
+    @contextlib.contextmanager
+    def _guarded(self, logger: Logger, when: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._leave_out(logger, f"{type(logger).__name__} failed {when}: {_line(error)}")
+
+    def _leave_out(self, logger: Logger, why: str) -> None:
+        self._say(f"{why}; the training goes on without it")
+        self._loggers = [other for other in self._loggers if other is not logger]
+        self._close(logger)
+
+    def _close(self, logger: Logger) -> None:
+        with contextlib.suppress(Exception):
+            logger.close()
 
     @staticmethod
     def read(workdir: str | Path) -> list[dict[str, Any]]:
-        """All complete lines of a run's metrics.jsonl. A last line that a kill has cut off is dropped."""
-        path = Path(workdir, "metrics.jsonl")
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """All complete lines of a run's metrics.jsonl; see `JsonLines.read`."""
+        return JsonLines.read(workdir)
+
+
+def _line(error: Exception) -> str:
+    """An exception as one line."""
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, UsageError) else type(error).__name__
+    return ": ".join(filter(None, (kind, text)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ import optax
 from jax import Array
 
 from scoregen.cond import Cond
-from scoregen.errors import Problems, UsageError, check_count, check_path, what_it_is
+from scoregen.errors import Problems, UsageError, check_count, check_kind, check_path, what_it_is
 from scoregen.files import locked, make_folder
 from scoregen.random import check_seed
 from scoregen.train import describe, mesh
 from scoregen.train.ema import Average, Decay, NoAverage
 from scoregen.train.log import Bar, MetricsLog
+from scoregen.train.loggers import Logger, TensorBoard
 from scoregen.train.model import Model
 from scoregen.train.state import State, abstract_state, check_parts, init_state
 from scoregen.train.step import Prepare, TrainStep, check_even, check_shapes, make_eval, make_step, wait
@@ -45,7 +46,9 @@ def fit(
     microbatch: int = 0,
     prepare: Prepare | None = None,
     workdir: str | Path | None = None,
+    log: Logger | Iterable[Logger] | None = None,
     log_every: int = 50,
+    config: Mapping[str, Any] | None = None,
     checkpoint_every: int = 1000,
     keep: int = 3,
     progress: bool = True,
@@ -74,12 +77,16 @@ def fit(
             data stay unchanged.
         workdir: a folder for checkpoints, metrics.jsonl, TensorBoard events and model.json, which `sg.load` reads. Only
             one run at a time may use it.
+        log: the loggers beside metrics.jsonl, such as `sg.train.WandB("project")`, or a subclass of
+            `sg.train.Logger`; several in a sequence. () for none, and None for TensorBoard, if there is a workdir.
         log_every: steps between lines of metrics.jsonl.
+        config: what loggers store as the configuration of the run; None for the description in model.json.
         checkpoint_every: steps between checkpoints, each with the loss of held-out data.
         keep: the number of newest checkpoints to keep, beside the best one.
         progress: whether to show a progress bar.
         callback: called as (step, state) after every step. The next step reuses the arrays of the state, so copy what
-            you want to keep.
+            you want to keep. If it returns a dictionary of pictures by name, uint8 `[H, W, C]` with 1 or 3 channels,
+            the loggers get them.
         stopped: called before every step; if it returns true, the state is saved and returned.
         console: the console of the progress bar; None for stderr.
         started: called once before the first step, as (step, state): with step 0, or the step of the checkpoint.
@@ -91,9 +98,9 @@ def fit(
         TypeError: before anything is compiled, if one argument has the wrong type and nothing else is wrong.
         ValueError: before anything is compiled: for options out of range, parts that cannot be combined (with all
             reasons), a network that does not fit the data, and several problems of any type, with a line for each.
-        UsageError: for data that `Dataset` refuses; for a workdir that another run uses, that holds a damaged run or a
-            run with other options, or that cannot be written; if the loss or the parameters become NaN or infinite.
-            Such a state is not saved.
+        UsageError: for data that `Dataset` refuses; for a logger that cannot start; for a workdir that another run
+            uses, that holds a damaged run or a run with other options, or that cannot be written; if the loss or the
+            parameters become NaN or infinite. Such a state is not saved.
 
     >>> import scoregen as sg
     >>> model = sg.Model(sg.ddpm(), sg.nets.MLP(width=8))
@@ -120,6 +127,7 @@ def fit(
     average = problems.attempt(_average, ema)
     for name, function in {"callback": callback, "stopped": stopped, "started": started, "prepare": prepare}.items():
         problems.attempt(_check_callable, name, function)
+    loggers = problems.attempt(_loggers, log, workdir is not None)
     dataset: Dataset | None = problems.attempt(as_dataset, data)
     folder: Path | None = None
     if workdir is not None:
@@ -135,7 +143,13 @@ def fit(
 
     step = make_step(model, objective, optimizer, average, microbatch, prepare=prepare, seed=seed)
 
-    def run(state: State, begin: int, checkpoints: Checkpoints | None = None) -> State:
+    say = None
+    if console is not None:
+        say = functools.partial(console.print, highlight=False, soft_wrap=True)
+
+    def run(
+        state: State, begin: int, checkpoints: Checkpoints | None = None, description: Mapping[str, Any] | None = None
+    ) -> State:
         if started is not None:
             started(begin, state)
         if begin >= steps:
@@ -146,7 +160,10 @@ def fit(
             held_out = make_eval(model, objective, dataset, prepare=prepare, seed=seed, batch=size)
         with contextlib.ExitStack() as stack:
             bar = stack.enter_context(_bar(console, steps, begin)) if progress and mesh.first() else None
-            log = stack.enter_context(MetricsLog(folder, begin)) if folder is not None and mesh.first() else None
+            log = None
+            if (folder is not None or loggers) and mesh.first():
+                told = description if config is None else config
+                log = stack.enter_context(MetricsLog(folder, begin, loggers, told, say))
             return train(
                 step,
                 state,
@@ -170,9 +187,6 @@ def fit(
 
     from scoregen.train.checkpoint import Checkpoints
 
-    say = None
-    if console is not None:
-        say = functools.partial(console.print, highlight=False, soft_wrap=True)
     with _locked(folder), Checkpoints(folder / "checkpoints", keep=keep, say=say) as checkpoints:
         template = abstract_state(model, objective, optimizer, shape)
         description = {
@@ -188,7 +202,7 @@ def fit(
         _agree(folder, description, bool(checkpoints.steps()))
         found = checkpoints.restore(template)
         mesh.check_same(found[1] + 1 if found else 0, "checkpoints")
-        return run(*(found or (fresh(), 0)), checkpoints)
+        return run(*(found or (fresh(), 0)), checkpoints, description)
 
 
 def train(
@@ -271,8 +285,10 @@ def train(
             at, earlier = in_flight
             report(at, earlier, write=at % log_every == 0 or at == steps.start + 1)
         in_flight = done, metrics
-        if callback is not None:
-            callback(done, state)
+        shown = None if callback is None else callback(done, state)
+        if log is not None and isinstance(shown, dict):
+            for name, image in shown.items():
+                log.picture(done, name, image)
         if checkpoints is not None and done % checkpoint_every == 0 and done < steps.stop:
             saved = save(checkpoints)
     if in_flight is not None:
@@ -304,6 +320,15 @@ def _check_optimizer(optimizer: Any) -> None:
 def _check_callable(name: str, function: Any) -> None:
     if function is not None and not callable(function):
         raise TypeError(f"{name}={function!r}: a function is needed")
+
+
+def _loggers(log: Logger | Iterable[Logger] | None, workdir: bool) -> list[Logger]:
+    if log is None:
+        return [TensorBoard()] if workdir else []
+    found = list(log) if isinstance(log, Iterable) and not isinstance(log, Logger | str) else [log]
+    for one in found:
+        check_kind("log", one, Logger, "sg.train.TensorBoard()")
+    return found  # pyright: ignore[reportReturnType]
 
 
 def _average(ema: float | Average | None) -> Average:

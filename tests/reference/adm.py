@@ -6,6 +6,7 @@ a pixel of padding on either side of every 3x3 convolution, and a 1x1 convolutio
 head after another.
 """
 
+import functools
 import math
 
 import torch
@@ -25,17 +26,17 @@ class Slot(nn.ModuleList):
         return self._modules[str(place)]
 
 
-def norm(channels):
-    return nn.GroupNorm(32, channels, eps=1e-5)
+def norm(channels, groups):
+    return nn.GroupNorm(groups, channels, eps=1e-5)
 
 
 class ResBlock(nn.Module):
-    def __init__(self, width, out, embedding, scale_shift, move=None):
+    def __init__(self, width, out, embedding, scale_shift, move=None, groups=32):
         super().__init__()
         self.scale_shift, self.move = scale_shift, move or (lambda x: x)
-        self.in_layers = Slot(at0=norm(width), at2=nn.Conv2d(width, out, 3, padding=1))
+        self.in_layers = Slot(at0=norm(width, groups), at2=nn.Conv2d(width, out, 3, padding=1))
         self.emb_layers = Slot(at1=nn.Linear(embedding, 2 * out if scale_shift else out))
-        self.out_layers = Slot(at0=norm(out), at3=nn.Conv2d(out, out, 3, padding=1))
+        self.out_layers = Slot(at0=norm(out, groups), at3=nn.Conv2d(out, out, 3, padding=1))
         if width != out:
             self.skip_connection = nn.Conv2d(width, out, 1)
 
@@ -52,9 +53,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, groups=32):
         super().__init__()
-        self.heads, self.norm = heads, norm(width)
+        self.heads, self.norm = heads, norm(width, groups)
         self.qkv, self.proj_out = nn.Conv1d(width, 3 * width, 1), nn.Conv1d(width, width, 1)
 
     def forward(self, x, e):
@@ -98,14 +99,31 @@ def halve(x):
 class UNet(nn.Module):
     """Attention has `heads(width)` heads, and is at the levels whose image height is in `attention`."""
 
-    def __init__(self, size, channels, out, width, multipliers, blocks, attention, heads, scale_shift, resample):
+    def __init__(
+        self,
+        size,
+        channels,
+        out,
+        width,
+        multipliers,
+        blocks,
+        attention,
+        heads,
+        scale_shift,
+        resample,
+        classes=0,
+        groups=32,
+    ):
         super().__init__()
+        residual, attend = functools.partial(ResBlock, groups=groups), functools.partial(Attention, groups=groups)
         self.width, e = width, 4 * width
         self.time_embed = Slot(at0=nn.Linear(width, e), at2=nn.Linear(e, e))
+        if classes:
+            self.label_emb = nn.Embedding(classes, e)
 
         def block(now, then, height):
-            modules = [ResBlock(now, then, e, scale_shift)]
-            return modules + ([Attention(then, heads(then))] if height in attention else [])
+            modules = [residual(now, then, e, scale_shift)]
+            return modules + ([attend(then, heads(then))] if height in attention else [])
 
         widths = [width * m for m in multipliers]
         now, kept, down, up = width, [width], [[First(channels, width, 3, padding=1)]], []
@@ -115,25 +133,27 @@ class UNet(nn.Module):
                 now = then
                 kept.append(now)
             if i + 1 < len(widths):
-                down.append([Down(now) if resample == "conv" else ResBlock(now, now, e, scale_shift, halve)])
+                down.append([Down(now) if resample == "conv" else residual(now, now, e, scale_shift, halve)])
                 kept.append(now)
-        middle = [ResBlock(now, now, e, scale_shift), Attention(now, heads(now)), ResBlock(now, now, e, scale_shift)]
+        middle = [residual(now, now, e, scale_shift), attend(now, heads(now)), residual(now, now, e, scale_shift)]
         for i, then in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
                 up.append(block(now + kept.pop(), then, size >> i))
                 now = then
             if i:
-                up[-1].append(Up(now) if resample == "conv" else ResBlock(now, now, e, scale_shift, double))
+                up[-1].append(Up(now) if resample == "conv" else residual(now, now, e, scale_shift, double))
         self.input_blocks = nn.ModuleList(map(nn.ModuleList, down))
         self.middle_block = nn.ModuleList(middle)
         self.output_blocks = nn.ModuleList(map(nn.ModuleList, up))
-        self.out = Slot(at0=norm(now), at2=nn.Conv2d(now, out, 3, padding=1))
+        self.out = Slot(at0=norm(now, groups), at2=nn.Conv2d(now, out, 3, padding=1))
 
-    def forward(self, x, t):
+    def forward(self, x, t, label=None):
         half = self.width // 2
         angle = t[:, None] * torch.exp(-math.log(1e4) * torch.arange(half) / half)[None]
         e = self.time_embed[0](torch.cat([angle.cos(), angle.sin()], 1))
         e = self.time_embed[2](F.silu(e))
+        if label is not None:
+            e = e + self.label_emb(label)
 
         def run(modules, h):
             for module in modules:

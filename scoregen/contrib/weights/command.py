@@ -5,16 +5,18 @@
     scoregen weights export runs/ddpm_cifar --out=exported
     scoregen weights inspect exported
 
-`import` makes a run from a diffusers folder (a whole pipeline, or only its UNet2DModel) or from a checkpoint of
-score_sde_pytorch, NCSN or NCSNv2. The run can be sampled and trained further. `export` makes a diffusers pipeline from
-a run, with a model card. `inspect` lists the arrays of a run, a diffusers folder, a .safetensors or a .pth file. No
-code in a file is executed, and every weight is copied bit for bit. See docs/weights.md.
+`import` makes a run from a diffusers folder (a whole pipeline, only its UNet2DModel, or a checkpoint of its training),
+from a checkpoint of score_sde_pytorch, NCSN or NCSNv2, or from a state dict of ADM, improved DDPM or EDM. The run can be
+sampled and trained further. `export` makes a diffusers pipeline from a run, with a model card. `inspect` lists the arrays of a run,
+a diffusers folder, a .safetensors or a .pth file. No code in a file is executed, and every weight is copied bit for
+bit. See docs/weights.md.
 
 Exit codes: 0 done; 2 an error that you can fix, one line each.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 FLAGS = {
     "import": (
         Flag("workdir", "the folder for the run", value="FOLDER"),
-        Flag("format", "the network of a .pth file of score_sde (default: found from its arrays)", "", value="NAME"),
+        Flag("format", "the network of a .pth or .pt file (default: found from its arrays)", "", value="NAME"),
     ),
     "export": (
         Flag("out", "the folder for the pipeline", value="FOLDER"),
@@ -106,10 +108,11 @@ def _import(path: Path, workdir: Path, config: Config | None, name: str, console
 
     with source.opened(path) as found:
         try:
-            made, shape, arrays, entries, kind = _ours(found, config, name)
-            source.check(entries, arrays, runs.shapes_of(made, shape))
+            made, shape, found, entries, kind, classes = _ours(found, config, name)
+            arrays = found.arrays
+            source.check(entries, arrays, runs.shapes_of(made, shape, classes))
         except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
+            raise UsageError(*(f"{path}: {line}" for line in error.args)) from None
         averaged = source.converted(found, entries, averaged=True)
         trained = source.converted(found, entries, averaged=False) if found.averaged else averaged
         kinds = sorted({array.dtype for array in arrays.values()})
@@ -128,21 +131,24 @@ def _import(path: Path, workdir: Path, config: Config | None, name: str, console
     say(console, f"{path}: {what}; written as a run of step {found.step} to {workdir}")
     if kind == "diffusers" and "scheduler" not in found.configs:
         say(console, "It has no scheduler_config.json, so the process and the sampler come from the configuration")
+    for note in (*found.notes, pipeline.note_of(made, found.configs.get("scheduler", {}))):
+        if note:
+            say(console, note)
     data = " --data=DIR" if runs.reads_files(made) else ""
     say(console, f"To sample: scoregen sample {shlex.quote(str(workdir))}{data}")
     return 0
 
 
-def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dict, list, str]:
-    """The configuration, the shape of an example, the arrays of weights, their layout, and the format."""
+def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, Source, list, str, int]:
+    """The configuration, the shape of an example, the weights, their layout, the format and the number of classes."""
     from scoregen.app.build import network
     from scoregen.contrib.weights import pipeline, unet
     from scoregen.contrib.weights import workdir as runs
-    from scoregen.contrib.weights.source import FORMATS, fitting, sized
+    from scoregen.contrib.weights.source import FORMATS, fitting, separated, sized
 
     if "unet" in source.configs:
         if name:
-            raise UsageError(f"--format={name} is for a .pth file, but this is a diffusers folder")
+            raise UsageError(f"--format={name} is for a .pth or .pt file, but this is a diffusers folder")
         net, shape = pipeline.unet_of(source.configs["unet"])
         if config is None:
             config = pipeline.config_of(net, shape, source.configs.get("scheduler"))
@@ -156,9 +162,10 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
         if (data := runs.data_shape(config)) != shape:
             what = f"examples of {sized(data)}, but its config.json says {sized(shape)}"
             wrong.append(f"config.data.name={config.data.name}: {what}")
+        _refuse_labels(config)
         if wrong:
             raise UsageError(*wrong)
-        return config, shape, dict(source.arrays), unet.diffusers(net, shape), "diffusers"
+        return config, shape, source, unet.diffusers(net, shape), "diffusers", 0
     if source.format == "safetensors":
         raise UsageError("the file does not describe its network: name the folder with this file and its config.json")
     kind = fitting(source, config, name)
@@ -167,8 +174,24 @@ def _ours(source: Source, config: Config, name: str) -> tuple[Config, tuple, dic
     config = it.preset() if config is None else config
     if config.net.name != it.net:
         raise UsageError(f"config.net.name={config.net.name}: --format={kind} needs a {it.net}")
+    net, classes = network(config, shape=shape), it.classes(source.arrays)
+    if classes:  # an option of the data would say so, but they are not read
+        net, config.labels, config.label_dropout = net.clone(num_classes=classes), True, 0.0
+        no_class = (
+            f"It has the classes 0 to {classes - 1}, and was trained without dropping them: samples need a class, and "
+            "guidance is not possible"
+        )
+        source = dataclasses.replace(source, notes=(*source.notes, no_class))
+    else:
+        _refuse_labels(config)
+    source = separated(source, it, net)
     arrays = {key: array for key, array in source.arrays.items() if key not in it.buffers}
-    return config, shape, arrays, it.layout(network(config, shape=shape), shape), kind
+    return config, shape, dataclasses.replace(source, arrays=arrays), it.layout(net, shape), kind, classes
+
+
+def _refuse_labels(config: Config) -> None:
+    if config.labels:
+        raise UsageError("config.labels=True: the file has no weights for it: say --config.labels=false")
 
 
 def _export(path: Path, out: Path, values: dict[str, Any], console: Console) -> int:
@@ -233,8 +256,8 @@ def _inspect(path: Path, console: Console) -> int:
         _table(console, {key: (array.dtype, source.sized(array.shape)) for key, array in found.arrays.items()})
         bad = sum(not source.finite(found.read(key, False)) for key in found.arrays)
         try:
-            config, shape, arrays, entries, kind = _ours(found, None, "")
-            source.check(entries, arrays, runs.shapes_of(config, shape))
+            config, shape, ours, entries, kind, classes = _ours(found, None, "")
+            source.check(entries, ours.arrays, runs.shapes_of(config, shape, classes))
             fields = ", ".join(f"{key}={value}" for key, value in config.net[config.net.name].items())
             here = f"the net {config.net.name} ({fields}) of the preset {config.name}, as {kind}"
         except UsageError as error:

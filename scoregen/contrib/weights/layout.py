@@ -20,6 +20,8 @@ KINDS: dict[str, tuple[Turn, Turn]] = {
     "negated": (lambda a: -a, lambda a: -a),
     # one row per noise level: noisiest first <-> least noisy first
     "reversed": (lambda a: a[::-1], lambda a: a[::-1]),
+    # one row per class <-> the same, and a row of zeros for "no class"
+    "labels": (lambda a: np.concatenate([a, np.zeros_like(a[:1])]), lambda a: a[:-1]),
     # a dense layer: [out, in] <-> [in, out]
     "dense": (lambda a: a.T, lambda a: a.T),
     # a convolution: [out, in, height, width] <-> [height, width, in, out]

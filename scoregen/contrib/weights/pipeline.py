@@ -10,6 +10,7 @@ import numpy as np
 from scoregen.app.config import Config, get, load
 from scoregen.errors import UsageError
 from scoregen.nets import UNet
+from scoregen.process.chain import cosine_betas
 
 # shape of an image -> the preset to start a configuration from.
 PRESETS = {(32, 32, 3): "ddpm_cifar", (8, 8, 1): "ddpm_digits"}
@@ -40,8 +41,6 @@ SIZES = {
     *("norm_num_groups", "out_channels", "sample_size", "up_block_types"),
 }
 SHIFTS = {"default": False, "scale_shift": True}
-# Options of a scheduler with only one supported value.
-SCHEDULER: dict[str, Any] = {"rescale_betas_zero_snr": False, "thresholding": False}
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large"}
 
@@ -144,48 +143,108 @@ def set_scheduler(config: Config, theirs: dict[str, Any]) -> None:
         raise UsageError(
             f"its scheduler is {_shown(name)}: DDPMScheduler and DDIMScheduler are known here; say --config=NAME"
         )
-    for option, ours in SCHEDULER.items():
-        if (value := theirs.get(option, ours)) != ours:
-            raise UsageError(f"its scheduler has {option}={_shown(value)}: only {ours} is known here")
+    config.target = _one_of("prediction_type", theirs.get("prediction_type", "epsilon"), TARGETS)
+    _set_process(config, theirs, name)
+    config.net.condition, config.net.unit_input = "index", False
+    _set_x0(config, theirs)
+    variance = _one_of("variance_type", theirs.get("variance_type", "fixed_small"), VARIANCES)
+    config.sampler.step.name, config.sampler.corrector.name = "ancestral", "none"
+    config.sampler.step.ancestral.variance = variance
+    config.sampler.step.ancestral.eta = 1.0 if name == "DDPMScheduler" else 0.0
+
+
+def _set_process(config: Config, theirs: dict[str, Any], name: str) -> None:
+    """The process of a scheduler's betas."""
     steps = _whole("num_train_timesteps", theirs.get("num_train_timesteps", 1000))
     schedule, trained = theirs.get("beta_schedule", "linear"), theirs.get("trained_betas")
     ends = theirs.get("beta_start", 1e-4), theirs.get("beta_end", 0.02)
     if not all(type(end) in (int, float) and 0 < end < 1 for end in ends):
         raise UsageError(f"its scheduler has beta_start, beta_end={_shown(ends)}: numbers between 0 and 1 are needed")
+    rescale = _truth("rescale_betas_zero_snr", theirs.get("rescale_betas_zero_snr", False))
+    table = None
     if trained is not None:
-        sound = isinstance(trained, list) and all(type(beta) is float and 0 < beta < 1 for beta in trained)
-        if not sound or len(trained) != steps:
+        sound = isinstance(trained, list) and all(type(beta) in (int, float) and 0 < beta <= 1 for beta in trained)
+        if not sound or len(trained) != steps or 1 in trained[:-1]:
             raise UsageError(
                 f"its scheduler has trained_betas={_shown(trained)}: {steps} numbers between 0 and 1 are needed"
             )
-        config.process.name, config.process.betas["values"] = "betas", tuple(trained)
+        table = np.asarray(trained, np.float64)
+    elif schedule == "scaled_linear":
+        table = np.linspace(ends[0] ** 0.5, ends[1] ** 0.5, steps) ** 2
+    elif schedule == "sigmoid" and name == "DDPMScheduler":  # DDIMScheduler does not have it
+        table = ends[0] + (ends[1] - ends[0]) / (1 + np.exp(-np.linspace(-6, 6, steps)))
+    elif schedule == "linear" and rescale:
+        table = np.linspace(*ends, steps)
     elif schedule == "linear":
         config.process.name = "ddpm"
         config.process.ddpm.beta_min, config.process.ddpm.beta_max = map(float, ends)
         config.process.ddpm.steps = steps
         config.process.ddpm.rescale = steps == 1000  # diffusers takes the betas as they are, whatever the steps
-    elif schedule == "scaled_linear":
-        config.process.name = "betas"
-        config.process.betas["values"] = tuple((np.linspace(ends[0] ** 0.5, ends[1] ** 0.5, steps) ** 2).tolist())
     elif schedule == "squaredcos_cap_v2":
         config.process.name, config.process.cosine.steps = "cosine", steps
+        table = cosine_betas(steps) if rescale else None
     else:
-        raise UsageError(
-            f"its scheduler has beta_schedule={_shown(schedule)}: linear, scaled_linear, squaredcos_cap_v2 are known"
-        )
-    config.target = _one_of("prediction_type", theirs.get("prediction_type", "epsilon"), TARGETS)
-    config.net.condition, config.net.unit_input = "index", False
-    reach = theirs.get("clip_sample_range", 1.0)
-    clips = theirs.get("clip_sample", True)
-    if not isinstance(clips, bool):
-        raise UsageError(f"its scheduler has clip_sample={_shown(clips)}: true or false is needed")
-    if clips and reach != 1:
-        raise UsageError(f"its scheduler has clip_sample_range={_shown(reach)}: x0 is clipped to [-1, 1] here")
-    config.sampler.x0.name = "clip" if clips else "free"
-    variance = _one_of("variance_type", theirs.get("variance_type", "fixed_small"), VARIANCES)
-    config.sampler.step.name, config.sampler.corrector.name = "ancestral", "none"
-    config.sampler.step.ancestral.variance = variance
-    config.sampler.step.ancestral.eta = 1.0 if name == "DDPMScheduler" else 0.0
+        known = ["linear", "scaled_linear", "squaredcos_cap_v2", *["sigmoid"] * (name == "DDPMScheduler")]
+        raise UsageError(f"its scheduler has beta_schedule={_shown(schedule)}: {', '.join(known)} are known")
+    if table is not None:
+        values = zero_snr(table) if rescale else table
+        config.process.name, config.process.betas["values"] = "betas", tuple(values.tolist())
+        if values[-1] == 1 and config.target == "eps":
+            raise UsageError(
+                "its scheduler ends in pure noise (rescale_betas_zero_snr=True, or a last beta of 1), where "
+                "prediction_type=epsilon says nothing about x0: v_prediction or sample is needed"
+            )
+
+
+def zero_snr(betas: np.ndarray) -> np.ndarray:
+    """Betas `[N]` changed so that the last level is pure noise (Lin et al. 2024, arXiv:2305.08891, algorithm 1).
+
+    With a_t = sqrt(abar_t), every a_t becomes a_1 (a_t - a_N) / (a_1 - a_N). The last beta is then 1.
+
+    >>> betas = zero_snr(np.array([0.19, 0.36]))
+    >>> float(betas[0].round(12)), float(betas[1])
+    (0.19, 1.0)
+    """
+    a = np.sqrt(np.cumprod(1 - betas))
+    a = a[0] * (a - a[-1]) / (a[0] - a[-1])
+    return 1 - a**2 / np.concatenate([[1.0], a[:-1] ** 2])
+
+
+def _set_x0(config: Config, theirs: dict[str, Any]) -> None:
+    """How estimates of x0 are clipped. In diffusers, `thresholding` replaces `clip_sample`."""
+    x0 = config.sampler.x0
+    if _truth("thresholding", theirs.get("thresholding", False)):
+        x0.name = "dynamic"
+        x0.dynamic.quantile = _number("dynamic_thresholding_ratio", theirs.get("dynamic_thresholding_ratio", 0.995), 1)
+        x0.dynamic.most = _number("sample_max_value", theirs.get("sample_max_value", 1.0))
+        if x0.dynamic.most < 1:
+            raise UsageError(f"its scheduler has sample_max_value={x0.dynamic.most}: at least 1 is needed")
+        return
+    x0.name = "clip" if _truth("clip_sample", theirs.get("clip_sample", True)) else "free"
+    if x0.name == "clip":
+        x0.clip.reach = _number("clip_sample_range", theirs.get("clip_sample_range", 1.0))
+
+
+def _truth(option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"its scheduler has {option}={_shown(value)}: true or false is needed")
+    return value
+
+
+def _number(option: str, value: Any, most: float = 1e6) -> float:
+    if type(value) not in (int, float) or not 0 < value <= most:
+        raise UsageError(f"its scheduler has {option}={_shown(value)}: a number above 0, at most {most:g}, is needed")
+    return float(value)
+
+
+def note_of(config: Config, theirs: dict[str, Any]) -> str:
+    """What differs between their scheduler and our sampler; "" for nothing."""
+    if theirs.get("_class_name") != "DDIMScheduler" or config.sampler.x0.name == "free":
+        return ""
+    return (
+        "Its DDIMScheduler limits x0 and keeps eps, but here eps follows from the limited x0, as in diffusers with "
+        "use_clipped_model_output=True"
+    )
 
 
 def unet_config(net: UNet, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -231,7 +290,7 @@ def scheduler_config(config: Config) -> dict[str, Any]:
         ((False,), "a diffusers DDPMPipeline has False"),
     )
     needed: dict[str, tuple[tuple, str]] = {
-        "sampler.x0.name": (("free", "clip"), "a diffusers pipeline has free or clip"),
+        "sampler.x0.name": (("free", "clip", "dynamic"), "a diffusers pipeline has free, clip or dynamic"),
         "net.condition": (("index",), "a diffusers DDPMPipeline has index"),
         **never,
         "scaling.name": (("centered",), "a diffusers DDPMPipeline has data in [-1, 1], centered"),
@@ -253,7 +312,7 @@ def scheduler_config(config: Config) -> dict[str, Any]:
         betas, steps = linear | {"beta_schedule": "squaredcos_cap_v2"}, process.steps
     else:
         betas, steps = linear | {"trained_betas": list(process["values"])}, len(process["values"])
-    ancestral = config.sampler.step.ancestral
+    ancestral, x0 = config.sampler.step.ancestral, config.sampler.x0
     asked = config.sampler.step.name == "ancestral"
     if asked and ancestral.eta == 0:
         last: dict[str, Any] = {"_class_name": "DDIMScheduler", "set_alpha_to_one": True}
@@ -264,13 +323,16 @@ def scheduler_config(config: Config) -> dict[str, Any]:
         betas
         | last
         | {
-            "clip_sample": config.sampler.x0.name == "clip",
-            "clip_sample_range": 1.0,
+            "clip_sample": x0.name == "clip",
+            "clip_sample_range": x0.clip.reach if x0.name == "clip" else 1.0,
             "num_train_timesteps": steps,
             "prediction_type": predictions[config.target],
-            "rescale_betas_zero_snr": False,
+            "rescale_betas_zero_snr": False,  # the betas are those after it
             "steps_offset": 0,
-            "thresholding": False,
+            "thresholding": x0.name == "dynamic",
+            # An infinity is not JSON; estimates of x0 do not reach this number.
+            "sample_max_value": min(x0.dynamic.most, 1e6) if x0.name == "dynamic" else 1.0,
+            "dynamic_thresholding_ratio": x0.dynamic.quantile if x0.name == "dynamic" else 0.995,
             "timestep_spacing": "leading",
         }
     )

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class Source:
         step: the training step, 0 if it is unknown.
         file: the file of the weights.
         configs: part of the pipeline -> its configuration in the same folder.
+        notes: what to say about the import.
     """
 
     format: str
@@ -53,26 +55,38 @@ class Source:
     step: int = 0
     file: Path = Path()
     configs: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Format(NamedTuple):
-    """A network of score_sde, in the checkpoints of its training.
+    """A network of score_sde, of ADM or of EDM, in a file of `torch.save`.
 
     Attributes:
         layout: (our network, the shape of an example) -> the entries of its arrays.
         net: the name of our network in a configuration.
         preset: returns the default configuration.
         shape: the shape of an example.
+        mark: the beginning of the name of some array in every such file, and in no file of another library.
         buffers: arrays in the state dict that are not weights.
         fixed: weights that are not trained, so they have no average.
+        heads: for one array of query, key and value: our network -> the function `heads` of `unet.split`.
+        labels: the array with the weights of the classes, and its axis that counts them.
     """
 
     layout: Callable[[Any, tuple[int, ...]], list[Entry]]
     net: str
     preset: Callable[[], Config]
     shape: tuple[int, ...]
+    mark: str
     buffers: tuple[str, ...] = ("sigmas",)
     fixed: tuple[str, ...] = ()
+    heads: Callable[[Any], Callable[[int], int]] | None = None
+    labels: tuple[str, int] = ("", 0)
+
+    def classes(self, arrays: Mapping[str, Array]) -> int:
+        """The number of classes of the network in a file; 0 for none."""
+        name, axis = self.labels
+        return arrays[name].shape[axis] if name in arrays and len(arrays[name].shape) == 2 else 0
 
 
 def _ddpm() -> Config:
@@ -82,14 +96,40 @@ def _ddpm() -> Config:
 
 
 _by_sigma = functools.partial(unet.score_sde, by_sigma=True)
-# Each network of score_sde is one line: its layout and its default preset.
+_refine = lambda net, _: ncsn.layout(net)  # noqa: E731
+_cifar = (32, 32, 3)
+# Each network is one entry: its layout and its default preset.
 FORMATS: dict[str, Format] = {
-    "ddpm": Format(unet.score_sde, "unet", _ddpm, (32, 32, 3)),
-    "ncsnpp": Format(_by_sigma, "ncsnpp", lambda: load("ncsnpp_ve_cifar"), (32, 32, 3), fixed=("all_modules.0.W",)),
-    "ddpmpp": Format(unet.score_sde, "ncsnpp", lambda: load("ddpmpp_vp_cifar"), (32, 32, 3)),
-    "ncsn": Format(lambda net, _: ncsn.layout(net), "refinenet", lambda: load("ncsn_cifar"), (32, 32, 3)),
-    "ncsnv2": Format(lambda net, _: ncsn.layout(net), "refinenet_v2", lambda: load("ncsnv2_cifar"), (32, 32, 3)),
+    "ddpm": Format(unet.score_sde, "unet", _ddpm, _cifar, "all_modules."),
+    "ncsnpp": Format(
+        _by_sigma, "ncsnpp", lambda: load("ncsnpp_ve_cifar"), _cifar, "all_modules.", fixed=("all_modules.0.W",)
+    ),
+    "ddpmpp": Format(unet.score_sde, "ncsnpp", lambda: load("ddpmpp_vp_cifar"), _cifar, "all_modules."),
+    "ncsn": Format(_refine, "refinenet", lambda: load("ncsn_cifar"), _cifar, "begin_conv."),
+    "ncsnv2": Format(_refine, "refinenet_v2", lambda: load("ncsnv2_cifar"), _cifar, "begin_conv."),
+    "adm": Format(
+        unet.adm,
+        "unet",
+        lambda: load("iddpm_cifar"),
+        _cifar,
+        "input_blocks.",
+        buffers=(),
+        heads=lambda net: net.heads_of,
+        labels=("label_emb.weight", 0),
+    ),
+    "edm": Format(
+        unet.edm,
+        "ncsnpp",
+        lambda: load("edm_cifar"),
+        _cifar,
+        "model.enc.",
+        buffers=(),
+        heads=lambda net: int,
+        labels=("model.map_label.weight", 1),
+    ),
 }
+# How names in the state dicts of denoising-diffusion-pytorch begin, whose networks have layers that none here has.
+OTHER = ("model.init_conv.", "init_conv.")
 
 
 @contextlib.contextmanager
@@ -111,24 +151,80 @@ def opened(path: Path) -> Iterator[Source]:
     elif path.suffix == ".safetensors":
         with _safetensors(path, "safetensors", {}) as source:
             yield source
+    elif path.suffix == ".pkl":
+        raise UsageError(
+            f"{path} is a pickle, which is a program and is not read. If it is of NVlabs/edm, save the state dict in a "
+            "checkout of it: python -c 'import pickle, torch; "
+            'torch.save(pickle.load(open("OLD.pkl", "rb"))["ema"].state_dict(), "NEW.pt")'
+            "', and import NEW.pt"
+        )
     else:
         with TorchFile(path) as file:
             yield _trained(file)
 
 
-def _folder(path: Path) -> contextlib.AbstractContextManager[Source]:
-    """A pipeline's folder, with `unet/` and `scheduler/`, or the model's own."""
-    model = path / "unet" if (path / "unet").is_dir() else path
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[Source]:
+    """A pipeline's folder, with `unet/` and `scheduler/`, the model's own, or a checkpoint of diffusers' training.
+
+    Such a checkpoint has the parameters in `unet/` and their average in `unet_ema/`.
+    """
     if (path / "checkpoints").is_dir():
         raise UsageError(f"{path} is a run of scoregen already: python -m scoregen.run --workdir={path} --mode=sample")
+    folders = [path / name for name in ("unet", "unet_ema") if (path / name).is_dir()] or [path]
+    (config, _), (_, step) = _described(path, folders[0]), _described(path, folders[-1])
+    configs = {"unet": config}
+    if scheduler := _scheduler(path):
+        configs["scheduler"] = read_json(scheduler)
+    notes = ()
+    if path.name == "unet" and (path.parent / "unet_ema").is_dir():
+        notes = (f"The average beside it, unet_ema, was left out; to import both, name the folder {path.parent}",)
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(_safetensors(_weights(folder), "diffusers", configs)) for folder in folders]
+        trained, average = sources[0], sources[-1]
+        names = {**trained.arrays, **average.arrays}
+        if differ := [name for name in names if trained.arrays.get(name) != average.arrays.get(name)]:
+            raise UsageError(f"{path}: unet and unet_ema differ in {some(differ)}: they are not of one training")
+        yield dataclasses.replace(
+            average,
+            read=lambda name, averaged: (average if averaged else trained).read(name, averaged),
+            averaged=frozenset(names) if len(folders) == 2 else frozenset(),
+            step=step,
+            notes=notes,
+        )
+
+
+# What EMAModel of diffusers adds to the config.json of its network.
+EMA = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+
+
+def _described(path: Path, model: Path) -> tuple[dict[str, Any], int]:
+    """The configuration of a network in a folder, and the updates of its average, which are the steps; 0 if unknown."""
     if not (model / "config.json").is_file():
         raise UsageError(f"{path} is not a diffusers folder: it has neither unet/config.json nor config.json")
-    configs = {"unet": read_json(model / "config.json")}
-    # The scheduler's file is in the pipeline, or beside the model as in the first models on the hub.
-    beside = (path / "scheduler", path, *([path.parent / "scheduler"] if path.name == "unet" else []))
-    found = [folder / "scheduler_config.json" for folder in beside if (folder / "scheduler_config.json").is_file()]
-    if found:
-        configs["scheduler"] = read_json(found[0])
+    config = read_json(model / "config.json")
+    step = config.get("optimization_step")
+    if set(config) >= EMA:
+        config = {key: value for key, value in config.items() if key not in EMA}
+    return config, step if type(step) is int and 0 <= step < 1 << 31 else 0
+
+
+def _scheduler(path: Path) -> Path | None:
+    """The scheduler's file: in the pipeline, or beside the model as in the first models on the hub.
+
+    A checkpoint of a training is in the folder of its pipeline.
+    """
+    beside = [path / "scheduler", path, path.parent / "scheduler"]
+    if path.name in ("unet", "unet_ema"):
+        beside.append(path.parent.parent / "scheduler")
+    elif not re.fullmatch(r"checkpoint-\d+", path.name):
+        beside.pop()
+    files = (folder / "scheduler_config.json" for folder in beside)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _weights(model: Path) -> Path:
+    """The file of weights in a folder of diffusers."""
     if not (model / WEIGHTS).is_file():
         if parts := sorted(model.glob("diffusion_pytorch_model*.safetensors")):
             fix = (
@@ -143,7 +239,7 @@ def _folder(path: Path) -> contextlib.AbstractContextManager[Source]:
                 "diffusers' save_pretrained(FOLDER), which writes safetensors"
             )
         raise UsageError(f"there is no {WEIGHTS} in {model}")
-    return _safetensors(model / WEIGHTS, "diffusers", configs)
+    return model / WEIGHTS
 
 
 @contextlib.contextmanager
@@ -194,6 +290,13 @@ def _trained(file: TorchFile) -> Source:
         value = {"model": value[0] if value else None} | dict(zip(("step", "ema"), value[3:], strict=False))
     whole = value if isinstance(value, dict) else {}
     model = whole.get("model", whole)
+    if isinstance(model, dict) and any(str(name).startswith(OTHER) for name in model):
+        raise UsageError(
+            f"{path} is of denoising-diffusion-pytorch: this format is not supported, since no network here has all of "
+            "its layers. To use its weights with a network of your own, save the state dict as safetensors: "
+            "safetensors.torch.save_file(trainer.ema.ema_model.model.state_dict(), 'NEW.safetensors'), and read it as "
+            "docs/weights.md shows"
+        )
     if not isinstance(model, dict) or not model or not all(isinstance(a, Tensor) for a in model.values()):
         raise UsageError(
             f"{path} holds no state dict, as a whole, under 'model' or first in a list, of tensors alone; to take the "
@@ -203,7 +306,10 @@ def _trained(file: TorchFile) -> Source:
     tensors = {str(name).removeprefix(prefix): tensor for name, tensor in model.items()}
     if len(tensors) != len(model):
         raise UsageError(f"{path} has two arrays of one name")
-    step = whole.get("step", 0)
+    # ADM writes a state dict alone, and its step into the name.
+    named = re.fullmatch(r"(model|ema_[\d.]+_)(\d{6,9})\.pt", path.name)
+    step = whole.get("step", int(named[2]) if named else 0)
+    notes = ("These are the parameters; their average is in the file ema_RATE_STEP.pt of the same step",)
     step = step if type(step) is int and 0 <= step < 1 << 31 else 0
     averages = _averages(path, whole.get("ema"), tensors)
 
@@ -211,7 +317,8 @@ def _trained(file: TorchFile) -> Source:
         return file.read(averages[name] if averaged and name in averages else tensors[name])
 
     arrays = {name: Array(str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
-    return Source("torch", arrays, read, frozenset(averages), step, path)
+    notes = notes if named and named[1] == "model" else ()
+    return Source("torch", arrays, read, frozenset(averages), step, path, notes=notes)
 
 
 def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -236,7 +343,9 @@ def _averages(path: Path, ema: Any, tensors: dict[str, Tensor]) -> dict[str, Ten
 
 
 def fitting(source: Source, config: Config | None, name: str) -> str:
-    """The name of the score_sde format of these arrays.
+    """The name of the format of these arrays.
+
+    Without a configuration, the arrays are those of a format's preset, or else begin with the mark of one format.
 
     Raises:
         UsageError: if no format fits.
@@ -248,17 +357,45 @@ def fitting(source: Source, config: Config | None, name: str) -> str:
         pick(FORMATS, name, "--format")
         return name
     found = set(source.arrays)
-    for name, it in FORMATS.items():
+    marked = [name for name, it in FORMATS.items() if any(key.startswith(it.mark) for key in found)]
+    for name in marked:
+        it = FORMATS[name]
         if config is not None:
             # Two formats can belong to the same network. The first is recognised by its fixed weights.
             if it.net == config.net.name and found.issuperset(it.fixed):
                 return name
         else:
-            entries = it.layout(network(it.preset()), it.shape)
-            if {entry.theirs for entry in entries} == found - set(it.buffers):
+            net = network(it.preset())
+            entries = it.layout(net, it.shape)
+            if {entry.theirs for entry in entries} == set(separated(source, it, net).arrays) - set(it.buffers):
                 return name
-    known = ", ".join(FORMATS)
+    if len(marked) == 1 and config is None:
+        return marked[0]
+    known = ", ".join(marked or FORMATS)
+    if config is not None and marked:
+        nets = " or ".join(dict.fromkeys(FORMATS[name].net for name in marked))
+        raise UsageError(f"config.net.name={config.net.name}: its arrays are those of {known}, which needs a {nets}")
     raise UsageError(f"its arrays fit no known network ({known}); say --config=NAME")
+
+
+def separated(source: Source, it: Format, net: Any) -> Source:
+    """The source with separate arrays of query, key and value, if those of the format are joined (see `unet.split`)."""
+    if it.heads is None:
+        return source
+    heads, arrays, origin = it.heads(net), {}, {}
+    for name, array in source.arrays.items():
+        if ".qkv." in name and array.shape:
+            part = array._replace(shape=(array.shape[0] // 3, *array.shape[1:]))
+            origin |= {name.replace(".qkv.", f".{which}."): name for which in unet.THREE}
+            arrays |= {name.replace(".qkv.", f".{which}."): part for which in unet.THREE}
+        elif not name.endswith(".resample_filter"):
+            arrays[name], origin[name] = array, name
+
+    def read(name: str, averaged: bool) -> np.ndarray:
+        return unet.split({origin[name]: source.read(origin[name], averaged)}, heads)[name]
+
+    averaged = frozenset(name for name in arrays if origin[name] in source.averaged)
+    return dataclasses.replace(source, arrays=arrays, read=read, averaged=averaged)
 
 
 def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[str, Any]) -> None:
@@ -270,22 +407,39 @@ def check(entries: Sequence[Entry], arrays: Mapping[str, Array], ours: Mapping[s
         ours: our network's parameters, nested; arrays or shapes.
 
     Raises:
-        UsageError: naming the first array that differs.
+        UsageError: with a line for missing arrays, one for unknown arrays, one for shapes and one for types; each names
+            the first three.
     """
-    wanted = {entry.theirs: entry for entry in entries}
+    wanted, wrong = {entry.theirs: entry for entry in entries}, []
     if missing := [name for name in wanted if name not in arrays]:
-        raise UsageError(f"there is no {missing[0]} ({len(missing)} of {len(wanted)} arrays are missing)")
+        wrong.append(f"there is no {some(missing)} ({len(missing)} of {len(wanted)} arrays are missing)")
     if unknown := sorted(set(arrays) - set(wanted)):
-        raise UsageError(f"there is {unknown[0]}, which the network does not have ({len(unknown)} such arrays)")
-    for name, entry in wanted.items():
-        shape: Any = ours
-        for part in entry.ours.split("."):
-            shape = shape[part]
-        shape = KINDS[entry.kind][1](np.empty(shape.shape, np.int8)).shape
-        if arrays[name].shape != shape:
-            raise UsageError(f"{name} is {sized(arrays[name].shape)}, but the network's is {sized(shape)}")
+        wrong.append(f"there is {some(unknown)}, which the network does not have ({len(unknown)} such arrays)")
+    shapes, kinds = [], []
+    for name in wanted.keys() & arrays.keys():
+        needed: Any = ours
+        for part in wanted[name].ours.split("."):
+            needed = needed[part]
+        needed = KINDS[wanted[name].kind][1](np.empty(needed.shape, np.int8)).shape
+        if arrays[name].shape != needed:
+            shapes.append(f"{name} is {sized(arrays[name].shape)}, but the network's is {sized(needed)}")
         if arrays[name].dtype not in FLOATS:
-            raise UsageError(f"{name} holds {arrays[name].dtype}, but weights must be floating-point numbers")
+            kinds.append(f"{name} holds {arrays[name].dtype}")
+    if shapes:
+        wrong.append(f"{some(sorted(shapes), '; ')} ({len(shapes)} arrays of another shape)")
+    if kinds:
+        wrong.append(f"{some(sorted(kinds))}, but weights must be floating-point numbers")
+    if wrong:
+        raise UsageError(*wrong)
+
+
+def some(names: Sequence[str], between: str = ", ", most: int = 3) -> str:
+    """The first names as text.
+
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c ...'
+    """
+    return between.join(names[:most]) + " ..." * (len(names) > most)
 
 
 def converted(source: Source, entries: Sequence[Entry], averaged: bool) -> dict[str, Any]:

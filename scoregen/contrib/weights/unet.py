@@ -124,16 +124,16 @@ def score_sde(net: UNet | NCSNpp, shape: tuple[int, ...] = (32, 32, 3), by_sigma
 
 
 def adm(net: UNet, shape: tuple[int, ...]) -> list[Entry]:
-    """The arrays of improved DDPM and ADM, after `split(theirs, net.heads_of)`, without those of labels.
+    """The arrays of improved DDPM and ADM, after `split(theirs, net.heads_of)`.
 
-    This is for their `QKVAttentionLegacy`, which all published checkpoints use. Labels are left out, since our table
-    has a row for "no label" and theirs does not.
+    This is for their `QKVAttentionLegacy`, which all published checkpoints use. Their table of labels has no row for
+    "no class"; ours gets a row of zeros.
 
     >>> entries = adm(UNet(scale_shift=True, form="adm"), (32, 32, 3))
     >>> next(entry for entry in entries if entry.ours == "up0_0.shortcut.kernel")
     Entry(theirs='output_blocks.9.0.skip_connection.weight', ours='up0_0.shortcut.kernel', kind='pointwise')
     """
-    arrays = [array for array in _arrays(net, shape) if array.module != "label"]
+    arrays = list(_arrays(net, shape))
     present, last, block = {array.module for array in arrays}, len(net.multipliers) - 1, net.resample == "block"
 
     def place(module: str) -> str:
@@ -151,7 +151,12 @@ def adm(net: UNet, shape: tuple[int, ...]) -> list[Entry]:
         return f"{'input' if side == 'down' else 'output'}_blocks.{n}.{1 if attention else 0}"
 
     kinds = {"shortcut": "pointwise", **dict.fromkeys((*THREE, "proj"), "pointwise1d")}
-    return [array.entry(place(array.module), 2, kinds.get(array.layer, "dense")) for array in arrays]
+    return [
+        Entry("label_emb.weight", array.ours, "labels")
+        if array.module == "label"
+        else array.entry(place(array.module), 2, kinds.get(array.layer, "dense"))
+        for array in arrays
+    ]
 
 
 def edm(net: NCSNpp, shape: tuple[int, ...] = (32, 32, 3), negated: bool = False) -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -59,13 +60,17 @@ def fresh_folder(target: Path, flag: str) -> Iterator[Path]:
             unfinished.discard(beside)
 
 
-def shapes_of(config: Config, shape: tuple[int, ...]) -> dict[str, Any]:
+def shapes_of(config: Config, shape: tuple[int, ...], classes: int = 0) -> dict[str, Any]:
     """The parameters of the configured network for examples of this shape, nested, without the outer "params".
+
+    The data, which are not read, would tell the number of classes; here it is `classes`.
 
     Raises:
         UsageError: if the network does not fit the shape.
     """
     made = model(config, shape=shape)
+    if classes:
+        made = dataclasses.replace(made, net=made.net.clone(num_classes=classes))
     try:
         return jax.eval_shape(lambda: made.init(jax.random.key(0), (1, *shape)))["net"]["params"]
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -81,9 +86,8 @@ def write(
     record: dict[str, Any],
 ) -> None:
     """Write a workdir as after a training, but with a new optimizer state."""
-    for key in ("log_variance", "labels"):
-        if config[key]:
-            raise UsageError(f"config.{key}=True: the file has no weights for it: say --config.{key}=false")
+    if config.log_variance:
+        raise UsageError("config.log_variance=True: the file has no weights for it: say --config.log_variance=false")
     params, ema = ({"net": {"params": jax.tree.map(jnp.asarray, part)}} for part in (ours, averaged))
     times = build(TIMES, config.times).init(build(PROCESSES, config.process))
     state = State(jnp.asarray(step, jnp.int32), params, ema, optimizer_of(config).init(params), times)
