@@ -5,11 +5,11 @@
     scoregen weights export runs/ddpm_cifar --out=exported
     scoregen weights inspect exported
 
-`import` makes a run from a diffusers folder (a whole pipeline, only its UNet2DModel, or a checkpoint of its training),
-from a checkpoint of score_sde_pytorch, NCSN or NCSNv2, or from a state dict of ADM, improved DDPM or EDM. The run can be
-sampled and trained further. `export` makes a diffusers pipeline from a run, with a model card. `inspect` lists the arrays of a run,
-a diffusers folder, a .safetensors or a .pth file. No code in a file is executed, and every weight is copied bit for
-bit. See docs/weights.md.
+`import` makes a run from a diffusers folder (a whole pipeline, only its UNet2DModel, or a checkpoint of its
+training), from a checkpoint of score_sde_pytorch, NCSN or NCSNv2, or from a state dict of ADM, improved DDPM or EDM.
+The run can be sampled and trained further. `export` makes a diffusers pipeline from a run, with a model card.
+`inspect` lists the arrays of a run, a diffusers folder, a .safetensors or a .pth file. No code in a file is executed,
+and every weight is copied bit for bit. See docs/weights.md.
 
 Exit codes: 0 done; 2 an error that you can fix, one line each.
 """
