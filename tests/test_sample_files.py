@@ -522,7 +522,7 @@ def test_ten_kills_and_two_at_once_change_no_byte(digits, tmp_path):
         process = started(*argv, f"--out={out}")
         wanted = 150 * k + 37  # in the middle of a batch
         while process.poll() is None and (not out.exists() or len(list(out.glob("0*.png"))) < wanted):
-            pass
+            time.sleep(0.002)
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -539,7 +539,7 @@ def test_ten_kills_and_two_at_once_change_no_byte(digits, tmp_path):
     archive = tmp_path / "x.npz"
     process = started(*argv, f"--out={archive}")
     while process.poll() is None and len(list(tmp_path.glob("x.npz.parts/0*.npy"))) < 7:
-        pass
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not archive.exists()
