@@ -13,6 +13,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -139,6 +140,7 @@ def test_a_sample_of_a_seed_depends_on_the_seed_alone():
         np.testing.assert_allclose(found[chosen.index(5)], one[0] + 10.0 * (5 % 3), rtol=1e-6)
     each = sampling(None, Draws.of_seeds([5, 6], each=3))  # every seed with every class
     alone = sampling(None, 3, seed=6)
+    assert each is not None and alone is not None
     np.testing.assert_array_equal(each[3:], alone)
 
 
@@ -148,7 +150,7 @@ def test_a_sample_of_a_seed_depends_on_the_seed_alone():
 @pytest.mark.parametrize("kind", ["pictures", "archive", "array", "table"])
 def test_files_are_the_same_however_often_they_were_begun(kind, tmp_path):
     """Stopped after every number of batches, with half a file under another name and a file that was cut off."""
-    begun = []
+    begun, nodes = [], {}
 
     def files(place):
         if kind in ("pictures", "archive"):
@@ -174,8 +176,11 @@ def test_files_are_the_same_however_often_they_were_begun(kind, tmp_path):
             lying[0].write_bytes(lying[0].read_bytes()[:-9])
             lying[1].with_name(f".{lying[1].stem}.new{lying[1].suffix}").write_bytes(b"half")
             os.remove(lying[1])
+            nodes = {path: path.stat().st_ino for path in lying[2:]}
     fill(files("cut"))
     assert tree(tmp_path / "cut") == tree(tmp_path / "straight")
+    if kind == "pictures":  # what was whole was not written again
+        assert nodes == {path: path.stat().st_ino for path in nodes}
     # Each batch was drawn once and those of the two files twice; of each start the last was not written.
     assert sum(len(one.sampling.params_seen) for one in begun[1:]) == 5 + 5 + {"pictures": 1}.get(kind, 2)
     again = files("cut")
@@ -192,6 +197,7 @@ def test_pictures_hold_the_samples_under_their_names(tmp_path):
     expected = sampling.scaling.to_bytes(sampling(None, draws))
     for name, image in zip(names, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / name)), image[..., 0])
+    assert isinstance(files, S.Pictures)
     np.testing.assert_array_equal(files.first(4), expected)
     with (tmp_path / "out" / "labels.csv").open() as file:
         assert list(csv.reader(file)) == [["file", "label"], *([name, "ca"[i % 2]] for i, name in enumerate(names))]
@@ -213,18 +219,20 @@ def test_an_archive_is_read_by_numpy_and_as_data(tmp_path):
         np.testing.assert_array_equal(found["samples"], bytes_.transpose(0, 3, 1, 2))
         assert found["samples"].dtype == np.uint8 and found["labels"].tolist() == [1, 0] * 6 + [1]
         assert json.loads(str(found["settings"])) == SETTINGS
+    assert isinstance(files, S.Archive)
     np.testing.assert_array_equal(files.first(7), bytes_[:7])
     read = data.array(str(tmp_path / "x.npz"), key="samples", labels="labels", layout="first", held_out=0.0)
     assert read.train.shape[0] == 13 and read.train_labels is not None
     assert {path.name for path in tmp_path.iterdir()} == {"x.npz", ".x.npz.lock"}
     with zipfile.ZipFile(tmp_path / "x.npz") as archive:
         assert archive.testzip() is None
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # no byte is of the clock
 
 
 def test_contexts_are_in_an_archive_in_the_units_of_the_data(tmp_path):
     context = Units("float64", (2,), mean=(1.0, 2.0), std=(3.0, 4.0))
     sampling = known((3,), context_units=context)
-    object.__setattr__(sampling, "cond", Cond(context=np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)))
+    object.__setattr__(sampling, "cond", Cond(context=np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)))  # pyright: ignore
     sampling.__dict__["draw"] = None
     files = S.files_of(tmp_path / "x.npz", Dataset("x", np.zeros((2, 3), np.float32)), sampling, Draws.first(3, 0), 2)
     files.begin(SETTINGS)
@@ -253,7 +261,7 @@ def test_one_batch_at_a_time_is_in_memory(tmp_path):
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path):
-    def begin(place="out", **changes):
+    def begin(place="out", **changes: Any):
         S.files_of(tmp_path / place, pictures(), known(), Draws.first(23, 0), 5).begin(SETTINGS | changes)
 
     begin()
@@ -263,7 +271,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
     assert "batch was 5, now 6" in said_ and "another --out" in said_
     refused(lambda: begin(step=4, weights="def"), "(step was 3, now 4)")
     refused(lambda: begin(weights="def"), "(weights was abc, now def)")
-    refused(lambda: begin(**{"sampler.n": 7}), "(sampler.n was none, now 7)")
+    refused(lambda: begin("out", **{"sampler.n": 7}), "(sampler.n was none, now 7)")
     assert tree(tmp_path) == before
     (tmp_path / "out" / "samples.json").write_text("{")
     refused(begin, "samples.json is damaged", "another --out")
@@ -303,7 +311,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     large = S.files_of(
         tmp_path / "x", Dataset("x", np.zeros((2, 3), np.float32)), known((3,)), Draws.first(10**5, 0), 5
     )
-    refused(lambda: large.begin(SETTINGS), "100,000 samples need 2.4 MB, and 1.5 MB are free", "a smaller --n")
+    refused(lambda: large.begin(SETTINGS), "100,000 samples need 2.4 MB, and 1.5 MB are free", "fewer samples")
 
 
 def test_seeds_and_classes_are_read_as_they_are_meant():
@@ -577,7 +585,7 @@ def test_seeds_classes_grids_and_archives(digits, tmp_path, monkeypatch):
     out = done("sample", digits, "--seeds=3,7-8", "--classes=5,0", "--grid", f"--out={tmp_path / 'a'}")
     assert "classes 5,0 in turn" in out and str(tmp_path / "a-grid.png") in out
     for seed in (3, 7, 8):
-        expected = run.sample(2, seed=seed, label=np.array([5, 0]), batch=6)
+        expected = run.sample(2, seed=seed, label=np.array([5, 0]), batch=6)  # pyright: ignore
         for number in range(2):
             image = np.asarray(Image.open(tmp_path / "a" / f"{seed:06d}-{number:07d}.png"))
             assert np.abs(image.astype(int) - expected[number, ..., 0]).max() <= 1  # a float near the edge of a byte
@@ -634,6 +642,11 @@ def test_devices_and_processes_draw_the_same(digits, tmp_path):
     two = [started(*argv, f"--out={tmp_path / 'two'}", *hosts, f"--process={i}", devices=2) for i in range(2)]
     (code, out, err), other = [said(process) for process in two]
     assert (code, err) == (0, "") and other == (0, "", "") and "ddpm_digits: sample" in out
+    hosts = f"--coordinator={address()}", "--processes=2"
+    other = ("sample", digits, "--n=50", "--batch=10", f"--out={tmp_path / 'two'}", *hosts)
+    for process in [started(*other, f"--process={i}", devices=2) for i in range(2)]:
+        code, _, err = said(process)
+        assert code == 2 and re.search("batch was 20, now 12|the first process", err)
     one = shown(tmp_path / "one")
     for place in ("four", "two"):
         found = shown(tmp_path / place)

@@ -406,8 +406,14 @@ class Action:
         draws = self.draws(self.config.sampler.images)
         count, size = len(draws), mesh.round_up(self.sampling.batch_for(len(draws)))
         files = files_of(out, self.parts.dataset, self.sampling, draws, size)
+        refused = None
         if mesh.first():
-            files.begin(self.settings(run, draws, size))
+            try:
+                files.begin(self.settings(run, draws, size))
+            except UsageError as error:
+                refused = error
+        if not mesh.all_of(refused is None):
+            raise refused or UsageError(f"--out={out}: the first process, which writes the samples, refuses it")
         there = mesh.of_first(files.count() if mesh.first() else 0)
         if there:
             self.say(f"{there:,} of {count:,} samples are already in {out}")

@@ -104,21 +104,35 @@ class SampleFiles(abc.ABC):
         path = self.folder / SETTINGS
         return _read(path.read_bytes(), path) if path.is_file() else None
 
+    @abc.abstractmethod
+    def _room(self) -> int:
+        """The number of bytes that a sample takes at least."""
+
     def _prepare(self, settings: dict[str, Any]) -> None:
+        need, free = len(self.draws) * self._room(), shutil.disk_usage(self.lock.parent).free
+        if need > free:
+            raise UsageError(
+                f"--out={self.out}: {len(self.draws):,} samples need {_size(need)}, and {_size(free)} are free: say "
+                "fewer samples, or another --out"
+            )
         make_folder(self.folder, "--out")
         with whole(self.folder / SETTINGS) as fresh:
             fresh.write_text(to_json(settings))
 
     def missing(self) -> Iterator[int]:
         """The batches that are not there. Until the next one is asked for, no other process gets the same one."""
-        while left := [batch for batch in range(self.batches) if not self.has(batch)]:
-            idle = True
-            for batch in left:
+        left = True
+        while left:
+            left, idle = False, True
+            for batch in range(self.batches):
+                if self.has(batch):
+                    continue
                 with claimed(self.lock, batch + 1) as mine:
+                    left = left or not mine
                     if mine and not self.has(batch):
                         idle = False
                         yield batch
-            if idle:  # other processes draw the rest, and may be killed
+            if left and idle:  # other processes draw the rest, and may be killed
                 time.sleep(WAIT)
 
     def put(self, index: np.ndarray, samples: np.ndarray) -> None:
@@ -160,6 +174,9 @@ class Pictures(SampleFiles):
         if batch not in self.done and all(map(_is_whole, self.paths(self.index(batch)))):
             self.done.add(batch)
         return batch in self.done
+
+    def _room(self) -> int:
+        return 67  # an image of one pixel
 
     def count(self) -> int:
         return sum(1 for path in self.out.iterdir() if path.suffix == ".png" and path.name[0] != ".")
@@ -222,17 +239,10 @@ class Joined(SampleFiles):
             return len(self.draws)
         return sum(len(self.index(batch)) for batch in range(self.batches) if self.part(batch).is_file())
 
-    def _prepare(self, settings: dict[str, Any]) -> None:
+    def _room(self) -> int:
         units, shape = self.sampling.units, self.sampling.shape
         kind = np.dtype(units.dtype if units is not None else self.dataset.dtype)
-        need = 2 * len(self.draws) * math.prod(shape) * kind.itemsize  # the parts, and the file
-        free = shutil.disk_usage(self.lock.parent).free
-        if need > free:
-            raise UsageError(
-                f"--out={self.out}: {len(self.draws):,} samples need {_size(need)}, and {_size(free)} are free: say a "
-                "smaller --n, or another --out"
-            )
-        super()._prepare(settings)
+        return 2 * math.prod(shape) * kind.itemsize  # in a part, and in the file
 
     def _write(self, index: np.ndarray, samples: np.ndarray) -> None:
         make_folder(self.parts, "--out")
