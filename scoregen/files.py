@@ -80,13 +80,43 @@ def is_locked(path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def claimed(path: Path, number: int, *, wait: bool = False) -> Iterator[bool]:
+    """Claims one piece of work among processes that share it, by a lock on the byte `number` of a file.
+
+    Yields whether this process has the claim; with `wait` it waits for it. A process that is killed loses its claims.
+    The threads of one process do not exclude each other.
+
+    Raises UsageError if the file cannot be written.
+
+    >>> with tempfile.TemporaryDirectory() as folder, claimed(Path(folder, "lock"), 3) as mine:
+    ...     print(mine)
+    True
+    """
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("a"))
+            how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+            mine = _is_free(lambda: fcntl.lockf(file, how, 1, number))
+        except OSError as error:
+            raise UsageError(_cannot(path, error)) from None
+        yield mine
+
+
 def _held(file: IO[str]) -> bool:
     """Try to lock an open file, and return whether this process now holds the lock."""
     import fcntl
 
+    return _is_free(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+
+
+def _is_free(lock: Callable[[], object]) -> bool:
+    """Whether `lock()` succeeds, or there are no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock()
+    except (BlockingIOError, PermissionError):  # POSIX lets `lockf` raise either
         return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

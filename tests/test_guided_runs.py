@@ -385,7 +385,7 @@ def test_colours_are_completed_and_drawn(tmp_path, monkeypatch):
 
     real = report.sheet
     monkeypatch.setattr(report, "sheet", sheet)
-    report.save_completed(tmp_path / "picture.png", parts.sampling, samples)
+    report.save_completed(tmp_path / "picture.png", parts.sampling, np.arange(len(samples)), samples)
     (held_out, seen, completed), columns = zip(*lines, strict=True)
     assert columns == (5, 5, 5)
     np.testing.assert_array_equal(held_out, images[12:17])

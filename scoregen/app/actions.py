@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,9 @@ from scoregen.app.command import saved, say
 from scoregen.app.config import Config
 from scoregen.app.evaluate import evaluate, likelihoods
 from scoregen.app.record import Record, pair
+from scoregen.app.samplefiles import Archive, Pictures, SampleFiles, files_of
+from scoregen.app.sampling import Draws
+from scoregen.app.selection import ARCHIVE, Selection, misfits, read_classes, write_seeds
 from scoregen.app.signals import Signals, leave
 from scoregen.errors import UsageError
 from scoregen.files import check_writable, make_folder, whole
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from scoregen.train import State
 
 T = TypeVar("T")
+# At most so many samples are in the picture of --grid, in a column of one class, and so many columns have a name.
+IN_GRID, IN_COLUMN, NAMED = 100, 10, 20
 
 
 def perform(
@@ -45,6 +51,7 @@ def perform(
     again: str,
     *,
     out: Path | None = None,
+    selection: Selection | None = None,
     coordinator: str = "",
     process: int | None = None,
     processes: int | None = None,
@@ -57,7 +64,8 @@ def perform(
         workdir: the folder of the run. It has a checkpoint, unless the mode is "train".
         console: for the output.
         again: the command line to repeat after an interruption.
-        out: the folder for the results; None for the workdir.
+        out: the folder for the results, or of samples their folder or file; None for the workdir.
+        selection: in the mode "sample" which samples to draw.
         coordinator, process, processes: how several processes find each other, see `mesh.start`.
 
     Raises:
@@ -68,7 +76,7 @@ def perform(
     _join(coordinator, process, processes)
     several, console.quiet = mesh.processes() > 1, not mesh.first()
     description = None if mode == "train" else describe.read(workdir)
-    parts = build(config, mode, summary=None if description is None else description["data"])
+    parts = _build(config, mode, None if description is None else description["data"], selection or Selection())
     if config.net.name == "auto":
         memory, batch = config.net.auto.memory, config.train.batch
         say(console, f"chosen by the data: {describe_size(parts.model.net, parts.dataset.shape, batch, memory)}")
@@ -77,8 +85,9 @@ def perform(
     if several:
         _refuse_unshared(workdir)
     warnings.simplefilter("ignore", StartWarning)  # the command reports it in one line
-    with Signals(console, mesh.loudest() if several else None) as signals, _results(workdir, out) as files:
-        action = Action(parts, workdir, files, mode, console, signals, again)
+    folder = out.parent if mode == "sample" and out is not None and out.suffix.lower() == ARCHIVE else out
+    with Signals(console, mesh.loudest() if several else None) as signals, _results(workdir, folder) as files:
+        action = Action(parts, workdir, files, mode, console, signals, again, selection or Selection(), out)
         try:
             run = action.train() if mode == "train" else action.restore()
             if signals():
@@ -94,6 +103,35 @@ def perform(
         except OSError as error:
             error.filename = error.filename or str(workdir)  # an OSError from an open file has no file name
             raise
+
+
+def _build(config: Config, mode: str, summary: dict[str, Any] | None, selection: Selection) -> Parts:
+    """The parts of a command, drawing the classes that were selected.
+
+    Raises:
+        UsageError: with all that is wrong in the configuration and in the selection.
+    """
+    parts, lines = None, []
+    try:
+        parts = build(config, mode, summary=summary)
+    except UsageError as error:
+        lines += error.args
+        if summary is None:
+            raise
+    if parts is not None:
+        dataset, classes = parts.dataset, parts.model.num_classes
+    else:
+        assert summary is not None
+        dataset, classes = describe.stand_in(summary, config.data.name), summary["labels"] if config.labels else 0
+    lines += misfits(selection, config.sampler.images, dataset, classes)
+    if lines or parts is None:
+        raise UsageError(*lines)
+    if not selection.classes:
+        return parts
+    chosen, cond = read_classes(selection.classes, classes, dataset.classes)[0], parts.sampling.cond
+    assert cond is not None
+    label: Any = np.array(chosen, np.int32)
+    return dataclasses.replace(parts, sampling=dataclasses.replace(parts.sampling, cond=cond._replace(label=label)))
 
 
 def _join(coordinator: str, process: int | None, processes: int | None) -> None:
@@ -182,6 +220,8 @@ class Action:
     console: Console
     signals: Signals
     again: str  # the command that continues where this one was stopped
+    selection: Selection = Selection()
+    out: Path | None = None  # as it was typed
 
     def __post_init__(self) -> None:
         self.config, self.sampling = self.parts.config, self.parts.sampling
@@ -286,7 +326,8 @@ class Action:
         """The picture for this kind of data: a grid of images, four panels of the plane, or a panel per coordinate."""
         dataset, params = self.parts.dataset, mesh.local(params)
         if self.sampling.control is not None:
-            return report.save_completed(path, self.sampling, samples, title)
+            turns = self.draws(len(samples)).at(np.arange(len(samples))).turn
+            return report.save_completed(path, self.sampling, turns, samples, title)
         if dataset.is_image:
             shown = self.parts.scaling.to_bytes(samples[: self.config.sampler.images])
             return report.save_samples(path, shown, report.reference(dataset), title)
@@ -300,6 +341,9 @@ class Action:
         """Compute and write the results of the command. Returns the exit code."""
         if self.mode != "likelihood":
             self.warn_of_start()
+        if self.mode == "sample" and self.out is not None:
+            self.sample_files(run, self.out)
+            return 0
         actions = {"likelihood": self.log_likelihood, "trajectory": self.trajectory}
         actions.get(self.mode, self.samples)(run)
         self.record.renew()
@@ -324,18 +368,20 @@ class Action:
         """Sample, evaluate if the command does, draw the picture, and print the closing table."""
         config, folder, dataset = self.config, self.files, self.parts.dataset
         evaluated, why_not = self.evaluated()
-        count = evaluated if self.mode == "eval" else max(evaluated, config.sampler.images)
+        draws = self.draws(evaluated if self.mode == "eval" else max(evaluated, config.sampler.images))
+        count = len(draws)
         size = self.sampling.batch if self.mode == "train" else self.sampling.batch_for(count)
         batches = -(-count // mesh.round_up(size))
         parts = f" in {batches} batches" if batches > 1 else ""
         with Bar(self.console, f"sampling {count}{parts}, level", self.sampling.levels * batches) as bar:
             samples = self.watch(
-                lambda: self.sampling(run.params, count, bar.update, self.signals, batch=size),
+                lambda: self.sampling(run.params, draws, bar.update, self.signals, batch=size),
                 "stopped while sampling; the trained network is saved. To sample again",
             )
         api.check_samples(samples, self.smaller_steps())
         in_units = self.sampling.to_data(samples)
-        files = [report.save_data(folder, dataset, in_units, self.sampling.cond_of(np.arange(count)))]
+        cond = self.sampling.cond_of(draws.at(np.arange(count)).turn)
+        files = [report.save_data(folder, dataset, in_units, cond)]
         if self.mode == "sample" and dataset.form.suffix == ".png":
             files.append(report.save_pictures(folder, in_units))
         picture = folder / ("samples.png" if dataset.is_image else "figure.png")
@@ -380,6 +426,94 @@ class Action:
         if self.mode == "train" and (reason := not_evaluated(self.config, self.parts.dataset)):
             return 0, reason
         return (self.parts.evaluated, "") if self.mode in ("train", "eval") else (0, "")
+
+    def draws(self, count: int) -> Draws:
+        """The samples to draw: the first `count` of the seed, unless the command line selects others."""
+        chosen = self.selection
+        classes = len(chosen.classes and self._classes())
+        if chosen.seeds:
+            return Draws.of_seeds(chosen.seeds, max(1, classes))
+        if classes and not chosen.counted:
+            count = -(-count // classes) * classes
+        return self.sampling.draws(count)
+
+    def _classes(self) -> list[int]:
+        """The classes that the samples have in turn."""
+        cond = self.sampling.cond
+        return [] if cond is None or cond.label is None else np.asarray(cond.label).tolist()
+
+    def sample_files(self, run: api.Run, out: Path) -> None:
+        """Draw samples into files, from where a stopped command ended, and print the closing table."""
+        draws = self.draws(self.config.sampler.images)
+        count, size = len(draws), mesh.round_up(self.sampling.batch_for(len(draws)))
+        files = files_of(out, self.parts.dataset, self.sampling, draws, size)
+        refused = None
+        if mesh.first():
+            try:
+                files.begin(self.settings(run, draws, size))
+            except UsageError as error:
+                refused = error
+        if not mesh.all_of(refused is None):
+            raise refused or UsageError(f"--out={out}: the first process, which writes the samples, refuses it")
+        there = mesh.of_first(files.count() if mesh.first() else 0)
+        if there:
+            self.say(f"{there:,} of {count:,} samples are already in {out}")
+        parts = f" in {files.batches} batches" if files.batches > 1 else ""
+        levels, words = self.sampling.levels, f"sampling {count}{parts}, level"
+        with Bar(self.console, words, levels * files.batches, there // size * levels) as bar:
+            finished = self.signals.watch(lambda: self.fill(run.params, files, bar.update))
+        if not finished:
+            with files.busy:
+                if mesh.first():
+                    done = f"stopped with {files.count():,} of {count:,} samples in {out}"
+                    self.say(f"{done}. To continue: {self.again}")
+                leave(self.signals)
+        written = files.written
+        if self.selection.grid and mesh.first():
+            assert isinstance(files, Pictures | Archive)
+            written = [*written, self.grid(run, files)]
+        self.close(self.summary(run, count), [], written)
+
+    def grid(self, run: api.Run, files: Pictures | Archive) -> Path:
+        """Draw the first samples into one picture, with a column for each selected class if these are few."""
+        classes, known = self._classes() if self.selection.classes else [], self.parts.dataset.classes
+        names = [known[k] if known else f"class {k}" for k in classes] if 1 < len(classes) <= NAMED else []
+        count = min(len(files.draws), IN_COLUMN * len(names) or IN_GRID)
+        place = files.out if files.out.name not in ("", "..") else files.out.resolve()
+        name = place.stem if isinstance(files, Archive) else place.name
+        title = report.heading(self.config.name, run.step)
+        return report.save_grid(place.with_name(f"{name}-grid.png"), files.first(count), title, names)
+
+    def fill(self, params: Any, files: SampleFiles, progress: Callable[[int], None]) -> bool | None:
+        """Draw all samples that are not in their files yet. Returns None if a signal stopped it."""
+        missing, several = mesh.in_all(files.missing()), mesh.processes() > 1
+        stopped = self.signals if several else lambda: False  # otherwise the signal is watched from another thread
+        batches = self.sampling.batches(params, files.draws, progress, stopped, batch=files.size, blocks=missing)
+        for index, samples in batches:
+            api.check_samples(samples, self.smaller_steps())
+            if mesh.first():
+                files.put(index, samples)
+        if self.signals.number:
+            return None
+        if mesh.first():
+            files.finish()
+        return True
+
+    def settings(self, run: api.Run, draws: Draws, size: int) -> dict[str, Any]:
+        """All that samples in files depend on."""
+        chosen, used = self.selection, dict(config_lib.leaves(config_lib.used(self.config)))
+        apart = {f"sampler.{name}" for name in ("images", "batch", "seed", "best")}
+        return {
+            "run": str(self.workdir.resolve()),
+            "step": run.step,
+            "weights": _checksum(mesh.local(run.params)),
+            "samples": len(draws),
+            "seeds" if chosen.seeds else "seed": write_seeds(chosen.seeds) if chosen.seeds else self.sampling.seed,
+            "classes": self._classes() if chosen.classes else None,
+            "conditions": _checksum(self.sampling.cond),
+            "batch": size,
+            **{key: value for key, value in used.items() if key.startswith("sampler.") and key not in apart},
+        }
 
     def smaller_steps(self) -> str:
         """The change to suggest if the sampler diverges."""
@@ -473,7 +607,9 @@ class Action:
     def conditions(self, classes: str) -> list[str]:
         """The inputs of an estimate beside x and the noise level; `classes` is the text if no class is chosen."""
         sampler, known = self.config.sampler, []
-        if self.parts.model.num_classes:
+        if self.selection.classes:
+            known.append(f"classes {self.selection.classes} in turn")
+        elif self.parts.model.num_classes:
             known.append(classes if sampler.label < 0 else f"class {sampler.label}")
         if self.parts.model.context_dim:
             chosen = ", ".join(f"{value:g}" for value in sampler.context)
@@ -513,6 +649,18 @@ def _part(section: Config, part: Any) -> str:
     fields = [(field.name, field.default, getattr(part, field.name)) for field in dataclasses.fields(part)]
     options = ", ".join(f"{name}={value}" for name, default, value in fields if value != default)
     return f"{section.name} ({options})" if options else section.name
+
+
+def _checksum(tree: Any) -> str:
+    """The CRC-32 of all arrays of a tree."""
+    found = 0
+    for leaf in jax.tree.leaves(tree):
+        found = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), found)
+    return f"{found:08x}"
+
+
+def _so_many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _size(params: Any) -> int:

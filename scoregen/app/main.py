@@ -31,6 +31,7 @@ from scoregen.app.command import (
     suppress_warnings,
     warn,
 )
+from scoregen.app.selection import Selection, read_seeds, wrong_out
 from scoregen.errors import UsageError
 
 OUT = Flag("out", "the output folder (default: RUN)", value="FOLDER")
@@ -102,9 +103,28 @@ COMMANDS: Mapping[str, Command] = {
     "sample": Command(
         "draw samples from a run",
         "Draws samples from the newest checkpoint of a run. Writes them in the units of the data, as samples.npy or as "
-        "a table if the data are one, and a picture of them.",
-        ("sample runs/ddpm_digits --n=64 --out=images", "sample runs/ddpm_digits --config.sampler.step.name=unipc"),
-        (Flag("n", "number of samples", value="N", key="sampler.images"), CONTEXT, DRAWS, SAMPLED, FOLDER, OUT),
+        "a table if the data are one, and a picture of them.\n\n"
+        "With --out, writes each picture as a PNG file into a folder, or all samples into one .npz file. Other samples "
+        "are written as samples.npy or as a table. Any number of samples fits into the memory, and the same command "
+        "continues a stopped one. Several such commands at once share the work.",
+        (
+            "sample runs/ddpm_digits --n=64",
+            "sample runs/ddpm_digits --n=50000 --out=images",
+            "sample runs/ddpm_digits --seeds=0-63 --grid --out=images",
+            "sample runs/ddpm_digits --n=50000 --out=samples.npz",
+            "sample runs/ddpm_digits --config.sampler.step.name=unipc",
+        ),
+        (
+            Flag("n", "number of samples", value="N", key="sampler.images"),
+            Flag("seeds", "in place of --n and --seed: one sample for each seed, as 0-63 or 0,5,7-9", value="SEEDS"),
+            Flag("classes", "the classes to draw in turn, as 0,3,5-7 or by name", value="CLASSES"),
+            CONTEXT,
+            DRAWS,
+            SAMPLED,
+            FOLDER,
+            Flag("out", "a new folder, or a .npz file, for the samples (default: RUN)", value="PLACE"),
+            Flag("grid", "with --out: also draw the first samples into one picture, PLACE-grid.png", False),
+        ),
     ),
     "eval": Command(
         "compute the distances between a run's samples and held-out data",
@@ -242,6 +262,7 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
                 found.errors[:0] = no_checkpoint(workdir).args
         else:
             found.errors += _without_effect(mode, found, workdir, of_run is not None) + _unfit(mode, found)
+    selection = _selection(found) if mode == "sample" else None
     found.check()
     assert workdir is not None and config is not None
     out = found.values.get("out")
@@ -253,7 +274,29 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
         check_platform()
     out = None if out is None else Path(out).expanduser()
     with found.as_typed():
-        return perform(mode, config, workdir, console, typed, out=out, **hosts)
+        return perform(mode, config, workdir, console, typed, out=out, selection=selection, **hosts)
+
+
+def _selection(found: Arguments) -> Selection:
+    """What the flags say about the samples to draw. Errors are added to `found.errors`."""
+    seeds, classes, out = (found.values[name] for name in ("seeds", "classes", "out"))
+    numbers: tuple[int, ...] = ()
+    if seeds is not None:
+        numbers, errors = read_seeds(seeds)
+        found.errors += errors
+    pairs = (
+        ("seeds", "sampler.images", "how many samples to draw"),
+        ("seeds", "sampler.seed", "the seed"),
+        ("classes", "sampler.label", "the class"),
+    )
+    for name, key, what in pairs:
+        if name in found.given and key in found.overrides:
+            found.errors.append(f"--{name} and {found.overrides[key].flag} both say {what}: say one of them")
+    if found.values["grid"] and out is None:
+        found.errors.append("--grid without --out: say --out=FOLDER; without it the command draws a picture anyway")
+    if out is not None:
+        found.errors += wrong_out(Path(out))
+    return Selection(numbers, classes or "", found.values["grid"], "sampler.images" in found.overrides)
 
 
 def _named(mode: str, found: Arguments) -> tuple[str | None, Path | None, Path | None]:

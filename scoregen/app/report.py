@@ -87,15 +87,12 @@ def saved_data(folder: Path, dataset: Dataset, scaling: Any) -> np.ndarray:
 
 def save_pictures(folder: Path, images: np.ndarray) -> Path:
     """Write each image of uint8 `[N, H, W, C]` as a PNG into the folder `samples`, in place of those there."""
-    from PIL import Image
-
     inside = folder / "samples"
     make_folder(inside, "--out")
     for path in inside.glob("[0-9]*.png"):
         path.unlink()
     for i, image in enumerate(images):
-        with whole(inside / f"{i:05d}.png") as fresh:
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(fresh, format="png")
+        save_picture(inside / f"{i:05d}.png", image)
     return inside
 
 
@@ -105,6 +102,15 @@ def pixels(path: Path) -> np.ndarray:
 
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def save_picture(path: Path, image: np.ndarray) -> Path:
+    """Write an image of uint8 `[H, W, 1 or 3]` as a PNG."""
+    from PIL import Image
+
+    with whole(path) as fresh:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(fresh, format="png")
+    return path
 
 
 def heading(name: str, step: int, metrics: Sequence[Metric] = ()) -> str:
@@ -142,13 +148,25 @@ def save_nearest(
     path: Path, title: str, samples: np.ndarray, train: np.ndarray, near: Neighbours, most: int = 10
 ) -> Path:
     """The samples nearest to a training image, over these training images; all uint8 `[N, H, W, C]`."""
-    first = np.argsort(near.samples, kind="stable")[:most]
+    first, nearest, _ = near.closest(most)
     count = len(first)
     lines = [
         (name, [sheet(images, 64 * count, count)])
-        for name, images in (("samples", samples[first]), ("nearest in\ntraining", train[near.index[first]]))
+        for name, images in (("samples", samples[first]), ("nearest in\ntraining", train[nearest]))
     ]
     return save(path, mosaic(lines, title))
+
+
+def save_grid(path: Path, images: np.ndarray, title: str = "", names: Sequence[str] = (), side: int = 640) -> Path:
+    """A grid of uint8 images `[N, H, W, 1 or 3]`, about `side` pixels wide, with a title.
+
+    With `names`, image i is in column i mod len(names), under its name.
+    """
+    if not names:
+        return save(path, mosaic([("", [sheet(images, side)])], title))
+    room = side // max(len(names), len(images) // len(names))
+    columns = [sheet(images[i :: len(names)], room, 1) for i in range(len(names))]
+    return save(path, mosaic([("", columns)], title, names))
 
 
 def sheet(images: np.ndarray, side: int, columns: int | None = None) -> np.ndarray:
@@ -220,10 +238,15 @@ def series(dataset: Dataset, samples: np.ndarray, title: str = "", columns: int 
     return page
 
 
-def save_completed(path: Path, sampling: Sampling, samples: np.ndarray, title: str = "", most: int = 12) -> Path:
-    """Three named lines: the first held-out images, their visible part, and the samples that complete it."""
+def save_completed(
+    path: Path, sampling: Sampling, turns: np.ndarray, samples: np.ndarray, title: str = "", most: int = 12
+) -> Path:
+    """Three named lines: the held-out images of the first turns, their visible part, and the samples that complete it.
+
+    `turns` `[N]` are those of the samples, see `Draws`.
+    """
     count, scaling, control = min(most, len(samples)), sampling.scaling, sampling.control
-    clean = sampling.clean_of(np.arange(count))
+    clean = sampling.clean_of(turns[:count])
     assert control is not None and clean is not None
     seen = control.seen(clean, 0.5 * (scaling.low + scaling.high))
     completed = f"completed,\n{count} of {len(samples)}" if len(samples) > count else "completed"

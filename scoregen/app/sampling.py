@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from jax import Array
 from scoregen.cond import Cond
 from scoregen.denoiser import Denoiser
 from scoregen.guidance import ClassifierFree
-from scoregen.random import example_keys
 from scoregen.train import mesh
 
 if TYPE_CHECKING:
@@ -28,11 +27,62 @@ if TYPE_CHECKING:
 Wrapper = Callable[[Denoiser], Denoiser]
 
 
+class Place(NamedTuple):
+    """What determines samples `[B]` beside the model: see `Draws`."""
+
+    seed: np.ndarray
+    number: np.ndarray
+    turn: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draws:
+    """Which samples to draw, in which order: `each` samples of every seed.
+
+    The noise of a sample depends on its seed and on its number i among the samples of this seed, 0 <= i < each. Its
+    class, its context and the image it completes are those of its turn, turns + i.
+
+    Attributes:
+        seeds: the seeds `[S]`, each 0 to 2^32 - 1.
+        each: the number of samples of every seed.
+        turns: for each seed the turn of its first sample `[S]`.
+
+    >>> draws = Draws.of_seeds([7, 9], each=2)
+    >>> len(draws), [part.tolist() for part in draws.at(np.arange(4))]
+    (4, [[7, 7, 9, 9], [0, 1, 0, 1], [14, 15, 18, 19]])
+    """
+
+    seeds: np.ndarray
+    each: int
+    turns: np.ndarray
+
+    @classmethod
+    def first(cls, count: int, seed: int) -> Draws:
+        """The first `count` samples of one seed."""
+        return cls(np.array([seed]), count, np.zeros(1, np.int64))
+
+    @classmethod
+    def of_seeds(cls, seeds: Iterable[int], each: int = 1) -> Draws:
+        """The first samples of several seeds. All turns of a seed depend on the seed, and not on the other seeds."""
+        chosen = np.asarray(seeds, np.int64)
+        return cls(chosen, each, chosen * each)
+
+    def __len__(self) -> int:
+        return len(self.seeds) * self.each
+
+    def at(self, index: np.ndarray) -> Place:
+        """The places of samples `[B]` by their index. After the end, the numbers of the last seed go on."""
+        which = np.minimum(index // self.each, len(self.seeds) - 1)
+        number = index - which * self.each
+        return Place(self.seeds[which], number, self.turns[which] + number)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampling:
     """Draws samples from a model. The parameters are an argument, so one object works during the whole training.
 
-    Sample i, its class and the image it completes depend on the seed and on i, but not on the batch size.
+    Sample i, its class and the image it completes depend on the seed and on i, but not on the batch size. `Draws` names
+    samples of several seeds.
 
     Attributes:
         model: the model.
@@ -114,7 +164,7 @@ class Sampling:
     def __call__(
         self,
         params: Any,
-        count: int,
+        count: int | Draws,
         progress: Callable[[int], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
         *,
@@ -122,33 +172,59 @@ class Sampling:
         cond: Cond | None = None,
         batch: int | None = None,
     ) -> np.ndarray | None:
-        """Samples `[count, ...]` in the network's units, a batch at a time.
+        """Samples `[count, ...]` in the network's units; None if `stopped` ended the work.
+
+        `seed` replaces the attribute. For the other arguments see `batches`.
+        """
+        draws = self.draws(count, seed)
+        drawn = [samples for _, samples in self.batches(params, draws, progress, stopped, cond=cond, batch=batch)]
+        return np.concatenate(drawn) if sum(map(len, drawn)) == len(draws) else None
+
+    def draws(self, count: int | Draws, seed: int | None = None) -> Draws:
+        """The first `count` samples of the seed; None is the attribute. Other `Draws` are returned as they are."""
+        return count if isinstance(count, Draws) else Draws.first(count, self.seed if seed is None else seed)
+
+    def batches(
+        self,
+        params: Any,
+        count: int | Draws,
+        progress: Callable[[int], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        cond: Cond | None = None,
+        batch: int | None = None,
+        blocks: Iterable[int] | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A batch at a time, the index `[B]` of its samples and the samples `[B, ...]` in the network's units.
+
+        Batch k has the samples from k B to (k + 1) B; the last one may be smaller. Only one batch is in memory.
 
         Args:
             params: the parameters.
-            count: the number of samples.
+            count: the number of samples, or which ones.
             progress: called with the number of finished levels; the total is `levels` times the number of batches.
-            stopped: called before every batch; if it returns true, the result is None.
-            seed, cond, batch: replace the attributes of the same name.
+            stopped: called before every batch; if it returns true, the iterator ends.
+            cond, batch: replace the attributes of the same name.
+            blocks: which batches to draw, in this order; None for all. The next one is asked for when it is needed.
         """
-        # The last batch is padded, so that one compiled program works for all batches.
+        draws = self.draws(count)
         size, several = mesh.round_up(batch or self.batch), mesh.processes() > 1
-        batches = -(-count // size)
-        keys = example_keys(sampling_key(self.seed if seed is None else seed), batches * size)
-        drawn = []
-        for i in range(batches):
+        for block in range(-(-len(draws) // size)) if blocks is None else blocks:
             if stopped():
-                return None
-            done = i * self.levels
+                return
+            done = block * self.levels
             self._listener[:] = [lambda level, done=done: progress(done + level)] if progress else []
-            index = np.arange(i * size, (i + 1) * size)
-            examples = (keys[index], self.cond_of(index, cond), self.clean_of(index))
+            # The last batch is padded, so that one compiled program works for all batches.
+            index = np.arange(block * size, (block + 1) * size)
+            place = draws.at(index)
+            examples = (keys_of(place), self.cond_of(place.turn, cond), self.clean_of(place.turn))
             examples = (jax.tree.map(mesh.spread, tree) for tree in examples)
-            drawn.append(np.asarray(self.draw(params, *examples)))
+            samples = np.asarray(self.draw(params, *examples))
             jax.effects_barrier()
             if several:  # a device can call only its own process, so each process counts the batches
                 self._tell(self.levels)
-        return np.concatenate(drawn)[:count]
+            kept = min(size, len(draws) - block * size)
+            yield index[:kept], samples[:kept]
 
     def batch_for(self, count: int) -> int:
         """The batch size for one call: at most `count`, unless the examples of a batch depend on each other."""
@@ -182,6 +258,16 @@ class Sampling:
 def sampling_key(seed: int) -> Array:
     """The random key of the sampling, from seed + 2. Training uses the seed itself, and held-out data seed + 1."""
     return jax.random.key((seed + 2) % 2**32)
+
+
+def keys_of(place: Place) -> Array:
+    """The random keys `[B]` of samples: `fold_in(sampling_key(seed), number)`."""
+    return _keys_of(*(part.astype(np.uint32) for part in ((place.seed + 2) % 2**32, place.number)))
+
+
+@jax.jit
+def _keys_of(seeds: Array, numbers: Array) -> Array:
+    return jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seeds, numbers)
 
 
 def held_out(dataset: Dataset, scaling: Any, seed: int, index: np.ndarray) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -166,6 +166,20 @@ def all_of(true: bool) -> bool:
 def of_first(number: int) -> int:
     """The value of `number` in the first process, 0 <= number < 2^31."""
     return number if processes() == 1 else int(_largest(number if first() else 0))
+
+
+def in_all(numbers: Iterable[int]) -> Iterator[int]:
+    """The numbers, 0 or more, that the first process iterates over, in all processes. The others ignore their own.
+
+    >>> list(in_all([3, 1]))
+    [3, 1]
+    """
+    if processes() == 1:
+        yield from numbers
+        return
+    mine = iter(numbers if first() else ())
+    while following := of_first(next(mine, -1) + 1):
+        yield following - 1
 
 
 def check_same(number: int, what: str) -> None:
