@@ -659,10 +659,6 @@ def _checksum(tree: Any) -> str:
     return f"{found:08x}"
 
 
-def _so_many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
 def _size(params: Any) -> int:
     """The number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -42,6 +42,7 @@ class Metric:
 
     Attributes:
         std: the standard error of the value over draws of the samples, if it is known.
+        better: "lower" or "higher".
         note: how the value was computed, for distances.json only.
         text: a sentence for the closing table, which replaces the numbers there.
     """
@@ -53,6 +54,7 @@ class Metric:
     note: str = ""
     text: str = ""
     std: float | None = None
+    better: str = "lower"
 
 
 def evaluate(

@@ -162,6 +162,7 @@ COMMANDS: Mapping[str, Command] = {
 # Commands with their own modules: a summary, and the module whose main(argv) runs the command.
 OTHERS = {
     "data": ("show what a training would see of a folder of pictures", "scoregen.app.data"),
+    "fid": ("compare pictures by FID, KID, precision and recall: of runs, folders and files", "scoregen.app.fid"),
     "sweep": ("run many configurations and compare them in one table", "scoregen.contrib.sweep.command"),
     "design": ("choose an NCSN's noise levels from the data", "scoregen.contrib.design.command"),
     "weights": ("import and export weights of other libraries", "scoregen.contrib.weights.command"),

@@ -565,14 +565,24 @@ def verdict(metric: Metric) -> str:
     ('at the floor', '1.9x the floor')
     >>> verdict(Metric("a", 0.029, 0.027, 0.0049)), verdict(Metric("a", 0.002, 0.027, 0.0049))
     ('at the floor', 'far below the floor: too near to the held-out data')
+
+    A floor that is 0 up to its spread, as that of KID, gives no ratio. A metric that is better if higher is compared in
+    both directions, also within its own error.
+
+    >>> verdict(Metric("KID", 0.002, -0.0001, 0.0004)), verdict(Metric("recall", 0.7, 0.9, 0.02, better="higher"))
+    ('above the floor', 'below real data')
     """
     value, floor, spread = metric.value, metric.floor, metric.floor_std or 0.0
     if not floor:
         return ""
-    if value < 0.5 * floor and value < floor - 3 * spread:
-        return "far below the floor: too near to the held-out data"
+    if metric.better == "higher":
+        noise = 2 * math.hypot(spread, metric.std or 0.0)
+        return "as real data" if abs(value - floor) <= noise else f"{'below' if value < floor else 'above'} real data"
     if value <= floor + 2 * spread:
-        return "at the floor"
+        far = value < 0.5 * floor and value < floor - 3 * spread
+        return "far below the floor: too near to the held-out data" if far else "at the floor"
+    if floor <= 2 * spread:
+        return "above the floor"
     ratio = value / floor
     return f"{ratio:.{0 if ratio >= 10 else 1 if ratio >= 1.05 else 2}f}x the floor"
 
