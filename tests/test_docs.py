@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from scoregen import run
-from scoregen.app import actions, conformance, data
+from scoregen.app import actions, conformance, data, fid
 from scoregen.app import config as config_lib
 from scoregen.app.build import build
 from scoregen.app.main import COMMANDS, OTHERS, main
@@ -209,13 +209,17 @@ def understood(line: str, folder: Path, monkeypatch) -> Parsed | None:
     def parsed(mode, *given, **options):
         stop(mode, parse(*given, **options).config)
 
-    def checked(argv, flags):
-        read(argv, flags).check()
-        stop("conformance")
+    def checked(name):
+        def read_and_stop(argv, flags, takes=0):
+            read(argv, flags, takes).check()
+            stop(name)
+
+        return read_and_stop
 
     monkeypatch.setattr(design, "parse", functools.partial(parsed, "design"))
     monkeypatch.setattr(data, "parse", functools.partial(parsed, "data"))
-    monkeypatch.setattr(conformance, "read", checked)
+    monkeypatch.setattr(conformance, "read", checked("conformance"))
+    monkeypatch.setattr(fid, "read", checked("fid"))
 
     program, *argv = shlex.split(line.removeprefix("python -m "))
     if program == "scoregen" and argv[1:] == []:  # the name of a command, in prose
@@ -274,6 +278,7 @@ def test_commands_are_understood(path, line, tmp_path, monkeypatch):
         ("scoregen weights inport FOLDER", "did you mean 'import'?"),
         ("scoregen design --config=ncsn_digits --overlp=0.5", "did you mean '--overlap'?"),
         ("scoregen conformance --samll", "did you mean '--small'?"),
+        ("scoregen fid A B --feature=inception", "did you mean '--features'?"),
         ("scoregen sweep FILE --dry-rum", "did you mean '--dry-run'?"),
         ("python -m scoregen.run --config=ddpm_toy --mode=tain", "did you mean 'train'?"),
     ],
