@@ -101,5 +101,5 @@ extras   = import sys, configparser as c; p = c.ConfigParser(); p.read("setup.cf
 lock: $(if $(UV),,$(VENV)/.dev)  ## make the lock files anew from setup.cfg
 	$(PYTHON) -c '$(backend)' | $(compile) setup.cfg - --extra test -o requirements.lock
 	$(PYTHON) -c '$(extras)' dev | $(compile) - --constraint requirements.lock -o requirements-dev.lock
-	$(PYTHON) -c '$(extras)' ray slurm hf parquet | $(compile) - --constraint requirements.lock \
+	$(PYTHON) -c '$(extras)' ray slurm hf parquet features | $(compile) - --constraint requirements.lock \
 	  --constraint requirements-dev.lock -o requirements-launchers.lock
