@@ -23,7 +23,7 @@ from scoregen.app import config as config_lib
 from scoregen.app.build import Parts, build, not_evaluated
 from scoregen.app.command import saved, say
 from scoregen.app.config import Config
-from scoregen.app.evaluate import evaluate, likelihoods
+from scoregen.app.evaluate import density_notes, evaluate, likelihoods
 from scoregen.app.record import Record, pair
 from scoregen.app.samplefiles import Archive, Pictures, SampleFiles, files_of
 from scoregen.app.sampling import Draws
@@ -552,6 +552,8 @@ class Action:
         assert self.parts.dataset.test is not None
         count = min(options.examples, len(self.parts.dataset.test))
         kinds = 2 if options.name == "both" else 1
+        for note in density_notes(self.parts.dataset):
+            self.say(note)
         with Bar(self.console, f"likelihood of {count}, {options.name}", kinds * count) as bar:
             found, count = self.watch(
                 lambda: likelihoods(self.parts, run.params, bar.update), "stopped. To start again"

@@ -259,6 +259,28 @@ def likelihoods(parts: Parts, params: Any, progress: Callable[[int], None] | Non
     return found, len(raw)
 
 
+def density_notes(dataset: Dataset) -> list[str]:
+    """What makes log p of standardised data hard to read: integers, and columns with a single value."""
+    units, names = dataset.units, dataset.columns
+    if units is None or dataset.is_image:
+        return []
+    kinds = dataset.form.dtypes or (units.dtype,) * len(units.std)
+    called = [names[i] if names else f"channel {i}" for i in range(len(units.std))]
+    whole = [name for name, kind in zip(called, kinds, strict=True) if np.dtype(kind).kind in "biu"]
+    constant = [name for name, std in zip(called, units.std, strict=True) if std == 0]
+    lines = []
+    if whole:
+        lines.append(f"{_first(whole)} of integers: log p is the density of continuous values, not a probability")
+    if constant:
+        lines.append(f"{_first(constant)} constant: log p has no upper limit; leave such columns out")
+    return lines
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
+
+
 def in_batches(
     sampling: Sampling,
     params: Any,
