@@ -51,7 +51,9 @@ def test_the_input():
 @pytest.mark.slow
 def test_features_and_logits_are_timm_s(tmp_path):
     """Against numbers that timm made of the same random weights (tests/reference/features.py)."""
-    features, known = efficientnet_features(saved(tmp_path / "a.pth", states()[1])), np.load(FILE)
+    features = efficientnet_features(saved(tmp_path / "a.pth", states()[1]))
+    with np.load(FILE) as file:
+        known = dict(file)
     assert features.origin().titled("Frechet distance") == "Frechet distance, EfficientNet-Lite0 with other weights"
     for name, image in pictures().items():
         found = features.outputs(image)

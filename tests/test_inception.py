@@ -177,7 +177,9 @@ def test_features_and_logits_are_the_libraries(weights, resize):
 
     In float32 the features differ by up to 5e-6 of their standard deviation, and the libraries by 0.07 to 0.1.
     """
-    features, known = inception_features(weights, resize=resize), np.load(FILE)
+    features = inception_features(weights, resize=resize)
+    with np.load(FILE) as file:
+        known = dict(file)
     for name, image in pictures().items():
         found = features.outputs(image)
         for kind, got in (("features", found.features), ("logits", found.logits[:, KEPT])):

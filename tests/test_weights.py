@@ -39,6 +39,14 @@ from scoregen.random import broadcast
 from scoregen.samplers import STEPS, Ancestral, Listed, Sampler, steps
 
 DATA = Path(__file__).parent / "data"
+
+
+def arrays(name: str) -> dict[str, np.ndarray]:
+    """The arrays in a file of reference values."""
+    with np.load(DATA / name) as file:
+        return dict(file)
+
+
 UNET2D = DATA / "unet2d"
 FILE = Path("unet", source.WEIGHTS)
 
@@ -86,7 +94,7 @@ def test_what_diffusers_gives(imported):
     config = workdir.configuration(imported)
     shape = workdir.example_shape(imported, config)
     params, _ = workdir.read(imported, workdir.shapes_of(config, shape))
-    net, held = UNet(**config.net.unet.to_dict()), np.load(DATA / "unet2d.npz")
+    net, held = UNet(**config.net.unet.to_dict()), arrays("unet2d.npz")
     x, t = held["x"].transpose(0, 2, 3, 1), held["t"].astype(np.float32)
     got = jax.jit(net.apply, compiler_options={"xla_backend_optimization_level": 0})({"params": params}, x, Cond(t))
     assert held["y"].std() > 0.1
@@ -334,7 +342,7 @@ def parity():
 
 @pytest.mark.slow
 def test_the_reference_numbers_are_those_of_diffusers():
-    held = np.load(DATA / "schedulers.npz")
+    held = arrays("schedulers.npz")
     found = parity().schedulers()
     assert set(found) == set(held)
     for name in held:
@@ -373,7 +381,7 @@ SCHEDULERS = {
 )
 def test_every_step_is_that_of_diffusers(name, monkeypatch):
     """From the same x, output of a network and noise. At level 0 the step ends in the estimate of x0."""
-    held = np.load(DATA / "schedulers.npz")
+    held = arrays("schedulers.npz")
     config = load("ddpm_digits")
     pipeline.set_scheduler(config, {"num_train_timesteps": 8, "beta_start": 0.01, "beta_end": 0.3} | SCHEDULERS[name])
     process, step = build(PROCESSES, config.process), build(STEPS, config.sampler.step)
@@ -685,7 +693,7 @@ def test_inspect_says_what_it_would_be(imported, tmp_path):
 
 def test_a_file_of_pytorch_without_pytorch():
     """Every type, strides and an offset, DataParallel's prefix and a buffer without an average are read exactly."""
-    held = np.load(DATA / "tiny.npz")
+    held = arrays("tiny.npz")
     with source.opened(DATA / "tiny.pth") as found:
         assert found.step == 7 and "sigmas" in found.arrays and "sigmas" not in found.averaged
         assert {f"ema.{name}" for name in found.averaged} | found.averaged == set(held)
@@ -1136,7 +1144,7 @@ def test_a_state_dict_of_adm_gives_its_outputs(of_adm):
     assert "classes 0 to 2" in said and "guidance is not possible" in said
     params, _ = workdir.read(there, workdir.shapes_of(config, (8, 8, 1), 3))
     np.testing.assert_array_equal(params["label"]["embedding"][3], 0)
-    held = np.load(DATA / "adm.npz")
+    held = arrays("adm.npz")
     net = UNet(**config.net.unet.to_dict(), num_classes=3, out_channels=2)
     cond = Cond(held["t"], jnp.asarray(held["label"], jnp.int32))
     got = jax.jit(net.apply)({"params": params}, shown(held["x"]), cond)
