@@ -133,6 +133,8 @@ class Comparison:
 
     def run(self) -> int:
         """Returns the exit code."""
+        from scoregen.metrics import Activations, Statistics
+
         values = self.given.values
         for name in ("out", "save"):
             if values[name]:
@@ -149,6 +151,8 @@ class Comparison:
         samples = sides[0]
         reference = sides[1] if rest else self.of_data(first) if _is_run(first) else None
         real = sides[-1] if values["real"] else self.floor(first, samples, rest)
+        if real is not None and real.known is not None and isinstance(real.known, Statistics):
+            raise UsageError(f"--real={values['real']}: a floor needs pictures, and these are statistics")
         chosen = self.chosen(samples, reference)
         _check_shapes(*(side for side in (samples, reference, real) if side is not None))
         features = self.features(first, samples, reference, real)
@@ -163,10 +167,9 @@ class Comparison:
         rows = chosen is None or bool({"kid", "prdc"} & set(chosen))
         of_reference = self.activations(reference, features) if rows else self.statistics(reference, features)
         pool = None if real is None else self.activations(real, features)
-        from scoregen.metrics import Statistics, judge
+        assert pool is None or isinstance(pool, Activations)
+        from scoregen.metrics import judge
 
-        if isinstance(pool, Statistics):
-            raise UsageError(f"--real={values['real']}: a floor needs pictures, and these are statistics")
         try:
             found = judge(known, of_reference, chosen, real=pool)
         except ValueError as error:
@@ -325,7 +328,7 @@ class Comparison:
                 fresh.write_text(to_json(self.results(samples, reference, features, found)))
             files.append(Path(out))
         self.console.print()
-        self.console.print(report.table("fid", facts, metrics, files))
+        self.console.print(report.table("fid", facts, metrics, files, "fid"))
 
     def results(
         self, samples: Side, reference: Side, features: Features | None, found: Sequence[Result]

@@ -509,10 +509,16 @@ def so_many(count: int, what: str) -> str:
 
 
 # What explains the closing table. A wheel holds the help text, but not the page.
-PAGE = "scoregen eval --help; docs/manual/results.md"
+PAGE = "docs/manual/results.md"
 
 
-def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric], files: Sequence[Path]) -> Table:
+def table(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    metrics: Sequence[Metric],
+    files: Sequence[Path],
+    command: str = "eval",
+) -> Table:
     """The closing table: the training, the sampling, the distances and the files."""
     from rich.table import Table
 
@@ -523,7 +529,7 @@ def table(title: str, facts: Sequence[tuple[str, str]], metrics: Sequence[Metric
         found.add_row(name, value)
     for i, path in enumerate(files):
         found.add_row("files" if i == 0 else "", str(path))
-    found.add_row("explained", f"see {PAGE}")
+    found.add_row("explained", f"see scoregen {command} --help; {PAGE}")
     return found
 
 

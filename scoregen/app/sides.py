@@ -189,7 +189,7 @@ def of_archive(path: Path, count: int | None) -> Side:
         return Side(f"{path}, statistics", None, found.count, known=found)
     x = _pictures(path, key)[:count]
     if len(x) < 2:
-        raise UsageError(f"{path} holds {len(x)} pictures: two or more are needed")
+        raise UsageError(f"{path}: two or more pictures are needed, and it holds {len(x)}")
 
     def batches() -> Iterator[np.ndarray]:
         for first in range(0, len(x), READ):

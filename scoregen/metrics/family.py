@@ -29,11 +29,13 @@ class Metric:
         needs: what it needs beside statistics: of "samples" and "reference" the rows, of "logits" those of the samples,
             and "many" samples for an extrapolation.
         value: a function of the same arguments that returns the values alone, if it is faster; for floors.
+        least: how many rows of each side it needs at least.
     """
 
     measure: Callable[[Any, Any], Sequence[Result]]
     needs: tuple[str, ...] = ()
     value: Callable[[Any, Any], Sequence[float]] | None = None
+    least: int = 2
 
     def lacks(self, samples: Activations | Statistics, reference: Activations | Statistics) -> str:
         """Why it cannot be computed from these, "" if it can."""
@@ -43,6 +45,9 @@ class Metric:
             return "the reference's rows of features are needed, and there are only their statistics"
         if "logits" in self.needs and getattr(samples, "logits", None) is None:
             return "the samples' logits are needed"
+        rows = [len(side) for side in (samples, reference) if isinstance(side, Activations)]
+        if min(rows, default=self.least) < self.least:
+            return f"{self.least} or more are needed on each side, not {min(rows)}"
         if "many" in self.needs and isinstance(samples, Activations):
             return too_few(len(samples), samples.features.shape[1])
         return ""
@@ -72,8 +77,8 @@ METRICS: dict[str, Metric] = {
     "frechet": Metric(lambda x, y: [frechet(x, y)], value=lambda x, y: [frechet_distance(x, y)]),
     "frechet_infinity": Metric(lambda x, y: [frechet_infinity(x, y)], ("samples", "many")),
     "kid": Metric(lambda x, y: [kid(x.features, y.features)], ("samples", "reference")),
-    "inception_score": Metric(lambda x, y: [inception_score(x.logits)], ("samples", "logits")),
-    "prdc": Metric(lambda x, y: prdc(x.features, y.features), ("samples", "reference")),
+    "inception_score": Metric(lambda x, y: [inception_score(x.logits)], ("samples", "logits"), least=20),
+    "prdc": Metric(lambda x, y: prdc(x.features, y.features), ("samples", "reference"), least=6),
 }
 POINT_METRICS: dict[str, Metric] = {
     "sliced_wasserstein": _plain("sliced Wasserstein", sliced_wasserstein, "256 directions"),
