@@ -18,9 +18,9 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,6 +30,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CROPS = ("center", "random", "none")
 GREY = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601)
+
+
+T = TypeVar("T")
 
 
 class Unreadable(Exception):
@@ -95,13 +98,33 @@ def read(file: str | os.PathLike[str] | IO[bytes], wanted: Wanted) -> Picture:
     ('I;16', (40, 60), True, [[128, 128], [128, 128]])
     >>> folder.cleanup()
     """
+    return _opened(file, lambda image: _made(image, wanted))
+
+
+def size_of(file: str | os.PathLike[str] | IO[bytes]) -> tuple[int, int]:
+    """Height and width of the whole upright picture. Only the header is read, but of a PNG, whose EXIF data may follow
+    the pixels, the whole file.
+
+    Raises:
+        Unreadable: as `read`, as far as the header shows it.
+    """
+
+    def upright(image: Image.Image) -> tuple[int, int]:
+        wide, high = image.size
+        return (wide, high) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (high, wide)
+
+    return _opened(file, upright)
+
+
+def _opened(file: str | os.PathLike[str] | IO[bytes], work: Callable[[Image.Image], T]) -> T:
+    """What `work` makes of a picture; every error of a damaged file is an `Unreadable`."""
     try:
         if isinstance(file, str | os.PathLike):
             _check_regular(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about metadata
             with Image.open(file, formats=FORMATS) as image:
-                return _made(image, wanted)
+                return work(image)
     except Unreadable:
         raise
     except Image.UnidentifiedImageError:
