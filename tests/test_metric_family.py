@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from reference import metrics as reference
+from scipy.stats import betabinom
 
 from scoregen.errors import UsageError
 from scoregen.metrics import (
@@ -666,21 +667,61 @@ def test_closest_samples_and_the_memorised_share():
     assert which.tolist() == [998, 999, 997] and where.tolist() == [300, 9, 7]
     np.testing.assert_allclose(distances, [0, 0.01 * 6**0.5, 0.02 * 6**0.5], atol=1e-12)
     assert len(near.closest(2000)[0]) == 1000
-    limit = np.quantile(near.held_out, 0.01)
-    assert near.memorised == np.mean(near.samples < limit) and 0.003 <= near.memorised < 0.023
-    assert near.memorised_held_out == pytest.approx(0.01)
+    assert near.limit == np.sort(near.held_out)[9] and near.memorised_held_out == 0.01
+    assert near.memorised == np.mean(near.samples <= near.limit) and 0.003 <= near.memorised < 0.023
     assert near.statement() == (
-        f"{100 * near.memorised:.1f} % of the samples are closer to a training image than 99 % of held-out images: "
-        "about 1 % is chance"
+        f"{100 * near.memorised:.1f} % of the samples are as near to a training image as the nearest 1.0 % of held-out "
+        "images: this may be chance"
     )
     copies = nearest_neighbours(train, train, held_out)
-    assert copies.memorised == 1 and copies.statement("points").endswith("held-out points: more than the 1 % of chance")
+    assert copies.memorised == 1
+    assert copies.statement("points").endswith("training point as the nearest 1.0 % of held-out points: more than chance")
     with pytest.raises(ValueError, match="count=0: at least 1"):
         near.closest(0)
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.02, "about 1 %"), (0.03, "more than")])
-def test_the_limit_of_chance(share, verdict):
-    """Three standard deviations above 1 % of 1,000 samples and 1,000 held-out points are 2.3 %."""
-    samples = np.where(np.arange(1000) < 1000 * share, 0.0, 2.0)
-    assert verdict in Neighbours(samples, np.full(1000, 1.0), np.zeros(1000, int), 2.0).statement()
+def _neighbours(samples, held_out):
+    return Neighbours(np.asarray(samples, float), np.asarray(held_out, float), np.zeros(len(samples), int), 1.0)
+
+
+def test_the_limit_of_chance():
+    """The share is k-th of M; the number of samples up to it is beta-binomial (N, k, M + 1 - k)."""
+    for n, m, k in ((1000, 1000, 10), (300, 250, 2), (200, 5, 1)):
+        law = betabinom(n, k, m + 1 - k)
+        held_out = 1.0 + np.arange(m)
+        for count in (0, 1, int(law.isf(1e-3)), int(law.isf(1e-3)) + 1, n):
+            near = _neighbours(np.where(np.arange(n) < count, k, m + 1.0), held_out)
+            assert (near.limit, near.memorised, near.memorised_held_out) == (k, count / n, k / m)
+            assert near.chance == pytest.approx(law.sf(count - 1), rel=1e-6)
+            assert near.statement().endswith("more than chance") == (law.sf(count - 1) < 1e-3)
+
+
+@pytest.mark.parametrize("m", [5, 30, 100, 250])
+def test_a_perfect_sampler_is_rarely_called_a_copier(m):
+    """Samples and held-out points of one distribution, also of one with few values, which has many ties."""
+    rng, alarms = np.random.default_rng(0), []
+    for i in range(600):
+        samples, held_out = rng.random(400), rng.random(m)
+        if i % 2:
+            samples, held_out = np.floor(20 * samples), np.floor(20 * held_out)
+        alarms.append(_neighbours(samples, held_out).chance < 1e-3)
+    assert sum(alarms) <= 3  # 0.6 are expected
+
+
+def test_copies_are_seen_where_held_out_pictures_are_duplicates():
+    held_out = np.concatenate([np.zeros(20), 1.0 + np.arange(980)])  # 2 % are in the training set too
+    copies, perfect = (_neighbours(np.where(np.arange(500) < n, 0.0, 5000.0), held_out) for n in (500, 10))
+    assert (copies.memorised, copies.memorised_held_out, copies.limit) == (1, 0.02, 0)
+    assert "the nearest 2.0 % of held-out images: more than chance" in copies.statement()
+    assert perfect.memorised == 0.02 and perfect.chance > 0.3 and "may be chance" in perfect.statement()
+
+
+def test_few_held_out_points_are_named():
+    near = _neighbours(np.zeros(3), 1.0 + np.arange(5))
+    assert near.statement() == (
+        "100.0 % of the samples are as near to a training image as the nearest 20.0 % of only 5 held-out images: "
+        "this may be chance"
+    )
+    assert near.chance == pytest.approx(3 * 2 * 1 / (8 * 7 * 6))
+    assert _neighbours(np.zeros(300), 1.0 + np.arange(5)).statement().endswith("images: more than chance")
+    assert _neighbours(np.zeros(9), np.ones(4)).chance < 1 and _neighbours(np.ones(9), np.ones(4)).chance == 1

@@ -43,6 +43,7 @@ class Metric:
     Attributes:
         std: the standard error of the value over draws of the samples, if it is known.
         better: "lower" or "higher".
+        chance: the probability that a perfect sampler has a value at least as high, if it is known.
         note: how the value was computed, for distances.json only.
         text: a sentence for the closing table, which replaces the numbers there.
     """
@@ -55,6 +56,7 @@ class Metric:
     text: str = ""
     std: float | None = None
     better: str = "lower"
+    chance: float | None = None
 
 
 def evaluate(
@@ -102,8 +104,9 @@ def evaluate(
             "memorised (%)",
             100 * near.memorised,
             100 * near.memorised_held_out,
-            note=f"closer to a training image than 99 % of held-out images; {held_out}",
+            note=f"as near to a training image as the nearest 1 % of held-out images, or the nearest one; {held_out}",
             text=near.statement(),
+            chance=near.chance,
         ),
     ]
 
