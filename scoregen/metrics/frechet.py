@@ -58,7 +58,8 @@ def frechet_gaussians(mean_x: ArrayLike, cov_x: ArrayLike, mean_y: ArrayLike, co
         cov_x, cov_y: symmetric [F, F], positive semi-definite up to rounding.
 
     Raises:
-        ValueError: if the shapes do not fit, a value is not finite, or a covariance is not symmetric.
+        ValueError: if the shapes do not fit, a value is not finite, or a covariance is not symmetric or has negative
+            eigenvalues.
 
     >>> frechet_gaussians([0.0], [[4.0]], [1.0], [[9.0]])
     2.0
