@@ -407,6 +407,19 @@ def test_frechet_infinity_fits_a_line(monkeypatch):
     assert frechet_infinity(x, x + 1.0, parts=2).std == pytest.approx(np.sqrt(1 / 119 + 2))
 
 
+@pytest.mark.parametrize("parts", [2, 5])
+def test_the_error_of_the_splits(parts, monkeypatch):
+    """Of the squared mean, which is of second order, the value of one set varies with the splits as the error says."""
+    x = _normal(0, 200, 1)
+    x -= x.mean()
+    module = importlib.import_module("scoregen.metrics.frechet")
+    monkeypatch.setattr(module, "frechet_distance", lambda rows, y: float(rows.mean() ** 2))
+    monkeypatch.setattr(module, "_influence", lambda rows, *_: (0.0, np.zeros(len(rows))))
+    found = [frechet_infinity(x, x + 1.0, parts=parts, seed=seed) for seed in range(600)]
+    values, stds = (np.array([getattr(result, name) for result in found]) for name in ("value", "std"))
+    assert 0.9 < values.std() / np.sqrt(np.mean(stds**2)) < 1.1  # one permutation for all splits gives 0.77
+
+
 def test_frechet_infinity_refuses():
     x = _normal(0, 80, 8)
     assert frechet_infinity(x, x + 1.0).value < frechet_distance(x, x + 1.0)
@@ -533,7 +546,8 @@ def test_prdc_by_brute_force(n, m, scale, k, k_density):
     np.testing.assert_allclose([each.value for each in found], _brute_prdc(x, y, k, k_density), rtol=1e-12)
     without = _without(lambda rows: _brute_prdc(rows, y, k, k_density), x)
     # For means over the samples the jackknife is the standard error of a mean.
-    np.testing.assert_allclose([each.std for each in found], [_jackknife(v) for v in without.T], rtol=1e-12)
+    errors = np.maximum([_jackknife(v) for v in without.T], 1.96 / (n + 1.96**2))
+    np.testing.assert_allclose([each.std for each in found], errors, rtol=1e-12)
     assert all(each.better == "higher" for each in found)
 
 
@@ -557,7 +571,15 @@ def test_prdc_of_equal_and_of_distant_sets():
     x = _normal(0, 1100, 7)
     assert [each.value for each in prdc(x, x.copy())] == [1, 1, 1, 1]
     assert [each.value for each in prdc(x, x + 100)] == [0, 0, 0, 0]
-    assert [each.std for each in prdc(x[:50], x[:50] + 100)] == [0, 0, 0, 0]
+    # Wilson's intervals of 0 of 50 and of 50 of 50.
+    for shift, ends in ((100, (0, 1.96**2 / (50 + 1.96**2))), (0, (50 / (50 + 1.96**2), 1))):
+        found = prdc(x[:50], x[:50] + shift)
+        assert all(each.std > 0 for each in found)
+        assert found[0].interval == pytest.approx(ends)
+        for each in (found[1], found[3]):
+            low, high = each.interval
+            assert 0 <= low <= ends[0] + 1e-9 and ends[1] - 1e-9 <= high <= 1
+    assert prdc(x[:50], x[:50] + 100)[2].interval[0] == 0 and prdc(x[:50], 0.5 * x[:50])[2].limits[1] == np.inf
     with pytest.raises(UsageError, match=r"5 samples and 1100 real ones: .* need 6 of each"):
         prdc(x[:5], x)
     with pytest.raises(ValueError, match="k=0: at least 1"):
@@ -636,6 +658,46 @@ def _subsets(total, count):
     return np.random.default_rng(0).permutation(total)[: 3 * count].reshape(3, count)
 
 
+def test_results_are_named_by_what_is_known_on_any_side():
+    x, y, named = _normal(0, 40, 3), _normal(1, 40, 3), Origin("Inception", pictures="32x32")
+    known, plain = Statistics.of(x), Activations(y)
+    assert judge(known, Activations(y, origin=named), ["frechet"])[0].name == "FID"
+    assert judge(Statistics.of(x, named), plain, ["frechet"])[0].name == "FID"
+    assert judge(known, plain, ["frechet"], real=Activations(y, origin=named))[0].name == "FID"
+    assert judge(known, plain, ["frechet"])[0].name == "Frechet distance"
+    other = Activations(y, origin=Origin(pictures="64x64"))
+    # The sides of a floor are compared with what is known of both others.
+    for sides in ((Statistics.of(x, named), other, None), (Statistics.of(x, named), plain, other)):
+        with pytest.raises(UsageError, match="pictures: '32x32' on one side and '64x64' on the other"):
+            judge(*sides[:2], ["frechet"], real=sides[2])
+
+
+def test_judge_says_what_its_floor_lacks():
+    x, real = _normal(0, 30, 3), _normal(1, 90, 3)
+    enough, overlapping, whole, single = (
+        judge(x, _normal(2, 50, 3), ["frechet"], real=real[:n], repeats=repeats)[0]
+        for n, repeats in ((90, 3), (89, 3), (30, 3), (90, 1))
+    )
+    assert "floor" not in enough.how and enough.floor_std > 0
+    assert overlapping.how.endswith("; the floor's subsets overlap, so its spread is too small")
+    assert overlapping.floor_std > 0
+    for of_one in (whole, single):
+        assert of_one.how.endswith("; the floor is of one subset, so its spread is not known")
+        assert of_one.floor_std is None and of_one.floor > 0
+        assert str(of_one).endswith(f", floor {of_one.floor:.4g}")
+
+
+def test_errors_name_the_metric():
+    x = _normal(0, 5, 2)
+    assert [result.name for result in judge(x[:2], x)] == ["Frechet distance"]  # KID needs three
+    with pytest.raises(UsageError, match="^kid: 3 or more are needed on each side, not 2$"):
+        judge(x[:2], x, ["kid"])
+    with pytest.raises(ValueError, match="^frechet: features of one F are needed, not 2 and 3"):
+        judge(x, _normal(0, 5, 3), ["frechet"])
+    with pytest.raises(ValueError, match="^repeats=0: at least 1"):
+        judge(x, x, ["frechet"], real=x, repeats=0)
+
+
 def test_a_floor_of_all_real_data_is_computed_once():
     seen = []
     assert floors(lambda rows: seen.append(rows) or 1.0, 7, np.zeros(7)).tolist() == [1.0] and len(seen) == 1
@@ -645,7 +707,7 @@ def test_judge_names_the_features():
     x = Activations(_normal(0, 30, 3), origin=Origin("EfficientNet-Lite0"))
     names = [result.name for result in judge(x, x.statistics)]
     assert names == ["Frechet distance, EfficientNet-Lite0", "Frechet distance, extrapolated, EfficientNet-Lite0"]
-    assert [result.name for result in judge(_normal(0, 30, 3), x, ["kid"])] == ["kernel distance"]
+    assert [result.name for result in judge(_normal(0, 30, 3), x, ["kid"])] == ["kernel distance, EfficientNet-Lite0"]
     assert [result.floor for result in judge(_normal(0, 30, 3), x, ["kid"])] == [None]
 
 
@@ -672,9 +734,9 @@ def test_judge_refuses():
         judge(x, x, ["inception_score"])
     with pytest.raises(UsageError, match="rounding: 'a' on one side"):
         judge(Activations(x, origin=Origin(rounding="a")), Activations(x, origin=Origin(rounding="b")), ["kid"])
-    with pytest.raises(UsageError, match="resize: 'b' on one side"):
+    with pytest.raises(UsageError, match="resize: 'a' on one side and 'b'"):
         judge(x, Activations(x, origin=Origin(resize="a")), ["kid"], real=Activations(x, origin=Origin(resize="b")))
-    with pytest.raises(UsageError, match="30 samples, but the training set has only 20"):
+    with pytest.raises(UsageError, match="^30 samples, but there are only 20 real examples"):
         judge(x, x, ["frechet"], real=x[:20])
     with pytest.raises(UsageError, match="a floor needs rows of real data"):
         judge(x, x, ["frechet"], real=statistics)
@@ -753,4 +815,4 @@ def test_few_held_out_points_are_named():
     )
     assert near.chance == pytest.approx(3 * 2 * 1 / (8 * 7 * 6))
     assert _neighbours(np.zeros(300), 1.0 + np.arange(5)).statement().endswith("images: more than chance")
-    assert _neighbours(np.zeros(9), np.ones(4)).chance < 1 and _neighbours(np.ones(9), np.ones(4)).chance == 1
+    assert _neighbours(np.ones(9), np.ones(4)).chance == 1  # all are equally far

@@ -20,6 +20,7 @@ from scoregen.app.figures import figure, mosaic
 from scoregen.app.report import (
     _holding,
     curve,
+    describe,
     heading,
     marginals,
     reference,
@@ -255,6 +256,29 @@ def test_metrics_and_the_table():
         "explained           see scoregen eval --help; docs/manual/results.md",
     ]
     assert (Path(__file__).parent.parent / lines[-1].split()[-1]).is_file()
+
+
+def test_a_floor_of_one_draw_has_no_spread():
+    """It is compared by its value alone, and its spread is not written."""
+    metrics = [Metric("a", 0.3, 0.2), Metric("a", 0.2, 0.2), Metric("a", 0.05, 0.2)]
+    assert describe(metrics) == [
+        "0.3    floor 0.2   1.5x the floor",
+        "0.2    floor 0.2   at the floor",
+        "0.05   floor 0.2   far below the floor: too near to the held-out data",
+    ]
+
+
+def test_the_note_says_what_the_floor_of_points_lacks():
+    rng = np.random.default_rng(0)
+    train, test, fresh = (rng.normal(size=(n, 2)).astype(np.float32) for n in (100, 60, 100))
+    scaling = build(load("ddpm_toy")).scaling
+    notes = [evaluate(Dataset("points", train, test), scaling, fresh[:n]) for n in (20, 21, 100)]
+    assert [[metric.note[:26] for metric in found] for found in notes] == [
+        ["", ""],
+        ["the floor's subsets overla"] * 2,
+        ["the floor is of one subset"] * 2,
+    ]
+    assert notes[2][0].floor_std is None and notes[1][0].floor_std
 
 
 def strict(path: Path):

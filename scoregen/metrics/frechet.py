@@ -110,10 +110,10 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
     Chong & Forsyth 2020 (arXiv:1911.07023). They fit 15 random subsets of growing sizes. Here, for
     g = 1 .. parts, the samples are split at random into g disjoint groups, the distances of the groups to y are
     averaged, and a line is fitted to the averages over g / N. Every average uses every sample, so the average's error
-    of first order is the same as that of the whole set.
+    of first order is the same as that of the whole set. The splits are drawn independently for each g.
 
     The square of the standard error is the square of the error in `frechet`, plus sum_g w_g^2 (g - 1) a for the random
-    split: w_g is the weight of g in the fitted value, and a is the variance that the distance of N samples has beyond
+    splits: w_g is the weight of g in the fitted value, and a is the variance that the distance of N samples has beyond
     the first order, measured by the spread of the groups.
 
     The reference y is taken as it is: its own finite size is not extrapolated. The result may be below 0. Groups of
@@ -144,8 +144,8 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
     if few := too_few(len(rows), rows.shape[1], parts):
         raise UsageError(few)
     _, psi = _influence(rows, known, reference)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    groups = [[np.sort(at) for at in np.array_split(order, g)] for g in range(1, parts + 1)]
+    rng = np.random.default_rng(seed)
+    groups = [[np.sort(at) for at in np.array_split(rng.permutation(len(rows)), g)] for g in range(1, parts + 1)]
     distances = [np.array([frechet_distance(rows[at], reference) for at in split]) for split in groups]
     weights = _weights_at_zero(np.array([np.mean([1.0 / len(at) for at in split]) for split in groups]))
     value = float(weights @ [found.mean() for found in distances])
