@@ -124,19 +124,19 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
     Args:
         x: features of the samples [N, F], N at least 2 * F * parts.
         y: features [M, F], or their `Statistics`.
-        parts: the largest number of groups, at least 2.
+        parts: the largest number of groups, at least 3.
         seed: of the groups.
 
     Raises:
         UsageError: for fewer samples, or if only their statistics are known.
-        TypeError, ValueError: as `frechet_distance`, and unless `parts` is an integer of at least 2.
+        TypeError, ValueError: as `frechet_distance`, and unless `parts` is an integer of at least 3.
 
     >>> rng = np.random.default_rng(0)
     >>> x, y = Statistics(None, np.zeros(2), np.eye(2)), rng.standard_normal((200, 2))
     >>> round(frechet_infinity(y, x).value, 2)
     0.01
     """
-    check_count("parts", parts, 2)
+    check_count("parts", parts, 3)
     if isinstance(x, Statistics):
         raise UsageError("the extrapolation needs the samples' rows of features, and there are only their statistics")
     rows = _rows(x)
@@ -177,10 +177,12 @@ def _weights_at_zero(at: np.ndarray) -> np.ndarray:
 def _beyond_first_order(rest: list[np.ndarray]) -> float:
     """The variance of the whole set's distance that is not of first order, by that of g = 1, 2, ... groups, [g] each.
 
-    What is of second order has a variance proportional to 1/N^2, so that of a group is g^2 times that of the whole.
+    What is of second order has a variance proportional to 1/N^2, so that of a group is g^2 times that of the whole. The
+    groups of a split are no independent draws, as together they are the whole: their squares around their mean sum to
+    (g - 1) (g - 2) / g times that on average, and the two halves do not differ at all.
     """
     sums = [float(np.square(found - found.mean()).sum()) / len(found) ** 2 for found in rest]
-    return sum(sums) / sum(len(found) - 1 for found in rest)
+    return sum(sums) / sum((len(found) - 1) * (len(found) - 2) / len(found) for found in rest)
 
 
 def _checked(x: Features, y: Features) -> tuple[Statistics, Statistics]:
