@@ -1,13 +1,16 @@
 """Metrics on features and their errors agree with reference libraries, closed forms and brute force."""
 
 import importlib
+import io
 import json
 import pickle
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 from reference import metrics as reference
+from scipy.stats import betabinom
 
 from scoregen.errors import UsageError
 from scoregen.metrics import (
@@ -183,7 +186,7 @@ def test_files_of_pytorch_fid_and_score_sde(tmp_path):
 
 
 def test_own_files_say_how_they_were_made(tmp_path):
-    origin = Origin("Inception", "5e1f", "bilinear", "round")
+    origin = Origin("Inception", "5e1f", "bilinear", "round", "32x32")
     made = Statistics.of(_normal(0, 30, 4), origin)
     path = made.write(tmp_path / "own.npz")
     again = Statistics.read(path)
@@ -193,9 +196,9 @@ def test_own_files_say_how_they_were_made(tmp_path):
     with np.load(path, allow_pickle=False) as file:  # as pytorch-fid reads it
         assert frechet_distance(Statistics(None, file["mu"][:], file["sigma"][:]), made) < 1e-12
     assert [file.name for file in tmp_path.iterdir()] == ["own.npz"]
-    for change in ({"key": "0"}, {"resize": "nearest"}, {"rounding": "truncate"}, {"features": "B"}):
-        ((name, value),) = change.items()
-        other = Statistics.of(_normal(0, 30, 4), Origin(**{**vars(origin), **change}))
+    changes = {"key": "0", "resize": "nearest", "rounding": "truncate", "features": "B", "pictures": "64x64"}
+    for name, value in changes.items():
+        other = Statistics.of(_normal(0, 30, 4), Origin(**{**vars(origin), name: value}))
         with pytest.raises(UsageError, match=f"{name}: {value!r} on one side and .* on the other: compute both"):
             frechet_distance(other, again)
     with pytest.raises(UsageError) as caught:
@@ -227,6 +230,8 @@ class _Opened:
         ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "not finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.4, 1]])}, "not symmetric"),
         ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "negative variances"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "negative eigenvalues, down to -0.33 of the"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("[" * 100_000)}, "'scoregen' is damaged"),
         ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "real numbers"),
         ({"mu": np.zeros(2)}, "is no file of statistics: 'mu' and 'sigma', or 'pool_3', are needed, and it holds 'mu'"),
         ({"images": np.zeros(2)}, "it holds 'images'"),
@@ -234,7 +239,7 @@ class _Opened:
         ({"pool_3": np.zeros(3)}, r"shape \[N, F\]"),
         ({"pool_3": np.full((3, 2), np.inf)}, "3 of 3 points are not finite"),
         ({"pool_3": np.zeros((3, 2)), "logits": np.zeros((2, 5))}, r"logits \[3, C\] are needed"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("{")}, "cannot be used"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("{")}, "'scoregen' is damaged"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array('{"count": 1}')}, "two rows of features, not 1"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array('{"count": "x"}')}, "'scoregen' is damaged"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("3")}, "'scoregen' is damaged"),
@@ -263,9 +268,34 @@ def test_unreadable_files(tmp_path):
         with pytest.raises(UsageError, match=f"{name}.npz cannot be read"):
             Statistics.read(path)
     np.savez(tmp_path / "inside.npz", mu=np.array([_Opened(trace)], object), sigma=np.eye(1))
-    with pytest.raises(UsageError, match=r"inside.npz cannot be read: it is damaged, or no .npz file of numbers"):
+    with pytest.raises(UsageError, match=r"inside.npz cannot be read: it is damaged, encrypted, or no .npz file of numbers"):
         Statistics.read(tmp_path / "inside.npz")
     assert not trace.exists()
+    # A header of 10^14 numbers, and a member with a password.
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("mu.npy", header.getvalue())
+    with pytest.raises(UsageError, match=r"huge.npz cannot be read: by its header it is larger than the memory"):
+        Statistics.read(tmp_path / "huge.npz")
+    local, central = good.index(b"PK\3\4"), good.index(b"PK\1\2")
+    locked = bytearray(good)
+    locked[local + 6] |= 1
+    locked[central + 8] |= 1
+    (tmp_path / "locked.npz").write_bytes(locked)
+    with pytest.raises(UsageError, match=r"locked.npz cannot be read: it is damaged, encrypted"):
+        Statistics.read(tmp_path / "locked.npz")
+
+
+def test_eigenvalues_that_rounding_made_negative_count_as_none(tmp_path):
+    """A covariance of rank 30 in 150 dimensions, in float32, as some write it."""
+    x, y = _normal(0, 31, 150), _normal(1, 400, 150)
+    np.savez(tmp_path / "x.npz", mu=x.mean(0), sigma=np.cov(x.T).astype(np.float32))
+    found = Statistics.read(tmp_path / "x.npz")
+    assert np.linalg.eigvalsh(found.cov)[0] < 0
+    assert frechet_distance(found, y) == pytest.approx(frechet_distance(x, y), rel=1e-3)
+    with pytest.raises(ValueError, match="no covariance"):
+        frechet_distance(Statistics(None, np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])), y[:, :2])
 
 
 @pytest.mark.slow
@@ -370,11 +400,23 @@ def test_frechet_infinity_fits_a_line(monkeypatch):
     assert found.value == pytest.approx(7, rel=1e-12)
     assert found.std == pytest.approx(1 / np.sqrt(119)) and plain.std != found.std
     assert "groups of 24 to 120 samples" in found.how
-    # A spread of the groups that is not of first order: groups of N / g differ by +-g, of variance g^2 a with a = 2.
-    given = iter([0.0, 2.0, -2.0])
+    # A spread of the groups that is not of first order: their squares sum to 8 and 18, so a = (8/4 + 18/9) / (2/3).
+    given = iter([0.0, 2.0, -2.0, 3.0, -3.0, 0.0])
     monkeypatch.setattr(module, "frechet_distance", lambda rows, y: next(given))
-    # Weights at 1/N and 2/N are 2 and -1; std^2 = 1/119 + (-1)^2 (2 - 1) a, and a = (4 + 4) / 2^2 / 1.
-    assert frechet_infinity(x, x + 1.0, parts=2).std == pytest.approx(np.sqrt(1 / 119 + 2))
+    # Weights at 1/N, 2/N and 3/N are 4/3, 1/3 and -2/3; std^2 = 1/119 + (1/9 + 4/9 * 2) a.
+    assert frechet_infinity(x, x + 1.0, parts=3).std == pytest.approx(np.sqrt(1 / 119 + 6))
+
+
+@pytest.mark.parametrize("parts", [3, 5])
+def test_the_error_of_the_splits(parts, monkeypatch):
+    """Of the squared mean, which is of second order, the value of one set varies with the splits as the error says."""
+    x = np.resize([-1.0, 1.0], (240, 1))  # of equal squares, which leaves no other order
+    module = importlib.import_module("scoregen.metrics.frechet")
+    monkeypatch.setattr(module, "frechet_distance", lambda rows, y: float(rows.mean() ** 2))
+    monkeypatch.setattr(module, "_influence", lambda rows, *_: (0.0, np.zeros(len(rows))))
+    found = [frechet_infinity(x, x + 1.0, parts=parts, seed=seed) for seed in range(500)]
+    values, stds = (np.array([getattr(result, name) for result in found]) for name in ("value", "std"))
+    assert 0.9 < values.std() / np.sqrt(np.mean(stds**2)) < 1.1  # one permutation for all splits gives 0.77
 
 
 def test_frechet_infinity_refuses():
@@ -387,8 +429,8 @@ def test_frechet_infinity_refuses():
         judge(x[:79], x, ["frechet_infinity"])
     with pytest.raises(UsageError, match="only their statistics"):
         frechet_infinity(Statistics.of(x), x)
-    with pytest.raises(ValueError, match="parts=1: at least 2"):
-        frechet_infinity(x, x, parts=1)
+    with pytest.raises(ValueError, match="parts=2: at least 3"):
+        frechet_infinity(x, x, parts=2)
 
 
 # --- KID ------------------------------------------------------------------------------------------------------------
@@ -503,7 +545,8 @@ def test_prdc_by_brute_force(n, m, scale, k, k_density):
     np.testing.assert_allclose([each.value for each in found], _brute_prdc(x, y, k, k_density), rtol=1e-12)
     without = _without(lambda rows: _brute_prdc(rows, y, k, k_density), x)
     # For means over the samples the jackknife is the standard error of a mean.
-    np.testing.assert_allclose([each.std for each in found], [_jackknife(v) for v in without.T], rtol=1e-12)
+    errors = np.maximum([_jackknife(v) for v in without.T], 1.96 / (n + 1.96**2))
+    np.testing.assert_allclose([each.std for each in found], errors, rtol=1e-12)
     assert all(each.better == "higher" for each in found)
 
 
@@ -527,7 +570,15 @@ def test_prdc_of_equal_and_of_distant_sets():
     x = _normal(0, 1100, 7)
     assert [each.value for each in prdc(x, x.copy())] == [1, 1, 1, 1]
     assert [each.value for each in prdc(x, x + 100)] == [0, 0, 0, 0]
-    assert [each.std for each in prdc(x[:50], x[:50] + 100)] == [0, 0, 0, 0]
+    # Wilson's intervals of 0 of 50 and of 50 of 50.
+    for shift, ends in ((100, (0, 1.96**2 / (50 + 1.96**2))), (0, (50 / (50 + 1.96**2), 1))):
+        found = prdc(x[:50], x[:50] + shift)
+        assert all(each.std > 0 for each in found)
+        assert found[0].interval == pytest.approx(ends)
+        for each in (found[1], found[3]):
+            low, high = each.interval
+            assert 0 <= low <= ends[0] + 1e-9 and ends[1] - 1e-9 <= high <= 1
+    assert prdc(x[:50], x[:50] + 100)[2].interval[0] == 0 and prdc(x[:50], 0.5 * x[:50])[2].limits[1] == np.inf
     with pytest.raises(UsageError, match=r"5 samples and 1100 real ones: .* need 6 of each"):
         prdc(x[:5], x)
     with pytest.raises(ValueError, match="k=0: at least 1"):
@@ -606,6 +657,46 @@ def _subsets(total, count):
     return np.random.default_rng(0).permutation(total)[: 3 * count].reshape(3, count)
 
 
+def test_results_are_named_by_what_is_known_on_any_side():
+    x, y, named = _normal(0, 40, 3), _normal(1, 40, 3), Origin("Inception", pictures="32x32")
+    known, plain = Statistics.of(x), Activations(y)
+    assert judge(known, Activations(y, origin=named), ["frechet"])[0].name == "FID"
+    assert judge(Statistics.of(x, named), plain, ["frechet"])[0].name == "FID"
+    assert judge(known, plain, ["frechet"], real=Activations(y, origin=named))[0].name == "FID"
+    assert judge(known, plain, ["frechet"])[0].name == "Frechet distance"
+    other = Activations(y, origin=Origin(pictures="64x64"))
+    # The sides of a floor are compared with what is known of both others.
+    for sides in ((Statistics.of(x, named), other, None), (Statistics.of(x, named), plain, other)):
+        with pytest.raises(UsageError, match="pictures: '32x32' on one side and '64x64' on the other"):
+            judge(*sides[:2], ["frechet"], real=sides[2])
+
+
+def test_judge_says_what_its_floor_lacks():
+    x, real = _normal(0, 30, 3), _normal(1, 90, 3)
+    enough, overlapping, whole, single = (
+        judge(x, _normal(2, 50, 3), ["frechet"], real=real[:n], repeats=repeats)[0]
+        for n, repeats in ((90, 3), (89, 3), (30, 3), (90, 1))
+    )
+    assert "floor" not in enough.how and enough.floor_std > 0
+    assert overlapping.how.endswith("; the floor's subsets overlap, so its spread is too small")
+    assert overlapping.floor_std > 0
+    for of_one in (whole, single):
+        assert of_one.how.endswith("; the floor is of one subset, so its spread is not known")
+        assert of_one.floor_std is None and of_one.floor > 0
+        assert str(of_one).endswith(f", floor {of_one.floor:.4g}")
+
+
+def test_errors_name_the_metric():
+    x = _normal(0, 5, 2)
+    assert [result.name for result in judge(x[:2], x)] == ["Frechet distance"]  # KID needs three
+    with pytest.raises(UsageError, match="^kid: 3 or more are needed on each side, not 2$"):
+        judge(x[:2], x, ["kid"])
+    with pytest.raises(ValueError, match="^frechet: features of one F are needed, not 2 and 3"):
+        judge(x, _normal(0, 5, 3), ["frechet"])
+    with pytest.raises(ValueError, match="^repeats=0: at least 1"):
+        judge(x, x, ["frechet"], real=x, repeats=0)
+
+
 def test_a_floor_of_all_real_data_is_computed_once():
     seen = []
     assert floors(lambda rows: seen.append(rows) or 1.0, 7, np.zeros(7)).tolist() == [1.0] and len(seen) == 1
@@ -615,7 +706,7 @@ def test_judge_names_the_features():
     x = Activations(_normal(0, 30, 3), origin=Origin("EfficientNet-Lite0"))
     names = [result.name for result in judge(x, x.statistics)]
     assert names == ["Frechet distance, EfficientNet-Lite0", "Frechet distance, extrapolated, EfficientNet-Lite0"]
-    assert [result.name for result in judge(_normal(0, 30, 3), x, ["kid"])] == ["kernel distance"]
+    assert [result.name for result in judge(_normal(0, 30, 3), x, ["kid"])] == ["kernel distance, EfficientNet-Lite0"]
     assert [result.floor for result in judge(_normal(0, 30, 3), x, ["kid"])] == [None]
 
 
@@ -642,9 +733,9 @@ def test_judge_refuses():
         judge(x, x, ["inception_score"])
     with pytest.raises(UsageError, match="rounding: 'a' on one side"):
         judge(Activations(x, origin=Origin(rounding="a")), Activations(x, origin=Origin(rounding="b")), ["kid"])
-    with pytest.raises(UsageError, match="resize: 'b' on one side"):
+    with pytest.raises(UsageError, match="resize: 'a' on one side and 'b'"):
         judge(x, Activations(x, origin=Origin(resize="a")), ["kid"], real=Activations(x, origin=Origin(resize="b")))
-    with pytest.raises(UsageError, match="30 samples, but the training set has only 20"):
+    with pytest.raises(UsageError, match="^30 samples, but there are only 20 real examples"):
         judge(x, x, ["frechet"], real=x[:20])
     with pytest.raises(UsageError, match="a floor needs rows of real data"):
         judge(x, x, ["frechet"], real=statistics)
@@ -666,21 +757,61 @@ def test_closest_samples_and_the_memorised_share():
     assert which.tolist() == [998, 999, 997] and where.tolist() == [300, 9, 7]
     np.testing.assert_allclose(distances, [0, 0.01 * 6**0.5, 0.02 * 6**0.5], atol=1e-12)
     assert len(near.closest(2000)[0]) == 1000
-    limit = np.quantile(near.held_out, 0.01)
-    assert near.memorised == np.mean(near.samples < limit) and 0.003 <= near.memorised < 0.023
-    assert near.memorised_held_out == pytest.approx(0.01)
+    assert near.limit == np.sort(near.held_out)[9] and near.memorised_held_out == 0.01
+    assert near.memorised == np.mean(near.samples <= near.limit) and 0.003 <= near.memorised < 0.023
     assert near.statement() == (
-        f"{100 * near.memorised:.1f} % of the samples are closer to a training image than 99 % of held-out images: "
-        "about 1 % is chance"
+        f"{100 * near.memorised:.1f} % of the samples are as near to a training image as the nearest 1.0 % of held-out "
+        "images: this may be chance"
     )
     copies = nearest_neighbours(train, train, held_out)
-    assert copies.memorised == 1 and copies.statement("points").endswith("held-out points: more than the 1 % of chance")
+    assert copies.memorised == 1
+    assert copies.statement("points").endswith("training point as the nearest 1.0 % of held-out points: more than chance")
     with pytest.raises(ValueError, match="count=0: at least 1"):
         near.closest(0)
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.02, "about 1 %"), (0.03, "more than")])
-def test_the_limit_of_chance(share, verdict):
-    """Three standard deviations above 1 % of 1,000 samples and 1,000 held-out points are 2.3 %."""
-    samples = np.where(np.arange(1000) < 1000 * share, 0.0, 2.0)
-    assert verdict in Neighbours(samples, np.full(1000, 1.0), np.zeros(1000, int), 2.0).statement()
+def _neighbours(samples, held_out):
+    return Neighbours(np.asarray(samples, float), np.asarray(held_out, float), np.zeros(len(samples), int), 1.0)
+
+
+def test_the_limit_of_chance():
+    """The share is k-th of M; the number of samples up to it is beta-binomial (N, k, M + 1 - k)."""
+    for n, m, k in ((1000, 1000, 10), (300, 250, 2), (200, 5, 1)):
+        law = betabinom(n, k, m + 1 - k)
+        held_out = 1.0 + np.arange(m)
+        for count in (0, 1, int(law.isf(1e-3)), int(law.isf(1e-3)) + 1, n):
+            near = _neighbours(np.where(np.arange(n) < count, k, m + 1.0), held_out)
+            assert (near.limit, near.memorised, near.memorised_held_out) == (k, count / n, k / m)
+            assert near.chance == pytest.approx(law.sf(count - 1), rel=1e-6, abs=1e-9)
+            assert near.statement().endswith("more than chance") == (law.sf(count - 1) < 1e-3)
+
+
+@pytest.mark.parametrize("m", [5, 30, 100, 250])
+def test_a_perfect_sampler_is_rarely_called_a_copier(m):
+    """Samples and held-out points of one distribution, also of one with few values, which has many ties."""
+    rng, alarms = np.random.default_rng(0), []
+    for i in range(600):
+        samples, held_out = rng.random(400), rng.random(m)
+        if i % 2:
+            samples, held_out = np.floor(20 * samples), np.floor(20 * held_out)
+        alarms.append(_neighbours(samples, held_out).chance < 1e-3)
+    assert sum(alarms) <= 3  # 0.6 are expected
+
+
+def test_copies_are_seen_where_held_out_pictures_are_duplicates():
+    held_out = np.concatenate([np.zeros(20), 1.0 + np.arange(980)])  # 2 % are in the training set too
+    copies, perfect = (_neighbours(np.where(np.arange(500) < n, 0.0, 5000.0), held_out) for n in (500, 10))
+    assert (copies.memorised, copies.memorised_held_out, copies.limit) == (1, 0.02, 0)
+    assert "the nearest 2.0 % of held-out images: more than chance" in copies.statement()
+    assert perfect.memorised == 0.02 and perfect.chance > 0.3 and "may be chance" in perfect.statement()
+
+
+def test_few_held_out_points_are_named():
+    near = _neighbours(np.zeros(3), 1.0 + np.arange(5))
+    assert near.statement() == (
+        "100.0 % of the samples are as near to a training image as the nearest 20.0 % of only 5 held-out images: "
+        "this may be chance"
+    )
+    assert near.chance == pytest.approx(3 * 2 * 1 / (8 * 7 * 6))
+    assert _neighbours(np.zeros(300), 1.0 + np.arange(5)).statement().endswith("images: more than chance")
+    assert _neighbours(np.ones(9), np.ones(4)).chance == 1  # all are equally far

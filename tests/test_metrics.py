@@ -209,19 +209,20 @@ def test_floor_subsets():
     seen.clear()
     with_floor(distance, np.full((60, 1), -1.0), train, test, repeats=3)  # 180 > 100: they must overlap
     assert [len(set(rows)) for rows in seen[:3]] == [60] * 3 and seen[0] != seen[1]
-    assert with_floor(distance, np.ones((100, 1)), train, test).floor_std == 0
-    assert with_floor(distance, np.ones((5, 1)), train, test, repeats=1).floor_std == 0
+    assert with_floor(distance, np.ones((100, 1)), train, test).floor_std is None
+    assert with_floor(distance, np.ones((5, 1)), train, test, repeats=1).floor_std is None
     first, again, other = (with_floor(distance, np.ones((5, 1)), train, test, seed=s).floor for s in (0, 0, 1))
     assert first == again != other
 
 
 def test_floor_refuses():
     points = np.arange(5.0)[:, None]
-    with pytest.raises(UsageError, match=r"6 samples, but the training set has only 5 points.*at most 5 samples"):
+    with pytest.raises(UsageError, match=r"6 samples, but there are only 5 real examples.*at most 5 samples"):
         with_floor(sliced_wasserstein, np.ones((6, 1)), points, points)
     with pytest.raises(ValueError, match="repeats=0: at least 1"):
         with_floor(sliced_wasserstein, points, points, points, repeats=0)
     assert str(WithFloor(1.0, 0.5, 0.25)) == "1 (floor 0.5 +- 0.25)"
+    assert str(WithFloor(1.0, 0.5, None)) == "1 (floor 0.5)"
 
 
 # --- Frechet --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from scoregen.app.figures import figure, mosaic
 from scoregen.app.report import (
     _holding,
     curve,
+    describe,
     heading,
     marginals,
     reference,
@@ -257,6 +258,29 @@ def test_metrics_and_the_table():
     assert (Path(__file__).parent.parent / lines[-1].split()[-1]).is_file()
 
 
+def test_a_floor_of_one_draw_has_no_spread():
+    """It is compared by its value alone, and its spread is not written."""
+    metrics = [Metric("a", 0.3, 0.2), Metric("a", 0.2, 0.2), Metric("a", 0.05, 0.2)]
+    assert describe(metrics) == [
+        "0.3    floor 0.2   1.5x the floor",
+        "0.2    floor 0.2   at the floor",
+        "0.05   floor 0.2   far below the floor: too near to the held-out data",
+    ]
+
+
+def test_the_note_says_what_the_floor_of_points_lacks():
+    rng = np.random.default_rng(0)
+    train, test, fresh = (rng.normal(size=(n, 2)).astype(np.float32) for n in (100, 60, 100))
+    scaling = build(load("ddpm_toy")).scaling
+    notes = [evaluate(Dataset("points", train, test), scaling, fresh[:n]) for n in (20, 21, 100)]
+    assert [[metric.note[:26] for metric in found] for found in notes] == [
+        ["", ""],
+        ["the floor's subsets overla"] * 2,
+        ["the floor is of one subset"] * 2,
+    ]
+    assert notes[2][0].floor_std is None and notes[1][0].floor_std
+
+
 def strict(path: Path):
     """The content of a file of strict JSON."""
 
@@ -375,7 +399,9 @@ def test_images_of_the_truth_score_the_floor_and_noise_does_not():
     assert abs(frechet.value - frechet.floor) < 5 * frechet.floor_std
     assert (near.value, memorised.value) == (0.0, 100.0)  # they are training images
     assert memorised.floor is not None and memorised.floor < 2
-    assert memorised.text == "100.0 % of the samples are closer to a training image than 99 % of held-out images"
+    assert memorised.text.startswith("100.0 % of the samples are as near to a training image as the nearest ")
+    assert memorised.text.endswith(" % of held-out images: more than chance")
+    assert memorised.chance is not None and memorised.chance < 1e-10
     assert "grey levels; for held-out images" in near.text and not frechet.text
     # If a tenth of the samples are copies, the median does not move, but the memorised share shows the copies.
     mixed = rng.uniform(-1, 1, real.shape).astype(np.float32)

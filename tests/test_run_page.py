@@ -52,7 +52,7 @@ RECORD = {
 DISTANCES = [
     {"name": "Frechet distance", "value": 0.87, "floor": 0.28, "floor_std": 0.05, "note": "features of a classifier"},
     {"name": "distance to nearest training image", "value": 369.4, "floor": 262.0, "note": "medians"},
-    {"name": "memorised (%)", "value": 0.5, "floor": 1.1, "note": "closer than 99 %"},
+    {"name": "memorised (%)", "value": 0.5, "floor": 1.1, "note": "as near"},
 ]
 LIKELIHOODS = [{"name": "ode", "value": 4.71, "error": 0.05, "own": 0.0, "unit": "bits/dim", "steps": 60.0}]
 
@@ -268,12 +268,18 @@ def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
         "loss was not finite in 2 lines of metrics.jsonl, first at step 10",
         "the Frechet distance is far below the floor: too near to the held-out data",
         "the MMD is not finite: nan",
-        "12.0 % of the samples are nearer to a training image than 99 % of the held-out images are, and about 1 % is "
-        "normal: the network copies training images",
+        "12.0 % of the samples are as near to a training image as the nearest 1.1 % of the held-out images: the network "
+        "copies training images",
         "the likelihood &#x27;ode&#x27; is not finite: inf",
     ]
     assert "but what follows has failed. 8 warnings" in found.text
     assert not re.search(r"(?:nan|inf)[ ,]*[\d\"]", "".join(re.findall("<svg.*?</svg>", text)))
+
+
+@pytest.mark.parametrize(("chance", "warned"), [(0.02, False), (1e-5, True)])
+def test_a_share_of_copies_that_may_be_chance_is_no_warning(tmp_path, chance, warned):
+    folder = make(tmp_path / "run", distances=[DISTANCES[2] | {"value": 70.0, "floor": 20.0, "chance": chance}])
+    assert ("as the nearest 20.0 % of the held-out images: the network" in page_of(folder)[1].text) == warned
 
 
 def test_a_run_without_warnings_says_so(tmp_path):

@@ -23,6 +23,7 @@ from scoregen.metrics import (
     judge,
     mmd,
     nearest_neighbours,
+    shortfall,
     sliced_wasserstein,
     with_floor,
 )
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric of a report: its value, and its floor with the floor's spread, if it has a floor.
+    """One metric of a report: its value, and its floor with the floor's spread, if it has a floor and this is known.
 
     Attributes:
         std: the standard error of the value over draws of the samples, if it is known.
         better: "lower" or "higher".
+        chance: the probability that a perfect sampler has a value at least as high, if it is known.
         note: how the value was computed, for distances.json only.
         text: a sentence for the closing table, which replaces the numbers there.
     """
@@ -55,6 +57,7 @@ class Metric:
     text: str = ""
     std: float | None = None
     better: str = "lower"
+    chance: float | None = None
 
 
 def evaluate(
@@ -80,7 +83,7 @@ def evaluate(
     try:
         first = distance_to_data(dataset, scaling, say, real, features)(samples)
         if not dataset.is_image:
-            return [first, _with_floor("MMD", mmd, *map(_flat, (samples, train, test)))]
+            return [first, _with_floor("MMD", mmd, _flat(samples), _flat(train), _flat(test))]
         near = nearest_neighbours(images := scaling.to_bytes(samples), train, test)
         if found is not None:
             found(images, train, near)
@@ -102,14 +105,18 @@ def evaluate(
             "memorised (%)",
             100 * near.memorised,
             100 * near.memorised_held_out,
-            note=f"closer to a training image than 99 % of held-out images; {held_out}",
+            note=f"as near to a training image as the nearest 1 % of held-out images, or the nearest one; {held_out}",
             text=near.statement(),
+            chance=near.chance,
         ),
     ]
 
 
-def _with_floor(name: str, distance: Callable[..., float], *sets: np.ndarray, note: str = "") -> Metric:
-    return Metric(name, *dataclasses.astuple(with_floor(distance, *sets)), note=note)
+def _with_floor(
+    name: str, distance: Callable[..., float], samples: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> Metric:
+    found = with_floor(distance, samples, train, test, repeats=REPEATS)
+    return Metric(name, *dataclasses.astuple(found), note=shortfall(len(samples), len(train), REPEATS))
 
 
 def distance_to_data(
@@ -153,9 +160,7 @@ def distance_to_data(
         reference, pool = held_out(), known(len(samples))
         found = Activations(of(scaling.to_bytes(samples)), origin=origin)
         (result,) = judge(found, reference, ["frechet"], real=pool, repeats=REPEATS)
-        few = REPEATS * len(samples) > len(pool)
-        overlap = "; the floor's subsets overlap, so its spread is too small" if few else ""
-        note = f"features of {of.name}, key {of.key}; error: {result.how}{overlap}"
+        note = f"features of {of.name}, key {of.key}; error: {result.how}"
         return Metric(result.name, result.value, result.floor, result.floor_std, note, std=result.std)
 
     return distance

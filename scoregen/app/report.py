@@ -567,6 +567,8 @@ def numbers(metric: Metric) -> tuple[str, str]:
 def verdict(metric: Metric) -> str:
     """Compare a value with its floor: up to two standard deviations above, they cannot be distinguished.
 
+    If the floor's standard deviation is not known, as of a single draw, the values alone are compared.
+
     >>> verdict(Metric("a", 0.0205, 0.027, 0.0049)), verdict(Metric("a", 0.0513, 0.027, 0.0049))
     ('at the floor', '1.9x the floor')
     >>> verdict(Metric("a", 0.029, 0.027, 0.0049)), verdict(Metric("a", 0.002, 0.027, 0.0049))

@@ -35,6 +35,7 @@ from scoregen.app.page_parts import (
 from scoregen.app.record import FOLDER, json_of, read
 from scoregen.app.report import so_many
 from scoregen.files import is_locked
+from scoregen.metrics.neighbours import RARE
 from scoregen.train import MetricsLog, describe
 
 NEAREST = "nearest.png"
@@ -59,8 +60,9 @@ MEANINGS = {
     "distance between two Gaussians that are fitted to the features",
     NEIGHBOUR: "how far an image is from the training image that is most similar to it, in "
     "grey levels of 0 to 255 (the median); the second number is that of real images which were held out",
-    MEMORISED: "how many samples are nearer to a training image than 99 % of the held-out images are; about 1 % is "
-    "normal, and far more means that the network copies training images",
+    MEMORISED: "how many samples are as near to a training image as the nearest 1 % of the held-out images, or as the "
+    "nearest one of fewer than 100; the second number is the share of the held-out images that are as near, and a far "
+    "larger share of samples means that the network copies training images",
 }
 FLOOR = (
     "The floor is the distance of real examples, as many as there are samples, to the held-out data: a perfect sampler "
@@ -428,10 +430,10 @@ def _warnings(
         if not math.isfinite(metric.value):
             lines.append(f"the {metric.name} is not finite: {metric.value}")
         elif metric.name == MEMORISED:
-            if metric.value > max(5.0, 3 * floor):
+            if metric.value > max(5.0, 3 * floor) and (metric.chance or 0.0) < RARE:
                 lines.append(
-                    f"{metric.value:.1f} % of the samples are nearer to a training image than 99 % of the held-out "
-                    "images are, and about 1 % is normal: the network copies training images"
+                    f"{metric.value:.1f} % of the samples are as near to a training image as the nearest {floor:.1f} % "
+                    "of the held-out images: the network copies training images"
                 )
         elif report.verdict(metric).startswith("far below"):
             lines.append(f"the {metric.name} is {report.verdict(metric)}")

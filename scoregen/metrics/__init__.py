@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from scoregen.metrics.efficientnet import efficientnet_features
-from scoregen.metrics.family import METRICS, POINT_METRICS, Metric, judge
+from scoregen.metrics.family import METRICS, POINT_METRICS, Measure, judge
 from scoregen.metrics.features import Features, Outputs, classifier_features
-from scoregen.metrics.floor import WithFloor, with_floor
+from scoregen.metrics.floor import WithFloor, shortfall, with_floor
 from scoregen.metrics.frechet import frechet, frechet_distance, frechet_gaussians, frechet_infinity
 from scoregen.metrics.inception import inception_features
 from scoregen.metrics.inception_score import inception_score, inception_scores
@@ -44,7 +44,7 @@ __all__ = [
     "POINT_METRICS",
     "Activations",
     "Features",
-    "Metric",
+    "Measure",
     "Moments",
     "Neighbours",
     "Origin",
@@ -69,6 +69,7 @@ __all__ = [
     "nearest_neighbours",
     "prdc",
     "read_activations",
+    "shortfall",
     "sliced_wasserstein",
     "wasserstein",
     "with_floor",

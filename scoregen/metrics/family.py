@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from scoregen.errors import UsageError
-from scoregen.metrics.floor import floors, spread
+from scoregen.metrics.floor import check_floor, floors, shortfall, spread
 from scoregen.metrics.frechet import frechet, frechet_distance, frechet_infinity, too_few
 from scoregen.metrics.inception_score import inception_score
 from scoregen.metrics.kernels import kid, mmd
@@ -21,18 +22,18 @@ from scoregen.metrics.wasserstein import MOST, sliced_wasserstein, wasserstein
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """A metric of the table.
+class Measure:
+    """An entry of the table: a function that gives one or more results, and what it needs.
 
     Attributes:
-        measure: a function of samples and reference, both `Activations` or `Statistics`, which returns its results.
+        results: a function of samples and reference, both `Activations` or `Statistics`, which returns its results.
         needs: what it needs beside statistics: of "samples" and "reference" the rows, of "logits" those of the samples,
             and "many" samples for an extrapolation.
         value: a function of the same arguments that returns the values alone, if it is faster; for floors.
         least: how many rows of each side it needs at least.
     """
 
-    measure: Callable[[Any, Any], Sequence[Result]]
+    results: Callable[[Any, Any], Sequence[Result]]
     needs: tuple[str, ...] = ()
     value: Callable[[Any, Any], Sequence[float]] | None = None
     least: int = 2
@@ -56,7 +57,7 @@ class Metric:
         """The values of its results."""
         if self.value is not None:
             return self.value(samples, reference)
-        return [result.value for result in self.measure(samples, reference)]
+        return [result.value for result in self.results(samples, reference)]
 
 
 def _points(samples: Activations, reference: Activations) -> list[Result]:
@@ -66,23 +67,23 @@ def _points(samples: Activations, reference: Activations) -> list[Result]:
     return [Result("Wasserstein-2", value, None, f"exact, first {count} points of each", "lower")]
 
 
-def _plain(name: str, distance: Callable[[ArrayLike, ArrayLike], float], how: str) -> Metric:
-    def measure(samples: Activations, reference: Activations) -> list[Result]:
+def _plain(name: str, distance: Callable[[ArrayLike, ArrayLike], float], how: str) -> Measure:
+    def results(samples: Activations, reference: Activations) -> list[Result]:
         return [Result(name, distance(samples.features, reference.features), None, how, "lower")]
 
-    return Metric(measure, ("samples", "reference"))
+    return Measure(results, ("samples", "reference"))
 
 
-METRICS: dict[str, Metric] = {
-    "frechet": Metric(lambda x, y: [frechet(x, y)], value=lambda x, y: [frechet_distance(x, y)]),
-    "frechet_infinity": Metric(lambda x, y: [frechet_infinity(x, y)], ("samples", "many")),
-    "kid": Metric(lambda x, y: [kid(x.features, y.features)], ("samples", "reference")),
-    "inception_score": Metric(lambda x, y: [inception_score(x.logits)], ("samples", "logits"), least=20),
-    "prdc": Metric(lambda x, y: prdc(x.features, y.features), ("samples", "reference"), least=6),
+METRICS: dict[str, Measure] = {
+    "frechet": Measure(lambda x, y: [frechet(x, y)], value=lambda x, y: [frechet_distance(x, y)]),
+    "frechet_infinity": Measure(lambda x, y: [frechet_infinity(x, y)], ("samples", "many")),
+    "kid": Measure(lambda x, y: [kid(x.features, y.features)], ("samples", "reference"), least=3),
+    "inception_score": Measure(lambda x, y: [inception_score(x.logits)], ("samples", "logits"), least=20),
+    "prdc": Measure(lambda x, y: prdc(x.features, y.features), ("samples", "reference"), least=6),
 }
-POINT_METRICS: dict[str, Metric] = {
+POINT_METRICS: dict[str, Measure] = {
     "sliced_wasserstein": _plain("sliced Wasserstein", sliced_wasserstein, "256 directions"),
-    "wasserstein": Metric(_points, ("samples", "reference")),
+    "wasserstein": Measure(_points, ("samples", "reference")),
     "mmd": _plain("MMD", mmd, "Gaussian kernel as wide as the reference"),
 }
 
@@ -101,6 +102,10 @@ def judge(
     The floor is the same metric of random subsets of `real`, of as many rows as there are samples: the value that a
     perfect sampler has. `with_floor` describes the subsets. For metrics that are better if higher it is a ceiling.
     `real` must not be the reference itself: real data that are compared with themselves are nearer than any new data.
+
+    `how` says if the subsets overlap, so that their spread is too small; of a single subset there is no spread.
+
+    Results are named by what is known of the features on any side.
 
     Memory stays bounded: blocks of pairs, a few matrices [F, F], and one subset of `real` at a time.
 
@@ -122,32 +127,62 @@ def judge(
     >>> for result in judge(x + 3.0, x, ("frechet", "prdc")):
     ...     print(result)
     Frechet distance 9 +- 5.2
-    precision 1 +- 0
-    recall 1 +- 0.11
+    precision 1 +- 0.17
+    recall 1 +- 0.17
     density 0.825 +- 0.19
-    coverage 1 +- 0
+    coverage 1 +- 0.17
     """
     x, y = _known(samples), _known(reference)
     pool = None if real is None else _known(real)
-    x.origin.check_same(y.origin)
+    origin = x.origin.merged(y.origin)
     chosen = _chosen(metrics, x, y)
-    found = [list(metric.measure(x, y)) for metric in chosen]
+    found: list[Result] = []
     if pool is not None:
-        pool.origin.check_same(y.origin)
+        origin = origin.merged(pool.origin)
         count = len(x) if isinstance(x, Activations) else x.count
         if count is None or isinstance(pool, Statistics):
             raise UsageError("a floor needs rows of real data, and the number of samples")
-        for metric, results in zip(chosen, found, strict=True):
-            values = floors(
-                lambda part, metric=metric: metric.values(part, y),
-                count,
-                pool,
-                repeats=repeats,
-                seed=seed,
-            )
-            each = zip(results, values.mean(axis=0), spread(values), strict=True)
-            results[:] = [dataclasses.replace(r, floor=float(f), floor_std=float(s)) for r, f, s in each]
-    return [dataclasses.replace(result, name=x.origin.titled(result.name)) for results in found for result in results]
+        check_floor(count, len(pool), repeats)
+    for name, metric in chosen.items():
+        with _named(name):
+            results = list(metric.results(x, y))
+            if pool is not None:
+                results = _with_floor(metric, results, count, pool, y, repeats, seed)
+        found += [dataclasses.replace(result, name=origin.titled(result.name)) for result in results]
+    return found
+
+
+def _with_floor(
+    metric: Measure,
+    results: Sequence[Result],
+    count: int,
+    pool: Activations,
+    reference: Activations | Statistics,
+    repeats: int,
+    seed: int,
+) -> list[Result]:
+    values = floors(lambda part: metric.values(part, reference), count, pool, repeats=repeats, seed=seed)
+    std, short = spread(values), shortfall(count, len(pool), repeats)
+    return [
+        dataclasses.replace(
+            result,
+            floor=float(value),
+            floor_std=None if std is None else float(std[i]),
+            how=f"{result.how}; {short}" if short else result.how,
+        )
+        for i, (result, value) in enumerate(zip(results, values.mean(axis=0), strict=True))
+    ]
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Within it, the lines of errors begin with the name of the metric."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(*(f"{name}: {line}" for line in error.args)) from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _known(given: ArrayLike | Activations | Statistics) -> Activations | Statistics:
@@ -156,13 +191,13 @@ def _known(given: ArrayLike | Activations | Statistics) -> Activations | Statist
 
 def _chosen(
     names: Sequence[str] | None, samples: Activations | Statistics, reference: Activations | Statistics
-) -> list[Metric]:
+) -> dict[str, Measure]:
     if names is None:
-        return [metric for metric in METRICS.values() if not metric.lacks(samples, reference)]
+        return {name: metric for name, metric in METRICS.items() if not metric.lacks(samples, reference)}
     table = METRICS | POINT_METRICS
     wrong = [f"metric {name!r} is not known: take one of {', '.join(table)}" for name in names if name not in table]
     chosen = {name: table[name] for name in names if name in table}
     wrong += [f"{name}: {lack}" for name, m in chosen.items() if (lack := m.lacks(samples, reference))]
     if wrong:
         raise UsageError(*wrong)
-    return list(chosen.values())
+    return chosen

@@ -63,9 +63,9 @@ class Features:
     resize: str = ""
     accuracy: float | None = None
 
-    def origin(self, rounding: str = "") -> Origin:
-        """How these features are made, of images that came from floats by `rounding`."""
-        return Origin(self.network, self.key, self.resize, rounding)
+    def origin(self, rounding: str = "", pictures: str = "") -> Origin:
+        """How these features are made, of images that came from floats by `rounding`, and are `pictures` large."""
+        return Origin(self.network, self.key, self.resize, rounding, pictures)
 
     def __call__(self, images: Images) -> np.ndarray:
         """Features of uint8 images in float32 [N, F].

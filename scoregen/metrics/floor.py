@@ -22,10 +22,11 @@ class WithFloor:
 
     value: float
     floor: float
-    floor_std: float
+    floor_std: float | None
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} (floor {self.floor:.4g} +- {self.floor_std:.2g})"
+        spread = "" if self.floor_std is None else f" +- {self.floor_std:.2g}"
+        return f"{self.value:.4g} (floor {self.floor:.4g}{spread})"
 
 
 def with_floor(
@@ -49,18 +50,18 @@ def with_floor(
     samples are too similar to the test set.
 
     The subsets are disjoint if the training set is large enough for `repeats` of them. Otherwise each is drawn
-    separately, without replacement. The subsets then overlap, and floor_std is too small (0 if each subset is
-    the whole training set).
+    separately, without replacement. The subsets then overlap, and floor_std is too small; `shortfall` says so. If
+    there is one subset, because `repeats` is 1 or each subset would be the whole training set, floor_std is None.
 
     Args:
         distance: a function that takes two arrays [N, ...] and returns a number, such as `sliced_wasserstein`,
             `mmd` or `frechet_distance`.
         samples, train, test: [N, ...], [K, ...], [M, ...].
-        repeats: number of subsets, at least 1; with 1, floor_std is 0.
+        repeats: number of subsets, at least 1.
         seed: the seed of the subsets.
 
     Raises:
-        UsageError: if there are more samples than training points.
+        UsageError: if there are more samples than training examples.
         TypeError: if `repeats` is not an integer.
         ValueError: if repeats < 1.
 
@@ -71,7 +72,8 @@ def with_floor(
     """
     samples, train, test = np.asarray(samples), np.asarray(train), np.asarray(test)
     found = floors(lambda real: float(distance(real, test)), len(samples), train, repeats=repeats, seed=seed)
-    return WithFloor(float(distance(samples, test)), float(found.mean()), float(spread(found)))
+    std = spread(found)
+    return WithFloor(float(distance(samples, test)), float(found.mean()), None if std is None else float(std))
 
 
 def floors(
@@ -93,12 +95,7 @@ def floors(
     >>> floors(np.mean, 2, np.arange(4.0), repeats=2)
     array([1., 2.])
     """
-    check_count("repeats", repeats)
-    if count > len(train):
-        raise UsageError(
-            f"{count} samples, but the training set has only {len(train)} points to draw a comparison from: "
-            f"draw at most {len(train)} samples"
-        )
+    check_floor(count, len(train), repeats)
     if count == len(train):
         return np.asarray([measure(train)])
     rng = np.random.default_rng(seed)
@@ -110,10 +107,31 @@ def floors(
     return np.asarray([measure(train[np.sort(subset)]) for subset in subsets])
 
 
-def spread(found: np.ndarray) -> np.ndarray:
-    """The standard deviation of `floors` (divisor repeats - 1), 0 for a single one.
+def check_floor(count: int, total: int, repeats: int) -> None:
+    """Raises UsageError, TypeError and ValueError as `floors` does, for `repeats` subsets of `count` out of `total`."""
+    check_count("repeats", repeats)
+    if count > total:
+        raise UsageError(
+            f"{count} samples, but there are only {total} real examples to draw a comparison from: draw at most "
+            f"{total} samples"
+        )
+
+
+def spread(found: np.ndarray) -> np.ndarray | None:
+    """The standard deviation of `floors` (divisor repeats - 1); None for a single one, of which it is not known.
 
     >>> spread(np.array([[1.0, 4.0], [3.0, 4.0]]))
     array([1.41421, 0.     ])
     """
-    return np.std(found, axis=0, ddof=1) if len(found) > 1 else np.zeros(found.shape[1:])
+    return np.std(found, axis=0, ddof=1) if len(found) > 1 else None
+
+
+def shortfall(count: int, total: int, repeats: int = 5) -> str:
+    """What is wrong with the spread of a floor of `repeats` subsets of `count` out of `total`; "" if nothing is.
+
+    >>> shortfall(10, 50), shortfall(10, 49), shortfall(10, 10)
+    ('', "the floor's subsets overlap, so its spread is too small", 'the floor is of one subset, so its spread is ...')
+    """
+    if repeats == 1 or count == total:
+        return "the floor is of one subset, so its spread is not known"
+    return "the floor's subsets overlap, so its spread is too small" if repeats * count > total else ""

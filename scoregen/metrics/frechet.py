@@ -58,7 +58,8 @@ def frechet_gaussians(mean_x: ArrayLike, cov_x: ArrayLike, mean_y: ArrayLike, co
         cov_x, cov_y: symmetric [F, F], positive semi-definite up to rounding.
 
     Raises:
-        ValueError: if the shapes do not fit, a value is not finite, or a covariance is not symmetric.
+        ValueError: if the shapes do not fit, a value is not finite, or a covariance is not symmetric or has negative
+            eigenvalues.
 
     >>> frechet_gaussians([0.0], [[4.0]], [1.0], [[9.0]])
     2.0
@@ -109,10 +110,10 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
     Chong & Forsyth 2020 (arXiv:1911.07023). They fit 15 random subsets of growing sizes. Here, for
     g = 1 .. parts, the samples are split at random into g disjoint groups, the distances of the groups to y are
     averaged, and a line is fitted to the averages over g / N. Every average uses every sample, so the average's error
-    of first order is the same as that of the whole set.
+    of first order is the same as that of the whole set. The splits are drawn independently for each g.
 
     The square of the standard error is the square of the error in `frechet`, plus sum_g w_g^2 (g - 1) a for the random
-    split: w_g is the weight of g in the fitted value, and a is the variance that the distance of N samples has beyond
+    splits: w_g is the weight of g in the fitted value, and a is the variance that the distance of N samples has beyond
     the first order, measured by the spread of the groups.
 
     The reference y is taken as it is: its own finite size is not extrapolated. The result may be below 0. Groups of
@@ -123,19 +124,19 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
     Args:
         x: features of the samples [N, F], N at least 2 * F * parts.
         y: features [M, F], or their `Statistics`.
-        parts: the largest number of groups, at least 2.
+        parts: the largest number of groups, at least 3.
         seed: of the groups.
 
     Raises:
         UsageError: for fewer samples, or if only their statistics are known.
-        TypeError, ValueError: as `frechet_distance`, and unless `parts` is an integer of at least 2.
+        TypeError, ValueError: as `frechet_distance`, and unless `parts` is an integer of at least 3.
 
     >>> rng = np.random.default_rng(0)
     >>> x, y = Statistics(None, np.zeros(2), np.eye(2)), rng.standard_normal((200, 2))
     >>> round(frechet_infinity(y, x).value, 2)
     0.01
     """
-    check_count("parts", parts, 2)
+    check_count("parts", parts, 3)
     if isinstance(x, Statistics):
         raise UsageError("the extrapolation needs the samples' rows of features, and there are only their statistics")
     rows = _rows(x)
@@ -143,8 +144,8 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
     if few := too_few(len(rows), rows.shape[1], parts):
         raise UsageError(few)
     _, psi = _influence(rows, known, reference)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    groups = [[np.sort(at) for at in np.array_split(order, g)] for g in range(1, parts + 1)]
+    rng = np.random.default_rng(seed)
+    groups = [[np.sort(at) for at in np.array_split(rng.permutation(len(rows)), g)] for g in range(1, parts + 1)]
     distances = [np.array([frechet_distance(rows[at], reference) for at in split]) for split in groups]
     weights = _weights_at_zero(np.array([np.mean([1.0 / len(at) for at in split]) for split in groups]))
     value = float(weights @ [found.mean() for found in distances])
@@ -176,10 +177,12 @@ def _weights_at_zero(at: np.ndarray) -> np.ndarray:
 def _beyond_first_order(rest: list[np.ndarray]) -> float:
     """The variance of the whole set's distance that is not of first order, by that of g = 1, 2, ... groups, [g] each.
 
-    What is of second order has a variance proportional to 1/N^2, so that of a group is g^2 times that of the whole.
+    What is of second order has a variance proportional to 1/N^2, so that of a group is g^2 times that of the whole. The
+    groups of a split are no independent draws, as together they are the whole: their squares around their mean sum to
+    (g - 1) (g - 2) / g times that on average, and the two halves do not differ at all.
     """
     sums = [float(np.square(found - found.mean()).sum()) / len(found) ** 2 for found in rest]
-    return sum(sums) / sum(len(found) - 1 for found in rest)
+    return sum(sums) / sum((len(found) - 1) * (len(found) - 2) / len(found) for found in rest)
 
 
 def _checked(x: Features, y: Features) -> tuple[Statistics, Statistics]:

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 from scoregen.errors import check_count
 from scoregen.metrics.pairs import as_rows, blocks, nearest
 
+RARE = 1e-3  # a probability below which something is not called chance
+
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
@@ -34,27 +36,68 @@ class Neighbours:
         return first, self.index[first], self.samples[first]
 
     @property
+    def limit(self) -> float:
+        """The k-th smallest distance of the M held-out points, k = max(1, M // 100).
+
+        It is no interpolated quantile: with few held-out points, far more than 1 % of new data are below that.
+        """
+        return float(np.partition(self.held_out, self._rank - 1)[self._rank - 1])
+
+    @property
     def memorised(self) -> float:
-        """The share of the samples that are nearer to a training point than 99 % of the held-out points are."""
-        return float(np.mean(self.samples < np.quantile(self.held_out, 0.01)))
+        """The share of the samples that are not farther from a training point than `limit`."""
+        return self._counts[0] / len(self.samples)
 
     @property
     def memorised_held_out(self) -> float:
-        """The same share of the held-out points: the floor of `memorised`, about 0.01 by its definition."""
-        return float(np.mean(self.held_out < np.quantile(self.held_out, 0.01)))
+        """The same share of the held-out points, the floor of `memorised`.
+
+        It is k / M: about 1 % of 100 points or more, and one point of fewer. It is larger if several have the distance
+        `limit`, such as 0, the distance of those that are in the training set too.
+        """
+        return self._counts[1] / len(self.held_out)
+
+    @property
+    def chance(self) -> float:
+        """The probability that new data, in place of the samples, have a share `memorised` at least as large.
+
+        If samples and held-out points have one distribution, the number of samples up to the k-th of M held-out points
+        is beta-binomial with the parameters N, k and M + 1 - k. If h > k held-out points are within the limit, because
+        distances are equal, k is h + 1, which is Fisher's exact test for a given limit.
+
+        >>> Neighbours(np.zeros(2), np.array([0.0, 1.0, 2.0]), np.zeros(2, int), 0.0).chance  # 2! 3! / 5!
+        0.1
+        """
+        from scipy.stats import hypergeom  # imported late: this takes most of a second
+
+        ours, theirs = self._counts
+        before = theirs if theirs > self._rank else theirs - 1
+        # The same probability as the beta-binomial one, which is not defined for h = M: of the first points by
+        # distance, so many or fewer are held-out ones.
+        everyone = len(self.samples) + len(self.held_out)
+        return float(hypergeom(everyone, len(self.held_out), ours + before).cdf(before))
+
+    @property
+    def _rank(self) -> int:
+        return max(1, len(self.held_out) // 100)
+
+    @property
+    def _counts(self) -> tuple[int, int]:
+        return int((self.samples <= self.limit).sum()), int((self.held_out <= self.limit).sum())
 
     def statement(self, examples: str = "images") -> str:
-        """One sentence on `memorised`. More than chance is three standard deviations above 1 %.
+        """One sentence on `memorised` and its floor. It says "more than chance" if `chance` is below `RARE`.
 
         >>> near = nearest_neighbours([[1.0], [2.0]], [[0.0], [3.0]], [[5.0]])
         >>> print(near.statement("points"))  # doctest: -NUMBER
-        100.0 % of the samples are closer to a training point than 99 % of held-out points: more than the 1 % of chance
+        100.0 % of the samples are as near to a training point as the nearest 100.0 % of only 1 held-out points: ...
         """
-        chance = 0.01 + 3 * (0.01 * 0.99 * (1 / len(self.samples) + 1 / len(self.held_out))) ** 0.5
-        verdict = "more than the 1 % of chance" if self.memorised > chance else "about 1 % is chance"
+        count = len(self.held_out)
+        few = "" if count >= 100 else f"only {count} "
         return (
-            f"{100 * self.memorised:.1f} % of the samples are closer to a training {examples.removesuffix('s')} than "
-            f"99 % of held-out {examples}: {verdict}"
+            f"{100 * self.memorised:.1f} % of the samples are as near to a training {examples.removesuffix('s')} as "
+            f"the nearest {100 * self.memorised_held_out:.1f} % of {few}held-out {examples}: "
+            + ("more than chance" if self.chance < RARE else "this may be chance")
         )
 
 

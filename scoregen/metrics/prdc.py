@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from scoregen.errors import UsageError, check_count
 from scoregen.metrics.pairs import COLUMNS, ROWS, as_rows, blocks, nearest, squared_distances
-from scoregen.metrics.result import Result, jackknife_error
+from scoregen.metrics.result import Result, jackknife_error, least_error
 
 
 def prdc(x: ArrayLike, y: ArrayLike, *, k: int = 3, k_density: int = 5) -> tuple[Result, Result, Result, Result]:
@@ -29,7 +29,8 @@ def prdc(x: ArrayLike, y: ArrayLike, *, k: int = 3, k_density: int = 5) -> tuple
     The errors are over draws of the samples, for the same y. Precision and density are means over the samples, so their
     errors are those of a mean. Those of recall and coverage are the jackknife: recall without x_i has the ball of x_i
     removed, and the balls that reached to x_i or beyond it enlarged. On average it is not too small (Efron & Stein
-    1981).
+    1981). No error is below that of Wilson's interval for a share of 0 or 1 of N samples, 1.96 / (N + 3.84): within the
+    samples such a share has no spread. Intervals end at 0, and those of shares at 1.
 
     The distances are computed in float64 by blocks, of which one is held in memory, in O((N + M)^2 F). All four numbers
     come from one pass over each kind of pairs.
@@ -60,11 +61,15 @@ def prdc(x: ArrayLike, y: ArrayLike, *, k: int = 3, k_density: int = 5) -> tuple
     jackknife = f"k={k}; jackknife over {n} samples", f"k={k_density}; jackknife over {n} samples"
     deviation = float(found.balls.std(ddof=1)) / k_density
     recall, coverage = (found.caught > 0).mean(), (found.held > 0).mean()
+
+    def result(name: str, value: float, std: float, how: str, most: float = 1.0) -> Result:
+        return Result(name, float(value), max(float(std), least_error(n)), how, "higher", limits=(0.0, most))
+
     return (
-        Result("precision", float(inside), math.sqrt(inside * (1 - inside) / (n - 1)), of[0], "higher"),
-        Result("recall", float(recall), jackknife_error(found.recall_changes() / len(y)), jackknife[0], "higher"),
-        Result("density", float(found.balls.mean()) / k_density, deviation / math.sqrt(n), of[1], "higher"),
-        Result("coverage", float(coverage), jackknife_error(found.coverage_changes() / len(y)), jackknife[1], "higher"),
+        result("precision", inside, math.sqrt(inside * (1 - inside) / (n - 1)), of[0]),
+        result("recall", recall, jackknife_error(found.recall_changes() / len(y)), jackknife[0]),
+        result("density", found.balls.mean() / k_density, deviation / math.sqrt(n), of[1], math.inf),
+        result("coverage", coverage, jackknife_error(found.coverage_changes() / len(y)), jackknife[1]),
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
+
+Z = 1.96  # standard errors of an interval of 95 %
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Result:
         how: how value and error were computed.
         better: "lower" or "higher".
         floor: the value of real data in place of the samples, at the same size; None if it was not computed.
-        floor_std: the spread of the floor between draws of real data; see `with_floor`.
+        floor_std: the spread of the floor between draws of real data, None if it is not known; see `with_floor`.
+        limits: the lowest and the highest possible value, for shares; None for others.
 
     >>> print(Result("KID", 0.042, 0.003, "jackknife over 500 samples", "lower", floor=0.001, floor_std=0.002))
     KID 0.042 +- 0.003, floor 0.001 +- 0.002
@@ -33,19 +37,26 @@ class Result:
     better: str
     floor: float | None = None
     floor_std: float | None = None
+    limits: tuple[float, float] | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """(low, high) of 95 %, value -+ 1.96 std, or None.
+        """(low, high) of 95 %, value -+ 1.96 std, cut at `limits`; or None.
 
         >>> Result("KID", 0.5, 0.1, "", "lower").interval
         (0.304, 0.696)
+        >>> Result("recall", 1.0, 0.1, "", "higher", limits=(0.0, 1.0)).interval
+        (0.804, 1.0)
         """
-        return None if self.std is None else (self.value - 1.96 * self.std, self.value + 1.96 * self.std)
+        if self.std is None:
+            return None
+        low, high = self.limits or (-math.inf, math.inf)
+        return max(self.value - Z * self.std, low), min(self.value + Z * self.std, high)
 
     def __str__(self) -> str:
         error = "" if self.std is None else f" +- {self.std:.2g}"
-        floor = "" if self.floor is None else f", floor {self.floor:.4g} +- {self.floor_std:.2g}"
+        spread = "" if self.floor_std is None else f" +- {self.floor_std:.2g}"
+        floor = "" if self.floor is None else f", floor {self.floor:.4g}{spread}"
         return f"{self.name} {self.value:.4g}{error}{floor}"
 
 
@@ -56,3 +67,15 @@ def jackknife_error(without: np.ndarray) -> float:
     0.57735
     """
     return float(np.sqrt((len(without) - 1) * np.var(without)))
+
+
+def least_error(count: int) -> float:
+    """The least standard error of a share of N samples: z / (N + z^2), z = 1.96.
+
+    A share of 0 or 1 has no spread within the samples, though other samples may give another one. With this error, the
+    interval of 95 % is that of Wilson (1927): z^2 / (N + z^2) wide.
+
+    >>> Result("precision", 1.0, least_error(100), "", "higher", limits=(0.0, 1.0)).interval  # 100 / (100 + 1.96^2)
+    (0.963005, 1.0)
+    """
+    return Z / (count + Z * Z)

@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,10 @@ from scoregen.errors import UsageError, check_path
 from scoregen.metrics.pairs import ROWS, as_rows
 
 PUBLISHED = "Inception"  # the network of the published FID, with its own weights
-# In its features these metrics have names of their own.
+# float32 rounds a covariance [F, F] by 6e-8 of its largest value; an eigenvalue may change by F times that, which is 1e-4
+# of the largest for F = 2048. In float64, negative eigenvalues are 1e-12 of it at most.
+NEGATIVE = 1e-4
+# In Inception's features these metrics have names of their own.
 NAMES = {"Frechet distance": "FID", "Frechet distance, extrapolated": "FID-infinity", "kernel distance": "KID"}
 
 
@@ -33,6 +34,7 @@ class Origin:
         key: a hash of its parameters.
         resize: how the pictures were resized.
         rounding: how floats became bytes.
+        pictures: height x width of the pictures before they were resized, such as "32x32".
 
     >>> Origin(rounding="round").check_same(Origin(features="Inception", rounding="truncate"))
     Traceback (most recent call last):
@@ -43,6 +45,7 @@ class Origin:
     key: str = ""
     resize: str = ""
     rounding: str = ""
+    pictures: str = ""
 
     def titled(self, metric: str) -> str:
         """The name of a metric, with the network in it; only the published Inception's are called FID and KID.
@@ -64,6 +67,15 @@ class Origin:
         ]
         if wrong:
             raise UsageError(*wrong)
+
+    def merged(self, other: Origin) -> Origin:
+        """What is known on either side. Raises UsageError as `check_same` does.
+
+        >>> Origin("Inception").merged(Origin(pictures="32x32"))
+        Origin(features='Inception', key='', resize='', rounding='', pictures='32x32')
+        """
+        self.check_same(other)
+        return Origin(*(getattr(self, field.name) or getattr(other, field.name) for field in _ORIGIN))
 
 
 _ORIGIN = dataclasses.fields(Origin)
@@ -124,8 +136,21 @@ class Statistics:
 
     @functools.cached_property
     def root(self) -> np.ndarray:
-        """The symmetric root of the covariance [F, F]; eigenvalues that rounding made negative count as 0."""
+        """The symmetric root of the covariance [F, F]; eigenvalues that rounding made negative count as 0.
+
+        Raises:
+            ValueError: if an eigenvalue is negative beyond rounding: below -1e-4 of the largest.
+
+        >>> Statistics(None, np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])).root
+        Traceback (most recent call last):
+        ValueError: the covariance has negative eigenvalues, down to -0.33 of the largest: it is no covariance
+        """
         values, vectors = np.linalg.eigh(self.cov)
+        if values[0] < -NEGATIVE * values[-1]:
+            raise ValueError(
+                f"the covariance has negative eigenvalues, down to {values[0] / values[-1]:.2g} of the largest: it is "
+                "no covariance"
+            )
         return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
     @classmethod
@@ -282,8 +307,8 @@ def read_activations(path: str | os.PathLike[str]) -> Activations | Statistics:
     and origin are known only if scoregen wrote the file. A pickle is never opened.
 
     Raises:
-        UsageError: if the file is missing, damaged or of another kind, if the shapes do not fit, or if a value is not
-            finite.
+        UsageError: if the file is missing, damaged, encrypted or of another kind, if it says that it is larger than the
+            memory, if the shapes do not fit, if a value is not finite, or if `sigma` has negative eigenvalues.
     """
     path = _npz(path)
     try:
@@ -293,9 +318,12 @@ def read_activations(path: str | os.PathLike[str]) -> Activations | Statistics:
             kept = {name: file[name] for name in ("mu", "sigma", "pool_3", "logits", "scoregen") if name in names}
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-    # What a damaged zip file raises depends on where the damage is; ValueError is also a pickle in it.
-    except (ValueError, KeyError, EOFError, NotImplementedError, AttributeError, zipfile.BadZipFile, zlib.error):
-        raise UsageError(f"{path} cannot be read: it is damaged, or no .npz file of numbers") from None
+    except MemoryError:
+        raise UsageError(f"{path} cannot be read: by its header it is larger than the memory of this machine") from None
+    # What a damaged zip file raises depends on where the damage is: also OverflowError and struct.error. ValueError is
+    # also a pickle in it, and RuntimeError a password, a kind of compression or depth of a header.
+    except Exception:
+        raise UsageError(f"{path} cannot be read: it is damaged, encrypted, or no .npz file of numbers") from None
     try:
         return _found(kept)
     except LookupError:
@@ -309,11 +337,16 @@ def read_activations(path: str | os.PathLike[str]) -> Activations | Statistics:
 
 def _found(kept: dict[str, np.ndarray]) -> Activations | Statistics:
     if "mu" in kept or "sigma" in kept:
-        fields = json.loads(str(kept.get("scoregen", "{}")))
+        try:
+            fields = json.loads(str(kept.get("scoregen", "{}")))
+        except (ValueError, RecursionError):
+            fields = None
         if not isinstance(fields, dict) or type(fields.get("count")) not in (int, type(None)):
             raise ValueError("its entry 'scoregen' is damaged")
         origin = Origin(**{field.name: str(fields.get(field.name, "")) for field in _ORIGIN})
-        return Statistics(fields.get("count"), kept["mu"], kept["sigma"], origin)
+        statistics = Statistics(fields.get("count"), kept["mu"], kept["sigma"], origin)
+        _ = statistics.root  # which is kept for the distance, and refuses what is no covariance
+        return statistics
     found = Activations(kept["pool_3"], kept.get("logits"))
     as_rows(found.features)
     return found
