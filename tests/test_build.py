@@ -14,6 +14,7 @@ import optax
 import pytest
 from PIL import Image
 
+from scoregen import metrics
 from scoregen.app import build as build_lib
 from scoregen.app.build import build
 from scoregen.app.config import load, presets
@@ -323,7 +324,7 @@ def unlabelled(monkeypatch):
     """A folder of 20 images without labels, in place of the digits."""
     images = np.random.default_rng(0).integers(256, size=(24, 8, 8, 1), dtype=np.uint8)
     monkeypatch.setitem(
-        build_lib.SOURCES, "digits", lambda *, test_fraction=0.2, seed=0: Dataset("p", images[:20], images[20:])
+        build_lib.SOURCES, "digits", lambda *, held_out=0.2, seed=0: Dataset("p", images[:20], images[20:])
     )
 
 
@@ -334,11 +335,10 @@ def test_unlabelled_images_are_refused_once_and_what_is_switched_off_is_not_chec
     config.labels = True
     with pytest.raises(UsageError) as caught:
         build(config)
-    assert len(caught.value.args) == 2
-    assert "--config.labels=false" in caught.value.args[0] and "--config.eval.at_end=false" in caught.value.args[1]
+    assert len(caught.value.args) == 1 and "--config.labels=false" in caught.value.args[0]
     config.labels, config.eval.at_end, config.eval.samples = False, False, 1000  # of 20 images
     assert build(config).evaluated == 1000
-    with pytest.raises(UsageError, match="without labels cannot be evaluated"):
+    with pytest.raises(UsageError, match="a number from 2 to 20 is needed"):
         build(config, "eval")
     build(config, "sample")
 
@@ -354,6 +354,23 @@ def test_data_without_held_out_examples_train_and_are_not_evaluated(monkeypatch)
     config.eval.at_end = False
     assert build(config).dataset.test is None
     build(config, "sample")
+
+
+def test_held_out_images_without_labels_have_no_classifier(monkeypatch):
+    """With labels of the training images only, `auto` takes the features of images without labels."""
+    images, labels = np.zeros((6, 8, 8, 2), np.uint8), np.arange(6) % 2
+    half = Dataset("half", images, images, train_labels=labels)
+    both = Dataset("both", images, images, train_labels=labels, test_labels=labels)
+    config = load("ddpm_digits")
+    assert "need 1 or 3 channels, and these have 2" in build_lib.not_evaluated(config, half)
+    assert build_lib.not_evaluated(config, both) == ""
+    monkeypatch.setattr(metrics, "efficientnet_features", lambda: "EfficientNet")
+    monkeypatch.setattr(metrics, "classifier_features", lambda dataset, progress: "classifier")
+    assert (metrics.auto_features(half), metrics.auto_features(both)) == ("EfficientNet", "classifier")
+    monkeypatch.setitem(build_lib.SOURCES, "digits", lambda *, held_out=0.2, seed=0: half)
+    config.eval.features.name = "classifier"
+    with pytest.raises(UsageError, match="it is trained on labels, and these held-out images have none"):
+        build(config, "eval")
 
 
 def test_as_many_samples_are_evaluated_as_there_are_training_examples(monkeypatch):

@@ -338,6 +338,14 @@ def test_batches_have_one_shape_and_rows_keep_their_order():
     np.testing.assert_array_equal(features(images[:1]), sums[:1])
     assert seen == [(4, 2, 3, 1), (1, 2, 3, 1)]  # few images need no whole batch
     assert features(images[:0]).shape == (0, 1)
+    assert features.outputs([images[:0]], logits=False)[0].shape == (0, 1)
+    seen.clear()
+    alone = features.outputs(images, logits=False)
+    np.testing.assert_array_equal(alone.features, sums)
+    assert alone.logits is None
+    for call in (features, features.logits, features.outputs, lambda parts: list(features.stream(parts))):
+        with pytest.raises(ValueError, match="there are no images: an iterable of at least one array is needed"):
+            call(iter(()))
     seen.clear()
     wide = np.zeros((2, 2, 5, 1), np.uint8)
     assert [len(part.features) for part in features.stream([images[:5], wide])] == [4, 1, 2]
@@ -376,5 +384,5 @@ def test_images_that_do_not_fit_are_refused(shape, images, message):
 
 
 def test_every_kind_of_features_is_in_the_table():
-    assert list(FEATURES) == ["inception", "efficientnet", "classifier"]
+    assert list(FEATURES) == ["auto", "classifier", "efficientnet", "inception"]
     assert random_state({"a.bn.running_var": (3,)})["a.bn.running_var"].min() > 0.4

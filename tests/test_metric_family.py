@@ -230,7 +230,10 @@ class _Opened:
         ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "not finite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.4, 1]])}, "not symmetric"),
         ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "negative variances"),
-        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "negative eigenvalues, down to -0.33 of the"),
+        (
+            {"mu": np.zeros(2), "sigma": np.array([[1.0, 2.0], [2.0, 1.0]])},
+            "negative eigenvalues, down to -0.33 of the",
+        ),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "scoregen": np.array("[" * 100_000)}, "'scoregen' is damaged"),
         ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "real numbers"),
         ({"mu": np.zeros(2)}, "is no file of statistics: 'mu' and 'sigma', or 'pool_3', are needed, and it holds 'mu'"),
@@ -268,7 +271,9 @@ def test_unreadable_files(tmp_path):
         with pytest.raises(UsageError, match=f"{name}.npz cannot be read"):
             Statistics.read(path)
     np.savez(tmp_path / "inside.npz", mu=np.array([_Opened(trace)], object), sigma=np.eye(1))
-    with pytest.raises(UsageError, match=r"inside.npz cannot be read: it is damaged, encrypted, or no .npz file of numbers"):
+    with pytest.raises(
+        UsageError, match=r"inside.npz cannot be read: it is damaged, encrypted, or no .npz file of numbers"
+    ):
         Statistics.read(tmp_path / "inside.npz")
     assert not trace.exists()
     # A header of 10^14 numbers, and a member with a password.
@@ -689,11 +694,11 @@ def test_judge_says_what_its_floor_lacks():
 def test_errors_name_the_metric():
     x = _normal(0, 5, 2)
     assert [result.name for result in judge(x[:2], x)] == ["Frechet distance"]  # KID needs three
-    with pytest.raises(UsageError, match="^kid: 3 or more are needed on each side, not 2$"):
+    with pytest.raises(UsageError, match=r"^kid: 3 or more are needed on each side, not 2$"):
         judge(x[:2], x, ["kid"])
-    with pytest.raises(ValueError, match="^frechet: features of one F are needed, not 2 and 3"):
+    with pytest.raises(ValueError, match=r"^frechet: features of one F are needed, not 2 and 3"):
         judge(x, _normal(0, 5, 3), ["frechet"])
-    with pytest.raises(ValueError, match="^repeats=0: at least 1"):
+    with pytest.raises(ValueError, match=r"^repeats=0: at least 1"):
         judge(x, x, ["frechet"], real=x, repeats=0)
 
 
@@ -735,7 +740,7 @@ def test_judge_refuses():
         judge(Activations(x, origin=Origin(rounding="a")), Activations(x, origin=Origin(rounding="b")), ["kid"])
     with pytest.raises(UsageError, match="resize: 'a' on one side and 'b'"):
         judge(x, Activations(x, origin=Origin(resize="a")), ["kid"], real=Activations(x, origin=Origin(resize="b")))
-    with pytest.raises(UsageError, match="^30 samples, but there are only 20 real examples"):
+    with pytest.raises(UsageError, match=r"^30 samples, but there are only 20 real examples"):
         judge(x, x, ["frechet"], real=x[:20])
     with pytest.raises(UsageError, match="a floor needs rows of real data"):
         judge(x, x, ["frechet"], real=statistics)
@@ -765,7 +770,9 @@ def test_closest_samples_and_the_memorised_share():
     )
     copies = nearest_neighbours(train, train, held_out)
     assert copies.memorised == 1
-    assert copies.statement("points").endswith("training point as the nearest 1.0 % of held-out points: more than chance")
+    assert copies.statement("points").endswith(
+        "training point as the nearest 1.0 % of held-out points: more than chance"
+    )
     with pytest.raises(ValueError, match="count=0: at least 1"):
         near.closest(0)
 

@@ -268,8 +268,8 @@ def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
         "loss was not finite in 2 lines of metrics.jsonl, first at step 10",
         "the Frechet distance is far below the floor: too near to the held-out data",
         "the MMD is not finite: nan",
-        "12.0 % of the samples are as near to a training image as the nearest 1.1 % of the held-out images: the network "
-        "copies training images",
+        "12.0 % of the samples are as near to a training image as the nearest 1.1 % of the held-out images: the "
+        "network copies training images",
         "the likelihood &#x27;ode&#x27; is not finite: inf",
     ]
     assert "but what follows has failed. 8 warnings" in found.text

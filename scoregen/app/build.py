@@ -34,7 +34,7 @@ from scoregen.errors import (
 from scoregen.guidance import CONTROLS, X0S, Control
 from scoregen.likelihood import LIKELIHOODS
 from scoregen.losses import LOSSES, WEIGHTINGS, Objective
-from scoregen.metrics import FEATURES, Features
+from scoregen.metrics import FEATURES, Features, is_labelled
 from scoregen.metrics.efficientnet import packaged
 from scoregen.nets import NETS
 from scoregen.process import PROCESSES, Process
@@ -135,7 +135,7 @@ def not_evaluated(config: Config, dataset: Dataset) -> str:
         return ""
     if dataset.test is None or len(dataset.test) < 2:
         return "fewer than two images are held out"
-    if dataset.train_labels is not None:
+    if is_labelled(dataset):
         return ""
     if dataset.shape[2] not in (1, 3):
         return f"the features of images without labels need 1 or 3 channels, and these have {dataset.shape[2]}"
@@ -554,9 +554,10 @@ def _check_evaluation(refusals: Refusals, config: Config, dataset: Dataset, mode
     name = options.features.name
     if not dataset.is_image and name != "auto":
         refusals.add(f"config.eval.features={name}: features are of images, and these data are none", "features=auto")
-    elif dataset.is_image and name == "classifier" and dataset.train_labels is None:
+    elif dataset.is_image and name == "classifier" and not is_labelled(dataset):
+        lacking = "these images" if dataset.train_labels is None else "these held-out images"
         refusals.add(
-            "config.eval.features=classifier: it is trained on labels, and these images have none", "features=auto"
+            f"config.eval.features=classifier: it is trained on labels, and {lacking} have none", "features=auto"
         )
     elif dataset.is_image and name not in ("auto", "classifier"):
         with refusals.collect():

@@ -133,8 +133,8 @@ COMMANDS: Mapping[str, Command] = {
         "picture, and for images nearest.png, the samples beside their nearest training images.\n\n"
         "'at the floor' means that a perfect sampler may have the same distance; '1.9x the floor' means a distance "
         "that is 1.9 times as large. 'memorised' is the share of samples that are as near to a training image as the "
-        "nearest 1 % of the held-out images are (the nearest one, if they are fewer than 100). A share that is far larger "
-        "than that of the held-out images means that the network copies training images.",
+        "nearest 1 % of the held-out images are (the nearest one, if they are fewer than 100). If it is far above "
+        "that of the held-out images, the network copies training images.",
         ("eval runs/ddpm_digits", "eval runs/ddpm_digits --n=500 --config.sampler.n=20"),
         (Flag("n", "number of samples", value="N", key="eval.samples"), DRAWS, SAMPLED, FOLDER, OUT),
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from scoregen.metrics.efficientnet import efficientnet_features
 from scoregen.metrics.family import METRICS, POINT_METRICS, Measure, judge
-from scoregen.metrics.features import Features, Outputs, classifier_features
+from scoregen.metrics.features import Features, Outputs, classifier_features, is_labelled
 from scoregen.metrics.floor import WithFloor, shortfall, with_floor
 from scoregen.metrics.frechet import frechet, frechet_distance, frechet_gaussians, frechet_infinity
 from scoregen.metrics.inception import inception_features
@@ -21,13 +21,12 @@ from scoregen.metrics.wasserstein import sliced_wasserstein, wasserstein
 
 
 def auto_features(dataset: Any, *, progress: Callable[[str], None] | None = None) -> Features:
-    """The features that fit a data set: `classifier_features` if it has labels, else `efficientnet_features`.
+    """The features that fit a data set: `classifier_features` if it has all labels, else `efficientnet_features`.
 
     Raises:
         UsageError: as the two do.
     """
-    labelled = getattr(dataset, "train_labels", None) is not None
-    return classifier_features(dataset, progress=progress) if labelled else efficientnet_features()
+    return classifier_features(dataset, progress=progress) if is_labelled(dataset) else efficientnet_features()
 
 
 # "auto" and "classifier" have an argument that must be given: the data set, whose labels the classifier is trained on.
@@ -62,6 +61,7 @@ __all__ = [
     "inception_features",
     "inception_score",
     "inception_scores",
+    "is_labelled",
     "judge",
     "kid",
     "kid_subsets",

@@ -11,7 +11,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +27,10 @@ _log = logging.getLogger(__name__)
 
 
 class Outputs(NamedTuple):
-    """What a classifier says of N images: features [N, F] and logits [N, K], both float32."""
+    """What a classifier says of N images: features [N, F] and logits [N, K], both float32. Logits may be left out."""
 
     features: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None
 
 
 Images = np.ndarray | Iterable[np.ndarray]
@@ -71,40 +71,44 @@ class Features:
         """Features of uint8 images in float32 [N, F].
 
         Raises:
-            ValueError: if the images are not uint8, or do not have the shape that is needed. Round a sampler's floats
-                to bytes first, so that samples and real images are treated alike.
+            ValueError: if the images are not uint8, do not have the shape that is needed, or are an iterable without an
+                array. Round a sampler's floats to bytes first, so that samples and real images are treated alike.
         """
-        return _gathered(found.features for found in self.stream(images))
+        return self.outputs(images, logits=False).features
 
     def logits(self, images: Images) -> np.ndarray:
         """Logits of the classes in float32 [N, K], for the Inception score. Raises as `__call__` does."""
-        return _gathered(found.logits for found in self.stream(images))
+        return _gathered(batch[:1] for batch in self._evaluated(images))[0]
 
-    def outputs(self, images: Images) -> Outputs:
-        """Features and logits, computed together. Raises as `__call__` does."""
-        logits: list[np.ndarray] = []
-
-        def features() -> Iterator[np.ndarray]:
-            for found in self.stream(images):
-                logits.append(found.logits)
-                yield found.features
-
-        return Outputs(_gathered(features()), np.concatenate(logits))
+    def outputs(self, images: Images, *, logits: bool = True) -> Outputs:
+        """Features, and the logits of the same images unless they are left out. Raises as `__call__` does."""
+        if not logits:
+            return Outputs(_gathered(batch[1:] for batch in self._evaluated(images))[0], None)
+        scores, features = _gathered(self._evaluated(images))
+        return Outputs(features, scores)
 
     def stream(self, images: Images) -> Iterator[Outputs]:
         """Features and logits batch by batch, for sums over more images than fit into memory.
 
-        There is at least one batch, which is empty if there are no images. Raises as `__call__` does.
+        An array without images gives one batch without rows. Raises as `__call__` does.
         """
-        size = 1
+        for logits, features in self._evaluated(images):
+            yield Outputs(features, logits)
+
+    def _evaluated(self, images: Images) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Logits and features of each batch."""
+        size = 0
         for batch in _batches(map(self._checked, [images] if isinstance(images, np.ndarray) else images), self.batch):
             # A set that is smaller than a batch is padded to a power of two, and what is left at the end to a batch.
+            size = max(size, 1)
             while size < min(len(batch), self.batch):
                 size *= 2
             size = min(size, self.batch)
             padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
             logits, features = (np.asarray(out)[: len(batch)] for out in self._apply(padded))
-            yield Outputs(features, logits)
+            yield logits, features
+        if not size:
+            raise ValueError("there are no images: an iterable of at least one array is needed")
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         fits = images.ndim == 4 and (
@@ -116,22 +120,28 @@ class Features:
         return images
 
 
-def _gathered(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """The rows of all parts. They are never in memory twice, as 50,000 features of Inception take 0.4 GB.
+def _gathered(batches: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The rows of all batches, for each of the arrays in a batch.
 
-    >>> _gathered(np.full((n, 1), n) for n in (1, 2)).tolist()
-    [[1], [2], [2]]
+    They are never in memory twice, as 50,000 features of Inception take 0.4 GB.
+
+    >>> [rows.tolist() for rows in _gathered((np.full((n, 1), n), np.zeros((n, 1))) for n in (1, 2))]
+    [[[1], [2], [2]], [[0.0], [0.0], [0.0]]]
     """
-    rows, count = np.empty(0), 0
-    for part in parts:
-        if not count:
-            rows = np.empty_like(part)
-        if count + len(part) > len(rows):
-            # In place: a large block of memory is moved without a copy.
-            rows.resize((max(count + len(part), 5 * count // 4), *part.shape[1:]), refcheck=False)
-        rows[count : count + len(part)] = part
-        count += len(part)
-    rows.resize((count, *rows.shape[1:]), refcheck=False)
+    rows: list[np.ndarray] = []
+    count = 0
+    for batch in batches:
+        rows = rows or [np.empty_like(part) for part in batch]
+        more = count + len(batch[0])
+        if more > len(rows[0]):
+            for i, part in enumerate(batch):
+                # In place: a large block of memory is moved without a copy.
+                rows[i].resize((max(more, 5 * count // 4), *part.shape[1:]), refcheck=False)
+        for i, part in enumerate(batch):
+            rows[i][count:more] = part
+        count = more
+    for each in rows:
+        each.resize((count, *each.shape[1:]), refcheck=False)
     return rows
 
 
@@ -157,6 +167,11 @@ def _batches(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         rest = np.concatenate([rest, array[first:]])
     if rest is not None:
         yield rest
+
+
+def is_labelled(dataset: Any) -> bool:
+    """Whether `classifier_features` has the labels that it needs: those of the training and of the held-out images."""
+    return all(getattr(dataset, field, None) is not None for field in ("train_labels", "test_labels"))
 
 
 def classifier_features(
@@ -235,7 +250,7 @@ def classifier_features(
 def _checked(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     name = getattr(dataset, "name", "this data set")
     fields = [getattr(dataset, field, None) for field in ("train", "test", "train_labels", "test_labels")]
-    if any(field is None for field in fields[2:]):
+    if not is_labelled(dataset):
         raise UsageError(
             f"{name} has no labels, and this classifier needs some: give train_labels and test_labels, "
             "or use sliced_wasserstein or mmd, which need none"

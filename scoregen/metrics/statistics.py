@@ -18,8 +18,8 @@ from scoregen.errors import UsageError, check_path
 from scoregen.metrics.pairs import ROWS, as_rows
 
 PUBLISHED = "Inception"  # the network of the published FID, with its own weights
-# float32 rounds a covariance [F, F] by 6e-8 of its largest value; an eigenvalue may change by F times that, which is 1e-4
-# of the largest for F = 2048. In float64, negative eigenvalues are 1e-12 of it at most.
+# float32 rounds a covariance [F, F] by 6e-8 of its largest value. An eigenvalue may change by F times that, 1e-4 of
+# the largest for F = 2048; usually it is far less. In float64, negative eigenvalues are 1e-12 of it at most.
 NEGATIVE = 1e-4
 # In Inception's features these metrics have names of their own.
 NAMES = {"Frechet distance": "FID", "Frechet distance, extrapolated": "FID-infinity", "kernel distance": "KID"}
