@@ -221,7 +221,7 @@ def test_samples_that_are_not_all_drawn_are_refused(seen, tmp_path, capsys):
         ),
         (["a.npz", "b.npz", "--size=big"], ["--size=big"]),
         (["a.npz", "stats.npz"], ["key", "'0123' on one side and '9' on the other"]),
-        (["empty", "a.npz"], ["empty: no pictures"]),
+        (["empty", "a.npz"], ["no pictures in empty"]),
         (["mixed", "a.npz"], ["pictures of several sizes (3x3 and 4x4", "--size=64"]),
         (["broken", "a.npz"], ["0.png cannot be read"]),
     ],

@@ -264,7 +264,7 @@ def test_a_floor_of_one_draw_has_no_spread():
     assert describe(metrics) == [
         "0.3    floor 0.2   1.5x the floor",
         "0.2    floor 0.2   at the floor",
-        "0.05   floor 0.2   far below the floor: too near to the held-out data",
+        "0.05   floor 0.2   far below the floor: too near to the real data",
     ]
 
 

@@ -266,7 +266,7 @@ def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
         "no picture at step 300: the sampler diverged",
         "far off",
         "loss was not finite in 2 lines of metrics.jsonl, first at step 10",
-        "the Frechet distance is far below the floor: too near to the held-out data",
+        "the Frechet distance is far below the floor: too near to the real data",
         "the MMD is not finite: nan",
         "12.0 % of the samples are as near to a training image as the nearest 1.1 % of the held-out images: the "
         "network copies training images",

@@ -572,7 +572,7 @@ def verdict(metric: Metric) -> str:
     >>> verdict(Metric("a", 0.0205, 0.027, 0.0049)), verdict(Metric("a", 0.0513, 0.027, 0.0049))
     ('at the floor', '1.9x the floor')
     >>> verdict(Metric("a", 0.029, 0.027, 0.0049)), verdict(Metric("a", 0.002, 0.027, 0.0049))
-    ('at the floor', 'far below the floor: too near to the held-out data')
+    ('at the floor', 'far below the floor: too near to the real data')
 
     A floor that is 0 up to its spread, as that of KID, gives no ratio. A metric that is better if higher is compared in
     both directions, also within its own error.
@@ -581,15 +581,16 @@ def verdict(metric: Metric) -> str:
     ('above the floor', 'below real data')
     """
     value, floor, spread = metric.value, metric.floor, metric.floor_std or 0.0
-    if not floor:
+    if floor is None or (not floor and metric.better == "lower"):
         return ""
+    both = math.hypot(spread, metric.std or 0.0)
     if metric.better == "higher":
-        noise = 2 * math.hypot(spread, metric.std or 0.0)
+        noise = 2 * both
         return "as real data" if abs(value - floor) <= noise else f"{'below' if value < floor else 'above'} real data"
     if value <= floor + 2 * spread:
-        far = value < 0.5 * floor and value < floor - 3 * spread
-        return "far below the floor: too near to the held-out data" if far else "at the floor"
-    if floor <= 2 * spread:
+        far = value < 0.5 * floor and value < floor - 3 * both
+        return "far below the floor: too near to the real data" if far else "at the floor"
+    if floor <= spread:
         return "above the floor"
     ratio = value / floor
     return f"{ratio:.{0 if ratio >= 10 else 1 if ratio >= 1.05 else 2}f}x the floor"
