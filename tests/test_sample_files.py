@@ -327,6 +327,7 @@ def test_seeds_and_classes_are_read_as_they_are_meant():
         ("-1", "'-1'"),
         ("1.5", "'1.5'"),
         ("0-4294967296", "4294967296: an integer from 0 to 4294967295"),
+        ("9" * 5000, "99999: an integer from 0 to 4294967295"),
         ("0-99999999", "at most 10,000,000"),
         ("3,1-4", "3 is named twice"),
     ):
