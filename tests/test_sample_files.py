@@ -28,6 +28,7 @@ from test_command import refused as command_refused
 import scoregen
 from scoregen import data
 from scoregen.app import actions, report
+from scoregen.app import config as config_lib
 from scoregen.app import samplefiles as S
 from scoregen.app.sampling import Draws, Sampling, keys_of, sampling_key
 from scoregen.app.selection import Selection, misfits, read_classes, read_seeds, write_seeds, wrong_out
@@ -316,6 +317,21 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
         tmp_path / "x", Dataset("x", np.zeros((2, 3), np.float32)), known((3,)), Draws.first(10**5, 0), 5
     )
     refused(lambda: large.begin(SETTINGS), "100,000 samples need 2.4 MB, and 1.5 MB are free", "fewer samples")
+
+
+def test_the_settings_know_the_images_that_are_completed(tmp_path):
+    """Of the held-out images, only those that these samples complete."""
+    held = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4, 1)
+    found = []
+    for changed in (None, 1, 5):
+        images = held.copy()
+        if changed is not None:
+            images[changed] += 1
+        sampling = known(control="inpaint", dataset=Dataset("digits", held, images))
+        action = actions.Action.__new__(actions.Action)
+        action.sampling, action.workdir, action.config = sampling, tmp_path, config_lib.load("ddpm_digits")
+        found.append(action.settings(SimpleNamespace(step=3, params={}), Draws.first(4, 0), 5)["completes"])  # pyright: ignore
+    assert found[0] == found[2] != found[1]
 
 
 def test_seeds_and_classes_are_read_as_they_are_meant():
