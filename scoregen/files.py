@@ -7,6 +7,9 @@ import errno
 import hashlib
 import json
 import math
+import os
+import re
+import secrets
 import tempfile
 import time
 import zlib
@@ -16,12 +19,17 @@ from typing import IO, Any
 
 from scoregen.errors import UsageError
 
+_UNFINISHED = re.compile(r"\..*\.new\.\d+-[0-9a-f]{8}(\.[^.]*)?")  # the names that `whole` writes to
+ABANDONED = 3600.0  # seconds after which an unfinished file is one of a process that was killed
+TRIES, PAUSE = 5, 0.02  # how often, and after how many seconds each, a lock is asked for again
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write to instead of `path`; it is renamed to `path` at the end.
 
-    Until then, and if writing fails, an old file stays as it was.
+    Until then, and if writing fails, an old file stays as it was. Of several processes that write one file at once, the
+    last one that ends gives the file.
 
     Raises UsageError if the file cannot be written.
 
@@ -32,7 +40,7 @@ def whole(path: Path) -> Iterator[Path]:
     ['note.txt']
     >>> folder.cleanup()
     """
-    fresh = path.with_name(f".{path.stem}.new{path.suffix}")
+    fresh = path.with_name(f".{path.stem}.new.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield fresh
         fresh.replace(path)
@@ -43,11 +51,24 @@ def whole(path: Path) -> Iterator[Path]:
             fresh.unlink()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files in a folder that a process was writing (see `whole`) when it was killed.
+
+    Files that have changed within the last hour (`ABANDONED`) stay, since a process may be writing them now.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if _UNFINISHED.fullmatch(path.name) and time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
+
+
 @contextlib.contextmanager
 def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[None]:
     """Holds the lock of a file. Only one process at a time can hold it, and a process that is killed releases it.
 
-    While another process holds the lock, `wait` is called again and again; it may raise, to stop waiting.
+    While another process holds the lock, `wait` is called again and again; it may raise, to stop waiting. Without
+    `wait` a few tries are made within a tenth of a second, since `is_locked` holds the lock for a moment.
 
     Raises UsageError if another process holds the lock and there is no `wait`, or if the file cannot be written.
 
@@ -58,24 +79,26 @@ def locked(path: Path, wait: Callable[[], object] | None = None) -> Iterator[Non
     """
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(path.open("a"))
+            file, tries = stack.enter_context(path.open("a")), 1
             while not _held(file):
-                if wait is None:
+                if wait is None and tries == TRIES:
                     raise UsageError(
                         f"another command is at work in {path.parent}: wait until it has ended, or use another folder"
                     )
-                wait()
-                time.sleep(0.1)
+                if wait is not None:
+                    wait()
+                time.sleep(PAUSE if wait is None else 0.1)
+                tries += 1
         except OSError as error:
             raise UsageError(_cannot(path, error)) from None
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether any process holds the lock of this file; see `locked`."""
+    """Whether any process holds the lock of this file; see `locked`. The file is neither made nor changed."""
     try:
-        with path.open("a") as file:
-            return not _held(file)
+        with path.open() as file:
+            return not _held(file, shared=True)
     except OSError:
         return False
 
@@ -105,11 +128,12 @@ def claimed(path: Path, number: int, *, wait: bool = False) -> Iterator[bool]:
         yield mine
 
 
-def _held(file: IO[str]) -> bool:
-    """Try to lock an open file, and return whether this process now holds the lock."""
+def _held(file: IO[str], shared: bool = False) -> bool:
+    """Try to lock an open file, and return whether this process now holds the lock, alone or `shared`."""
     import fcntl
 
-    return _is_free(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    return _is_free(lambda: fcntl.flock(file, kind | fcntl.LOCK_NB))
 
 
 def _is_free(lock: Callable[[], object]) -> bool:

@@ -270,6 +270,10 @@ class _Importance(TimeLaw):
         return own.density(process, t) * histogram.size * histogram[index] / histogram.sum()
 
 
+# Where the log-SNR ends for draws at alpha = 0, where it is -inf: the signal is then 0.15 % of the noise.
+LEAST_LOGSNR = -13.0
+
+
 @dataclasses.dataclass(frozen=True)
 class UniformLogSNR(_Importance):
     """Uniform in the log-SNR, which spreads the variational bound evenly (Song, Durkan et al. 2021, section 3.2).
@@ -283,13 +287,13 @@ class UniformLogSNR(_Importance):
         if process.discrete:
             levels = jnp.arange(self.bins(process))
             gaps = jnp.log1p(snr_loss_rate(process, levels))
-            # At alpha = 0 the gap is infinite; there it ends at lam = -13, or is 0.
-            last = jnp.maximum(process.logsnr(levels - 1) + 13.0, 0)
+            # At alpha = 0 the gap is infinite; there it ends at the least log-SNR, or is 0.
+            last = jnp.maximum(process.logsnr(levels - 1) - LEAST_LOGSNR, 0)
             gaps = jnp.where(jnp.isfinite(gaps), gaps, last)
         else:
             edges = _own(process).quantile(process, jnp.linspace(0.0, 1.0, self.bins(process) + 1))
             lam = process.logsnr(edges)
-            lam = jnp.where(process.alpha(edges) < 0.01, jnp.maximum(lam, -13.0), lam)  # at alpha = 0 it is -inf
+            lam = jnp.where(process.alpha(edges) < 0.01, jnp.maximum(lam, LEAST_LOGSNR), lam)  # at alpha = 0, -inf
             gaps = -jnp.diff(lam)
         return 0.999 * gaps / gaps.sum() + 0.001 / gaps.size
 

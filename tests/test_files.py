@@ -1,13 +1,17 @@
-"""JSON that any reader accepts, and numbers that come back as they were."""
+"""Files are whole or not there, a lock can be asked about, and JSON is what any reader accepts."""
 
+import fcntl
 import json
 import math
+import os
+import threading
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoregen.files import from_json, to_json
+from scoregen.errors import UsageError
+from scoregen.files import from_json, is_locked, locked, remove_unfinished, to_json, whole
 
 
 def strict(text):
@@ -65,3 +69,48 @@ def test_what_is_not_json_is_refused(text):
 def test_what_json_has_nothing_for_is_refused():
     with pytest.raises(TypeError, match="object"):
         to_json({"a": object()})
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "a.png"
+    with whole(path) as one, whole(path) as two:
+        one.write_text("first")
+        two.write_text("second")
+        assert str(os.getpid()) in one.name and one.name[0] == two.name[0] == "." and one.suffix == ".png"
+    assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(ZeroDivisionError), whole(path) as fresh:
+        fresh.write_text(f"half{fresh.write_text('half') / 0}")
+    assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
+    with whole(tmp_path / "a.json") as fresh:
+        fresh.write_text("{")
+        for name, age in ((".old.new.7-0123abcd.png", 4000), (".now.new.7-0123abcd.png", 0), (".new.json", 4000)):
+            (tmp_path / name).touch()
+            at = fresh.stat().st_mtime - age
+            os.utime(tmp_path / name, (at, at))
+        remove_unfinished(tmp_path)
+        assert fresh.exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".new.json", ".now.new.7-0123abcd.png", "a.json"]
+    remove_unfinished(tmp_path / "none")
+
+
+def test_to_ask_about_a_lock_makes_no_file_and_makes_nothing_fail(tmp_path):
+    """A probe that lasts 30 ms, as if the process had been put to sleep in it, does not refuse a command."""
+    path = tmp_path / ".lock"
+    assert not is_locked(path) and not path.exists()
+    with locked(path):
+        assert is_locked(path)
+        with pytest.raises(UsageError, match="another command is at work"), locked(path):
+            pass
+    assert not is_locked(path)
+    with path.open() as probe, path.open() as other:
+        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert not is_locked(path)  # of another probe
+        fcntl.flock(other, fcntl.LOCK_UN)
+        timer = threading.Timer(0.03, lambda: fcntl.flock(probe, fcntl.LOCK_UN))
+        timer.start()
+        with locked(path):
+            assert is_locked(path)
+        timer.join()

@@ -645,6 +645,8 @@ def test_a_covariance_that_is_none_is_made_one():
     ("make", "message"),
     [
         (lambda: Clip(1.0, 1.0), "low < high"),
+        (lambda: Clip(-math.inf, 1.0, reach=1.5), "reach=1.5"),
+        (lambda: Clip(-1.0, math.inf, reach=0.5), "reach=0.5"),
         (lambda: DynamicThreshold(-1.0, math.inf), "finite range"),
         (lambda: DynamicThreshold(-1.0, 1.0, 0.0), "quantile=0.0"),
         (lambda: Posterior(Grey(), Y, 0.0), "std=0.0"),

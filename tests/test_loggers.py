@@ -19,10 +19,10 @@ from small import toy
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from scoregen.app.build import build
-from scoregen.app.config import load, used
+from scoregen.app.config import load, to_json, used
 from scoregen.app.main import main
 from scoregen.errors import UsageError
-from scoregen.train import LOGGERS, LoggedRun, Logger, MetricsLog, TensorBoard, Trackio, WandB
+from scoregen.train import LOGGERS, JsonLines, LoggedRun, Logger, MetricsLog, TensorBoard, Trackio, WandB
 
 PICTURE = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
@@ -105,6 +105,45 @@ def test_after_a_kill_the_steps_since_the_checkpoint_come_again(tmp_path):
     assert [step for step, _ in pairs(kept[1])] == [5, 6, 7, 8, 9]
     assert (kept[1].run.step, kept[1].run.logged) == (4, 7)
     assert [row["step"] for row in MetricsLog.read(tmp_path)] == list(range(1, 10))
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path):
+    """Those after them stay, a last line without its end is no damage, and the file is replaced as a whole."""
+    path, said = tmp_path / "metrics.jsonl", []
+    good = [b'{"step": 1, "loss": 0.5}', b'{"step": 2, "loss": null, "own": 3}', b'{"step": 3, "loss": 0.25}']
+    bad = [b"\xff\xfe", b"{}", b"3", b'{"step": 2, "loss": "low"}', b'{"step": true}', b'{"step": 2, "loss": NaN}']
+    bad += [b'{"step": 1.5}', b'{"step": 2, "loss": [1]}', b'{"step": 2, "loss": 1e999}', b"[" * 100_000, b""]
+    path.write_bytes(b"\n".join([good[0], *bad, good[1], good[2], b'{"step": 4, "lo']))
+    rows = [json.loads(line) for line in good]
+    assert MetricsLog.read(tmp_path) == rows
+    with path.open("rb") as before, MetricsLog(tmp_path, 2, say=said.append) as log:
+        assert said == [f"{path}: left out {len(bad)} damaged lines"]
+        assert MetricsLog.read(tmp_path) == rows[:2] and b"0.25" in before.read()
+        log.write(3, loss=0.125)
+    assert [row["step"] for row in MetricsLog.read(tmp_path)] == [1, 2, 3]
+    with MetricsLog(tmp_path, 3, say=said.append):
+        assert len(said) == 1
+
+
+def test_metrics_jsonl_has_each_line_once(tmp_path):
+    with MetricsLog(tmp_path, 0, [JsonLines(), kept := Kept()]) as log:
+        log.write(1, loss=1.0)
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1 and len(pairs(kept)) == 1
+
+
+def test_a_run_with_a_logger_of_ones_own_can_be_loaded_without_it(tmp_path):
+    config, path = load("ddpm_toy"), tmp_path / "config.json"
+    with config.unlocked():
+        config.train.log.table = True
+    path.write_text(to_json(config))
+    assert "table" not in load(str(path)).train.log and load(str(path)).train.log.tensorboard is True
+    with pytest.raises(UsageError, match=r"does not have \(train.log.table\)"):
+        load(str(path), trains=True)
+    with config.unlocked():
+        config.train.mine = True
+    path.write_text(to_json(config))
+    with pytest.raises(UsageError, match=r"does not have \(train.mine\)"):
+        load(str(path))
 
 
 @pytest.mark.parametrize("fail", [2, "grid", "close"])

@@ -303,7 +303,7 @@ def test_verdicts_are_kept_as_json(tmp_path):
     assert kept["sampler"]["step"]["edm"]["high"] == "Infinity"
     assert [(line["name"], line["value"]) for line in kept["distances"]] == [("MMD", 0.0), ("near", "Infinity")]
     assert kept["distances"][0]["floor"] == 0.02
-    assert kept["distances"][0]["note"] == "a note" and "text" not in kept["distances"][0]
+    assert (kept["distances"][0]["note"], kept["distances"][0]["text"]) == ("a note", "a sentence")
 
 
 def test_likelihoods_are_kept_as_json(tmp_path):

@@ -16,11 +16,14 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from html_page import read_page
+from rich.console import Console
 from small import same
 
 from scoregen import files, run
@@ -32,8 +35,9 @@ from scoregen.app.build import build
 from scoregen.app.config import presets
 from scoregen.data import points
 from scoregen.data.cifar10 import PUBLISHED
+from scoregen.errors import UsageError
 from scoregen.samplers import Langevin
-from scoregen.train import Checkpoints, MetricsLog, init_state, loop
+from scoregen.train import Checkpoints, MetricsLog, init_state, loggers, loop
 
 ROOT = Path(__file__).parent.parent
 NET = ("--config.net.mlp.width=8", "--config.net.mlp.depth=1", "--config.net.mlp.embedding=8")
@@ -213,6 +217,55 @@ def test_a_training_that_fails_says_so_on_its_page(tmp_path):
     err = refused(*huge, parts=["became"])
     text = (tmp_path / "index.html").read_text()
     assert "Failed after step" in text and err.removeprefix("scoregen: ").split(";")[0] in read_page(tmp_path).text
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "loss.png"), UsageError("too far", "no")])
+def test_whatever_ends_a_training_is_on_its_page(tmp_path, error):
+    """Also in a cell of a sweep, which trains without the function of the commands."""
+
+    class Failing(actions.Action):
+        def __init__(self, folder):
+            self.mode, self.record = "train", record.Record(folder, True, print)
+
+        def warn_of_start(self):
+            raise error
+
+    failing: Any = Failing(tmp_path)
+    failing.record.training = True
+    with pytest.raises(type(error)):
+        failing.results(None)
+    said = {OSError: "loss.png: No space left on device", UsageError: "too far; no"}[type(error)]
+    assert record.read(tmp_path)["failed"] == said
+
+
+def test_the_table_names_a_page_only_if_it_was_written(tmp_path):
+    page = io.StringIO()
+    parts = {"config": SimpleNamespace(name="x"), "console": Console(file=page, width=300), "mode": "eval"}
+    for made in (False, True):
+        (tmp_path / "config.json").write_text(config_lib.to_json(config_lib.load("ddpm_toy")) if made else "{")
+        kept = record.Record(tmp_path, True, lambda line: None)
+        actions.Action.close(SimpleNamespace(record=kept, **parts), [], [], [])  # pyright: ignore
+        assert ("index.html" in page.getvalue()) == made == kept.path.exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_a_logger_of_ones_own_needs_it_only_to_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = "from scoregen.train import LOGGERS, JsonLines\nfrom scoregen.app.config import load\n"
+    own += "class Table(JsonLines):\n    def start(self, run): pass\n    def scalars(self, step, values): pass\n"
+    own += "    def close(self): pass\nLOGGERS['table'] = Table\ndef get_config():\n"
+    own += "    config = load('ddpm_toy')\n    config.train.log.table = True\n    return config\n"
+    Path("my logger.py").write_text(own)
+    try:
+        argv = [*TINY[1:], "--config.train.steps=2", "--config.eval.at_end=False", "--workdir=runs/x"]
+        code, out, err = main("--config=my logger.py", *argv)
+    finally:
+        loggers.LOGGERS.pop("table", None)
+    assert (code, err) == (0, ""), err
+    assert "to compute them: scoregen eval runs/x '--config=my logger.py'" in " ".join(out.split())
+    code, _, err = main("--workdir=runs/x", "--mode=sample")
+    assert (code, err) == (0, ""), err
+    assert (tmp_path / "runs/x/index.html").is_file()
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
 import shlex
+import time
 import zlib
 from pathlib import Path
 
@@ -26,8 +28,8 @@ from scoregen.train import describe
 HOSTILE = "<script>alert(1)</script>"
 SECTIONS = [
     *("What was trained", "Commands", "Versions and devices", "Loss, gradient and speed"),
-    *("Samples over the course of training", "Samples beside real data", "Distances", "Likelihoods"),
-    *("Nearest neighbours", "Warnings", "Files"),
+    *("Samples over the course of training", "Samples beside real data", "Distances", "Compared by scoregen fid"),
+    *("Likelihoods", "Nearest neighbours", "Warnings", "Files"),
 ]
 # The last one has no effect, since the network is no MLP.
 CHANGES = {"train.steps": 900, "loss.name": "ssm", "loss.ssm.slices": 3, "sampler.n": 20, "net.mlp.width": 7}
@@ -52,8 +54,18 @@ RECORD = {
 DISTANCES = [
     {"name": "Frechet distance", "value": 0.87, "floor": 0.28, "floor_std": 0.05, "note": "features of a classifier"},
     {"name": "distance to nearest training image", "value": 369.4, "floor": 262.0, "note": "medians"},
-    {"name": "memorised (%)", "value": 0.5, "floor": 1.1, "note": "as near"},
+    {"name": "memorised (%)", "value": 0.5, "floor": 1.1, "note": "closer than 99 %", "text": "0.5 % are near"},
 ]
+FID = {
+    "judged": {"name": "runs/digits, step 900", "count": 500},
+    "reference": {"name": "photos", "count": None},
+    "features": {"name": "Inception"},
+    "metrics": [
+        {"name": "FID", "value": 41.5, "std": 1.25, "how": "key 1", "floor": 4.0, "floor_std": 0.5, "better": "lower"},
+        {"name": "KID", "value": 0.5, "std": None, "how": "unbiased", "floor": None, "floor_std": None},
+        {"name": "recall", "value": float("nan"), "std": 0.1, "how": "", "floor": 0.9, "floor_std": 0.1},
+    ],
+}
 LIKELIHOODS = [{"name": "ode", "value": 4.71, "error": 0.05, "own": 0.0, "unit": "bits/dim", "steps": 60.0}]
 
 
@@ -81,6 +93,7 @@ def make(folder: Path, changes=(), metrics=None, distances=DISTANCES, likelihood
         metrics += [{"step": 300, "held_out_loss": 0.02}, {"step": 900, "held_out_loss": 0.03}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     (folder / "distances.json").write_text(to_json({"step": 900, "samples": 1000, "distances": distances}))
+    (folder / "fid.json").write_text(to_json(known.pop("fid", FID | {"metrics": FID["metrics"][:2]})))
     (folder / "likelihood.json").write_text(to_json({"step": 300, "examples": 64, "likelihoods": likelihoods}))
     for name in ("samples_0000300.png", "samples_0000600.png", "nearest.png", "page/pair_0.png", "page/pair_1.png"):
         picture(folder / name)
@@ -198,7 +211,11 @@ def test_the_course_is_thinned_by_powers_of_two(tmp_path, monkeypatch):
     folder = make(tmp_path / "run", step=10**6)
     for step in range(1, 61):
         picture(folder / f"samples_{step:07d}.png")
+    encoded, encode = [], page_parts._webp
+    monkeypatch.setattr(page_parts, "_webp", lambda *of, **how: encoded.append(of) or encode(*of, **how))
     names = re.findall('data-name="(.*?)"', page_of(folder)[0])
+    assert len(encoded) <= 2 * run_page.FRAMES  # each in two ways, and none of those that are not shown
+    encoded.clear()
     assert names == [*(f"step {step}" for step in range(1, 61, 4)), "step 300", "step 900"]
     size = len(page_parts.image(folder / "samples_0000300.png", "samples at step 300"))
     monkeypatch.setattr(run_page, "COURSE", 3 * size)
@@ -228,6 +245,7 @@ def test_distances_and_likelihoods_are_in_words(digits):
     meanings = re.findall("<li><strong>(.*?)</strong>: (.*?)</li>", section)
     assert [name for name, _ in meanings] == [row["name"] for row in DISTANCES]
     assert "it is not the FID" in meanings[0][1] and meanings[0][1].endswith(". Features of a classifier.")
+    assert meanings[2][1].endswith(" copies training images. 0.5 % are near.")
     assert near[1:] == ["369", "held out: 262", "–"] and memorised[1:] == ["0.5", "held out: 1.1", "–"]
     assert "1,000 samples of step 900. The floor is" in found.text
     ways = next(row for row in rows(text) if row[0] == "ode")
@@ -240,24 +258,30 @@ def test_distances_and_likelihoods_are_in_words(digits):
 
 def test_what_is_missing_is_said_with_its_command(tmp_path):
     folder = make(tmp_path / "run", sampled={})
-    for name in ("distances.json", "likelihood.json", "nearest.png", "metrics.jsonl"):
+    for name in ("distances.json", "likelihood.json", "fid.json", "nearest.png", "metrics.jsonl"):
         (folder / name).unlink()
     text, found = page_of(folder)
-    without = ("Loss, gradient and speed", "Samples beside real data", "Nearest neighbours")
+    without = ("Loss, gradient and speed", "Samples beside real data", "Nearest neighbours", "Compared by scoregen fid")
     assert re.findall("<h2>(.*?)</h2>", text) == [title for title in SECTIONS if title not in without]
     assert found.text.count("They have not been computed.") == 2
     assert found.codes[-2:] == [f"scoregen eval {folder}", f"scoregen likelihood {folder}"]
 
 
 def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
+    copies = "12.0 % of the samples are as near: more than chance"
     distances = [
         DISTANCES[0] | {"value": 0.02},
         {"name": "MMD", "value": float("nan"), "floor": 0.1, "floor_std": 0.01},
-        DISTANCES[2] | {"value": 12.0},
+        DISTANCES[2] | {"value": 12.0, "text": copies, "chance": 1e-9},
+        DISTANCES[2] | {"value": 12.0, "text": "12 of 100: this may be chance", "chance": 0.2},
     ]
     metrics = [{"step": 10, "loss": None, "grad_norm": 1.0}, {"step": 20, "loss": None}, {"step": 30, "loss": 1.0}]
     likelihoods = [LIKELIHOODS[0] | {"value": float("inf"), "error": float("nan")}]
-    known = {"failed": "the loss became nan by step 31", "sampled": RECORD["sampled"] | {"warnings": ["far off"]}}
+    known = {
+        "fid": FID,
+        "failed": "the loss became nan by step 31",
+        "sampled": RECORD["sampled"] | {"warnings": ["far off"]},
+    }
     folder = make(tmp_path / "run", (), metrics, distances, likelihoods, **known)
     text, found = page_of(folder)
     section = text.partition('<section id="warnings">')[2].partition("</section>")[0]
@@ -268,18 +292,18 @@ def test_warnings_are_of_the_run_and_of_its_numbers(tmp_path):
         "loss was not finite in 2 lines of metrics.jsonl, first at step 10",
         "the Frechet distance is far below the floor: too near to the real data",
         "the MMD is not finite: nan",
-        "12.0 % of the samples are as near to a training image as the nearest 1.1 % of the held-out images: the "
-        "network copies training images",
+        copies,
+        "the recall is not finite: nan",
         "the likelihood &#x27;ode&#x27; is not finite: inf",
     ]
-    assert "but what follows has failed. 8 warnings" in found.text
+    assert "but what follows has failed. 9 warnings" in found.text
     assert not re.search(r"(?:nan|inf)[ ,]*[\d\"]", "".join(re.findall("<svg.*?</svg>", text)))
 
 
 @pytest.mark.parametrize(("chance", "warned"), [(0.02, False), (1e-5, True)])
 def test_a_share_of_copies_that_may_be_chance_is_no_warning(tmp_path, chance, warned):
-    folder = make(tmp_path / "run", distances=[DISTANCES[2] | {"value": 70.0, "floor": 20.0, "chance": chance}])
-    assert ("as the nearest 20.0 % of the held-out images: the network" in page_of(folder)[1].text) == warned
+    folder = make(tmp_path / "run", warnings=[], distances=[DISTANCES[2] | {"value": 70.0, "chance": chance}])
+    assert ("None of the checks of this run has warned." not in page_of(folder)[1].text) == warned
 
 
 def test_a_run_without_warnings_says_so(tmp_path):
@@ -409,15 +433,142 @@ def test_a_record_that_is_off_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir()) and not said
 
 
-def test_renewals_take_a_small_part_of_the_time(tmp_path):
+def test_renewals_take_a_small_part_of_the_time(tmp_path, monkeypatch):
     kept, _ = recording(make(tmp_path / "run"))
     kept.renew(100, hurry=True)
     assert kept.path.exists() and kept.cost > 0 and record.read(tmp_path / "run")["step"] == 100
-    kept.cost = 100.0
-    kept.renew(200, hurry=True)
-    assert record.read(tmp_path / "run")["step"] == 100
+    for since, step in ((19.0, 100), (21.0, 200)):  # seconds, of renewals that take one second
+        kept.cost, kept.renewed = 1.0, time.monotonic() - since
+        kept.renew(200, hurry=True)
+        assert record.read(tmp_path / "run")["step"] == step
+    kept.cost, kept.renewed = 1.0, time.monotonic()
     kept.renew(300)
     assert record.read(tmp_path / "run")["step"] == 300
+    monkeypatch.setattr(run_page, "page", lambda workdir: time.sleep(0.02) or 1 / 0)
+    kept.renew(300)  # also a renewal that fails takes its time
+    assert 0.02 <= kept.cost < 1.0 and not kept.written
+
+
+def test_a_damaged_picture_costs_one_picture(tmp_path):
+    folder = make(tmp_path / "run")
+    whole = (folder / "nearest.png").read_bytes()
+    (folder / "nearest.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "samples_0000300.png").write_bytes(whole[:8] + b"no chunk")
+    (folder / "samples_0000600.png").write_bytes(b"")
+    text, found = page_of(folder)
+    assert re.findall("<p>(.*?) cannot be read</p>", text) == [
+        *("samples_0000300.png", "samples_0000600.png"),
+        "nearest.png",
+    ]
+    assert len([alt for alt, _ in found.images if alt == "samples at step 900"]) == 1
+
+
+def test_a_picture_of_the_course_is_whole_or_not_there(tmp_path, monkeypatch):
+    folder = make(tmp_path / "run")
+    kept, said = recording(folder)
+    kept.training = True
+    before = (folder / "page" / "course_0000900.png").read_bytes()
+
+    def cut(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.shutil, "copyfile", cut)
+    kept.sampled(900, folder / "nearest.png", [], dict)
+    assert (folder / "page" / "course_0000900.png").read_bytes() == before and "No space left" in said[0]
+
+
+def test_the_commands_are_for_the_folder_in_which_the_training_was_started(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    folder = make(tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    recording(Path("runs/mine"))[0].began(0, command="scoregen train ddpm_digits")
+    monkeypatch.chdir(tmp_path / "runs")
+    recording(Path("mine"))[0].began(5, command="scoregen train mine")
+    codes = page_of(folder)[1].codes
+    assert codes[0].endswith(" --workdir=runs/mine") and codes[-1] == "scoregen likelihood runs/mine"
+    folder.rename(tmp_path / "elsewhere")
+    codes = page_of(tmp_path / "elsewhere")[1].codes
+    assert codes[-1] == f"scoregen likelihood {tmp_path / 'elsewhere'}"
+
+
+def test_the_page_of_an_imported_run_shows_its_origin_and_how_to_train_it(tmp_path):
+    folder = make(tmp_path / "run", metrics=[])
+    (folder / "page" / "record.json").unlink()
+    (folder / "checkpoints" / "20").mkdir()
+    origin = {"source": "ema_0.9_000900.pt", "format": "adm", "sha256": "ab" * 32, "step": 900}
+    (folder / "weights.json").write_text(to_json(origin))
+    text, found = page_of(folder)
+    assert "Imported, at step 900." in found.text and "weights.json" in found.links
+    assert f"ema_0.9_000900.pt, format adm, at step 900, SHA-256 of the file {'ab' * 32}" in found.text
+    assert found.codes[0] == f"scoregen train {folder} --steps=1800" and "Train</h4>" not in text.split("further")[0]
+    recording(folder)[0].began(900, command="scoregen train run")
+    text, found = page_of(folder)
+    assert "Finished: 900 steps." in found.text and "<h4>Train</h4>" not in text
+
+
+def test_the_results_of_fid_are_on_the_page(digits, tmp_path):
+    _, text, found = digits
+    section = text.partition('<section id="compared-by-scoregen-fid">')[2].partition("</section>")[0]
+    assert rows(section)[1:] == [["FID", "41.50 +- 1.25", "4.00 +- 0.50", "10x the floor"], ["KID", "0.5", "", ""]]
+    assert "Samples: 500 pictures of runs/digits, step 900. Reference: pictures of photos. Features: Inc" in found.text
+    assert "fid.json" in found.links and "<strong>FID</strong>: How differently" in section
+    assert "standard error of the value over draws of the samples" in section
+    # As `scoregen fid` renews it: in a run of `fit`, which has no page, this does nothing.
+    kept, said = recording(make(tmp_path / "run", metrics=[]))
+    kept.renew()
+    assert kept.written and "Compared by" in kept.path.read_text() and not said
+    kept.path.unlink()
+    (kept.workdir / "config.json").unlink()
+    kept.renew()
+    assert not kept.path.exists() and not said
+
+
+def test_a_new_run_shows_no_picture_of_an_earlier_one(tmp_path):
+    folder = make(tmp_path / "run")
+    picture(folder / "samples_2-mine.png")
+    recording(folder)[0].began(5)
+    assert len(list(folder.glob("samples_*.png"))) == 3
+    recording(folder)[0].began(0)
+    assert [path.name for path in folder.glob("samples_*.png")] == ["samples_2-mine.png"]
+
+
+def test_a_folder_whose_name_is_no_unicode_has_a_page(tmp_path):
+    kept, said = recording(make(Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff"))))
+    kept.renew()
+    assert not said and kept.written and "run\\udcff" in kept.path.read_text()
+
+
+def test_two_commands_lose_no_warning(tmp_path, monkeypatch):
+    """The second command warns while the first one waits for the record."""
+    folder = make(tmp_path / "run", warnings=[])
+    alone, (one, _), (two, _) = record._alone, recording(folder), recording(folder)
+
+    def late(workdir):
+        monkeypatch.setattr(record, "_alone", alone)
+        two.warn("second")
+        return alone(workdir)
+
+    monkeypatch.setattr(record, "_alone", late)
+    one.warn("first")
+    assert record.read(folder)["warnings"] == ["second", "first"]
+
+
+def test_a_checkout_that_is_not_installed_has_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "_PACKAGES", ("no-such-package",))
+    recording(tmp_path)[0].began(0)
+    assert record.read(tmp_path)["machines"][0]["versions"]["no-such-package"] == "(not installed)"
+
+
+def test_values_near_the_ends_of_floats_are_drawn_or_left_out():
+    for values in ([1e-320, 1e299], [1e-320, 5e-324], [-1e20, -1e20], [-1e299, 1.0], [1e-240, 1e240]):
+        svg = page_parts.plot([page_parts.Curve("a", list(enumerate(values)), "red")], "a", "step", "loss")
+        assert "nan" not in svg and "inf" not in svg
+
+
+def test_two_spaces_of_a_command_stay_two():
+    assert Page(page_parts.command("scoregen train 'my  run'")).codes == ["scoregen train 'my  run'"]
+    assert re.search(r"^code \{.*white-space: pre-wrap", page_parts.STYLE, re.MULTILINE)
 
 
 def test_samples_are_beside_as_many_real_images_of_the_same_scale(tmp_path):

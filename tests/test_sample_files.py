@@ -28,6 +28,7 @@ from test_command import refused as command_refused
 import scoregen
 from scoregen import data
 from scoregen.app import actions, report
+from scoregen.app import config as config_lib
 from scoregen.app import samplefiles as S
 from scoregen.app.sampling import Draws, Sampling, keys_of, sampling_key
 from scoregen.app.selection import Selection, misfits, read_classes, read_seeds, write_seeds, wrong_out
@@ -174,7 +175,9 @@ def test_files_are_the_same_however_often_they_were_begun(kind, tmp_path):
         lying = sorted((tmp_path / "cut").rglob("*.npy" if kind != "pictures" else "*.png"))
         if k == 2:  # a file that something else cut off, which is not taken for whole, and half a file of a kill
             lying[0].write_bytes(lying[0].read_bytes()[:-9])
-            lying[1].with_name(f".{lying[1].stem}.new{lying[1].suffix}").write_bytes(b"half")
+            half = lying[1].with_name(f".{lying[1].stem}.new.99-0123abcd{lying[1].suffix}")
+            half.write_bytes(b"half")
+            os.utime(half, (1, 1))
             os.remove(lying[1])
             kept = lying[2:]
             for path in kept:
@@ -316,6 +319,21 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     refused(lambda: large.begin(SETTINGS), "100,000 samples need 2.4 MB, and 1.5 MB are free", "fewer samples")
 
 
+def test_the_settings_know_the_images_that_are_completed(tmp_path):
+    """Of the held-out images, only those that these samples complete."""
+    held = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4, 1)
+    found = []
+    for changed in (None, 1, 5):
+        images = held.copy()
+        if changed is not None:
+            images[changed] += 1
+        sampling = known(control="inpaint", dataset=Dataset("digits", held, images))
+        action = actions.Action.__new__(actions.Action)
+        action.sampling, action.workdir, action.config = sampling, tmp_path, config_lib.load("ddpm_digits")
+        found.append(action.settings(SimpleNamespace(step=3, params={}), Draws.first(4, 0), 5)["completes"])  # pyright: ignore
+    assert found[0] == found[2] != found[1]
+
+
 def test_seeds_and_classes_are_read_as_they_are_meant():
     assert read_seeds("0-3,9, 7 - 8") == ((0, 1, 2, 3, 9, 7, 8), [])
     assert write_seeds(read_seeds("0-3,9,7-8")[0]) == "0-3,9,7-8"
@@ -325,6 +343,7 @@ def test_seeds_and_classes_are_read_as_they_are_meant():
         ("-1", "'-1'"),
         ("1.5", "'1.5'"),
         ("0-4294967296", "4294967296: an integer from 0 to 4294967295"),
+        ("9" * 5000, "99999: an integer from 0 to 4294967295"),
         ("0-99999999", "at most 10,000,000"),
         ("3,1-4", "3 is named twice"),
     ):

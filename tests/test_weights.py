@@ -219,10 +219,10 @@ def test_the_card_says_where_figures_are_from(imported, tmp_path):
         (there / "distances.json").write_text(json.dumps(damage))
         answered("export", there, f"--out={tmp_path / 'no'}", parts=["distances.json is damaged"])
     (there / "distances.json").unlink()
-    record = json.loads((there / workdir.RECORD).read_text())
+    record = json.loads((there / workdir.IMPORTED).read_text())
     for damage in ({"shape": 3}, {"shape": ["8", 8, 1]}, {"format": None}, {"dtypes": {"a": "object"}}, {"step": "0"}):
-        (there / workdir.RECORD).write_text(json.dumps(record | damage))
-        answered("export", there, f"--out={tmp_path / 'no'}", parts=[f"{workdir.RECORD} is damaged"])
+        (there / workdir.IMPORTED).write_text(json.dumps(record | damage))
+        answered("export", there, f"--out={tmp_path / 'no'}", parts=[f"{workdir.IMPORTED} is damaged"])
 
 
 def test_the_cifar_network_has_the_layout_of_google_s():

@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -21,10 +21,11 @@ from rich.console import Console
 from scoregen.app import api, report
 from scoregen.app import config as config_lib
 from scoregen.app.build import Parts, build, not_evaluated
-from scoregen.app.command import saved, say
+from scoregen.app.command import from_here, preset_file, run_command, saved, say
 from scoregen.app.config import Config
 from scoregen.app.evaluate import density_notes, evaluate, likelihoods
 from scoregen.app.record import Record, pair
+from scoregen.app.run_page import read
 from scoregen.app.samplefiles import Archive, Pictures, SampleFiles, files_of
 from scoregen.app.sampling import Draws
 from scoregen.app.selection import ARCHIVE, Selection, misfits, read_classes, write_seeds
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from scoregen.train import State
 
 T = TypeVar("T")
+P = ParamSpec("P")
 # At most so many samples are in the picture of --grid, in a column of one class, and so many columns have a name.
 IN_GRID, IN_COLUMN, NAMED = 100, 10, 20
 
@@ -97,9 +99,6 @@ def perform(
             code = action.results(run)
             mesh.finish()
             return code
-        except UsageError as error:
-            action.record.failed(error)
-            raise
         except OSError as error:
             error.filename = error.filename or str(workdir)  # an OSError from an open file has no file name
             raise
@@ -209,6 +208,20 @@ def agree(config: Config, workdir: Path, mode: str) -> None:
                 fresh.write_text(config_lib.to_json(config))
 
 
+def _recorded(work: Callable[Concatenate[Action, P], T]) -> Callable[Concatenate[Action, P], T]:
+    """A method of an action whose failure the page of the run shows."""
+
+    @functools.wraps(work)
+    def attempt(self: Action, /, *args: P.args, **options: P.kwargs) -> T:
+        try:
+            return work(self, *args, **options)
+        except (UsageError, OSError) as error:
+            self.record.failed(error)
+            raise
+
+    return attempt
+
+
 @dataclasses.dataclass
 class Action:
     """One command with all its parts: what it computes, writes and prints."""
@@ -234,6 +247,7 @@ class Action:
         """The run with its newest checkpoint, or with the best one if the configuration says so."""
         return api.restore(self.workdir, self.sampling, self.parts, self.config.sampler.best, self.say)
 
+    @_recorded
     def train(self) -> api.Run:
         """Train to the last step or until a signal, and return the run."""
         config, train, resumed = self.config, self.config.train, saved(self.workdir)
@@ -337,6 +351,7 @@ class Action:
             return report.save_plane(path, self.parts.model, dataset, params, samples, title)
         return report.save_marginals(path, dataset, samples, title)
 
+    @_recorded
     def results(self, run: api.Run) -> int:
         """Compute and write the results of the command. Returns the exit code."""
         if self.mode != "likelihood":
@@ -346,7 +361,6 @@ class Action:
             return 0
         actions = {"likelihood": self.log_likelihood, "trajectory": self.trajectory}
         actions.get(self.mode, self.samples)(run)
-        self.record.renew()
         return 0
 
     def warn_of_start(self) -> None:
@@ -416,7 +430,9 @@ class Action:
             if evaluated < count:
                 facts.append(("evaluated", f"the first {evaluated:,} of these samples"))
         elif self.mode == "train":
-            facts.append(("distances", f"not computed, since {why_not}; to compute them: scoregen eval {self.workdir}"))
+            typed = read(self.workdir).get("command", self.again)
+            how = run_command("eval", from_here(self.workdir), preset_file(typed))
+            facts.append(("distances", f"not computed, since {why_not}; to compute them: {how}"))
         self.close(facts, metrics, files)
 
     def evaluated(self) -> tuple[int, str]:
@@ -511,9 +527,18 @@ class Action:
             "seeds" if chosen.seeds else "seed": write_seeds(chosen.seeds) if chosen.seeds else self.sampling.seed,
             "classes": self._classes() if chosen.classes else None,
             "conditions": _checksum(self.sampling.cond),
+            "completes": _checksum(self.completed(draws)) if self.sampling.control is not None else None,
             "batch": size,
             **{key: value for key, value in used.items() if key.startswith("sampler.") and key not in apart},
         }
+
+    def completed(self, draws: Draws) -> Iterator[np.ndarray]:
+        """The held-out examples that the samples complete, each once, in parts."""
+        data = self.sampling.dataset
+        assert data is not None and data.test is not None
+        index = np.unique(draws.at(np.arange(len(draws))).turn % len(data.test))
+        for start in range(0, len(index), 256):
+            yield data.examples(index[start : start + 256], test=True)
 
     def smaller_steps(self) -> str:
         """The change to suggest if the sampler diverges."""
@@ -522,8 +547,9 @@ class Action:
         return f"a smaller --config.sampler.corrector.{name}.{size}" if size else "more levels (--config.sampler.n)"
 
     def close(self, facts: list[tuple[str, str]], metrics: Any, files: list[Path]) -> None:
-        """Print the closing table."""
-        files = [self.record.path] * self.record.on + files
+        """Renew the page, and print the closing table."""
+        self.record.renew()
+        files = [self.record.path] * self.record.written + files
         self.console.print()
         self.console.print(report.table(f"{self.config.name}: {self.mode}", facts, metrics, files))
 
@@ -566,6 +592,7 @@ class Action:
         self.close(facts, [], [path])
         # Printed before they are saved: results that took hours are then not lost if the disk is full.
         report.save_likelihoods(path, config, run.step, found, count)
+        self.record.renew()
 
     # What the table says
 
@@ -654,9 +681,9 @@ def _part(section: Config, part: Any) -> str:
 
 
 def _checksum(tree: Any) -> str:
-    """The CRC-32 of all arrays of a tree."""
+    """The CRC-32 of all arrays of a tree, or of an iterator."""
     found = 0
-    for leaf in jax.tree.leaves(tree):
+    for leaf in tree if isinstance(tree, Iterator) else jax.tree.leaves(tree):
         found = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), found)
     return f"{found:08x}"
 

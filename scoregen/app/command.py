@@ -23,6 +23,7 @@ from scoregen.errors import UsageError
 if TYPE_CHECKING:
     from scoregen.app.config import Config
 
+IMPORTED = "weights.json"  # in the folder of a run: the origin of imported weights
 HELP_FLAGS = {"--help", "-h", "--helpfull", "-help"}
 
 
@@ -234,6 +235,30 @@ def train_command(preset: str, config: Config, changed: Iterable[tuple[str, Any,
     return shlex.join(["scoregen", "train", f"--config={preset}", *flags])
 
 
+def run_command(mode: str, run: str, file: str = "", *flags: str) -> str:
+    """The command that works on the run in a folder, quoted for a shell; `file` is that of its preset, if it has one.
+
+    >>> run_command("eval", "runs/my run", "mine.py")
+    "scoregen eval 'runs/my run' --config=mine.py"
+    """
+    return shlex.join(["scoregen", mode, run, *([f"--config={file}"] if file else []), *flags])
+
+
+def preset_file(typed: str) -> str:
+    """The preset's file that a training command names; "" for a preset of the package, and for a sweep.
+
+    >>> preset_file("scoregen train --config=mine.py --steps=9"), preset_file("scoregen train ddpm_toy")
+    ('mine.py', '')
+    >>> preset_file("python -m scoregen sweep mine/sweep.py")
+    ''
+    """
+    words = shlex.split(typed)
+    if "sweep" in words[1:4] and words[words.index("sweep") - 1] == "scoregen":
+        return ""
+    words = [word.removeprefix("--config=") for word in words]
+    return next((word for word in words if word.endswith(".py") and not word.startswith("--")), "")
+
+
 def from_here(path: str | Path) -> str:
     """A path as typed in the current folder: relative if it is inside this folder."""
     whole = Path(os.path.normpath(path))
@@ -242,7 +267,13 @@ def from_here(path: str | Path) -> str:
 
 def saved(workdir: Path) -> bool:
     """Whether there is a checkpoint in the folder of a run."""
-    return any(child.name.isdigit() for child in (workdir / "checkpoints").glob("*"))
+    return saved_step(workdir) is not None
+
+
+def saved_step(workdir: Path) -> int | None:
+    """The step of the newest checkpoint in the folder of a run; None if there is none."""
+    names = (child.name for child in (workdir / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def no_checkpoint(workdir: Path) -> UsageError:

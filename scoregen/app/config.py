@@ -284,12 +284,13 @@ def execute(path: Path, source: str | bytes) -> types.ModuleType:
     return module
 
 
-def load(name: str, over: str = "default") -> Config:
+def load(name: str, over: str = "default", trains: bool = False) -> Config:
     """The configuration of a preset: of a bare name such as "ncsn_cifar", or of the path of a .py file.
 
     Runs the file and returns the result of its `get_config()`. It is locked, so that a misspelt key is an error, and
     `config.name` is the stem of the file. A bare name works from any directory. The path of a .json file names a
-    configuration that a run has saved; its values are set in the preset `over`.
+    configuration that a run has saved; its values are set in the preset `over`. Its loggers of your own are left out
+    unless the command `trains`, since only a training uses them.
 
     Raises:
         UsageError: if there is no such preset; if the file is not Python, has no `get_config`, or fails (the message
@@ -300,10 +301,10 @@ def load(name: str, over: str = "default") -> Config:
     Traceback (most recent call last):
     scoregen.errors.UsageError: no preset 'no_such_preset': ...
     """
-    return load_with_base(name, over)[0]
+    return load_with_base(name, over, trains)[0]
 
 
-def load_with_base(name: str, over: str = "default") -> tuple[Config, Config]:
+def load_with_base(name: str, over: str = "default", trains: bool = False) -> tuple[Config, Config]:
     """The result of `load`, and the configuration that the preset starts from and changes."""
     bare = is_bare(name)
     path = FOLDER / f"{name}.py" if bare else Path(name).expanduser()
@@ -318,7 +319,7 @@ def load_with_base(name: str, over: str = "default") -> tuple[Config, Config]:
             raise UsageError(unknown("preset", name, preset_names())) from None
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
     if path.suffix == ".json":
-        config = _saved(source.decode(errors="replace"), path, load(over))
+        config = _saved(source.decode(errors="replace"), path, load(over), trains)
         return config, config
     _began.append(None)
     try:
@@ -390,9 +391,11 @@ def _no_option(path: Path, line: int | None) -> str:
     return ""
 
 
-def _saved(text: str, path: Path, config: Config) -> Config:
+def _saved(text: str, path: Path, config: Config, trains: bool) -> Config:
     """Set the values of a saved configuration in `config`, which knows their types."""
     saved = from_json(text, str(path))
+    if not trains:
+        _leave_out_loggers(saved, config)
     theirs, ours = ({key for key, _ in (*sections(of), *leaves(of))} for of in (saved, config))
     # Only the outermost of the missing keys.
     if foreign := sorted(key for key in theirs - ours if key.rpartition(".")[0] in ours):
@@ -409,6 +412,16 @@ def _saved(text: str, path: Path, config: Config) -> Config:
         raise UsageError(f"{path} does not fit this version of scoregen: {first_line(error)}") from None
     check_choices(config)
     return config
+
+
+def _leave_out_loggers(saved: Config, config: Config) -> None:
+    """Remove the options of a saved configuration below `train.log` that `config` does not have."""
+    train = saved.get("train")
+    chosen = train.get("log") if isinstance(train, ConfigDict) else None
+    if isinstance(chosen, ConfigDict):
+        with chosen.unlocked():
+            for name in set(chosen) - set(config.train.log):
+                del chosen[name]
 
 
 def check_choices(config: ConfigDict) -> None:

@@ -247,7 +247,9 @@ def _perform(mode: str, typed: str, more: Sequence[Flag], argv: Sequence[str], c
     config = None
     if preset is not None or of_run is not None:
         try:
-            config, base = config_lib.load_with_base(str(of_run or preset), (of_run and preset) or "default")
+            config, base = config_lib.load_with_base(
+                str(of_run or preset), (of_run and preset) or "default", mode == "train"
+            )
             if of_run is None:
                 warn(*config_lib.idle_in_preset(config, base, preset or ""))
         except UsageError as error:

@@ -72,7 +72,7 @@ details > .wide {{ margin-top: .6rem; }}
 .dial output {{ min-width: 7rem; font-variant-numeric: tabular-nums; }}
 .frames {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }}
 .command {{ display: flex; gap: .5rem; align-items: start; }}
-code {{ font: .8rem ui-monospace, monospace; }}
+code {{ font: .8rem ui-monospace, monospace; white-space: pre-wrap; }}
 .command code {{ flex: 1; min-width: 0; padding: .3rem .5rem; border: 1px solid var(--line); border-radius: .3rem;
   background: var(--back); user-select: all; }}
 .command + .command {{ margin-top: .4rem; }}
@@ -225,10 +225,14 @@ def image(path: Path, what: str) -> str:
     """An embedded picture, compressed and of moderate size, so that a page with many pictures can be sent.
 
     Large pictures are made smaller by a whole factor, since other factors would blur their pixels unevenly. A picture
-    that is more than twice as wide as high scrolls on a narrow screen, where its text would be too small.
+    that is more than twice as wide as high scrolls on a narrow screen, where its text would be too small. In place of a
+    file that is no whole picture, a line says so.
     """
-    stat = path.stat()
-    data, width, height = _embedded(path, stat.st_mtime_ns, stat.st_size)
+    try:
+        stat = path.stat()
+        data, width, height = _embedded(path, stat.st_mtime_ns, stat.st_size)
+    except (OSError, SyntaxError, ValueError):  # Pillow raises any of them for a damaged file
+        return f"<p>{escape(path.name)} cannot be read</p>"
     look = ' class="broad"' if width > max(2 * height, 700) else ""
     size = f'width="{width}" height="{height}"'
     return f'<img{look} alt="{escape(what)}" {size} src="data:image/webp;base64,{data}">'
@@ -312,7 +316,7 @@ def plot(curves: Iterable[Curve], title: str, x: str, y: str, zero: bool = False
     log = min(values) > 0
     scale = math.log10 if log else float
     low, high = scale(min(values)), scale(max(values))
-    room = 0.04 * (high - low) or 0.1
+    room = 0.04 * (high - low) or 0.1 * (1 if log else max(1, abs(low)))
     low, high = low if zero and low == 0 else low - room, high + room
     last = max(point[0] for curve in known for point in curve.points) or 1.0
 
@@ -383,8 +387,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _drawn(value: float | None) -> bool:
-    """Whether a value can be drawn. Beyond 1e300, its square or its axis would overflow."""
-    return value is not None and math.isfinite(value) and abs(value) < 1e300
+    """Whether a value can be drawn. The numbers of an axis from 1e-250 to 1e250 neither overflow nor become 0."""
+    return value is not None and (value == 0 or 1e-250 < abs(value) < 1e250)
 
 
 def _number(value: float) -> str:

@@ -20,35 +20,22 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from scoregen.app import report
+from scoregen.app import report, run_page
+from scoregen.app.command import advice, from_here
+from scoregen.app.run_page import FOLDER, RECORD, read
 from scoregen.errors import UsageError
-from scoregen.files import from_json, locked, make_folder, to_json, whole
+from scoregen.files import locked, make_folder, remove_unfinished, to_json, whole
+from scoregen.train import describe
 
 if TYPE_CHECKING:
     from scoregen.app.sampling import Sampling
     from scoregen.data import Dataset
 
-PAGE = "index.html"  # both in the folder of a run
-FOLDER = "page"
-_RECORD = "record.json"
+INDEX = "index.html"  # the page, in the folder of a run
 _PACKAGES = ("scoregen", "jax", "flax", "numpy")
 SHOWN = 64  # samples beside real data, at most
 SHARE = 20  # of the time of a training, the renewals of the page take at most 1 / SHARE
 PATIENCE = 5.0  # seconds to wait for another command that writes the page
-
-
-def read(workdir: Path) -> dict[str, Any]:
-    """The record of a run; {} if there is none, or if it is damaged."""
-    return json_of(workdir / FOLDER / _RECORD)
-
-
-def json_of(path: Path) -> dict[str, Any]:
-    """The table in a JSON file; {} if there is none, or if it is damaged."""
-    try:
-        found = from_json(path.read_text(errors="replace"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -84,61 +71,72 @@ class Record:
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self.told, self.training = False, False
+        self.told, self.training, self.written = False, False, False
         self.renewed, self.cost = float("-inf"), 0.0  # the end of the last renewal, and how long it took, in seconds
         self.pending: list[str] = []  # warnings about the samples that are being drawn
 
     @property
     def path(self) -> Path:
         """The file of the page."""
-        return self.workdir / PAGE
+        return self.workdir / INDEX
 
     @_guarded
     def began(self, step: int, **known: Any) -> None:
         """A training begins after `step`. `known` are values for the record; only a new run replaces its command."""
-        self.training = True
-        old = read(self.workdir) if step else {}
-        if not step:
-            for path in (self.workdir / FOLDER).glob("*.png"):  # of a run without a checkpoint, which was started anew
-                path.unlink()
-        machines, now = list(old.get("machines", ())), _machine()
-        if not machines or {**machines[-1], "step": 0} != {**now, "step": 0}:
-            machines.append(now | {"step": step})
-        if old:
-            known.pop("command", None)
-        keep = old.get("warnings", []), old.get("sampled", {})
-        self._update(**known, step=step, machines=machines, failed="", warnings=keep[0], sampled=keep[1])
+        self.training, now = True, _machine()
+        if not step:  # pictures of a run without a checkpoint, which is started anew
+            for path in [*(self.workdir / FOLDER).glob("*.png"), *run_page.drawn_in_training(self.workdir)]:
+                path.unlink(missing_ok=True)
+        for folder in (self.workdir, self.workdir / FOLDER):
+            remove_unfinished(folder)
+        known |= {"run": from_here(self.workdir), "folder": str(Path.cwd())}
+
+        def change(old: dict[str, Any]) -> dict[str, Any]:
+            old = old if step else {}
+            machines = list(old.get("machines", ()))
+            if not machines or {**machines[-1], "step": 0} != {**now, "step": 0}:
+                machines.append(now | {"step": step})
+            first = {key: old[key] for key in ("command", "run", "folder") if key in old}
+            kept = {"warnings": old.get("warnings", []), "sampled": old.get("sampled", {})}
+            return known | first | kept | {"step": step, "machines": machines, "failed": ""}
+
+        self._change(change)
 
     @_guarded
     def warn(self, line: str) -> None:
         """Add a warning about the training."""
-        old = read(self.workdir).get("warnings", [])
-        self._update(warnings=[*old, *([] if line in old else [line])])
+        self._change(lambda old: {"warnings": list(dict.fromkeys([*old.get("warnings", ()), line]))})
 
     @_guarded
     def renew(self, step: int | None = None, hurry: bool = False) -> None:
-        """Write the page anew; `step` is the newest step of the training.
+        """Write the page anew; `step` is the newest step of the training. A run of `fit` has no page.
 
         With `hurry` this is left out if the renewals would take more than 1 / SHARE of the time.
         """
-        began = time.monotonic()
+        began, config = time.monotonic(), self.workdir / "config.json"
         if hurry and began - self.renewed < SHARE * self.cost:
             return
-        from scoregen.app.run_page import page
-
-        if step is not None:
-            self._update(step=step)
-        text = page(self.workdir)
-        with _alone(self.workdir), whole(self.path) as fresh:
-            fresh.write_text(text, encoding="utf-8")
-        self.renewed = time.monotonic()
-        self.cost = self.renewed - began
+        if (self.workdir / describe.FILE).is_file() and not config.is_file():
+            return
+        self.written = False
+        try:
+            if step is not None:
+                self._change(lambda old: {"step": step})
+            text = run_page.page(self.workdir)
+            with _alone(self.workdir), whole(self.path) as fresh:
+                # The name of a folder may be no Unicode.
+                fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
+            self.written = True
+        finally:  # also of a renewal that fails, which may have taken long
+            self.renewed = time.monotonic()
+            self.cost = self.renewed - began
 
     @_guarded
-    def failed(self, error: UsageError) -> None:
+    def failed(self, error: UsageError | OSError) -> None:
         """The training, or what follows it, has ended with this error."""
         if self.training:  # else the command was refused, and may not concern this run
-            self._update(failed="; ".join(map(str, error.args)))
+            lines = error.args if isinstance(error, UsageError) else [advice(error)]
+            self._change(lambda old: {"failed": "; ".join(map(str, lines))})
             self.renew()
 
     @_guarded
@@ -159,17 +157,19 @@ class Record:
             pictures = [(said, f"{FOLDER}/pair_{i}.png") for i, said in enumerate(images)]
         make_folder(self.workdir / FOLDER)
         for (_, name), image in zip(pictures, images.values(), strict=False):
-            _save(self.workdir / name, image)
+            report.save_picture(self.workdir / name, image)
         if self.training:
-            shutil.copyfile(picture, self.workdir / FOLDER / f"course_{step:07d}.png")
+            with whole(self.workdir / FOLDER / f"course_{step:07d}.png") as fresh:
+                shutil.copyfile(picture, fresh)
         sampled = {"step": step, "facts": facts, "pictures": pictures, "warnings": self.pending}
-        self._update(sampled=sampled)
+        self._change(lambda old: {"sampled": sampled})
 
-    def _update(self, **values: Any) -> None:
+    def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Set the values that `change` makes from the record, while no other command writes it."""
         with _alone(self.workdir):
-            text = to_json(read(self.workdir) | values)
-            with whole(self.workdir / FOLDER / _RECORD) as fresh:
-                fresh.write_text(text)
+            old = read(self.workdir)
+            with whole(self.workdir / FOLDER / RECORD) as fresh:
+                fresh.write_text(to_json(old | change(old)))
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 def _machine() -> dict[str, Any]:
     """The versions and the devices of this process."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+    versions = {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     kinds: dict[str, int] = {}
     for device in jax.devices():
         kinds[device.device_kind] = kinds.get(device.device_kind, 0) + 1
@@ -196,6 +196,14 @@ def _machine() -> dict[str, Any]:
     if jax.default_backend() == "cpu":
         devices += f" ({platform.machine()}, {os.cpu_count()} cores)"
     return {"versions": versions, "devices": devices}
+
+
+def _version(name: str) -> str:
+    """The version of a package. A checkout that is not installed has none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def pair(sampling: Sampling, dataset: Dataset, samples: np.ndarray, step: int) -> dict[str, np.ndarray]:
@@ -219,10 +227,3 @@ def pair(sampling: Sampling, dataset: Dataset, samples: np.ndarray, step: int) -
         f"{len(samples)} samples at step {step:,}{said}": report.sheet(samples, 480, columns),
         f"{len(real)} {held} examples{said}": report.sheet(real, 480, columns),
     }
-
-
-def _save(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    with whole(path) as fresh:
-        Image.fromarray(image).save(fresh, format="png")

@@ -613,9 +613,7 @@ def describe_likelihood(measured: Measured) -> str:
 def save_metrics(path: Path, config: Config, count: int, step: int, metrics: Sequence[Metric]) -> Path:
     """Write the distances as JSON, with all settings that are needed to repeat them."""
     how = {"samples": count, "sampler": config.sampler.to_dict()}
-    distances = [
-        {k: v for k, v in vars(metric).items() if v is not None and k != "text" and v != ""} for metric in metrics
-    ]
+    distances = [{k: v for k, v in vars(metric).items() if v is not None and v != ""} for metric in metrics]
     return _save_json(path, config, step, how | {"distances": distances})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from scoregen.app import config as config_lib
 from scoregen.app import report
-from scoregen.app.command import from_here, saved, train_command
+from scoregen.app.command import IMPORTED, preset_file, run_command, saved_step, train_command
 from scoregen.app.config import Config
 from scoregen.app.evaluate import Measured, Metric
 from scoregen.app.page_parts import (
@@ -32,21 +32,20 @@ from scoregen.app.page_parts import (
     scrolled,
     sections,
 )
-from scoregen.app.record import FOLDER, json_of, read
 from scoregen.app.report import so_many
-from scoregen.files import is_locked
+from scoregen.files import from_json, is_locked
 from scoregen.metrics.neighbours import RARE
 from scoregen.train import MetricsLog, describe
 
+FOLDER = "page"  # in the folder of a run: what only the page shows
+RECORD = "record.json"  # in FOLDER
 NEAREST = "nearest.png"
-# Metrics whose floor is the value of held-out images, and not that of equally many training examples.
-NEIGHBOUR, MEMORISED = "distance to nearest training image", "memorised (%)"
 FRAMES = 24  # pictures of the course, at most
 COURSE = 2_500_000  # characters of all pictures of the course, at most
 FILES = (
     *("config.json", "model.json", "metrics.jsonl", "checkpoints", "tensorboard", "loss.png", "samples.png"),
     *("figure.png", "samples.npy", "samples.csv", "samples.tsv", "samples.parquet", "samples", "distances.json"),
-    *("nearest.png", "likelihood.json", "trajectory.png", "trajectory.gif"),
+    *("nearest.png", "likelihood.json", "fid.json", "trajectory.png", "trajectory.gif", IMPORTED),
 )
 # How a distance is explained to someone who meets it for the first time, by the begin of its name.
 MEANINGS = {
@@ -58,22 +57,42 @@ MEANINGS = {
     "distance between two Gaussians that are fitted to the features; it is not the FID",
     "FID": "how differently samples and data are distributed in the features of the Inception network: the squared "
     "distance between two Gaussians that are fitted to the features",
-    NEIGHBOUR: "how far an image is from the training image that is most similar to it, in "
+    "distance to nearest training image": "how far an image is from the training image that is most similar to it, in "
     "grey levels of 0 to 255 (the median); the second number is that of real images which were held out",
-    MEMORISED: "how many samples are as near to a training image as the nearest 1 % of the held-out images, or as the "
-    "nearest one of fewer than 100; the second number is the share of the held-out images that are as near, and a far "
-    "larger share of samples means that the network copies training images",
+    "memorised (%)": "how many samples are as near to a training image as the nearest 1 % of the held-out images, or "
+    "as the nearest one of fewer than 100; the second number is the share of the held-out images that are as near, and "
+    "a far larger share of samples means that the network copies training images",
 }
 FLOOR = (
     "The floor is the distance of real examples, as many as there are samples, to the held-out data: a perfect sampler "
-    "has this distance on average. The number after +- is the standard deviation of the floor between draws of these "
-    "examples. “At the floor” means that a perfect sampler may have the same distance, and “1.9x the floor” that the "
-    "distance is 1.9 times as large."
+    "has this distance on average. In the column “samples”, the number after +- is the standard error of the value "
+    "over draws of the samples; it is left out where it is not known. In the column “floor”, it is the standard "
+    "deviation of the floor between draws of the real examples. “At the floor” means that a perfect sampler may have "
+    "the same distance, and “1.9x the floor” that the distance is 1.9 times as large."
+)
+REAL = (
+    "The floor is the same number for other real pictures, as many as there are samples. In the columns “samples” and "
+    "“floor”, the number after +- is the standard error of the value over draws of the samples, and the standard "
+    "deviation of the floor between draws of the real pictures."
 )
 LIKELIHOOD = (
     "This is -log p of held-out examples: the smaller it is, the more probable the network finds data that it has not "
     "seen. The number after +- is the standard error of the mean over the examples."
 )
+
+
+def read(workdir: Path) -> dict[str, Any]:
+    """The record of a run; {} if there is none, or if it is damaged."""
+    return json_of(workdir / FOLDER / RECORD)
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """The table in a JSON file; {} if there is none, or if it is damaged."""
+    try:
+        found = from_json(path.read_text(errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def page(workdir: Path) -> str:
@@ -85,16 +104,17 @@ def page(workdir: Path) -> str:
     path = workdir / "config.json"
     config = config_lib.from_json(path.read_text(errors="replace"), str(path))
     metrics, found = MetricsLog.read(workdir), json_of(workdir / "distances.json")
-    record: dict[str, Any] = {"step": metrics[-1]["step"] if metrics else 0} | read(workdir)
+    record: dict[str, Any] = {"step": metrics[-1]["step"] if metrics else saved_step(workdir) or 0} | read(workdir)
+    origin = json_of(workdir / IMPORTED)
     distances = [_metric(row) for row in found.get("distances", ())]
-    likelihood = json_of(workdir / "likelihood.json")
-    warnings = _warnings(record, metrics, distances, likelihood)
+    compared, likelihood = json_of(workdir / "fid.json"), json_of(workdir / "likelihood.json")
+    warnings = _warnings(record, metrics, [*distances, *map(_metric, compared.get("metrics", ()))], likelihood)
     title = f"{config.name} on {config.data.name}"
-    file = _file(record.get("command", ""))
+    file = preset_file(record.get("command", ""))
     preset, changed = differences(config, file)
-    again = _commands(workdir, config, record, changed, file)
+    again = _commands(workdir, config, record, changed, file, origin)
     texts = {
-        "What was trained": _trained(workdir, config, record, preset, changed),
+        "What was trained": _trained(workdir, config, record, preset, changed, origin),
         "Commands": "<p>To be typed in the folder in which the training was started.</p>"
         + "".join(f"<h4>{escape(what)}</h4>{command(said)}" for what, said in again.items()),
         "Versions and devices": _machines(record),
@@ -102,6 +122,7 @@ def page(workdir: Path) -> str:
         "Samples over the course of training": _course(workdir, record),
         "Samples beside real data": _samples(workdir, record),
         "Distances": _distances(distances, found, record) or _absent(again.get("Compute the distances")),
+        "Compared by scoregen fid": _compared(compared),
         "Likelihoods": _likelihoods(likelihood, record) or _absent(again.get("Compute the likelihoods")),
         "Nearest neighbours": _nearest(workdir),
         "Warnings": items(map(escape, warnings)) if warnings else "<p>None of the checks of this run has warned.</p>",
@@ -111,16 +132,18 @@ def page(workdir: Path) -> str:
     now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
     head = [
         f"<h1>{escape(title)}</h1>",
-        f'<p>{escape(_state(workdir, config, record))}.{warned} <span class="soft">Written {now}.</span></p>',
+        f'<p>{escape(_state(workdir, config, record, origin))}.{warned} <span class="soft">Written {now}.</span></p>',
     ]
     if failed := record.get("failed"):
         head.append(card(escape(failed), " failed"))
     return document(title, [*head, *sections(texts)])
 
 
-def _state(workdir: Path, config: Config, record: Mapping[str, Any]) -> str:
-    """Whether the run is training, finished, stopped or failed, and at which step."""
+def _state(workdir: Path, config: Config, record: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """Whether the run is imported, training, finished, stopped or failed, and at which step."""
     step, steps = record["step"], config.train.steps
+    if _is_as_imported(record, origin):
+        return f"Imported, at step {step:,}"
     at = f"step {step:,} of {steps:,}"
     if record.get("failed"):
         return f"Failed after {at}" if step < steps else f"Trained: {step:,} steps, but what follows has failed"
@@ -129,6 +152,11 @@ def _state(workdir: Path, config: Config, record: Mapping[str, Any]) -> str:
     if is_locked(workdir / ".lock"):
         return f"Training: {at}"
     return f"Stopped at {at}"
+
+
+def _is_as_imported(record: Mapping[str, Any], origin: Mapping[str, Any]) -> bool:
+    """Whether the weights of a run were imported, and it was not trained further."""
+    return bool(origin) and not record.get("machines")
 
 
 # What was trained
@@ -159,6 +187,7 @@ def _trained(
     record: Mapping[str, Any],
     preset: str,
     changed: Sequence[tuple[str, Any, Any]],
+    origin: Mapping[str, Any],
 ) -> str:
     own = "the default options; its preset is a file of its own"
     of = f"the preset {preset}" if preset == config.name else own
@@ -171,8 +200,20 @@ def _trained(
     every = [_head("option", "value")]
     every += [line(map(escape, (key, _value(value)))) for key, value in config_lib.leaves(config_lib.used(config))]
     folded = "<details><summary>The whole configuration, without the options that have no effect</summary>"
-    about = [*_data(workdir, config, record), *((name, escape(text)) for name, text in record.get("about", ()))]
+    imported = [("imported from", escape(_origin(origin)))] if origin else []
+    about = [
+        *imported,
+        *_data(workdir, config, record),
+        *((name, escape(text)) for name, text in record.get("about", ())),
+    ]
     return f"{differs}{facts(about, 'what was trained')}{folded}{scrolled(every, 'configuration', ' fit')}</details>"
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    """Where imported weights are from."""
+    known = {"format": "format", "step": "at step", "sha256": "SHA-256 of the file"}
+    more = [f"{said} {origin[key]}" for key, said in known.items() if key in origin]
+    return ", ".join([str(origin.get("source", "an unknown file")), *more])
 
 
 def _data(workdir: Path, config: Config, record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -211,40 +252,34 @@ def _commands(
     record: Mapping[str, Any],
     changed: Sequence[tuple[str, Any, Any]],
     file: str,
+    origin: Mapping[str, Any],
 ) -> dict[str, str]:
     """What one may do with the run -> the command, for the folder in which the training was started."""
-    run, step = from_here(workdir), record["step"]
+    run, step = _as_typed(workdir, record), record["step"]
     train = record.get("command", "")
-    if not file and config.name in config_lib.presets():
+    if origin:
+        train = ""  # no training makes these weights
+    elif not file and config.name in config_lib.presets():
         train = f"{train_command(config.name, config, changed)} {shlex.quote(f'--workdir={run}')}"
-
-    def of(mode: str, *flags: str) -> str:
-        return shlex.join(["scoregen", mode, run, *([f"--config={file}"] if file else []), *flags])
-
-    further = ("Continue the training", of("train"))
-    if step >= config.train.steps:
-        further = "Train further", of("train", f"--steps={2 * step}")
+    more = [f"--steps={2 * step}"] if step >= config.train.steps else []
+    further = "Train further" if more or _is_as_imported(record, origin) else "Continue the training"
     found = {"Train": train} if train else {}
-    if not saved(workdir):
+    if saved_step(workdir) is None:
         return found
     return found | {
-        further[0]: further[1],
-        "Sample again": of("sample", "--n=64"),
-        "Compute the distances": of("eval"),
-        "Compute the likelihoods": of("likelihood"),
+        further: run_command("train", run, file, *more),
+        "Sample again": run_command("sample", run, file, "--n=64"),
+        "Compute the distances": run_command("eval", run, file),
+        "Compute the likelihoods": run_command("likelihood", run, file),
     }
 
 
-def _file(typed: str) -> str:
-    """The preset's file that a training command names; "" for a preset of the package, and for a sweep.
-
-    >>> _file("scoregen train --config=mine.py --steps=9"), _file("scoregen train ddpm_toy")
-    ('mine.py', '')
-    """
-    if typed.startswith("scoregen sweep"):
-        return ""
-    words = [word.removeprefix("--config=") for word in shlex.split(typed)]
-    return next((word for word in words if word.endswith(".py") and not word.startswith("--")), "")
+def _as_typed(workdir: Path, record: Mapping[str, Any]) -> str:
+    """The run as one types it where its training was started; in full if this is unknown, or if the run was moved."""
+    full = workdir.resolve()
+    typed, started = record.get("run"), record.get("folder")
+    known = isinstance(typed, str) and isinstance(started, str) and Path(started, typed).resolve() == full
+    return str(typed if known else full)
 
 
 def _machines(record: Mapping[str, Any]) -> str:
@@ -302,7 +337,7 @@ def _curves(metrics: Sequence[dict[str, Any]], record: Mapping[str, Any]) -> str
 def _course(workdir: Path, record: Mapping[str, Any]) -> str:
     """The pictures that were drawn during the training, and at its ends, with a slider."""
     found = {_step(path): path for path in (workdir / FOLDER).glob("course_*.png")}
-    found |= {_step(path): path for path in workdir.glob("samples_[0-9]*.png")}
+    found |= {_step(path): path for path in drawn_in_training(workdir)}
     known = [(step, path) for step, path in sorted(found.items()) if step <= record["step"]]
     if len(known) < 2:
         return ""
@@ -315,16 +350,23 @@ def _frames(known: Sequence[tuple[int, Path]]) -> list[tuple[str, str]]:
     while True:
         # Powers of 2, so that the pictures of an earlier page, which are encoded already, are chosen again.
         chosen = [*known[:-1:every], known[-1]]
+        every *= 2
+        if len(chosen) > FRAMES:  # before any picture is encoded, which is slow
+            continue
         names = [f"step {step:,}" for step, _ in chosen]
         pictures = [image(path, f"samples at {name}") for name, (_, path) in zip(names, chosen, strict=True)]
-        if len(pictures) <= 2 or (len(pictures) <= FRAMES and sum(map(len, pictures)) <= COURSE):
+        if len(pictures) <= 2 or sum(map(len, pictures)) <= COURSE:
             return [(name, figure(picture, name)) for name, picture in zip(names, pictures, strict=True)]
-        every *= 2
 
 
 def _step(path: Path) -> int:
     digits = path.stem.rpartition("_")[2]
     return int(digits) if digits.isdecimal() else 0
+
+
+def drawn_in_training(workdir: Path) -> list[Path]:
+    """The pictures of samples that a training has drawn at some of its steps."""
+    return [path for path in workdir.glob("samples_[0-9]*.png") if path.stem.rpartition("_")[2].isdecimal()]
 
 
 def _samples(workdir: Path, record: Mapping[str, Any]) -> str:
@@ -360,17 +402,40 @@ def _metric(row: Mapping[str, Any]) -> Metric:
 def _distances(metrics: Sequence[Metric], found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
-    lines, meanings = [_head("distance", "samples", "floor", "in words")], []
+    said = f"{found.get('samples', 0):,} samples of step {found.get('step', 0):,}.{_stale(found, record)} {FLOOR}"
+    return _table("distance", metrics, said)
+
+
+def _compared(found: Mapping[str, Any]) -> str:
+    """The results of the last `scoregen fid` on the run."""
+    metrics = [_metric(row) for row in found.get("metrics", ())]
+    if not metrics:
+        return ""
+    sides = (found.get("judged", {}), found.get("reference", {}))
+    said = [f"{side['count']:,} pictures" if side.get("count") else "pictures" for side in sides]
+    names = [str(side.get("name", "unknown")) for side in sides]
+    features = (found.get("features") or {}).get("name", "")
+    text = f"Samples: {said[0]} of {names[0]}. Reference: {said[1]} of {names[1]}. "
+    return _table("metric", metrics, text + (f"Features: {features}. " if features else "") + REAL)
+
+
+def _table(kind: str, metrics: Sequence[Metric], said: str) -> str:
+    """Metrics with their floors, the text `said`, and what the metrics mean."""
+    lines, meanings = [_head(kind, "samples", "floor", "in words")], []
     for metric in metrics:
         value, floor = report.numbers(metric)
         words = report.verdict(metric)
-        if metric.name in (NEIGHBOUR, MEMORISED):
+        if _of_held_out(metric):
             floor, words = f"held out: {metric.floor:.3g}", "–"
         lines.append(line(map(escape, (metric.name, value, floor.removeprefix("floor "), words))))
         if meaning := _meaning(metric):
             meanings.append(f"<strong>{escape(metric.name)}</strong>: {escape(meaning)}")
-    said = f"{found.get('samples', 0):,} samples of step {found.get('step', 0):,}.{_stale(found, record)} {FLOOR}"
-    return f"{scrolled(lines, 'distances', ' numbers')}<p>{escape(said)}</p>{items(meanings)}"
+    return f"{scrolled(lines, f'{kind}s', ' numbers')}<p>{escape(said)}</p>{items(meanings)}"
+
+
+def _of_held_out(metric: Metric) -> bool:
+    """Whether the floor is the value of held-out images, which has no spread, and not that of a perfect sampler."""
+    return metric.floor is not None and metric.floor_std is None
 
 
 def _absent(how: str | None) -> str:
@@ -380,7 +445,7 @@ def _absent(how: str | None) -> str:
 def _meaning(metric: Metric) -> str:
     meant = next((text for name, text in MEANINGS.items() if metric.name.startswith(name)), "")
     note = metric.note if metric.name.startswith(("Frechet", "FID")) or not meant else ""
-    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in (meant, note) if text)
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in (meant, note, metric.text) if text)
 
 
 def _stale(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -426,16 +491,11 @@ def _warnings(
                 f"{key} was not finite in {so_many(len(bad), 'line')} of metrics.jsonl, first at step {bad[0]:,}"
             )
     for metric in distances:
-        floor = metric.floor or 0.0
         if not math.isfinite(metric.value):
             lines.append(f"the {metric.name} is not finite: {metric.value}")
-        elif metric.name == MEMORISED:
-            if metric.value > max(5.0, 3 * floor) and (metric.chance or 0.0) < RARE:
-                lines.append(
-                    f"{metric.value:.1f} % of the samples are as near to a training image as the nearest {floor:.1f} % "
-                    "of the held-out images: the network copies training images"
-                )
-        elif report.verdict(metric).startswith("far below"):
+        elif metric.chance is not None and metric.chance < RARE:
+            lines.append(metric.text)
+        elif not _of_held_out(metric) and report.verdict(metric).startswith("far below"):
             lines.append(f"the {metric.name} is {report.verdict(metric)}")
     for row in likelihood.get("likelihoods", ()):
         if not math.isfinite(row["value"]):

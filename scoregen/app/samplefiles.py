@@ -11,6 +11,7 @@ import abc
 import csv
 import io
 import math
+import os
 import shutil
 import threading
 import time
@@ -25,7 +26,7 @@ from scoregen.app import report
 from scoregen.app.selection import ARCHIVE, SETTINGS, pictured
 from scoregen.data.table import SUFFIXES as TABLES
 from scoregen.errors import UsageError
-from scoregen.files import claimed, from_json, make_folder, to_json, whole
+from scoregen.files import claimed, from_json, make_folder, remove_unfinished, to_json, whole
 
 if TYPE_CHECKING:
     from scoregen.app.sampling import Draws, Sampling
@@ -90,6 +91,7 @@ class SampleFiles(abc.ABC):
         """
         make_folder(self.lock.parent, "--out")
         with claimed(self.lock, 0, wait=True):
+            self._clear()
             found = self._settings()
             if found is None:
                 self._prepare(settings)
@@ -98,6 +100,11 @@ class SampleFiles(abc.ABC):
                     f"{self.out} holds samples of other settings ({'; '.join(differ)}): say another --out, or the "
                     "settings of these samples"
                 )
+
+    def _clear(self) -> None:
+        """Remove what commands that were killed have left unfinished."""
+        for folder in {self.lock.parent, self.folder, self.folder / "parts"}:
+            remove_unfinished(folder)
 
     def _settings(self) -> dict[str, Any] | None:
         """The settings of the samples that are there, or None without samples."""
@@ -176,7 +183,7 @@ class Pictures(SampleFiles):
         return batch in self.done
 
     def _room(self) -> int:
-        return 67  # an image of one pixel
+        return max(67, os.statvfs(self.lock.parent).f_frsize)  # an image of one pixel; a file takes whole blocks
 
     def count(self) -> int:
         return sum(1 for path in self.out.iterdir() if path.suffix == ".png" and path.name[0] != ".")

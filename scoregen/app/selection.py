@@ -115,8 +115,12 @@ def read_classes(text: str, count: int, names: Sequence[str] | None = None) -> t
 
 def _numbers(part: str) -> range | None:
     """The numbers of "7" or "0-63"; None for other text."""
-    found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part, re.ASCII)
-    return None if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
+    found = re.fullmatch(r"\s*0*(\d+?)(?:\s*-\s*0*(\d+?))?\s*", part, re.ASCII)
+    if found is None:
+        return None
+    # 20 digits are too many in any case, and Python reads only 4,300.
+    first, last = (int(digits[:20]) for digits in (found[1], found[2] or found[1]))
+    return range(first, last + 1)
 
 
 def _empty(flag: str, part: str) -> str:

@@ -115,7 +115,7 @@ class Clip(Wrapper):
 
     Raises:
         TypeError: for an option that is not a number.
-        ValueError: unless low < high and reach > 0.
+        ValueError: unless low < high and reach > 0; for a reach but 1 of an infinite range, which has no middle.
 
     >>> from scoregen.process import VP
     >>> big = Denoiser(VP(), lambda x, t: prediction_from_x0(VP(), x, t, 3 * jnp.ones_like(x)))
@@ -130,6 +130,9 @@ class Clip(Wrapper):
     def __post_init__(self):
         _check_range(self.low, self.high)
         check_positive(reach=self.reach)
+        known = has_values(self.low, self.high, self.reach)
+        if known and self.reach != 1 and not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(f"reach={self.reach}: the range {self.low} to {self.high} has no middle: 1 is needed")
 
     def predict(self, denoiser: Denoiser, x: Array, t: Array) -> Prediction:
         found, more = denoiser(x, t), 0.5 * (self.reach - 1)

@@ -147,10 +147,11 @@ class MetricsLog:
         name = folder.resolve().name if folder else "run"
         self._run = LoggedRun(name, folder, resume_at, max(last, resume_at), config or {}, self._say)
         self._lines = JsonLines() if folder else None
-        self._loggers = list(loggers)
+        # metrics.jsonl is written anyway, and would have every line twice.
+        self._loggers = [logger for logger in loggers if folder is None or type(logger) is not JsonLines]
 
     def __enter__(self) -> MetricsLog:
-        # After the other loggers, so that a run that they refuse changes no file.
+        # metrics.jsonl comes last, so that it stays as it was if another logger refuses the run.
         for logger in list(self._loggers):
             try:
                 logger.start(self._run)

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -103,8 +104,12 @@ class JsonLines(Logger):
 
     def start(self, run: LoggedRun) -> None:
         path = _workdir(self, run) / "metrics.jsonl"
-        kept = [row for row in self.read(path.parent) if row["step"] <= run.step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        rows, damaged = _rows(path)
+        if run.step and damaged:
+            run.say(f"{path}: left out {damaged} damaged line{'s' * (damaged != 1)}")
+        kept = [row for row in rows if row["step"] <= run.step]
+        with whole(path) as fresh:
+            fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", buffering=1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -116,15 +121,29 @@ class JsonLines(Logger):
 
     @staticmethod
     def read(workdir: str | Path) -> list[dict[str, Any]]:
-        """All complete lines of a run's metrics.jsonl. A last line that a kill has cut off is dropped."""
-        path = Path(workdir, "metrics.jsonl")
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """The sound lines of a run's metrics.jsonl. Damaged ones, and a last one that was cut off, are left out."""
+        return _rows(Path(workdir, "metrics.jsonl"))[0]
+
+
+def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The sound lines of a metrics.jsonl, and the number of damaged ones, without a last line that was cut off."""
+    *lines, cut = path.read_text(errors="replace").split("\n") if path.exists() else [""]
+    rows = [row for line in [*lines, cut] if (row := _row(line)) is not None]
+    return rows, sum(_row(line) is None for line in lines)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: a step, and numbers or null by name. None if it is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(found, dict) and type(found.get("step")) is int and found["step"] >= 0
+    return found if sound and all(map(_is_logged, found.values())) else None
+
+
+def _is_logged(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 class TensorBoard(Logger):

@@ -228,7 +228,7 @@ class _Work:
         from scoregen.app.build import build
         from scoregen.app.report import save_curve
 
-        config = config_lib.load(str(self.folder / "config.json"), over=self.task["preset"])
+        config = config_lib.load(str(self.folder / "config.json"), over=self.task["preset"], trains=True)
         parts = build(config)
         config = parts.config  # with the network that "auto" has chosen
         trained = Path(self.task["trained"])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scoregen.app.command import run_command
 from scoregen.app.config import Config, load
 from scoregen.contrib.weights import ncsn, unet
 from scoregen.contrib.weights.layout import KINDS, Entry, to_ours
@@ -170,7 +171,7 @@ def _folder(path: Path) -> Iterator[Source]:
     Such a checkpoint has the parameters in `unet/` and their average in `unet_ema/`.
     """
     if (path / "checkpoints").is_dir():
-        raise UsageError(f"{path} is a run of scoregen already: python -m scoregen.run --workdir={path} --mode=sample")
+        raise UsageError(f"{path} is a run of scoregen already: {run_command('sample', str(path))}")
     folders = [path / name for name in ("unet", "unet_ema") if (path / name).is_dir()] or [path]
     (config, _), (_, step) = _described(path, folders[0]), _described(path, folders[-1])
     configs = {"unet": config}
@@ -309,7 +310,6 @@ def _trained(file: TorchFile) -> Source:
     # ADM writes a state dict alone, and its step into the name.
     named = re.fullmatch(r"(model|ema_[\d.]+_)(\d{6,9})\.pt", path.name)
     step = whole.get("step", int(named[2]) if named else 0)
-    notes = ("These are the parameters; their average is in the file ema_RATE_STEP.pt of the same step",)
     step = step if type(step) is int and 0 <= step < 1 << 31 else 0
     averages = _averages(path, whole.get("ema"), tensors)
 
@@ -317,7 +317,8 @@ def _trained(file: TorchFile) -> Source:
         return file.read(averages[name] if averaged and name in averages else tensors[name])
 
     arrays = {name: Array(str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
-    notes = notes if named and named[1] == "model" else ()
+    apart = "These are the parameters; their average is in the file ema_RATE_STEP.pt of the same step"
+    notes = (apart,) if named and named[1] == "model" else ()
     return Source("torch", arrays, read, frozenset(averages), step, path, notes=notes)
 
 

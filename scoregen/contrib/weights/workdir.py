@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from scoregen.app import config as config_lib
 from scoregen.app.build import model, optimizer_of
-from scoregen.app.command import unfinished
+from scoregen.app.command import IMPORTED, unfinished
 from scoregen.app.config import Config, build
 from scoregen.contrib.weights.source import FLOATS, read_json
 from scoregen.data import SOURCES, shape_of
@@ -26,8 +26,6 @@ from scoregen.process import PROCESSES
 from scoregen.times import TIMES
 from scoregen.train import State
 from scoregen.train.checkpoint import Checkpoints, reason
-
-RECORD = "weights.json"  # the origin of imported weights
 
 
 @contextlib.contextmanager
@@ -92,7 +90,7 @@ def write(
     times = build(TIMES, config.times).init(build(PROCESSES, config.process))
     state = State(jnp.asarray(step, jnp.int32), params, ema, optimizer_of(config).init(params), times)
     (folder / "config.json").write_text(config_lib.to_json(config))
-    (folder / RECORD).write_text(to_json(record))
+    (folder / IMPORTED).write_text(to_json(record))
     try:
         with Checkpoints(folder / "checkpoints", keep=config.train.keep) as checkpoints:
             checkpoints.save(step, state)
@@ -130,9 +128,9 @@ def record_of(workdir: Path) -> dict[str, Any]:
     Raises:
         UsageError: if the file is damaged.
     """
-    if not (workdir / RECORD).is_file():
+    if not (workdir / IMPORTED).is_file():
         return {}
-    record = read_json(workdir / RECORD)
+    record = read_json(workdir / IMPORTED)
     kinds, shape = record.get("dtypes"), record.get("shape")
     named = kinds.values() if isinstance(kinds, dict) else [kinds]
     sound = (
@@ -143,7 +141,7 @@ def record_of(workdir: Path) -> dict[str, Any]:
         and all(kind in FLOATS for kind in named)
     )
     if not sound:
-        raise UsageError(f"{workdir / RECORD} is damaged: restore it from a copy, or import the weights again")
+        raise UsageError(f"{workdir / IMPORTED} is damaged: restore it from a copy, or import the weights again")
     return record
 
 
