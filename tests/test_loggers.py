@@ -126,8 +126,10 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path):
 
 
 def test_metrics_jsonl_has_each_line_once(tmp_path):
-    with MetricsLog(tmp_path, 0, [JsonLines(), kept := Kept()]) as log:
+    twice = JsonLines()
+    with MetricsLog(tmp_path, 0, [twice, kept := Kept()]) as log:
         log.write(1, loss=1.0)
+        assert not hasattr(twice, "_file")
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1 and len(pairs(kept)) == 1
 
 

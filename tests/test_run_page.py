@@ -248,6 +248,8 @@ def test_distances_and_likelihoods_are_in_words(digits):
     assert meanings[2][1].endswith(" copies training images. 0.5 % are near.")
     assert near[1:] == ["369", "held out: 262", "–"] and memorised[1:] == ["0.5", "held out: 1.1", "–"]
     assert "1,000 samples of step 900. The floor is" in found.text
+    assert "“samples”, the number after +- is the standard error of the value over draws of the samples" in section
+    assert "“floor”, it is the standard deviation of the floor between draws of the real examples" in section
     ways = next(row for row in rows(text) if row[0] == "ode")
     assert ways[1:] == [
         "4.710 +- 0.050 bits/dim, in 60 solver steps",
