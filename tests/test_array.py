@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused_in_one_line(x, options, line):
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
 def test_a_preset_for_bytes_names_the_presets_for_numbers(tmp_path, dtype):
     """One line, and none about the range of x0, which the other preset does not clip."""
-    np.save(tmp_path / "maps.npy", np.random.default_rng(0).uniform(0, 9, (6, 8, 8, 1)).astype(dtype))
+    np.save(tmp_path / "maps.npy", np.random.default_rng(0).uniform(0, 9, (30, 8, 8, 1)).astype(dtype))
     config = load("images")
     config.net.unet.update(channels=32, multipliers=(1,), blocks=1)
     config.data.update(name="array", dir=str(tmp_path / "maps.npy"))

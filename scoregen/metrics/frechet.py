@@ -133,8 +133,8 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
 
     >>> rng = np.random.default_rng(0)
     >>> x, y = Statistics(None, np.zeros(2), np.eye(2)), rng.standard_normal((200, 2))
-    >>> round(frechet_infinity(y, x).value, 2)
-    0.01
+    >>> abs(frechet_infinity(y, x).value) < 0.05  # N(0, 1) with N(0, 1)
+    True
     """
     check_count("parts", parts, 3)
     if isinstance(x, Statistics):

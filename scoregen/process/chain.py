@@ -175,7 +175,7 @@ def cosine_betas(steps: int) -> np.ndarray:
     """The betas of `cosine`, `[N]` in float64.
 
     >>> cosine_betas(3).round(4).tolist()
-    [0.2587, 0.663, 0.999]
+    [0.2571, 0.6683, 0.999]
     """
     f = np.cos((np.arange(steps + 1, dtype=np.float64) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], 0.999)
