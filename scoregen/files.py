@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
 import os
+import platform
 import re
 import secrets
 import tempfile
@@ -19,7 +21,8 @@ from typing import IO, Any
 
 from scoregen.errors import UsageError
 
-_UNFINISHED = re.compile(r"\..*\.new\.\d+-[0-9a-f]{8}(\.[^.]*)?")  # the names that `whole` writes to
+# The names that `whole` writes to: with a hash of the machine's name, the process, and a random part.
+_UNFINISHED = re.compile(r"\..*\.new\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.[^.]*)?")
 ABANDONED = 3600.0  # seconds after which an unfinished file is one of a process that was killed
 TRIES, PAUSE = 5, 0.02  # how often, and after how many seconds each, a lock is asked for again
 
@@ -40,7 +43,7 @@ def whole(path: Path) -> Iterator[Path]:
     ['note.txt']
     >>> folder.cleanup()
     """
-    fresh = path.with_name(f".{path.stem}.new.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    fresh = path.with_name(f".{path.stem}.new.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield fresh
         fresh.replace(path)
@@ -54,13 +57,33 @@ def whole(path: Path) -> Iterator[Path]:
 def remove_unfinished(folder: Path) -> None:
     """Remove the files in a folder that a process was writing (see `whole`) when it was killed.
 
-    Files that have changed within the last hour (`ABANDONED`) stay, since a process may be writing them now.
+    Those of a process of another machine stay for an hour (`ABANDONED`), since it may be writing them now.
     """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             with contextlib.suppress(OSError):
-                if _UNFINISHED.fullmatch(path.name) and time.time() - path.stat().st_mtime > ABANDONED:
+                if (named := _UNFINISHED.fullmatch(path.name)) is None:
+                    continue
+                ours, old = named[1] == _machine(), time.time() - path.stat().st_mtime > ABANDONED
+                if old or (ours and not _runs(int(named[2]))):
                     path.unlink()
+
+
+@functools.cache
+def _machine() -> str:
+    """A hash of the name of this machine."""
+    return f"{zlib.crc32(platform.node().encode(errors='replace')):08x}"
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 @contextlib.contextmanager

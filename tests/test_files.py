@@ -4,6 +4,8 @@ import fcntl
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 
 import jax.numpy as jnp
@@ -83,16 +85,28 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """At once if it was a process of this machine, else after an hour."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
     with whole(tmp_path / "a.json") as fresh:
         fresh.write_text("{")
-        for name, age in ((".old.new.7-0123abcd.png", 4000), (".now.new.7-0123abcd.png", 0), (".new.json", 4000)):
+        here = fresh.name.split(".new.")[1][:8]
+        left = {
+            f".gone.new.{here}-{gone.pid}-0123abcd.png": 0,
+            f".runs.new.{here}-{os.getpid()}-0123abcd.png": 0,
+            f".old.new.{'0' * 8}-{os.getpid()}-0123abcd.png": 4000,
+            f".theirs.new.{'0' * 8}-{gone.pid}-0123abcd.png": 0,
+            ".new.json": 4000,
+        }
+        for name, age in left.items():
             (tmp_path / name).touch()
             at = fresh.stat().st_mtime - age
             os.utime(tmp_path / name, (at, at))
         remove_unfinished(tmp_path)
         assert fresh.exists()
-    assert sorted(each.name for each in tmp_path.iterdir()) == [".new.json", ".now.new.7-0123abcd.png", "a.json"]
+    stays = {name for name in left if name.startswith((".runs", ".theirs", ".new"))}
+    assert {each.name for each in tmp_path.iterdir()} == stays | {"a.json"}
     remove_unfinished(tmp_path / "none")
 
 
