@@ -147,6 +147,7 @@ def test_a_run_keeps_the_units_of_its_training(tmp_path):
         run.log_likelihood(np.ones((2, 1)), context=[5.0])
 
 
+@pytest.mark.slow
 def test_a_network_that_was_never_without_its_context_needs_one(tmp_path):
     x, y = pairs(40)
     model = sg.Model(sg.VP(), sg.nets.MLP(width=8, context_dim=2))
@@ -249,6 +250,7 @@ def test_fit_wants_a_network_that_takes_the_context():
         sg.fit(other, array(x), sg.Objective(sg.EpsilonMSE()), optax.adam(1e-3), 1, progress=False)
 
 
+@pytest.mark.slow
 def test_contexts_change_the_training_with_their_examples():
     """One step of SGD at a fixed batch: other contexts give other gradients."""
     x, y = pairs(16)

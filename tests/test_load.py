@@ -330,6 +330,7 @@ def objective():
     return sg.Objective(sg.EpsilonMSE())
 
 
+@pytest.mark.slow
 def test_a_run_of_fit(tmp_path):
     """With a network of scoregen's own, whose model is described in the folder."""
     data = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)

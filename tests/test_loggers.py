@@ -57,6 +57,7 @@ def pairs(logger: Kept) -> list[tuple[int, str]]:
     return [(call[1], name) for call in logger.calls if call[0] == "scalars" for name, _ in call[2]]
 
 
+@pytest.mark.slow
 def test_a_logger_gets_what_metrics_jsonl_gets(tmp_path):
     """The same numbers in the same order, between one start and one end; the steps never fall."""
     kept, seen = Kept(), []

@@ -175,7 +175,7 @@ def test_files_are_the_same_however_often_they_were_begun(kind, tmp_path):
         lying = sorted((tmp_path / "cut").rglob("*.npy" if kind != "pictures" else "*.png"))
         if k == 2:  # a file that something else cut off, which is not taken for whole, and half a file of a kill
             lying[0].write_bytes(lying[0].read_bytes()[:-9])
-            half = lying[1].with_name(f".{lying[1].stem}.new.99-0123abcd{lying[1].suffix}")
+            half = lying[1].with_name(f".{lying[1].stem}.new.00000000-99-0123abcd{lying[1].suffix}")
             half.write_bytes(b"half")
             os.utime(half, (1, 1))
             os.remove(lying[1])
