@@ -3,12 +3,11 @@
     python benchmarks/fid/fid.py --data=FOLDER             about an hour on two CPU cores
     python benchmarks/fid/fid.py --data=FOLDER --only=speed
 
-FOLDER holds CIFAR-10's binary version, of which the test images are compared: the first half with the second. The
+FOLDER holds the binary version of CIFAR-10. The first half of its test images is compared with the second half. The
 weights of Inception are random, since the agreement does not depend on them; all three libraries read the same file.
 Features are compared as numbers (`agree`), and timed alternately, with Inception and a batch of each library's own
 choice (`speed`). `memory` is the peak of the resident memory while 50,000 images are judged as statistics. The script
-writes fid.json beside itself, and from it fid.md. It needs the extra `interop`.
-"""
+writes fid.json beside itself, and from it fid.md. It needs the extra `interop`."""
 
 from __future__ import annotations
 

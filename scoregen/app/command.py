@@ -265,6 +265,11 @@ def from_here(path: str | Path) -> str:
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(path)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (folder / "checkpoints").is_dir() and any((folder / f).is_file() for f in ("config.json", "model.json"))
+
+
 def saved(workdir: Path) -> bool:
     """Whether there is a checkpoint in the folder of a run."""
     return saved_step(workdir) is not None

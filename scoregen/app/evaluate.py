@@ -19,6 +19,7 @@ from scoregen.metrics import (
     Activations,
     Features,
     Neighbours,
+    Result,
     auto_features,
     judge,
     mmd,
@@ -58,6 +59,12 @@ class Metric:
     std: float | None = None
     better: str = "lower"
     chance: float | None = None
+
+    @classmethod
+    def of(cls, result: Result, note: str) -> Metric:
+        """A result of `scoregen.metrics`."""
+        known = result.floor, result.floor_std
+        return cls(result.name, result.value, *known, note, std=result.std, better=result.better)
 
 
 def evaluate(
@@ -161,7 +168,7 @@ def distance_to_data(
         found = Activations(of(scaling.to_bytes(samples)), origin=origin)
         (result,) = judge(found, reference, ["frechet"], real=pool, repeats=REPEATS)
         note = f"features of {of.name}, key {of.key}; error: {result.how}"
-        return Metric(result.name, result.value, result.floor, result.floor_std, note, std=result.std)
+        return Metric.of(result, note)
 
     return distance
 

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from scoregen import cache
 from scoregen.app.arguments import Arguments, Flag, read
-from scoregen.app.command import answer, say, say_flags, say_help
+from scoregen.app.command import answer, is_run, say, say_flags, say_help
 from scoregen.errors import UsageError
 from scoregen.files import check_writable, to_json, whole
 
@@ -86,9 +86,9 @@ def _faults(found: Arguments) -> Iterator[str]:
     for path in every:
         if not path.exists():
             yield f"{path} is not there: a run, a folder of pictures, or a .npz file is needed"
-    if len({path.resolve() for path in every}) < len(every) and not (len(paths) == 1 and _is_run(paths[0])):
+    if len({path.resolve() for path in every}) < len(every) and not (len(paths) == 1 and is_run(paths[0])):
         yield "the same pictures are named twice: A, B and --real are different ones"
-    if len(paths) == 1 and paths[0].exists() and not values["save"] and not _is_run(paths[0]):
+    if len(paths) == 1 and paths[0].exists() and not values["save"] and not is_run(paths[0]):
         yield f"say what to compare {paths[0]} with: scoregen fid {paths[0]} B; only a run brings its own pictures"
     if values["n"] is not None and values["n"] < 2:
         yield f"--n={values['n']}: two or more pictures are needed"
@@ -108,7 +108,7 @@ def _faults_of_features(found: Arguments, paths: Sequence[Path]) -> Iterator[str
         yield f"--features={name}: {', '.join(NAMES[:-1])} or {NAMES[-1]} is needed"
     if name == "classifier" and values["weights"]:
         yield "--weights: the classifier is trained on the labels of the data; leave the flag out"
-    if name == "classifier" and paths and paths[0].exists() and not _is_run(paths[0]):
+    if name == "classifier" and paths and paths[0].exists() and not is_run(paths[0]):
         yield f"--features=classifier: {paths[0]} is no run, whose data have labels: take inception or efficientnet"
     if values["resize"] not in ("pytorch-fid", "torch-fidelity"):
         yield f"--resize={values['resize']}: pytorch-fid or torch-fidelity is needed"
@@ -128,12 +128,6 @@ def _unknown_metrics(names: str) -> Iterator[str]:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _is_run(path: Path) -> bool:
-    from scoregen.app.sides import is_run
-
-    return is_run(path)
 
 
 @dataclasses.dataclass
@@ -185,7 +179,7 @@ class Comparison:
                 return None
 
         samples, reference = attempt(self.side, first), attempt(self.side, rest[0]) if rest else None
-        if not rest and _is_run(first) and not values["save"]:
+        if not rest and is_run(first) and not values["save"]:
             reference = attempt(self.of_data, first)
         real = attempt(self.real, Path(values["real"]).expanduser()) if values["real"] else None
         if refused:
@@ -212,7 +206,7 @@ class Comparison:
         from scoregen.app import sides
 
         count = self.given.values["n"]
-        return sides.of_run(self.loaded(path), count) if _is_run(path) else sides.side_of(path, count, self.size())
+        return sides.of_run(self.loaded(path), count) if is_run(path) else sides.side_of(path, count, self.size())
 
     def of_data(self, path: Path) -> Side:
         """The training pictures of a run."""
@@ -227,7 +221,7 @@ class Comparison:
         """The real pictures that --real names, all of them: of a run the held-out ones."""
         from scoregen.app import sides
 
-        side = sides.of_data(self.loaded(path), test=True) if _is_run(path) else sides.side_of(path, None, self.size())
+        side = sides.of_data(self.loaded(path), test=True) if is_run(path) else sides.side_of(path, None, self.size())
         if side is None:
             raise UsageError(f"--real={path}: this run holds out fewer than two pictures")
         if side.pictures is None and not hasattr(side.known, "features"):
@@ -282,11 +276,10 @@ class Comparison:
     ) -> None:
         """Refuse what does not fit, before anything is computed."""
         wrong = [*self.misfits(features, samples, reference, real), *_lacking(chosen, samples, reference)]
-        for name in ("out", "save"):
-            if self.given.values[name]:
-                check_writable(Path(self.given.values[name]).expanduser().resolve().parent)
-        if (out := self.out()) is not None:
-            check_writable(out.resolve().parent)
+        save = self.given.values["save"]
+        for path in (self.out(), Path(save).expanduser() if save else None):
+            if path is not None:
+                check_writable(path.resolve().parent)
         if wrong:
             raise UsageError(*wrong)
 
@@ -307,13 +300,8 @@ class Comparison:
         if features is None:
             for name in sorted({"features", "weights", "resize"} & given):
                 yield f"--{name}={values[name]} has no effect: no side has pictures"
-        for side in sides:
-            for other in (side.known, *(of.known for of in sides)):
-                if side.pictures is not None and other is not None and features is not None:
-                    try:
-                        self.origin(side, features).check_same(other.origin)
-                    except UsageError as error:
-                        yield from (f"{side.name}: {line}" for line in error.args)
+        else:
+            yield from self.other_origins(features, sides)
         if real is not None and samples.count is not None and (real.count or 0) < samples.count:
             yield (
                 f"{real.name}: the floor needs as many real pictures as samples, {samples.count:,}, and these are "
@@ -322,12 +310,21 @@ class Comparison:
         if real is not None and samples.count is None:
             yield f"{samples.name}: a floor needs the number of samples, which this file does not tell"
 
+    def other_origins(self, features: Features, sides: Sequence[Side]) -> Iterator[str]:
+        """A line for each difference between the features that are computed and those in files."""
+        known = [side.known.origin for side in sides if side.known is not None]
+        for side in sides:
+            for origin in known if side.pictures is not None else ():
+                try:
+                    self.origin(side, features).check_same(origin)
+                except UsageError as error:
+                    yield from (f"{side.name}: {line}" for line in error.args)
+
     # What is computed
 
     def origin(self, side: Side, features: Features) -> Origin:
         """How the features of a side are made."""
-        size = "" if side.shape is None else "x".join(map(str, side.shape[:2]))
-        return dataclasses.replace(features.origin(side.rounding), pictures=size)
+        return features.origin(side.rounding, "" if side.shape is None else "x".join(map(str, side.shape[:2])))
 
     def activations(self, side: Side, features: Features | None, logits: bool = False) -> Activations | Statistics:
         """The features of all pictures of a side, or what is known of it."""
@@ -397,7 +394,7 @@ class Comparison:
         first = Path(self.given.positional[0]).expanduser()
         if self.given.values["out"]:
             return Path(self.given.values["out"]).expanduser()
-        return first / "fid.json" if _is_run(first) else None
+        return first / "fid.json" if is_run(first) else None
 
     def report(
         self,
@@ -419,13 +416,13 @@ class Comparison:
         for (name, side), origin in zip(known.items(), origins, strict=False):
             if side.known is not None:
                 facts.append((f"features of the {name}" if name == "reference" else "features", _origin_said(origin)))
-        metrics = [Metric(r.name, r.value, r.floor, r.floor_std, r.how, std=r.std, better=r.better) for r in found]
+        metrics = [Metric.of(result, result.how) for result in found]
         files = []
         if (out := self.out()) is not None:
             with whole(out) as fresh:
                 fresh.write_text(to_json(self.results(known, origins, features, found)))
             files.append(out)
-        if _is_run(path):
+        if is_run(path):
             Record(path, True, lambda line: say(self.console, line)).renew()
         self.console.print()
         self.console.print(report.table("fid", facts, metrics, files, "fid"))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scoregen.app.command import is_run
 from scoregen.errors import MOST
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def wrong_out(out: Path) -> Iterator[str]:
     """A line if samples cannot be written to `out`, as far as its name and the files there say."""
     said, suffix = f"--out={out}", out.suffix.lower()
     full = out.expanduser().resolve()
-    if run := next((folder for folder in (full, *full.parents) if _is_run(folder)), None):
+    if run := next((folder for folder in (full, *full.parents) if is_run(folder)), None):
         what = "is the folder of a run" if run == full else f"is inside the run {run}"
         yield f"{said} {what}: say another folder, such as --out={run.name}-samples"
     elif suffix == ARCHIVE:
@@ -157,10 +158,6 @@ def wrong_out(out: Path) -> Iterator[str]:
         yield f"{said} is a file: a folder or a {ARCHIVE} file is needed"
     elif full.is_dir() and not (full / SETTINGS).is_file() and any(p.name[0] != "." for p in full.iterdir()):
         yield f"{said} holds other files: say a new or an empty folder"
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir() and any((folder / f).is_file() for f in ("config.json", "model.json"))
 
 
 def misfits(selection: Selection, n: int, dataset: Dataset, classes: int) -> list[str]:

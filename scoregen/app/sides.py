@@ -69,11 +69,6 @@ def some(total: int, count: int | None) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(total)[:count])
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run."""
-    return any((path / name).is_file() for name in ("config.json", "model.json"))
-
-
 def side_of(path: Path, count: int | None = None, size: tuple[int, int] | None = None) -> Side:
     """The pictures or statistics at a path that is no run; `count` are taken at most, `size` is for a folder.
 

