@@ -7,7 +7,8 @@ FOLDER holds the binary version of CIFAR-10. The first half of its test images i
 weights of Inception are random, since the agreement does not depend on them; all three libraries read the same file.
 Features are compared as numbers (`agree`), and timed alternately, with Inception and a batch of each library's own
 choice (`speed`). `memory` is the peak of the resident memory while 50,000 images are judged as statistics. The script
-writes fid.json beside itself, and from it fid.md. It needs the extra `interop`."""
+writes fid.json beside itself, and from it fid.md. It needs the extra `interop`.
+"""
 
 from __future__ import annotations
 
