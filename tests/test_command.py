@@ -216,6 +216,9 @@ def test_the_presets_set_nothing_that_has_no_effect(name):
         (["--config.sampler.n=5", "--config.sampler.grid.name=list"], ["the sampler.grid is 'list'", "choose another"]),
         (["--config.sampler.step.ancestral.variance=large", "--config.sampler.step.ancestral.eta=0"], ["eta is 0.0"]),
         (["--config.sampler.step.edm.low=1", "--config.sampler.step.name=edm"], ["churn is 0.0"]),
+        (["--config.loss.ssm.slices=1"], ["slices=1", "--config.loss.name=ssm"]),  # the value of the preset
+        (["--config.label_dropout=0.1"], ["config.labels is False"]),
+        (["--size=64"], ["--size=64", "the data 'folder'", "'mixture' is chosen"]),
     ],
 )  # fmt: skip
 def test_an_option_that_has_no_effect_is_an_error(argv, parts, performed):
@@ -225,13 +228,8 @@ def test_an_option_that_has_no_effect_is_an_error(argv, parts, performed):
         assert "has no effect" in line and "leave it out" in line and not performed
 
 
-def test_flags_that_change_nothing_are_fine(performed):
-    argv = [
-        "--config.loss.ssm.slices=1",
-        "--config.data.dir=",
-        "--config.label_dropout=0.1",
-        "--config.sampler.best=false",
-    ]
+def test_flags_that_ask_for_nothing_are_fine(performed):
+    argv = ["--config.data.dir=", "--config.sampler.best=false", "--config.train.steps=8000"]
     assert done(performed, "train", "ddpm_toy", *argv).config == C.load("ddpm_toy")
 
 

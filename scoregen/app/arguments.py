@@ -83,6 +83,7 @@ class Arguments:
         errors: one line for each error.
         config: the configuration, once it is loaded.
         changes: the differences that the overrides made in the configuration: (key, old, new).
+        values_set: key -> value of each override that could be set.
     """
 
     positional: list[str]
@@ -93,6 +94,7 @@ class Arguments:
     errors: list[str]
     config: Config = None
     changes: list[tuple[str, Any, Any]] = dataclasses.field(default_factory=list)
+    values_set: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
         """Raises one UsageError with all errors, if there are any."""
@@ -116,6 +118,15 @@ class Arguments:
     def said(self) -> dict[str, str]:
         """Key -> the text on the command line, for each option that was changed."""
         return {key: self.overrides[key].said for key, _, _ in self.changes}
+
+    def typed(self) -> dict[str, str]:
+        """Key -> the text on the command line, for each option from which an effect is expected.
+
+        These are the changed options, and those that say the value of the configuration again, unless this value is
+        false, zero or empty: --config.sampler.best=false asks for nothing, but --size=64 does.
+        """
+        wanted = {key for key, _, _ in self.changes} | {key for key, value in self.values_set.items() if value}
+        return {key: override.said for key, override in self.overrides.items() if key in wanted}
 
 
 def parse(
@@ -170,7 +181,7 @@ def parse(
     if found.config is not None:
         apply(found, found.config)
         if mode:
-            found.errors += config_lib.idle(found.config, found.said(), mode)
+            found.errors += config_lib.idle(found.config, found.typed(), mode)
     found.check()
     return found
 
@@ -263,6 +274,7 @@ def apply(found: Arguments, config: Config) -> None:
             found.errors += error.args
     now = ((key, old, config_lib.get(config, key)) for key, old in sorted(before.items()))
     found.changes = [(key, old, new) for key, old, new in now if repr(new) != repr(old)]
+    found.values_set = {key: config_lib.get(config, key) for key in before}
 
 
 def two_configs(first: str, name: str) -> str:

@@ -56,7 +56,7 @@ def _help(console: Console) -> None:
 def _run(argv: Sequence[str], console: Console) -> int:
     given = parse(["--config=images", *argv], FLAGS, takes=1, faults=_faults)
     assert given.config is not None
-    if wrong := [text for key, text in given.said().items() if not key.startswith("data.folder.")]:
+    if wrong := [text for key, text in given.typed().items() if not key.startswith("data.folder.")]:
         raise UsageError(*(f"{text} has no effect here: options of config.data.folder have" for text in wrong))
     out = Path(given.values["out"]).expanduser()
     make_folder(out.parent, "--out")

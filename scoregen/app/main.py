@@ -362,7 +362,7 @@ def _without_effect(mode: str, found: Arguments, workdir: Path, of_run: bool) ->
     configuration comes from the run (`of_run`). If it comes from a preset, the option only tells which run is meant.
     An option with the value that the run has already is always accepted.
     """
-    config, said = found.config, found.said()
+    config, said = found.config, found.typed()
     lines = []
     if mode != "train":
         was = config_lib.from_json((workdir / "config.json").read_text(errors="replace"), str(workdir / "config.json"))

@@ -78,7 +78,7 @@ def _design(argv: Sequence[str], console: Console) -> int:
     # Report what a run would refuse. The levels are arbitrary here, since the real ones are not known yet.
     unevaluated = settings(Levels(1.0, 2.0, 2, 1.0, steps), config.net.name) | {"eval.at_end": False}
     any_design = with_settings(config, unevaluated)
-    without_effect = {key: text for key, text in given.said().items() if config_lib.idle(config, [key])}
+    without_effect = {key: text for key, text in given.typed().items() if config_lib.idle(config, [key])}
     if wrong := config_lib.idle(any_design, without_effect):
         raise UsageError(*wrong)
     with given.as_typed():

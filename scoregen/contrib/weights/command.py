@@ -78,7 +78,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     mode, *rest = argv
     config_lib.pick(FLAGS, mode, "command")
     given = parse(rest, FLAGS[mode], takes=1, needed=False, faults=functools.partial(_faults, mode))
-    if given.config is not None and (wrong := config_lib.idle(given.config, given.said())):
+    if given.config is not None and (wrong := config_lib.idle(given.config, given.typed())):
         raise UsageError(*wrong)
     path, values = Path(given.positional[0]).expanduser(), given.values
     if mode == "import":
