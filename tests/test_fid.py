@@ -275,3 +275,5 @@ def test_a_run_is_judged_against_its_own_pictures(tmp_path, monkeypatch, capsys)
     assert scoregen(["fid", "run", "--n=60", "--features=classifier", "--metrics=frechet"]) == 0
     again = json.loads((tmp_path / "run" / "fid.json").read_text())["metrics"][0]["value"]
     assert again == pytest.approx(found["metrics"][0]["value"], rel=1e-6)
+    page = (tmp_path / "run" / "index.html").read_text()
+    assert "60 pictures of run, step 4, its samples" in page and "Features: digits classifier" in page

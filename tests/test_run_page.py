@@ -59,7 +59,7 @@ DISTANCES = [
 FID = {
     "judged": {"name": "runs/digits, step 900", "count": 500},
     "reference": {"name": "photos", "count": None},
-    "features": {"name": "Inception"},
+    "features": "Inception",
     "metrics": [
         {"name": "FID", "value": 41.5, "std": 1.25, "how": "key 1", "floor": 4.0, "floor_std": 0.5, "better": "lower"},
         {"name": "KID", "value": 0.5, "std": None, "how": "unbiased", "floor": None, "floor_std": None},

@@ -414,7 +414,7 @@ def _compared(found: Mapping[str, Any]) -> str:
     sides = (found.get("judged", {}), found.get("reference", {}))
     said = [f"{side['count']:,} pictures" if side.get("count") else "pictures" for side in sides]
     names = [str(side.get("name", "unknown")) for side in sides]
-    features = (found.get("features") or {}).get("name", "")
+    features = found.get("features")
     text = f"Samples: {said[0]} of {names[0]}. Reference: {said[1]} of {names[1]}. "
     return _table("metric", metrics, text + (f"Features: {features}. " if features else "") + REAL)
 
