@@ -404,7 +404,7 @@ def test_ssm_variance():
         np.testing.assert_allclose(np.asarray(found, np.float64).var(), 16 * variance, rtol=0.06)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [ISM(), SSM(), FDSSM()])
 def test_implicit_losses_fit_a_gaussian(loss):
     """The minimum over a linear score -a x is at a = 1 / variance, and the loss does not use x_0 or eps."""

@@ -337,6 +337,7 @@ def test_features_refuse(kept, images):
         kept[2](images)
 
 
+@pytest.mark.slow
 def test_images_are_normalised_by_the_training_images(tmp_path, monkeypatch):
     """The classifier sees (image - mean) / (std + 1), and held-out images change neither."""
     data = _stripes()

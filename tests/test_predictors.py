@@ -429,6 +429,7 @@ def test_the_range_of_the_data():
         DynamicThreshold(-math.inf, math.inf)
 
 
+@pytest.mark.slow
 def test_the_weights_of_unipc_keep_their_digits_in_short_steps():
     """In float32 the recursion for phi loses all digits in short steps; the series does not."""
     for order in (2, 3):

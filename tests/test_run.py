@@ -654,7 +654,7 @@ def wait_for(process: subprocess.Popen, what: str) -> str:
 LONG = ("--config.train.steps=1000000", "--config.train.checkpoint_every=400000", "--config.train.log_every=100000")
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, number):
     argv = (*TINY, *LONG, "--workdir=my run")
