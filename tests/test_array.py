@@ -347,6 +347,29 @@ def test_samples_of_a_table_have_the_contexts_and_classes_they_were_drawn_for(tm
     )
 
 
+def test_samples_of_a_table_have_the_columns_in_the_order_of_the_file(tmp_path):
+    data = table(text(tmp_path / "w.csv", WINE), label="kind", context="a")
+    save_data(tmp_path, data, data.units.decode(data.examples()), data.cond())
+    lines = (tmp_path / "samples.csv").read_text().splitlines()
+    assert data.columns == ("b",) and lines[0] == "a,b,kind"
+    a, b, kind = lines[1].split(",")
+    assert float(b) == (float(a) - 0.5) % 7 and kind == ("red" if int(float(a) - 0.5) % 2 else "white")
+    np.testing.assert_allclose(saved_data(tmp_path, data, None), data.examples(), rtol=1e-5)
+
+
+def test_nan_is_no_class_of_a_table(tmp_path):
+    path = text(tmp_path / "w.csv", WINE.replace("5.5,5,red", "5.5,5,nan"))
+    with pytest.raises(UsageError, match=r"line 7, column 'kind': the cell is empty or NaN"):
+        table(path, label="kind")
+
+
+def test_labels_are_named_by_their_file_and_count_from_0(tmp_path):
+    for labels, said in (([0.5, 1.5], r"l.npy: labels are float64, such as 0.5"), ([-1, 1], r"l.npy: a label is -1: ")):
+        np.save(tmp_path / "l.npy", labels * 10)
+        with pytest.raises(UsageError, match=said):
+            array(np.random.default_rng(0).normal(size=(20, 2)), labels=str(tmp_path / "l.npy"))
+
+
 def test_rows_with_empty_cells_are_named_or_left_out(tmp_path):
     path = text(tmp_path / "w.csv", WINE.replace("5.5,5,red", "5.5,,red").replace("\n9.5,", "\n,"))
     with pytest.raises(UsageError, match=r"w.csv, line 7, column 'b': the cell is empty or NaN; 2 of 40 rows"):
@@ -396,3 +419,21 @@ def test_files_that_are_no_tables(tmp_path):
     (tmp_path / "half.csv.gz").write_bytes(gzip.compress(WINE.encode())[:40])
     with pytest.raises(UsageError, match="cannot be read"):
         table(str(tmp_path / "half.csv.gz"))
+
+
+@pytest.mark.slow
+def test_other_data_in_the_folder_of_a_run_change_nothing_of_it(tmp_path, capsys):
+    from scoregen.app.main import main
+
+    rng, run = np.random.default_rng(0), tmp_path / "run"
+    for name, columns in (("first", "abc"), ("other", "xy")):
+        rows = rng.normal(size=(60, len(columns)))
+        np.savetxt(tmp_path / f"{name}.csv", rows, delimiter=",", header=",".join(columns), comments="")
+    small = ["--batch=16", "--config.sampler.n=3", "--config.eval.samples=10", f"--workdir={run}"]
+    assert main(["train", "points", f"--data={tmp_path / 'first.csv'}", "--steps=2", *small]) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["train", "points", f"--data={tmp_path / 'other.csv'}", "--steps=4", *small]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("scoregen: "))
+    assert "holds a run with other data (data.shape was [3], now [2]; data.columns was ['a', 'b', 'c']" in line
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(["sample", str(run), "--n=5"]) == 0

@@ -311,16 +311,21 @@ def changed(**changes):
         (changed(seed=1, batch=16), ["batch was 8, now 16; seed was 0, now 1"]),
         (changed(data=sg.data.mixture(size=65)), ["data.size was 64, now 65; data.checksum was another"]),
         (changed(data=sg.data.mixture(size=64, seed=1)), ["data.checksum was another"]),
+        # What follows from the shape (units, size, the optimizer's program) is not named beside it.
+        (
+            changed(data=sg.data.as_dataset(np.eye(3, dtype=np.float32))),
+            ["other data (data.shape was [2], now [3]; data.labels was 8, now 0)"],
+        ),
         (changed(prepare=Prepare(sg.data.Identity())), ["prepare was None, now Prepare"]),
         (changed(microbatch=4), None),  # the same training
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_a_second_fit_with_other_options_is_refused_by_name(trained, other, parts):
     if parts is None:
         assert int(other.fit(trained, steps=1).step) == 1
     else:
-        message = refused(lambda: other.fit(trained, steps=1), "holds a run with other options", *parts)
+        message = refused(lambda: other.fit(trained, steps=1), "holds a run with other ", *parts)
         assert message.count(" was ") == " ".join(parts).count(" was ")  # and nothing else
 
 

@@ -22,6 +22,7 @@ from scoregen.app import main
 from scoregen.data import pictures as P
 from scoregen.data.folder import find, folder
 from scoregen.data.prepared import Index, Store, Table
+from scoregen.errors import UsageError
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 8, 3), np.uint8)
@@ -652,7 +653,7 @@ def test_the_command_data_shows_a_folder(tmp_path):
     assert (code, err) == (0, "")
     for part in ("40 pictures in", "as 6x8 in colour", "1 file cannot be read and is left out: cats/bad.png", "PNG 40"):
         assert part in out
-    assert "9x12 to 9x12" in out and "0 = cats (20), 1 = dogs (20)" in out
+    assert "all 9x12 (height x width)" in out and "pixels   colour 40" in out and "0 = cats (20), 1 = dogs (20)" in out
     with Image.open(picture) as drawn:
         shown = np.asarray(drawn.convert("RGB"))
     first = folder(str(root), size=(6, 8)).train[0].repeat(16, 0).repeat(16, 1)
@@ -674,9 +675,35 @@ def test_the_command_data_says_no(tmp_path):
         ((str(root), "--out=a.xyz"), "--out=a.xyz: a .png file is needed"),
         ((str(root), f"--out={root}/cats/data.png"), f"{root}/cats/data.png would be one of the pictures"),
         ((str(root), "--config.train.steps=4"), "--config.train.steps=4 has no effect here"),
+        (("wine.csv",), "wine.csv is no folder of pictures. A training says what it reads of a file: scoregen train"),
+        (
+            (str(picture := next(root.rglob("*.png"))),),
+            f"{picture}: it is one picture: name its folder, {picture.parent}",
+        ),
     ):
         code, out, err = command("data", *argv)
         assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"scoregen: {line}"), err
+
+
+def test_the_command_data_replaces_only_its_own_picture(tmp_path, monkeypatch):
+    root = random_pictures(tmp_path / "in", count=3)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (3, 3)).save("data.png")
+    mine = (tmp_path / "data.png").read_bytes()
+    code, out, err = command("data", str(root), "--size=8")
+    assert (code, out) == (2, "") and "data.png is there, and scoregen did not write it: say another --out" in err
+    assert (tmp_path / "data.png").read_bytes() == mine
+    for _ in range(2):
+        assert command("data", str(root), "--size=8", "--crop=none", "--out=b.png")[0] == 0
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN"])
+def test_nan_is_no_class(tmp_path, label):
+    root = random_pictures(tmp_path / "in", count=4)
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    (root / "labels.csv").write_text("".join(f"{name},{label if i else 'a'}\n" for i, name in enumerate(names)))
+    with pytest.raises(UsageError, match=f"labels.csv, line 2: the label is {label}: name a class"):
+        folder(str(root), size=8)
 
 
 def test_the_size_has_an_effect_on_a_folder_alone(tmp_path):

@@ -203,9 +203,15 @@ def agree(config: Config, workdir: Path, mode: str) -> None:
             )
     if mode == "train":
         make_folder(workdir, "--workdir")
-        if mesh.first():
-            with whole(path) as fresh:
-                fresh.write_text(config_lib.to_json(config))
+        if not saved(workdir):
+            write_config(config, workdir)
+
+
+def write_config(config: Config, workdir: Path) -> None:
+    """Write config.json: of a run with a checkpoint only once it is known that its training goes on."""
+    if mesh.first():
+        with whole(workdir / "config.json") as fresh:
+            fresh.write_text(config_lib.to_json(config))
 
 
 def _recorded(work: Callable[Concatenate[Action, P], T]) -> Callable[Concatenate[Action, P], T]:
@@ -216,7 +222,8 @@ def _recorded(work: Callable[Concatenate[Action, P], T]) -> Callable[Concatenate
         try:
             return work(self, *args, **options)
         except (UsageError, OSError) as error:
-            self.record.failed(error)
+            if self.begun:
+                self.record.failed(error)
             raise
 
     return attempt
@@ -235,6 +242,7 @@ class Action:
     again: str  # the command that continues where this one was stopped
     selection: Selection = Selection()
     out: Path | None = None  # as it was typed
+    begun: bool = True  # False while a run with a checkpoint may still refuse to be trained further
 
     def __post_init__(self) -> None:
         self.config, self.sampling = self.parts.config, self.parts.sampling
@@ -251,7 +259,7 @@ class Action:
     def train(self) -> api.Run:
         """Train to the last step or until a signal, and return the run."""
         config, train, resumed = self.config, self.config.train, saved(self.workdir)
-        data = self.parts.dataset
+        data, self.begun = self.parts.dataset, not resumed
 
         def announce() -> None:
             for note in data.notes:
@@ -261,7 +269,9 @@ class Action:
             self.say(f"training {config.name}: {parts}, {len(data.train):,} {kind} of {config.data.name}")
 
         def started(begin: int, state: State) -> None:
+            self.begun = True
             if resumed:
+                write_config(config, self.workdir)
                 done = f"continuing to step {train.steps}"
                 if begin == train.steps:
                     done = "training is already complete"

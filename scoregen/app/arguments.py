@@ -257,7 +257,7 @@ def apply(found: Arguments, config: Config) -> None:
         if data.flag.startswith("--config"):
             key = "data"  # refused below, as any section
         _override(found, key, data)
-        source = _source_of(data.text) if key == "data.dir" else ""
+        source = source_of(data.text) if key == "data.dir" else ""
         if source and "data.name" not in found.overrides and source != config.data.name:
             found.overrides["data.name"] = dataclasses.replace(data, text=source)
     for key, typed in found.overrides.items():
@@ -332,7 +332,7 @@ def _data_key(config: Config, text: str) -> str:
     return "data.dir" if reads_files and not difflib.get_close_matches(text, names, n=1) else "data.name"
 
 
-def _source_of(path: str) -> str:
+def source_of(path: str) -> str:
     """The data source that reads a file of this suffix; "" for a folder and for other files."""
     from scoregen.data import SOURCES, suffixes
 

@@ -1,7 +1,7 @@
 """Show what a training would see of a folder of pictures.
 
     scoregen data photos
-    scoregen data photos --size=32 --out=data.png --config.data.folder.crop=none
+    scoregen data photos --size=32 --crop=none --out=cut.png
 
 Prepares the pictures as `scoregen train images --data=FOLDER` does. Prints how many there are, by class, format, size
 and kind of pixels, and which files cannot be read. Draws some of them, as they are and as they would be trained on.
@@ -9,6 +9,7 @@ and kind of pixels, and which files cannot be read. Draws some of them, as they 
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app.arguments import Arguments, Flag, parse
+from scoregen.app import figures
+from scoregen.app.arguments import Arguments, Flag, parse, source_of
 from scoregen.app.command import answer, say, say_flags, say_help
 from scoregen.errors import UsageError
 from scoregen.files import make_folder
@@ -35,9 +37,25 @@ FLAGS = (
         value="FOLDER",
         key="data.folder.prepared",
     ),
+    Flag("crop", "center, random or none", value="NAME", key="data.folder.crop"),
+    Flag("channels", "1 for grey, 3 for colour, 0 to find out", value="N", key="data.folder.channels"),
+    Flag("background", "behind transparent pixels: grey, or (red,green,blue)", value="N", key="data.folder.background"),
     Flag("out", "the picture to write, a .png outside of FOLDER", "data.png", value="FILE"),
 )
 DRAWN = 8  # pictures
+# What Pillow calls the kinds of pixels, in words.
+_MODES = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with transparency",
+    "P": "palette",
+    "RGB": "colour",
+    "RGBA": "colour with transparency",
+    "I": "grey of 32 bits",
+    "I;16": "grey of 16 bits",
+    "I;16B": "grey of 16 bits",
+    "F": "grey of floating-point numbers",
+}
 SIDE = 128  # the longer side of a picture that is drawn, in pixels
 
 
@@ -48,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help(console: Console) -> None:
     lines = [(flag.usage, flag.help) for flag in FLAGS]
-    lines.append(("--config.data.folder.OPTION=VALUE", "another option of the source, such as crop or background"))
+    lines.append(("--config.data.folder.OPTION=VALUE", "another option of the source, such as held_out or strict"))
     about = f"{__doc__}\nExit codes: 0 done; 2 an error that you can fix, one line each."
     say_help(console, "data FOLDER", about, lambda: say_flags(console, lines))
 
@@ -61,7 +79,6 @@ def _run(argv: Sequence[str], console: Console) -> int:
     out = Path(given.values["out"]).expanduser()
     make_folder(out.parent, "--out")
 
-    from scoregen.app import figures
     from scoregen.app.build import naming_options
     from scoregen.data.folder import Options
 
@@ -81,9 +98,18 @@ def _run(argv: Sequence[str], console: Console) -> int:
 def _faults(found: Arguments) -> Iterable[str]:
     if not found.positional:
         yield "say which folder, such as: scoregen data photos"
+    elif source := source_of(found.positional[0]):
+        file = shlex.quote(found.positional[0])
+        preset = "points" if source == "table" else "series, fields or volumes"
+        yield (
+            f"{file} is no folder of pictures. A training says what it reads of a file: scoregen train points "
+            f"--data={file}" + (f"; or the preset {preset}" if source != "table" else "")
+        )
     out = Path(found.values["out"]).expanduser()
     if out.suffix.lower() != ".png":
         yield f"--out={out}: a .png file is needed"
+    elif out.exists() and not figures.is_ours(out):
+        yield f"{out} is there, and scoregen did not write it: say another --out=FILE.png"
     elif found.positional and Path(found.positional[0]).expanduser().resolve() in out.resolve().parents:
         yield f"{out} would be one of the pictures in {found.positional[0]}: say --out=FILE.png with another folder"
 
@@ -96,12 +122,15 @@ def _counts(found: Opened) -> Iterable[tuple[str, str]]:
     for name, key in (("formats", "format"), ("pixels", "mode")):
         counts = Counter()
         for kind, count in kinds:
-            counts[getattr(kind, key)] += count
+            counts[_MODES.get(getattr(kind, key), getattr(kind, key))] += count
         yield name, ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
     sizes = found.table.rows["size"]
     sizes = sizes[np.argsort(sizes.astype(np.int64).prod(axis=1), kind="stable")].tolist()
     least, middle, most = (f"{size[0]}x{size[1]}" for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-    yield "sizes", f"{least} to {most}, half of them up to {middle} (height x width)"
+    if least == most:
+        yield "sizes", f"all {least} (height x width)"
+    else:
+        yield "sizes", f"{least} to {most}, half of them up to {middle} (height x width)"
 
 
 def _lines(found: Opened) -> Iterable[tuple[str, list[np.ndarray]]]:

@@ -21,6 +21,7 @@ YELLOW, BLUE, VERMILLION, PURPLE = "#f0e442", "#0072b2", "#d55e00", "#cc79a7"
 INK, ACCENT, GREY = "#222222", VERMILLION, "#8b9aa8"
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 DPI = 110
+MARK = "scoregen"  # in the PNGs that `save` writes, which may be replaced
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
     "font.size": 10.0,
@@ -108,9 +109,21 @@ def save(path: Path, page: Any, dpi: int = DPI) -> Path:
     Raises:
         UsageError: if the file cannot be written.
     """
-    with whole(path) as fresh:
-        page.savefig(fresh, dpi=dpi)
+    # Values of 1e200 and more overflow where matplotlib measures its arrows, which is no reason for a warning.
+    with whole(path) as fresh, np.errstate(over="ignore", invalid="ignore"):
+        page.savefig(fresh, dpi=dpi, metadata={"Software": MARK} if path.suffix.lower() == ".png" else None)
     return path
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `save` has written a PNG."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == MARK
+    except OSError:
+        return False
 
 
 def mosaic(lines: Sequence[tuple[str, Sequence[np.ndarray]]], title: str = "", heads: Sequence[str] = ()) -> Any:

@@ -388,6 +388,9 @@ def nearest(config: ConfigDict, key: str, count: int = 3) -> list[str]:
     >>> nearest(config, "loss.slices"), nearest(config, "los.name")
     (['loss.dsm.slices'], ['loss.name'])
     """
+    parent, _, last = key.rpartition(".")
+    if difflib.SequenceMatcher(None, last, "name").ratio() > 0.8:  # a misspelt `name`
+        key = parent
     wanted = key.removesuffix(".name") or key
     parent, _, last = wanted.rpartition(".")
     last = ABBREVIATIONS.get(last, last)

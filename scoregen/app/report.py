@@ -69,7 +69,7 @@ def save_data(folder: Path, dataset: Dataset, samples: np.ndarray, cond: Cond | 
         label = form.label, np.asarray(dataset.classes)[cond.label]
     path = folder / f"samples{form.suffix}"
     with whole(path) as fresh:
-        write(fresh, samples, columns, dtypes, label, form.headed)
+        write(fresh, samples, columns, dtypes, label, form.headed, form.order)
     return path
 
 
@@ -77,8 +77,10 @@ def saved_data(folder: Path, dataset: Dataset, scaling: Any) -> np.ndarray:
     """The samples that `save_data` wrote, in the network's units."""
     if dataset.form.suffix in TABLES:
         header = "yes" if dataset.form.headed else "no"
-        frame = read(folder / f"samples{dataset.form.suffix}", header)[0]
-        raw = frame.iloc[:, : dataset.shape[0]].to_numpy(np.float64)
+        frame = read(folder / f"samples{dataset.form.suffix}", header, dataset.form.label)[0]
+        if not dataset.form.headed:
+            frame.columns = list(dataset.form.order)
+        raw = frame[list(dataset.columns or ())].to_numpy(np.float64)
     else:
         raw = np.load(folder / "samples.npy", allow_pickle=False)
     z = raw if dataset.units is None else dataset.units.encode(raw)
@@ -222,19 +224,27 @@ def series(dataset: Dataset, samples: np.ndarray, title: str = "", columns: int 
     lines = [("training data" if dataset.test is None else "held-out data", INK, real[:columns])]
     lines += [("samples", ACCENT, drawn[i : i + columns]) for i in (0, columns) if len(drawn) > i]
     page, panels = figure(len(lines), columns, size=(2.4 * columns, 0.8 + 1.7 * len(lines)), sharex=True, sharey=True)
-    looks = ("-", "--", ":")
+    looks, shown = ("-", "--", ":"), min(channels, dataset.shape[-1])
+    spread = real[..., :shown].reshape(-1, shown).std(0)
+    # Channels of very different sizes cannot share an axis.
+    by = np.where(spread > 0, spread, 1.0) if spread.max() > 5 * spread.min() else np.ones(shown)
+    middle = real[..., :shown].reshape(-1, shown).mean(0) if (by != 1).any() else np.zeros(shown)
     for panel_line, (name, color, examples) in zip(panels, lines, strict=True):
         panel_line[0].set_ylabel(name)
         for panel, example in zip(panel_line, examples, strict=False):
-            for i in range(min(channels, example.shape[-1])):
-                panel.plot(example[:, i], color=color, lw=1.0, ls=looks[i])
+            for i in range(shown):
+                panel.plot((example[:, i] - middle[i]) / by[i], color=color, lw=1.0, ls=looks[i])
         for panel in panel_line[len(examples) :]:
             panel.axis("off")
     for panel in panels[-1]:
         panel.set_xlabel("position")
     count = dataset.shape[-1]
-    said = f"the first {channels} of {count} channels" if count > channels else ""
-    page.suptitle("\n".join(filter(None, (title, said))))
+    said = [f"the first {channels} of {count} channels"] if count > channels else []
+    if shown > 1:
+        said.append(", ".join(f"{look}: channel {i}" for i, look in enumerate(("solid", "dashed", "dotted")[:shown])))
+    if (by != 1).any():
+        said.append("each channel minus its mean, by its standard deviation")
+    page.suptitle("\n".join(filter(None, (title, "; ".join(said)))))
     return page
 
 
@@ -282,7 +292,10 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
         truth = np.exp(np.asarray(dataset.log_density(plane))).reshape(xx.shape)
         truth_name = "exact"
     else:
-        truth, truth_name = _smooth_histogram(shown, axis), "data's"
+        truth, truth_name = (
+            _smooth_histogram(shown, axis),
+            f"{'training' if dataset.test is None else 'held-out'} data's",
+        )
 
     t = OwnGrid()(process, None)
     t = t[jnp.argmin(jnp.abs(jnp.log(process.sigma(t) / process.alpha(t)) - jnp.log(0.2)))]
@@ -313,7 +326,7 @@ def save_plane(path: Path, model: Model, dataset: Dataset, params: Any, samples:
     axes[2].set_title(f"arrows: learned score\nshade: {truth_name} density, sigma/alpha = {plain(noise)}")
     axes[3].contourf(across, up, _smooth_histogram(samples, axis), levels=16, cmap="Oranges")
     axes[3].contour(across, up, truth, levels=_holding(truth, (0.95, 0.8, 0.5)), colors=INK, linewidths=0.6)
-    axes[3].set_title("shade: density of the samples\nlines hold 50, 80 and 95 % of the data")
+    axes[3].set_title("shade: density of the samples\nlines: 50, 80, 95 % of the data")
     names = coordinates(dataset)
     for panel in axes:
         aspect = "equal" if units is None else "auto"
@@ -403,7 +416,7 @@ def marginals(dataset: Dataset, samples: np.ndarray, title: str = "", most: int 
         panel.set_ylabel("density")
     said = f"{shown} of {dims} coordinates, the first ones" if shown < dims else f"all {dims} coordinates"
     if extended:
-        said += "; axes are extended to where 99 % of the samples are"
+        said += ("; " if columns > 1 else "\n") + "axes are extended to where 99 % of the samples are"
     page.suptitle(f"{title}\n{said}" if title else said)
     page.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return page

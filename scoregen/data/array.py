@@ -86,7 +86,7 @@ def array(
     of_context = _companion(context, dir, "context")
     picked: dict[str, Any] = {}
     if of_labels is not None:
-        known = as_labels(f"{where}: labels", np.asarray(of_labels), len(raw))
+        known = as_labels(labels if isinstance(labels, str) else where, np.asarray(of_labels), len(raw))
         picked |= {"train_labels": known[train], "test_labels": known[test] if len(test) else None}
     if of_context is not None:
         picked |= contexts(where, np.asarray(of_context), train, test)

@@ -366,13 +366,18 @@ def as_labels(what: str, labels: Any, count: int) -> np.ndarray:
         raise UsageError(
             f"{what}: the label {labels[bad[0]]} at index {bad[0]} does not fit int32: count the classes from 0"
         )
+    if labels.size and labels.min() < 0:
+        raise UsageError(
+            f"{what}: a label is {labels.min()}: count the classes from 0, such as by "
+            "np.unique(labels, return_inverse=True)[1]"
+        )
     return labels.astype(np.int32, copy=False)
 
 
 def _check_classes(what: str, labels: np.ndarray | None, classes: tuple[str, ...]) -> None:
     if labels is None:
         raise UsageError(f"{what}: {len(classes)} names of classes and no labels: give both, or neither")
-    if labels.min() < 0 or labels.max() >= len(classes):
+    if labels.max() >= len(classes):
         raise UsageError(
             f"{what}: labels from {labels.min()} to {labels.max()} for {len(classes)} names of classes: give each "
             "class a name, and count the classes from 0"

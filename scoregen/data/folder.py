@@ -190,9 +190,12 @@ def find(root: Path) -> Found:
         UsageError: if there is no such folder, or no picture in it, or if one of its folders cannot be read.
     """
     if not root.is_dir():
-        raise UsageError(
-            f"{root}: {'it is a file, and a folder is needed' if root.exists() else 'there is no such folder'}"
-        )
+        what = "there is no such folder"
+        if root.exists():
+            what = "it is a file, and a folder is needed"
+            if root.suffix.lower() in SUFFIXES:
+                what = f"it is one picture: name its folder, {root.parent}"
+        raise UsageError(f"{root}: {what}")
     pictures, others = {}, collections.Counter()
     seen = set()
     for folder, inside, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
@@ -285,6 +288,11 @@ def _read_labels(table: Path) -> dict[str, str]:
                     continue
                 if len(cells) != 2 or not all(cells):
                     raise UsageError(f"{table}, line {reader.line_num}: {','.join(row)!r}: file,label is needed")
+                if cells[1].lower() == "nan":  # as programs write a label that is not known
+                    raise UsageError(
+                        f"{table}, line {reader.line_num}: the label is {cells[1]}: name a class, or remove the "
+                        "picture from the folder"
+                    )
                 name = unicodedata.normalize("NFC", cells[0].replace("\\", "/").removeprefix("./"))
                 if named.setdefault(name, cells[1]) != cells[1]:
                     raise UsageError(f"{table}, line {reader.line_num}: {name} has the label {named[name]!r} already")
@@ -343,7 +351,9 @@ def what_was_done(done: collections.Counter[str], wanted: Wanted) -> str:
         "transparent": f"transparent, laid over ({shades})",
         "enlarged": f"smaller than {wanted.height}x{wanted.width}, enlarged",
         "first frame": "animated or of several pages, first one taken",
-        "dark": "of 16 or more bits, but with values in the lowest eighth of the range: nearly black",
+        "deep": "of 16 or more bits, scaled to 8",
+        "dark": "of 16 or more bits, but with values in the lowest eighth of the range: nearly black (values of 12 "
+        "bits should be saved 16 times as large)",
     }
     return "; ".join(f"{done[note]:,} {text}" for note, text in words.items() if done[note])
 

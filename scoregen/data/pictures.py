@@ -160,6 +160,8 @@ def _made(image: Image.Image, wanted: Wanted) -> Picture:
     whole, dark = _rgb(turned, wanted.background, kind, tags)
     if dark:
         notes.append("dark")
+    elif mode in ("I", "F") or mode.startswith("I;16"):
+        notes.append("deep")
     pixels = np.asarray(whole)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)

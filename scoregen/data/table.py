@@ -82,6 +82,8 @@ def table(
     learned = learned or [name for name in frame.columns if name not in (*given, *classes)]
     if not learned:
         raise UsageError(f"{path}: no column is left to learn: name fewer in label and context")
+    used = {*learned, *given, *classes}
+    in_file = tuple(name for name in frame.columns if name in used)
     frame = frame.loc[:, [*learned, *given, *classes]]
     _refuse_text(path, frame.loc[:, [*learned, *given]], label)
     _refuse_long(path, frame.loc[:, [*learned, *given]])
@@ -111,7 +113,7 @@ def table(
     dtypes, of_context = (
         tuple(str(frame[column].to_numpy().dtype) for column in columns) for columns in (learned, given)
     )
-    form = Form(_suffix(path), dtypes, tuple(given), of_context, "".join(classes), headed=first != 1)
+    form = Form(_suffix(path), dtypes, tuple(given), of_context, "".join(classes), headed=first != 1, order=in_file)
     about = {"units": units, "columns": names, "form": form, "notes": tuple(notes)}
     return Dataset("table", raw[train], held, **about, **picked)
 
@@ -135,8 +137,8 @@ def read(path: Path, header: str = "auto", label: str = "") -> tuple[pandas.Data
     if not str(path) or str(path) == ".":
         raise UsageError("no file is named to read the table from: say dir=FILE.csv")
     if not path.is_file():
-        what = "it is a folder, and a file is needed" if path.is_dir() else "there is no such file"
-        raise UsageError(f"{path}: {what}")
+        what = "it is a folder, and a file is needed; the preset images takes a folder of pictures"
+        raise UsageError(f"{path}: {what if path.is_dir() else 'there is no such file'}")
     suffix = _suffix(path)
     if not suffix:
         raise UsageError(f"{path}: a file of {', '.join(SUFFIXES)} is needed")
@@ -182,9 +184,10 @@ def _read_text(path: Path, separator: str, header: str, label: str) -> tuple[pan
     options: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig", "skipinitialspace": True, "index_col": False}
     options |= {"header": 0} if headed else {"header": None, "names": [str(i + 1) for i in range(len(names))]}
     said = "" if headed else "; the first line has no names, so the columns are called 1, 2, 3 ..."
-    # Everything that stands for no value, but in the column of the class only an empty cell.
+    # Everything that stands for no value; in the column of the class, where NA may be a name, only what NaN is.
     known = names if headed else options["names"]
-    options |= {"keep_default_na": False, "na_values": {name: [""] if name == label else EMPTY for name in known}}
+    missing = {name: ["", "nan", "NaN"] if name == label else EMPTY for name in known}
+    options |= {"keep_default_na": False, "na_values": missing}
     if label in known:
         options["dtype"] = {label: str}
     with warnings.catch_warnings():  # of lines with more cells than there are names
@@ -280,8 +283,8 @@ def _complete(path: Path, frame: pandas.DataFrame, first: int, drop: bool) -> tu
     if len(bad := np.argwhere(np.isinf(numbers.to_numpy(np.float64)))):
         i, j = map(int, bad[0])
         raise UsageError(
-            f"{path}, {word} {places[i]}, column {numbers.columns[j]!r}: the value is infinite; {len(bad)} cells are: "
-            "remove these rows, or replace the values"
+            f"{path}, {word} {places[i]}, column {numbers.columns[j]!r}: the value is infinite; {len(bad)} "
+            f"{'cell is' if len(bad) == 1 else 'cells are'}: remove these rows, or replace the values"
         )
     left = int((~kept).sum())
     return frame, [f"{left:,} rows with empty cells are left out"] if left else []
@@ -299,10 +302,12 @@ def write(
     dtypes: tuple[str, ...],
     label: Any = None,
     headed: bool = True,
+    order: tuple[str, ...] = (),
 ) -> None:
     """Write rows `[N, D]` as a table of the kind of the file's suffix, each column in its type.
 
-    `label` is the name of a last column and its texts `[N]`, or None. `headed` says whether text has a line of names.
+    `label` is the name of another column and its texts `[N]`, or None. `headed` says whether text has a line of names.
+    `order` has the names of the columns in the order in which they are written; () for the given one, the label last.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -322,6 +327,8 @@ def write(
     frame = pd.DataFrame(made)
     if label is not None:
         frame[label[0]] = label[1]
+    if order:
+        frame = frame.loc[:, [name for name in order if name in frame.columns]]
     if path.suffix == ".parquet":
         frame.to_parquet(path, engine="pyarrow", index=False)
     else:

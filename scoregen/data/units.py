@@ -120,6 +120,7 @@ class Form:
         context, context_dtypes: of a table, the columns with the context, and their types.
         label: of a table, the column with the class.
         headed: whether the first line of a table has the names of its columns.
+        order: of a table, the learned columns, the context and the label in the order of the file.
     """
 
     suffix: str = ".npy"
@@ -128,6 +129,7 @@ class Form:
     context_dtypes: tuple[str, ...] = ()
     label: str = ""
     headed: bool = True
+    order: tuple[str, ...] = ()
 
 
 def _rounded(x: np.ndarray, kind: np.dtype) -> np.ndarray:

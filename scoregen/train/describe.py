@@ -238,9 +238,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = old.get("optimizer") or {}, new.get("optimizer") or {}
     # The optimizer's program also changes with the versions and with the shapes of the parameters.
     versions = any(before.get(package) != after.get(package) for package in ("jax", "optax"))
-    if versions or old.get("model") != new.get("model"):
+    shapes = [(found.get("data") or {}).get(key) for found in (old, new) for key in ("shape", "context", "labels")]
+    if versions or old.get("model") != new.get("model") or shapes[:3] != shapes[3:]:
         old, new = ({key: value for key, value in found.items() if key != "optimizer"} for found in (old, new))
-    return list(_differences(old, new, ""))
+    found = list(_differences(old, new, ""))
+    if any(line.startswith("data.shape ") for line in found):  # then all that follows from the shape differs too
+        found = [line for line in found if not re.match(r"data\.(units|form|checksum|size)\b", line)]
+    return found
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[str]:

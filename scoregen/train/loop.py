@@ -408,8 +408,9 @@ def _agree(workdir: Path, description: dict[str, Any], trained: bool) -> None:
     # A run without a checkpoint can be started again with any options.
     old = describe.read(workdir) if trained else None
     if old is not None and (differ := describe.differences(old, description)):
+        what = "data" if all(line.startswith("data.") for line in differ) else "options"
         raise UsageError(
-            f"{workdir} holds a run with other options ({'; '.join(differ)}): use the same options, or another "
+            f"{workdir} holds a run with other {what} ({'; '.join(differ)}): use the same {what}, or another "
             "workdir for a new run"
         )
     if old is None and mesh.first():
