@@ -39,7 +39,7 @@ SAMPLED = Flag("batch", "batch size: samples drawn at a time", value="N", key="s
 SEED = "random seed, 0 to 4294967295"
 DRAWS = Flag("seed", f"{SEED} (default: the seed of the training)", value="N", key="sampler.seed")
 DATA = Flag("data", "the name of a data set, or a file or a folder of data", value="NAME", key="data")
-CONTEXT = Flag("y", "the context to draw or evaluate samples for, as 0.3,1.2", value="NUMBERS", key="sampler.context")
+CONTEXT = Flag("y", "the context, in the units of the data, as 0.3,1.2", value="NUMBERS", key="sampler.context")
 FOLDER = Flag("data", "the folder of the data, if it was moved since the training", value="FOLDER", key="data.dir")
 PICTURES = (
     Flag("size", "of pictures: height and width in pixels, as 64 or (48,64)", value="N", key="data.folder.size"),
