@@ -401,7 +401,8 @@ def marginals(dataset: Dataset, samples: np.ndarray, title: str = "", most: int 
             extended = True
         if end - begin <= 1e-6 * max(abs(begin), abs(end), 1e-6):  # all values are equal
             begin, end = begin - 0.5 * max(abs(begin), 1e-6), end + 0.5 * max(abs(end), 1e-6)
-        bins = np.linspace(begin, end, 50)
+        # So few bins that of few points most do not hold just one or none.
+        bins = np.linspace(begin, end, int(np.clip(2 * math.sqrt(min(len(drawn), len(held))), 10, 50)))
         # Normalized by all examples, also those outside, since otherwise the histogram would look complete.
         for points, look in (
             (held, {"color": INK, "alpha": 0.35, "label": real}),
@@ -414,10 +415,11 @@ def marginals(dataset: Dataset, samples: np.ndarray, title: str = "", most: int 
         panel.spines[["top", "right", "left"]].set_visible(False)
     for panel in panels[:, 0]:
         panel.set_ylabel("density")
-    said = f"{shown} of {dims} coordinates, the first ones" if shown < dims else f"all {dims} coordinates"
+    said = f"{shown} of {dims} coordinates, the first ones" if shown < dims else f"all {dims} coordinates" * (dims > 1)
     if extended:
-        said += ("; " if columns > 1 else "\n") + "axes are extended to where 99 % of the samples are"
-    page.suptitle(f"{title}\n{said}" if title else said)
+        extension = "axes are extended to where 99 % of the samples are"
+        said = ("; " if columns > 1 else "\n").join(filter(None, (said, extension)))
+    page.suptitle("\n".join(filter(None, (title, said))))
     page.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return page
 
