@@ -290,7 +290,7 @@ def test_a_learned_variance_is_trained():
         ("ddpm_toy", {"sampler__process__name": "flow", "sampler__step__name": "heun", "sampler__n": 20,
                       "sampler__corrector__name": "mala"}, ["MALA", "--config.energy=true"]),
         ("ddpm_toy", {"energy": True, "sampler__corrector__name": "mala", "sampler__x0__name": "clip"},
-         ["points have no range", "--config.sampler.x0.name=free"]),
+         ["only images of bytes have a range", "--config.sampler.x0.name=free"]),
         ("edm_toy", {"sampler__corrector__name": "langevin"}, ["2e-05", "diverge", "corrector.langevin.step_size="]),
     ],
 )  # fmt: skip
