@@ -22,12 +22,17 @@ from scoregen.train import abstract_state, make_step, mesh
 PRESETS = [name for name in presets() if name != "default"]
 # Networks of images take long to trace.
 CASES = [pytest.param(name, marks=[pytest.mark.slow] * ("toy" not in name)) for name in PRESETS]
+OWN = {"images": (64, 64, 3), "points": (3,), "series": (32, 2), "fields": (8, 8, 1), "volumes": (4, 4, 4, 1)}
 IMAGES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}  # data that would have to be on disk
 
 
 def parts_of(name):
     """The parts of a preset; data that are not there are made up, since a program depends on their shapes alone."""
     config = load(name)
+    if name in OWN:
+        x = np.random.default_rng(0).normal(size=(1000, *OWN[name])).astype(np.float32)
+        x = np.zeros(x.shape, np.uint8) if name == "images" else x
+        return build(config, dataset=Dataset("made up", x, x))
     if config.data.name not in IMAGES:
         return build(config)
     images = np.zeros((10_000, *IMAGES[config.data.name]), np.uint8)
