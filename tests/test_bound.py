@@ -136,7 +136,7 @@ def decode(levels, mean, std, bins=BYTES):
     return decoder_nll(x0, jnp.full_like(x0, mean), jnp.full_like(x0, 2 * math.log(std)), bins)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("std", [1e-3, 0.02, 1.0])
 def test_the_tails_of_the_decoder_are_finite(dtype, std):

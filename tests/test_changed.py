@@ -8,7 +8,10 @@ from changed import affected
     ("path", "selected", "left"),
     [
         # By import: of a test, and of what it imports.
-        ("scoregen/process/kernel.py", ["tests/test_process.py", "tests/test_run.py"], ["tests/test_nets.py"]),
+        pytest.param(
+            *("scoregen/process/kernel.py", ["tests/test_process.py", "tests/test_run.py"], ["tests/test_nets.py"]),
+            marks=pytest.mark.slow,
+        ),
         # By `import scoregen as sg`, whose names are found in their modules.
         ("scoregen/train/optimizers.py", ["tests/test_fit.py"], ["tests/test_process.py"]),
         # By a module in a string: a command in another process.

@@ -731,6 +731,7 @@ def test_the_devices_are_looked_for_first(monkeypatch, performed):
     done(performed, "train", "ddpm_toy", "--coordinator=host:1234")  # the processes have to be joined first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "cdua"])
 def test_a_device_that_is_not_there(platform, tmp_path):
     """JAX fails in two ways: with a bare AssertionError where it knows of the platform, else with a RuntimeError."""

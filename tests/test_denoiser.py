@@ -298,7 +298,7 @@ def test_bridge_of_the_exact_denoiser_is_exact(source, target):
     np.testing.assert_allclose(sigma * ours.score, sigma * exact.score, atol=2e-3)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("source", PROCESSES)
 def test_what_is_within_the_source_can_be_bridged(source):
     """For every pair of processes `within` and `under` agree on what is covered, and refuse the rest."""

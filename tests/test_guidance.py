@@ -512,7 +512,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_draws_given_a_measurement_are_the_posteriors(name):
     """Mean and covariance of the closed form, on Gaussian data with the moments of x0 given x_t."""

@@ -99,7 +99,7 @@ def test_the_bound_of_bytes_and_the_width_of_a_density(exact):
 # --- the ODE
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_on_a_mixture_the_ode_has_its_density(exact, name):
     """With the noised mixture at the top: most defaults end too early for N(0, prior_std^2) to be right to 1e-3."""

@@ -71,6 +71,7 @@ def digits(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_line(trained):
     run = sg.load(trained)
     assert (run.workdir, run.step, run.config.train.batch) == (trained, 6, 8)

@@ -207,7 +207,7 @@ def is_zero(chunks, errors=4.5):
     return abs(chunks.mean(0)) < errors * chunks.std(0, ddof=1) / np.sqrt(len(chunks)) + 1e-6
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_the_exact_score_is_the_minimum_and_losses_differ_by_a_constant(name, variant):
     """THEORY 6-9: up to a constant in theta every loss is the Fisher divergence, in value and in gradient."""

@@ -96,7 +96,7 @@ def move(step, denoiser, key, x, t, s):
     return step.step(denoiser, key, x, t, s, step.init(denoiser, x, jnp.stack([t[0], s[0]])))[0]
 
 
-@pytest.mark.quick(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "flow"])
 def test_the_exact_denoiser_is_tweedies(name):
     """The posterior over the modes agrees with Tweedie's formula and the gradient of the log density."""

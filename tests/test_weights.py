@@ -1317,7 +1317,7 @@ def training_checkpoint(folder: Path) -> Path:
     return there
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "step", "factors", "said"),
     [("", 500, (1, 0.5), ""), ("unet_ema", 500, (0.5, 0.5), ""), ("unet", 0, (1, 1), "unet_ema, was left out")],
