@@ -12,6 +12,9 @@ import optax
 import scoregen as sg
 from scoregen.train import Decay, Model, init_state, make_eval, make_optimizer, make_step
 
+# The presets for data of one's own, each with the shape of an example.
+OWN = {"images": (64, 64, 3), "points": (3,), "series": (32, 2), "fields": (8, 8, 1), "volumes": (4, 4, 4, 1)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:

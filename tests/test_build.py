@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from small import OWN
 
 from scoregen import metrics
 from scoregen.app import build as build_lib
@@ -84,10 +85,6 @@ def test_presets_are_built_as_they_stand(name, tmp_path):
     parts = build(config)
     shapes = {"mixture": (2,), "digits": (8, 8, 1), "cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
     assert parts.dataset.shape == (OWN.get(name) or shapes[config.data.name])
-
-
-# The presets for data of one's own, each with the shape of an example.
-OWN = {"images": (64, 64, 3), "points": (3,), "series": (32, 2), "fields": (8, 8, 1), "volumes": (4, 4, 4, 1)}
 
 
 def own_data(name, folder):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from small import OWN
 
 from scoregen.app.build import build
 from scoregen.app.config import load, presets
@@ -22,7 +23,6 @@ from scoregen.train import abstract_state, make_step, mesh
 PRESETS = [name for name in presets() if name != "default"]
 # Networks of images take long to trace.
 CASES = [pytest.param(name, marks=[pytest.mark.slow] * ("toy" not in name)) for name in PRESETS]
-OWN = {"images": (64, 64, 3), "points": (3,), "series": (32, 2), "fields": (8, 8, 1), "volumes": (4, 4, 4, 1)}
 IMAGES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}  # data that would have to be on disk
 
 

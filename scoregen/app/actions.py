@@ -184,7 +184,8 @@ def agree(config: Config, workdir: Path, mode: str) -> None:
     """Write the configuration of a new run. Refuse a configuration that contradicts the run in this folder."""
     path = workdir / "config.json"
     # A run without a checkpoint can be started again with any options.
-    if saved(workdir) and path.exists():
+    resumed = saved(workdir)
+    if resumed and path.exists():
         old = config_lib.from_json(path.read_text(errors="replace"), str(path))
         # Options that have no effect in either run do not count.
         was, now = (dict(config_lib.leaves(config_lib.used(of))) for of in (old, config))
@@ -203,7 +204,7 @@ def agree(config: Config, workdir: Path, mode: str) -> None:
             )
     if mode == "train":
         make_folder(workdir, "--workdir")
-        if not saved(workdir):
+        if not resumed:
             write_config(config, workdir)
 
 

@@ -82,8 +82,7 @@ class Arguments:
         overrides: the options of the configuration, by their dotted keys.
         errors: one line for each error.
         config: the configuration, once it is loaded.
-        changes: the differences that the overrides made in the configuration: (key, old, new).
-        values_set: key -> value of each override that could be set.
+        applied: the overrides that could be set in the configuration: (key, old, new).
     """
 
     positional: list[str]
@@ -93,8 +92,12 @@ class Arguments:
     overrides: dict[str, _Override]
     errors: list[str]
     config: Config = None
-    changes: list[tuple[str, Any, Any]] = dataclasses.field(default_factory=list)
-    values_set: dict[str, Any] = dataclasses.field(default_factory=dict)
+    applied: list[tuple[str, Any, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def changes(self) -> list[tuple[str, Any, Any]]:
+        """The differences that the overrides made in the configuration: (key, old, new)."""
+        return [(key, old, new) for key, old, new in self.applied if repr(new) != repr(old)]
 
     def check(self) -> None:
         """Raises one UsageError with all errors, if there are any."""
@@ -125,8 +128,7 @@ class Arguments:
         These are the changed options, and those that say the value of the configuration again, unless this value is
         false, zero or empty: --config.sampler.best=false asks for nothing, but --size=64 does.
         """
-        wanted = {key for key, _, _ in self.changes} | {key for key, value in self.values_set.items() if value}
-        return {key: override.said for key, override in self.overrides.items() if key in wanted}
+        return {key: self.overrides[key].said for key, old, new in self.applied if new or repr(new) != repr(old)}
 
 
 def parse(
@@ -272,9 +274,7 @@ def apply(found: Arguments, config: Config) -> None:
             check(config)
         except UsageError as error:
             found.errors += error.args
-    now = ((key, old, config_lib.get(config, key)) for key, old in sorted(before.items()))
-    found.changes = [(key, old, new) for key, old, new in now if repr(new) != repr(old)]
-    found.values_set = {key: config_lib.get(config, key) for key in before}
+    found.applied = [(key, old, config_lib.get(config, key)) for key, old in sorted(before.items())]
 
 
 def two_configs(first: str, name: str) -> str:

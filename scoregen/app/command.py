@@ -266,7 +266,7 @@ def from_here(path: str | Path) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
+    """Whether a folder holds a run."""
     return (folder / "checkpoints").is_dir() and any((folder / f).is_file() for f in ("config.json", "model.json"))
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from scoregen.app import config as config_lib
-from scoregen.app import figures
 from scoregen.app.arguments import Arguments, Flag, parse, source_of
 from scoregen.app.command import answer, say, say_flags, say_help
 from scoregen.errors import UsageError
@@ -52,8 +51,6 @@ _MODES = {
     "RGB": "colour",
     "RGBA": "colour with transparency",
     "I": "grey of 32 bits",
-    "I;16": "grey of 16 bits",
-    "I;16B": "grey of 16 bits",
     "F": "grey of floating-point numbers",
 }
 SIDE = 128  # the longer side of a picture that is drawn, in pixels
@@ -79,6 +76,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     out = Path(given.values["out"]).expanduser()
     make_folder(out.parent, "--out")
 
+    from scoregen.app import figures
     from scoregen.app.build import naming_options
     from scoregen.data.folder import Options
 
@@ -100,18 +98,24 @@ def _faults(found: Arguments) -> Iterable[str]:
         yield "say which folder, such as: scoregen data photos"
     elif source := source_of(found.positional[0]):
         file = shlex.quote(found.positional[0])
-        preset = "points" if source == "table" else "series, fields or volumes"
+        others = "" if source == "table" else "; or the preset series, fields or volumes"
         yield (
             f"{file} is no folder of pictures. A training says what it reads of a file: scoregen train points "
-            f"--data={file}" + (f"; or the preset {preset}" if source != "table" else "")
+            f"--data={file}{others}"
         )
     out = Path(found.values["out"]).expanduser()
     if out.suffix.lower() != ".png":
         yield f"--out={out}: a .png file is needed"
-    elif out.exists() and not figures.is_ours(out):
+    elif out.exists() and not _is_ours(out):
         yield f"{out} is there, and scoregen did not write it: say another --out=FILE.png"
     elif found.positional and Path(found.positional[0]).expanduser().resolve() in out.resolve().parents:
         yield f"{out} would be one of the pictures in {found.positional[0]}: say --out=FILE.png with another folder"
+
+
+def _is_ours(path: Path) -> bool:
+    from scoregen.app import figures  # imported only if there is a picture to look at
+
+    return figures.is_ours(path)
 
 
 def _counts(found: Opened) -> Iterable[tuple[str, str]]:
@@ -122,7 +126,7 @@ def _counts(found: Opened) -> Iterable[tuple[str, str]]:
     for name, key in (("formats", "format"), ("pixels", "mode")):
         counts = Counter()
         for kind, count in kinds:
-            counts[_MODES.get(getattr(kind, key), getattr(kind, key))] += count
+            counts[_in_words(getattr(kind, key))] += count
         yield name, ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
     sizes = found.table.rows["size"]
     sizes = sizes[np.argsort(sizes.astype(np.int64).prod(axis=1), kind="stable")].tolist()
@@ -131,6 +135,11 @@ def _counts(found: Opened) -> Iterable[tuple[str, str]]:
         yield "sizes", f"all {least} (height x width)"
     else:
         yield "sizes", f"{least} to {most}, half of them up to {middle} (height x width)"
+
+
+def _in_words(kind: str) -> str:
+    """A kind of pixels in words; a format, and a kind without words, as it is."""
+    return "grey of 16 bits" if kind.startswith("I;16") else _MODES.get(kind, kind)
 
 
 def _lines(found: Opened) -> Iterable[tuple[str, list[np.ndarray]]]:

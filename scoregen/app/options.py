@@ -385,13 +385,12 @@ def nearest(config: ConfigDict, key: str, count: int = 3) -> list[str]:
     The last component counts most, and may be an abbreviation. Options of chosen parts are preferred.
 
     >>> config = ConfigDict({"loss": {"name": "dsm", "dsm": {"slices": 1}, "ssm": {"slices": 1}}, "lr": 1.0})
-    >>> nearest(config, "loss.slices"), nearest(config, "los.name")
-    (['loss.dsm.slices'], ['loss.name'])
+    >>> nearest(config, "loss.slices"), nearest(config, "los.name"), nearest(config, "loss.nme")
+    (['loss.dsm.slices'], ['loss.name'], ['loss.name'])
     """
-    parent, _, last = key.rpartition(".")
-    if difflib.SequenceMatcher(None, last, "name").ratio() > 0.8:  # a misspelt `name`
-        key = parent
-    wanted = key.removesuffix(".name") or key
+    section, _, last = key.rpartition(".")
+    is_name = difflib.SequenceMatcher(None, last, "name").ratio() > 0.8  # `name`, or misspelt
+    wanted = section if section and is_name else key
     parent, _, last = wanted.rpartition(".")
     last = ABBREVIATIONS.get(last, last)
     found: dict[str, float] = {}

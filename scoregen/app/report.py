@@ -225,10 +225,10 @@ def series(dataset: Dataset, samples: np.ndarray, title: str = "", columns: int 
     lines += [("samples", ACCENT, drawn[i : i + columns]) for i in (0, columns) if len(drawn) > i]
     page, panels = figure(len(lines), columns, size=(2.4 * columns, 0.8 + 1.7 * len(lines)), sharex=True, sharey=True)
     looks, shown = ("-", "--", ":"), min(channels, dataset.shape[-1])
-    spread = real[..., :shown].reshape(-1, shown).std(0)
-    # Channels of very different sizes cannot share an axis.
-    by = np.where(spread > 0, spread, 1.0) if spread.max() > 5 * spread.min() else np.ones(shown)
-    middle = real[..., :shown].reshape(-1, shown).mean(0) if (by != 1).any() else np.zeros(shown)
+    values = real[..., :shown].reshape(-1, shown)
+    middle, by = np.zeros(shown), np.ones(shown)
+    if apart := values.std(0).max() > 5 * values.std(0).min():  # such channels cannot share an axis
+        middle, by = values.mean(0), np.where(values.std(0) > 0, values.std(0), 1.0)
     for panel_line, (name, color, examples) in zip(panels, lines, strict=True):
         panel_line[0].set_ylabel(name)
         for panel, example in zip(panel_line, examples, strict=False):
@@ -242,7 +242,7 @@ def series(dataset: Dataset, samples: np.ndarray, title: str = "", columns: int 
     said = [f"the first {channels} of {count} channels"] if count > channels else []
     if shown > 1:
         said.append(", ".join(f"{look}: channel {i}" for i, look in enumerate(("solid", "dashed", "dotted")[:shown])))
-    if (by != 1).any():
+    if apart:
         said.append("each channel minus its mean, by its standard deviation")
     page.suptitle("\n".join(filter(None, (title, "; ".join(said)))))
     return page
@@ -415,7 +415,9 @@ def marginals(dataset: Dataset, samples: np.ndarray, title: str = "", most: int 
         panel.spines[["top", "right", "left"]].set_visible(False)
     for panel in panels[:, 0]:
         panel.set_ylabel("density")
-    said = f"{shown} of {dims} coordinates, the first ones" if shown < dims else f"all {dims} coordinates" * (dims > 1)
+    said = f"{shown} of {dims} coordinates, the first ones" if shown < dims else f"all {dims} coordinates"
+    if dims == 1:
+        said = ""
     if extended:
         extension = "axes are extended to where 99 % of the samples are"
         said = ("; " if columns > 1 else "\n").join(filter(None, (said, extension)))

@@ -434,7 +434,7 @@ def _table(kind: str, metrics: Sequence[Metric], said: str) -> str:
 
 
 def _of_held_out(metric: Metric) -> bool:
-    """Whether the floor is the value of held-out images, which has no spread, and not that of a perfect sampler."""
+    """Whether the floor is the value of the held-out images, which has no spread."""
     return metric.floor is not None and metric.floor_std is None
 
 

@@ -351,6 +351,9 @@ def _as_context(what: str, context: Any, count: int) -> np.ndarray:
     return context.astype(np.float32, copy=False)
 
 
+NO_LABEL = ("nan", "NaN", "NAN")  # as programs write a label that is not known: no name of a class
+
+
 def as_labels(what: str, labels: Any, count: int) -> np.ndarray:
     """Labels as int32 `[count]`, if their values fit."""
     labels = _as_array(f"{what}: labels", labels, "an array of integers, one for each example")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scoregen.data.dataset import Dataset, errors_of
+from scoregen.data.dataset import NO_LABEL, Dataset, errors_of
 from scoregen.data.pictures import CROPS, SUFFIXES, Wanted
 from scoregen.data.prepared import SHOWN, Index, Stamp, Store, Table
 from scoregen.data.sources import source
@@ -190,11 +190,9 @@ def find(root: Path) -> Found:
         UsageError: if there is no such folder, or no picture in it, or if one of its folders cannot be read.
     """
     if not root.is_dir():
-        what = "there is no such folder"
-        if root.exists():
-            what = "it is a file, and a folder is needed"
-            if root.suffix.lower() in SUFFIXES:
-                what = f"it is one picture: name its folder, {root.parent}"
+        what = "it is a file, and a folder is needed" if root.exists() else "there is no such folder"
+        if root.is_file() and root.suffix.lower() in SUFFIXES:
+            what = f"it is one picture: name its folder, {root.parent}"
         raise UsageError(f"{root}: {what}")
     pictures, others = {}, collections.Counter()
     seen = set()
@@ -288,7 +286,7 @@ def _read_labels(table: Path) -> dict[str, str]:
                     continue
                 if len(cells) != 2 or not all(cells):
                     raise UsageError(f"{table}, line {reader.line_num}: {','.join(row)!r}: file,label is needed")
-                if cells[1].lower() == "nan":  # as programs write a label that is not known
+                if cells[1] in NO_LABEL:
                     raise UsageError(
                         f"{table}, line {reader.line_num}: the label is {cells[1]}: name a class, or remove the "
                         "picture from the folder"

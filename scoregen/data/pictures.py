@@ -66,8 +66,8 @@ class Picture(NamedTuple):
         size: height and width of the whole upright picture.
         key: a hash of the pixels of the whole upright picture, which does not depend on the format of the file.
         grey: whether red, green and blue are equal in every pixel.
-        notes: what was done to it: "turned", "transparent", "enlarged", "first frame"; and "dark", if it uses less than
-            an eighth of a range of 16 or more bits.
+        notes: what was done to it: "turned", "transparent", "enlarged", "first frame"; and of 16 or more bits "deep",
+            or "dark" if it uses less than an eighth of their range.
     """
 
     pixels: np.ndarray
@@ -160,7 +160,7 @@ def _made(image: Image.Image, wanted: Wanted) -> Picture:
     whole, dark = _rgb(turned, wanted.background, kind, tags)
     if dark:
         notes.append("dark")
-    elif mode in ("I", "F") or mode.startswith("I;16"):
+    elif _is_deep(turned):
         notes.append("deep")
     pixels = np.asarray(whole)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
@@ -187,12 +187,17 @@ def _see_through(image: Image.Image) -> bool:
     return image.mode in ("La", "RGBa") or image.has_transparency_data
 
 
+def _is_deep(image: Image.Image) -> bool:
+    """Whether its grey values have more than 8 bits."""
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
 def _rgb(image: Image.Image, background: tuple[int, int, int], kind: str, tags: Any) -> tuple[Image.Image, bool]:
     """The picture with 8 bits for each of red, green and blue, and whether it is dark for its depth.
 
     `tags` are those of a TIFF.
     """
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if _is_deep(image):
         values = np.asarray(image)
         grey, dark = _bytes(values, image.mode, kind, tags)
         clear = image.info.get("transparency")

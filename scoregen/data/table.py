@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scoregen.data.dataset import Dataset, errors_of, split
+from scoregen.data.dataset import NO_LABEL, Dataset, errors_of, split
 from scoregen.data.sources import source
 from scoregen.data.standardize import EXACT, WIDER, check_given, contexts, standardized
 from scoregen.data.units import Form, Units
@@ -186,7 +186,7 @@ def _read_text(path: Path, separator: str, header: str, label: str) -> tuple[pan
     said = "" if headed else "; the first line has no names, so the columns are called 1, 2, 3 ..."
     # Everything that stands for no value; in the column of the class, where NA may be a name, only what NaN is.
     known = names if headed else options["names"]
-    missing = {name: ["", "nan", "NaN"] if name == label else EMPTY for name in known}
+    missing = {name: ["", *NO_LABEL] if name == label else EMPTY for name in known}
     options |= {"keep_default_na": False, "na_values": missing}
     if label in known:
         options["dtype"] = {label: str}

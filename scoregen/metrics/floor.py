@@ -118,7 +118,7 @@ def check_floor(count: int, total: int, repeats: int) -> None:
 
 
 def spread(found: np.ndarray) -> np.ndarray | None:
-    """The standard deviation of `floors` (divisor repeats - 1); None for a single one, of which it is not known.
+    """The standard deviation of `floors` (divisor repeats - 1); None if there is only one floor.
 
     >>> spread(np.array([[1.0, 4.0], [3.0, 4.0]]))
     array([1.41421, 0.     ])

@@ -109,8 +109,8 @@ def frechet_infinity(x: Features, y: Features, *, parts: int = PARTS, seed: int 
 
     Chong & Forsyth 2020 (arXiv:1911.07023). They fit 15 random subsets of growing sizes. Here, for
     g = 1 .. parts, the samples are split at random into g disjoint groups, the distances of the groups to y are
-    averaged, and a line is fitted to the averages over g / N. Every average uses every sample, so the average's error
-    of first order is the same as that of the whole set. The splits are drawn independently for each g.
+    averaged, and a line is fitted to the averages over g / N. Every average uses every sample, so to first order it has
+    the error of the whole set. The splits are drawn independently for each g.
 
     The square of the standard error is the square of the error in `frechet`, plus sum_g w_g^2 (g - 1) a for the random
     splits: w_g is the weight of g in the fitted value, and a is the variance that the distance of N samples has beyond
@@ -177,9 +177,9 @@ def _weights_at_zero(at: np.ndarray) -> np.ndarray:
 def _beyond_first_order(rest: list[np.ndarray]) -> float:
     """The variance of the whole set's distance that is not of first order, by that of g = 1, 2, ... groups, [g] each.
 
-    What is of second order has a variance proportional to 1/N^2, so that of a group is g^2 times that of the whole. The
-    groups of a split are no independent draws, as together they are the whole: their squares around their mean sum to
-    (g - 1) (g - 2) / g times that on average, and the two halves do not differ at all.
+    The variance of second order is proportional to 1/N^2: one of g groups has g^2 times the variance of the whole set.
+    The groups of a split are not independent, since together they are the whole set. Their squared deviations from
+    their mean sum, on average, to (g - 1) (g - 2) / g times the variance of one group; two halves have the same.
     """
     sums = [float(np.square(found - found.mean()).sum()) / len(found) ** 2 for found in rest]
     return sum(sums) / sum((len(found) - 1) * (len(found) - 2) / len(found) for found in rest)

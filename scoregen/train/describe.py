@@ -238,8 +238,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = old.get("optimizer") or {}, new.get("optimizer") or {}
     # The optimizer's program also changes with the versions and with the shapes of the parameters.
     versions = any(before.get(package) != after.get(package) for package in ("jax", "optax"))
-    shapes = [(found.get("data") or {}).get(key) for found in (old, new) for key in ("shape", "context", "labels")]
-    if versions or old.get("model") != new.get("model") or shapes[:3] != shapes[3:]:
+    was, now = old.get("data") or {}, new.get("data") or {}
+    shapes = any(was.get(key) != now.get(key) for key in ("shape", "context", "labels"))
+    if versions or shapes or old.get("model") != new.get("model"):
         old, new = ({key: value for key, value in found.items() if key != "optimizer"} for found in (old, new))
     found = list(_differences(old, new, ""))
     if any(line.startswith("data.shape ") for line in found):  # then all that follows from the shape differs too
